@@ -1,0 +1,91 @@
+"""Data as people have it (a pair of tensors, a DataLoader) turned into batches that stay on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from deap_prune.errors import DataError
+
+Data = tuple[Tensor, Tensor] | Iterable[Any]
+Forward = Callable[[nn.Module, Any], tuple[Any, Any]]
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """``"auto"`` is CUDA where there is a device, the CPU elsewhere.
+
+    Raises:
+        DataError: If CUDA is asked for and there is none.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise DataError(
+            f"device '{device}' was asked for, but torch finds no CUDA device; use device='auto' or 'cpu'"
+        )
+    return chosen
+
+
+def default_forward(model: nn.Module, batch: Any) -> tuple[Any, Any]:
+    """(outputs, targets) of a batch (inputs, targets); inputs may be a tensor, a tuple or a dict."""
+    inputs, targets = batch
+    if isinstance(inputs, dict):
+        return model(**inputs), targets
+    return (model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)), targets
+
+
+def to_batches(data: Data, *, name: str, batch_size: int = 250, device: torch.device) -> list[Any]:
+    """Batches on the device.
+
+    Args:
+        data: (inputs, targets) tensors, split here; or an iterable of batches, taken as they are.
+        name: What to call the data in messages.
+        batch_size: Samples a batch, for tensors.
+        device: Where they stay.
+
+    Raises:
+        DataError: If there is nothing in it, lengths differ, or an input is not finite.
+    """
+    if isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(d, Tensor) for d in data):
+        inputs, targets = data
+        if len(inputs) != len(targets):
+            raise DataError(f"{name}: {len(inputs)} inputs but {len(targets)} targets")
+        batches: Sequence[Any] = list(zip(inputs.split(batch_size), targets.split(batch_size), strict=True))
+        batches = batches if len(inputs) else []
+    else:
+        batches = list(data)
+    if not batches or not any(leaf.numel() for leaf in tree_leaves(batches) if isinstance(leaf, Tensor)):
+        raise DataError(f"{name} is empty: give (inputs, targets) tensors or an iterable of such batches")
+    moved: list[Any] = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, list(batches))
+    for batch in moved:
+        for leaf in tree_leaves(batch):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
+                raise DataError(f"{name} holds values that are not finite; clean or normalise the data first")
+    return moved
+
+
+def count_samples(batch: Any) -> int:
+    """Samples in a batch: the first dimension of its first tensor."""
+    return next((len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()), 0)
+
+
+def check_labels(outputs: Any, targets: Any, *, name: str) -> None:
+    """Class labels must index the outputs' classes.
+
+    Raises:
+        DataError: If a label is outside, or there are as many labels as no batch of outputs has.
+    """
+    if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)) or targets.is_floating_point():
+        return
+    if outputs.dim() < 2 or targets.dim() != outputs.dim() - 1 or not targets.numel():
+        return
+    low, high = int(targets.min()), int(targets.max())
+    if low < 0 or high >= outputs.shape[1]:
+        raise DataError(
+            f"{name} has labels from {low} to {high}; the network has classes 0 to {outputs.shape[1] - 1}"
+        )

@@ -1,0 +1,200 @@
+"""Configuration: one YAML file is one run. Unknown keys are errors that name the nearest valid one.
+
+A config's ``factory`` imports code, so treat a config (and the config.yaml of a run folder) as code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from deap_prune.blending.allocation import ALLOCATIONS
+from deap_prune.criteria.registry import CRITERIA
+from deap_prune.errors import ConfigError, did_you_mean
+from deap_prune.fitness.objectives import OBJECTIVES
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(_Section):
+    """Where the network comes from."""
+
+    factory: str = Field(description="module:function (or class) that makes the network, or 'torch.hub'")
+    args: list[Any] = Field(default=[], description="positional arguments of the factory (repository and name for torch.hub)")
+    kwargs: dict[str, Any] = Field(default={}, description="keyword arguments of the factory")
+    weights: str | None = Field(default=None, description="state dict: .safetensors, or .pth/.pt (read with weights_only)")
+    input_shape: list[int] | None = Field(default=None, description="one sample, without the batch; the data's shape if left out")
+
+
+class DataConfig(BaseModel):
+    """Where the images come from; the format's own options are passed on."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    format: str = Field(description="npz, image_folder, torchvision, digits or factory")
+
+
+class SearchConfig(_Section):
+    """The search; these are also the options of ``dp.search``."""
+
+    criteria: tuple[str, ...] = Field(
+        default=("l1", "l2", "fpgm", "bn_scale", "taylor_gate", "taylor_weight", "mean_activation", "apoz"),
+        description="the pool of criteria that is clustered",
+    )
+    n_clusters: int | str = Field(default=3, description="clusters a group, or 'auto' (silhouette)")
+    normaliser: str = Field(default="max", description="max, sum, standard or rank")
+    reduction: str = Field(default="mean", description="over a group's layers: mean, sum, max or first")
+    allocation: str = Field(default="evolved", description="how many filters each group keeps: uniform, global, evolved")
+    objectives: tuple[str, ...] = Field(default=("accuracy", "flops"), description="one, or several for a Pareto front")
+    max_flops: float | None = Field(default=None, description="kept share of the FLOPs; null leaves it free")
+    round_to: int = Field(default=1, ge=1, description="kept counts are multiples of this")
+    ignore: tuple[str, ...] = Field(default=(), description="modules to leave dense")
+    recalibrate: str | None = Field(default="data", description="BN statistics: data (re-estimated) or null")
+    population: int = Field(default=32, ge=2, description="individuals that survive")
+    children: int | None = Field(default=None, ge=1, description="individuals made a generation; the population if left out")
+    generations: int = Field(default=20, ge=0, description="after the initial one")
+    cxpb: float = Field(default=0.5, ge=0, le=1, description="probability of crossover")
+    mutpb: float = Field(default=0.5, ge=0, le=1, description="probability of mutation; cxpb + mutpb is at most 1")
+    indpb: float = Field(default=0.1, ge=0, le=1, description="probability that a gene mutates")
+    sigma: float = Field(default=0.5, gt=0, description="mutation step")
+    seed: int = Field(default=0, ge=0, description="of everything")
+    batch_size: int = Field(default=250, ge=1, description="samples a batch when judging")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
+
+    def check(self) -> None:
+        """Names and combinations that a type can't tell.
+
+        Raises:
+            RegistryError: If a criterion, an objective or the allocation is unknown.
+            ConfigError: If probabilities or objectives don't go together.
+        """
+        for name in self.criteria:
+            CRITERIA[name]
+        for name in self.objectives:
+            OBJECTIVES[name]
+        ALLOCATIONS[self.allocation]
+        if not self.criteria or not self.objectives:
+            raise ConfigError("criteria and objectives each need at least one name")
+        if self.cxpb + self.mutpb > 1:
+            raise ConfigError(f"cxpb {self.cxpb} + mutpb {self.mutpb} is above 1; they are shares of the children")
+        if len(self.objectives) == 1 and self.max_flops is None and not OBJECTIVES[self.objectives[0]].of_masks:
+            raise ConfigError(
+                f"'{self.objectives[0]}' alone and max_flops=None: the dense network would win; set max_flops (0.5 keeps "
+                "half of the FLOPs), or add an objective such as 'flops'"
+            )
+
+
+class FinetuneConfig(_Section):
+    """Fine-tuning of the slimmed network."""
+
+    epochs: int = Field(default=5, ge=1, description="passes over the training images")
+    recipe: dict[str, Any] = Field(default={}, description="fields of deap_prune.finetune.Recipe (lr, batch_size, ...)")
+    distill: bool = Field(default=True, description="learn from the dense network too")
+    augment: bool = Field(default=False, description="random shifts and mirror images")
+    from_scratch: bool = Field(default=False, description="forget the weights first")
+    seed: int = Field(default=0, ge=0, description="of order, augmentation and resetting")
+
+
+class Config(_Section):
+    """A run."""
+
+    model: ModelConfig | None = None
+    data: DataConfig | None = None
+    search: SearchConfig = SearchConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    out: str | None = Field(default=None, description="run folder")
+
+
+S = TypeVar("S", bound=BaseModel)
+
+
+def validated(section: type[S], values: Mapping[str, Any]) -> S:
+    """A section of the configuration.
+
+    Raises:
+        ConfigError: If a key is unknown (the nearest is named) or a value illegal.
+    """
+    try:
+        return section.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(section, e) for e in error.errors())) from None
+
+
+def _explain(section: type[BaseModel], error: Any) -> str:
+    path = ".".join(str(p) for p in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"unknown key '{path}'; {did_you_mean(str(error['loc'][-1]), _keys(section, error['loc'][:-1]))}"
+    return f"'{path}' is {error['input']!r}: {error['msg']}" if path else str(error["msg"])
+
+
+def _keys(section: Any, path: Sequence[Any]) -> list[str]:
+    """Valid keys of the (nested) section at a path."""
+    for part in path:
+        annotation = section.model_fields[part].annotation
+        section = next((a for a in getattr(annotation, "__args__", ()) if hasattr(a, "model_fields")), annotation)
+    return list(section.model_fields)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML config, or the config.yaml of a run folder.
+
+    Args:
+        path: The file, or a run folder.
+        overrides: ``key.sub=value`` each; values are YAML.
+
+    Raises:
+        ConfigError: If the file is missing or not YAML, a key unknown or a value illegal.
+    """
+    path = Path(path)
+    path = path / "config.yaml" if path.is_dir() else path
+    if not path.is_file():
+        raise ConfigError(f"no config at '{path}'; give a YAML file or a run folder")
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"'{path}' is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"'{path}' holds a {type(values).__name__}; a config is a mapping of sections")
+    for override in overrides:
+        _override(values, override)
+    return validated(Config, values)
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override!r} is not key.sub=value")
+    *path, last = key.split(".")
+    for part in path:
+        if values.get(part) is None:
+            values[part] = {}
+        values = values[part]
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {override!r}: '{part}' is not a section")
+    values[last] = yaml.safe_load(text)
+
+
+def dump_config(config: Config) -> str:
+    """The resolved config as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json", exclude_none=False), sort_keys=False)
+
+
+def import_factory(path: str) -> Any:
+    """The object that ``module:name`` names.
+
+    Raises:
+        ConfigError: If it can't be imported.
+    """
+    module, colon, name = path.partition(":")
+    if not colon:
+        raise ConfigError(f"factory '{path}' is not 'module:function', such as 'torchvision.models:resnet50'")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"factory '{path}' can't be imported: {error}") from error

@@ -1,0 +1,126 @@
+"""Scores of all filters by all criteria: what clustering and blending work on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from deap_prune.batches import Data, Forward
+from deap_prune.criteria.registry import CRITERIA, Criterion
+from deap_prune.criteria.statistics import Loss, Statistics, collect
+from deap_prune.errors import DataError
+from deap_prune.structure.space import FilterGroup, PruningSpace
+
+Scores = NDArray[np.float64]
+
+REDUCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda layers: layers.mean(dim=0),
+    "sum": lambda layers: layers.sum(dim=0),
+    "max": lambda layers: layers.amax(dim=0),
+    "first": lambda layers: layers[0],
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreTable:
+    """Group name -> criterion -> scores of shape (filters,), larger = keep.
+
+    A criterion that does not apply to a group (no normalisation, no ReLU) is absent there.
+    """
+
+    scores: Mapping[str, Mapping[str, Scores]]
+
+    @property
+    def criteria(self) -> tuple[str, ...]:
+        """All criteria that apply to at least one group, in the order they were asked for."""
+        return tuple(dict.fromkeys(name for group in self.scores.values() for name in group))
+
+    def __getitem__(self, group: str) -> Mapping[str, Scores]:
+        return self.scores[group]
+
+    def __str__(self) -> str:
+        return f"{len(self.scores)} groups scored by {', '.join(self.criteria)}"
+
+    def save(self, path: str | Path) -> None:
+        """Write as .npz (no pickle)."""
+        np.savez_compressed(path, **{f"{g}|{c}": s for g, by in self.scores.items() for c, s in by.items()})  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, path: str | Path) -> ScoreTable:
+        """Read what :meth:`save` wrote."""
+        scores: dict[str, dict[str, Scores]] = {}
+        with np.load(path, allow_pickle=False) as stored:
+            for key in stored.files:
+                group, _, criterion = key.rpartition("|")
+                scores.setdefault(group, {})[criterion] = stored[key]
+        return cls(scores)
+
+
+def score(
+    model: nn.Module,
+    space: PruningSpace,
+    calibration: Data | None = None,
+    *,
+    criteria: Iterable[str] = ("l1", "fpgm", "bn_scale", "taylor_gate", "mean_activation"),
+    reduction: str = "mean",
+    forward: Forward | None = None,
+    loss: Loss = F.cross_entropy,
+    seed: int = 0,
+    progress: bool = False,
+) -> ScoreTable:
+    """Score every filter by every criterion, in one pass over the calibration data.
+
+    Args:
+        model: The network that was traced; it comes back unchanged.
+        space: Its space.
+        calibration: Batches or a pair of tensors; may be None for criteria on weights alone.
+        criteria: Registry names (``dp.criteria()`` lists them).
+        reduction: How a group's layers are put together: mean, sum, max or first.
+        forward: Function of (model, batch) to (outputs, targets).
+        loss: Function of (outputs, targets), for gradient criteria.
+        seed: Of the random criterion.
+        progress: Show a bar.
+
+    Raises:
+        RegistryError: If a criterion is unknown.
+        DataError: If data is needed and missing or unusable, or a score is not finite.
+    """
+    chosen = [CRITERIA[name] for name in dict.fromkeys(criteria)]
+    if not chosen:
+        raise DataError("no criteria were chosen; dp.criteria() lists them")
+    if reduction not in REDUCTIONS:
+        raise DataError(f"unknown reduction '{reduction}'; known: {', '.join(REDUCTIONS)}")
+    needs = {need for criterion in chosen for need in criterion.needs}
+    statistics = collect(
+        model, space, calibration, needs=needs, forward=forward, loss=loss, seed=seed, progress=progress
+    )
+    table: dict[str, dict[str, Scores]] = {}
+    for group in space.groups:
+        table[group.name] = {}
+        for criterion in chosen:
+            found = _score_group(criterion, group, statistics, reduction)
+            if found is not None:
+                table[group.name][criterion.name] = found
+    return ScoreTable(table)
+
+
+def _score_group(criterion: Criterion, group: FilterGroup, statistics: Statistics, reduction: str) -> Scores | None:
+    """A group's scores: the criterion on each of its layers, reduced; None where it does not apply."""
+    columns = [statistics.of(group, need) for need in criterion.needs]
+    layers = [criterion.score(*tensors).double() for tensors in zip(*columns, strict=False)]
+    if not layers:
+        return None
+    scores = REDUCTIONS[reduction](torch.stack(layers)).cpu().numpy()
+    if scores.shape != (group.size,) or not np.isfinite(scores).all():
+        raise DataError(
+            f"criterion '{criterion.name}' gave scores of shape {scores.shape} for '{group.name}' "
+            f"({group.size} filters), or values that are not finite"
+        )
+    return scores

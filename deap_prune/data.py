@@ -1,0 +1,211 @@
+"""Images for calibration, validation, training and test, whatever format they are stored in."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from importlib import import_module
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deap_prune.data_formats import Source, TensorPair, digits, image_folder, npz, torchvision_dataset
+from deap_prune.errors import DataError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The four splits of a data set. Train and test are made when first asked for, and then kept.
+
+    Attributes:
+        calibration: Training images that criteria are computed on.
+        validation: Training images that the fitness is measured on; none of them is in ``calibration``.
+        load_train: Makes ``train``.
+        load_test: Makes ``test``, None without a test split.
+        num_classes: Targets lie in 0 .. num_classes - 1.
+    """
+
+    calibration: TensorPair
+    validation: TensorPair
+    load_train: Callable[[], TensorPair]
+    load_test: Callable[[], TensorPair] | None
+    num_classes: int
+
+    @cached_property
+    def train(self) -> TensorPair:
+        """The images to fine-tune on."""
+        return self.load_train()
+
+    @cached_property
+    def test(self) -> TensorPair | None:
+        """The test images, for the final figure only; None without a test split."""
+        return self.load_test() if self.load_test else None
+
+    @classmethod
+    def from_tensors(
+        cls,
+        *,
+        calibration: TensorPair,
+        validation: TensorPair,
+        train: TensorPair,
+        test: TensorPair | None = None,
+        num_classes: int,
+    ) -> Splits:
+        """Splits of tensors that are in memory already; the attributes say what each is."""
+        return cls(
+            calibration,
+            validation,
+            partial(_same, train),
+            partial(_same, test) if test else None,
+            num_classes,
+        )
+
+
+def load_data(
+    *,
+    format: str,
+    calibration: int = 500,
+    validation: int | None = None,
+    seed: int = 0,
+    exclude_from_train: bool = False,
+    **options: Any,
+) -> Splits:
+    """Load a data set and draw its calibration and validation images from the training split.
+
+    Both are drawn without replacement by one seeded permutation, whatever the classes, so they never overlap.
+
+    Args:
+        format: A key of FORMATS: "npz", "image_folder", "torchvision", "digits" or "factory".
+        calibration: How many calibration images.
+        validation: How many validation images; None is 1000, or 360 for the digits.
+        seed: Of the permutation.
+        exclude_from_train: Leave calibration and validation images out of train. The digits leave their
+            validation images out in any case.
+        **options: The format's own; see the function of its name in FORMATS. A factory makes the splits
+            itself and is told nothing of the options above.
+
+    Returns:
+        The splits; train and test are not decoded yet.
+
+    Raises:
+        DataError: If the format or an option is unknown, a file is missing or is not what it should be,
+            labels do not fit, or more images are asked for than there are.
+    """
+    if format not in FORMATS:
+        raise DataError(f"unknown data format '{format}'; {did_you_mean(format, FORMATS)}")
+    loader = FORMATS[format]
+    _check_options(format, loader, options)
+    source = loader(**options)
+    if isinstance(source, Splits):
+        return source
+    return _split(
+        source, calibration, source.validation if validation is None else validation, seed, exclude_from_train
+    )
+
+
+def augment(inputs: Tensor, generator: torch.Generator, *, padding: int = 4, flip: bool = True) -> Tensor:
+    """Shift each image at random and mirror about half of them (for CIFAR: He et al., CVPR 2016, 4.2).
+
+    Args:
+        inputs: (N, C, H, W), on any device.
+        generator: Where the random numbers come from; may be on another device.
+        padding: Largest shift in rows and in columns, in pixels; what comes in from outside is zero.
+        flip: Mirror left and right with probability 1/2.
+
+    Returns:
+        A new tensor of the same shape, on the same device.
+    """
+    count, channels, height, width = inputs.shape
+
+    def draw(high: int) -> Tensor:
+        return torch.randint(high, (count, 1), generator=generator, device=generator.device).to(inputs.device)
+
+    rows = draw(2 * padding + 1) + torch.arange(height, device=inputs.device)
+    columns = torch.arange(width, device=inputs.device).expand(count, width)
+    if flip:
+        columns = torch.where(draw(2).bool(), columns.flip(1), columns)
+    columns = columns + draw(2 * padding + 1)
+    image = torch.arange(count, device=inputs.device)[:, None, None, None]
+    channel = torch.arange(channels, device=inputs.device)[:, None, None]
+    return F.pad(inputs, [padding] * 4)[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def factory(*, factory: str, kwargs: Mapping[str, Any] | None = None) -> Splits:
+    """Splits made by your own function.
+
+    Args:
+        factory: "module:function"; the function returns Splits (see Splits.from_tensors).
+        kwargs: Its arguments.
+    """
+    module, _, name = factory.partition(":")
+    try:
+        make = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise DataError(
+            f"cannot import the data factory '{factory}': {error}; give 'module:function'"
+        ) from error
+    splits = make(**(kwargs or {}))
+    if not isinstance(splits, Splits):
+        raise DataError(
+            f"the data factory '{factory}' returned {type(splits).__name__}; it must return Splits"
+        )
+    return splits
+
+
+FORMATS: dict[str, Callable[..., Source | Splits]] = {
+    "npz": npz,
+    "image_folder": image_folder,
+    "torchvision": torchvision_dataset,
+    "digits": digits,
+    "factory": factory,
+}
+"""Format to loader; add your own, a function of keyword options that returns a Source or Splits."""
+
+
+def _same(pair: TensorPair) -> TensorPair:
+    return pair
+
+
+def _check_options(format: str, loader: Callable[..., object], options: Mapping[str, object]) -> None:
+    parameters = inspect.signature(loader).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    for name in options:
+        if name not in (known := [p.name for p in parameters]):
+            raise DataError(f"the data format '{format}' has no option '{name}'; {did_you_mean(name, known)}")
+    missing = [p.name for p in parameters if p.default is p.empty and p.name not in options]
+    if missing:
+        raise DataError(
+            f"the data format '{format}' needs {', '.join(missing)}; give it with the other options"
+        )
+
+
+def _split(source: Source, calibration: int, validation: int, seed: int, exclude_from_train: bool) -> Splits:
+    """Draw calibration and validation from the training split; the rest stays packed."""
+    count, chosen = len(source.train.labels), calibration + validation
+    if calibration < 1 or validation < 1 or chosen > count:
+        raise DataError(
+            f"calibration={calibration} and validation={validation} images from a training split of {count}: "
+            "give at least 1 each, together no more than there are"
+        )
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    keep = torch.ones(count, dtype=torch.bool)
+    if exclude_from_train:
+        keep[order[:chosen]] = False
+    elif source.holds_out:
+        keep[order[calibration:chosen]] = False
+    remaining = keep.nonzero().flatten()
+    if not len(remaining):
+        raise DataError(f"all {count} training images are left out of train: lower calibration or validation")
+    test = source.test
+    return Splits(
+        calibration=source.train.take(order[:calibration]),
+        validation=source.train.take(order[calibration:chosen]),
+        load_train=partial(source.train.take, remaining),
+        load_test=partial(test.take, torch.arange(len(test.labels))) if test else None,
+        num_classes=source.num_classes,
+    )

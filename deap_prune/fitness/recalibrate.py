@@ -1,0 +1,43 @@
+"""Batch-normalisation statistics of a pruned network, re-estimated on calibration data.
+
+Pruning shifts what every BN layer sees; stale statistics make a good candidate look bad (EagleEye, Li et al. 2020,
+arXiv 2007.02491). The statistics are reset and become plain averages over the calibration batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from deap_prune.batches import Forward
+
+
+@torch.no_grad()
+def recalibrate_bn(model: nn.Module, batches: Iterable[Any], *, forward: Forward) -> None:
+    """Replace the running statistics of every BN layer, in place; everything else stays in eval mode.
+
+    Args:
+        model: The network; it ends in eval mode.
+        batches: Calibration batches on its device, of equal size where the average is to be exact.
+        forward: Function of (model, batch) to (outputs, targets).
+    """
+    model.eval()
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    if not layers:
+        return
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # cumulative average
+        layer.train()
+    try:
+        for batch in batches:
+            forward(model, batch)
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+            layer.eval()

@@ -1,0 +1,93 @@
+"""How a network is trained: optimizer, schedule and distillation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from deap_prune.errors import ConfigError, did_you_mean
+
+_SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+    "step": lambda done: 0.1 ** ((done >= 0.5) + (done >= 0.75)),
+    "constant": lambda done: 1.0,
+}
+_OPTIMIZERS = ("sgd", "adam", "adamw")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How finetune trains.
+
+    Attributes:
+        lr: Highest learning rate.
+        batch_size: Images a batch; batches that come from an iterable stay as they are.
+        momentum: Of SGD (Nesterov's form when above 0).
+        weight_decay: Of every parameter.
+        optimizer: "sgd", "adam" or "adamw".
+        schedule: "cosine" down to 0 (Loshchilov and Hutter, ICLR 2017), "step" (a tenth after half and again
+            after three quarters of the training; He et al., CVPR 2016) or "constant".
+        warmup_epochs: Epochs in which the learning rate first rises from 0 in a straight line.
+        temperature: Of the softmax that teacher and student are compared under.
+        distill: Weight of the teacher in the loss, 0 .. 1; the targets have the rest.
+
+    Raises:
+        ConfigError: If a value is out of range or a name is unknown.
+    """
+
+    lr: float = 0.01
+    batch_size: int = 128
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    warmup_epochs: float = 0
+    temperature: float = 4.0
+    distill: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in _OPTIMIZERS:
+            raise ConfigError(
+                f"unknown optimizer '{self.optimizer}'; {did_you_mean(self.optimizer, _OPTIMIZERS)}"
+            )
+        if self.schedule not in _SCHEDULES:
+            raise ConfigError(
+                f"unknown schedule '{self.schedule}'; {did_you_mean(self.schedule, _SCHEDULES)}"
+            )
+        legal = {
+            "lr": (self.lr > 0, "above 0"),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
+            "weight_decay": (self.weight_decay >= 0, "at least 0"),
+            "warmup_epochs": (self.warmup_epochs >= 0, "at least 0"),
+            "temperature": (self.temperature > 0, "above 0"),
+            "distill": (0 <= self.distill <= 1, "in [0, 1]"),
+        }
+        for name, (ok, rule) in legal.items():
+            if not ok:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)} in the training recipe; give a number {rule}"
+                )
+
+    def rate(self, epoch: float, epochs: int) -> float:
+        """The learning rate after so many epochs, fractions included, of so many."""
+        if epoch < self.warmup_epochs:
+            return self.lr * epoch / self.warmup_epochs
+        return self.lr * _SCHEDULES[self.schedule](
+            (epoch - self.warmup_epochs) / (epochs - self.warmup_epochs)
+        )
+
+    def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer of the parameters that are to be trained."""
+        if self.optimizer == "adam":
+            return torch.optim.Adam(parameters, self.lr, weight_decay=self.weight_decay)
+        if self.optimizer == "adamw":
+            return torch.optim.AdamW(parameters, self.lr, weight_decay=self.weight_decay)
+        return torch.optim.SGD(
+            parameters, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.momentum > 0
+        )

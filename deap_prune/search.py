@@ -1,0 +1,348 @@
+"""The one-call door: from a trained network to a front and a run folder, and back into it after a stop."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from deap import tools
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from deap_prune.batches import Data, Forward
+from deap_prune.blending.clusters import CriteriaClusters, cluster
+from deap_prune.blending.genome import Genome, check_budget
+from deap_prune.config import Config, SearchConfig, dump_config, load_config, validated
+from deap_prune.criteria.table import ScoreTable, score
+from deap_prune.errors import RunError
+from deap_prune.evolution.algorithms import Callback, Generation, eaBlend, random_states, restore_random_states
+from deap_prune.evolution.checkpoint import Checkpoints
+from deap_prune.evolution.front import ParetoFront, Solution
+from deap_prune.evolution.toolbox import BlendProblem, make_toolbox
+from deap_prune.files import write_text
+from deap_prune.fitness.evaluator import Evaluator
+from deap_prune.structure.inputs import Inputs
+from deap_prune.structure.masks import Masks
+from deap_prune.structure.slim import unwrap
+from deap_prune.structure.space import PruningSpace
+from deap_prune.structure.trace import trace
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a search gives.
+
+    Attributes:
+        front: The Pareto front (one solution with a single objective).
+        logbook: DEAP's logbook, one record a generation.
+        space: What could be pruned.
+        scores: Scores of all filters by all criteria.
+        clusters: The criteria clusters.
+        evaluator: The fitness, for more of the same.
+        genome: From individuals to masks.
+    """
+
+    front: ParetoFront
+    logbook: tools.Logbook
+    space: PruningSpace
+    scores: ScoreTable
+    clusters: CriteriaClusters
+    evaluator: Evaluator
+    genome: Genome
+
+    @property
+    def best(self) -> Solution:
+        """The best by the first objective (with one objective: the best inside the budget)."""
+        return self.front.best()
+
+    @property
+    def evaluations(self) -> int:
+        """Networks that were built and judged."""
+        return self.evaluator.counters.candidates
+
+    def slim(self, solution: Solution) -> nn.Module:
+        """The network of a solution, exactly as its figures were judged."""
+        return self.evaluator.slim(solution.masks)
+
+
+def search(
+    model: nn.Module,
+    example_inputs: Inputs,
+    *,
+    calibration: Data,
+    validation: Data,
+    out: str | Path | None = None,
+    forward: Forward | None = None,
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+    config: Config | None = None,
+    **options: Any,
+) -> Result:
+    """Search blends of criteria for the best pruned networks.
+
+    Traces the network, scores and clusters the criteria, evolves blends, and writes a run folder if ``out`` is given.
+    Python's, NumPy's and torch's global generators are seeded for the run and set back after it.
+
+    Args:
+        model: A trained network; it comes back unchanged.
+        example_inputs: See :func:`deap_prune.trace`.
+        calibration: For criteria and BN statistics.
+        validation: For the objectives; never the test images.
+        out: Run folder; checkpoints go there after every generation.
+        forward: Function of (model, batch) to (outputs, targets).
+        callbacks: Called with the :class:`Generation` after each; one may set ``stop``.
+        progress: Show bars.
+        config: A whole config (the command line's); its ``search`` section takes the place of ``options``.
+        **options: Fields of ``SearchConfig``: criteria, n_clusters, allocation, objectives, max_flops, population,
+            generations, seed, ...
+
+    Raises:
+        PruneError: Of the kind that fits, before anything is written, if the input is bad or ``out`` holds a run.
+    """
+    if config is None:
+        config = Config(search=validated(SearchConfig, options))
+    folder = None if out is None else Path(out)
+    if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(
+            f"'{folder}' exists and is not empty; choose another out folder, or go on with dp.resume('{folder}') "
+            f"(deap-prune resume {folder})"
+        )
+    return _run(model, example_inputs, calibration, validation, folder, forward, callbacks, progress, config)
+
+
+def resume(
+    out: str | Path,
+    model: nn.Module | None = None,
+    example_inputs: Inputs | None = None,
+    *,
+    calibration: Data | None = None,
+    validation: Data | None = None,
+    forward: Forward | None = None,
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+    generations: int | None = None,
+) -> Result:
+    """Go on with a run, from its newest checkpoint, bit for bit as if it had never stopped.
+
+    Args:
+        out: The run folder.
+        model: The network; may be left out if the run's config.yaml names model and data (command-line runs).
+        example_inputs: As for :func:`search`.
+        calibration: The same data.
+        validation: The same data.
+        forward: As for :func:`search`.
+        callbacks: As for :func:`search`.
+        progress: Show bars.
+        generations: A new last generation, to run longer.
+
+    Raises:
+        RunError: If the folder holds no run, or the run had other settings, another model or other data.
+    """
+    folder = Path(out)
+    if not (folder / "config.yaml").is_file():
+        raise RunError(f"'{folder}' holds no run (no config.yaml); start one with dp.search(..., out='{folder}')")
+    config = load_config(folder)
+    if generations is not None:
+        config = config.model_copy(update={"search": config.search.model_copy(update={"generations": generations})})
+    if model is None and config.model is not None and config.data is not None:
+        from deap_prune.workspace import Workspace
+
+        work = Workspace.open(config)
+        model, example_inputs, calibration, validation = work.model, work.example, work.calibration, work.validation
+    if model is None or example_inputs is None or calibration is None or validation is None:
+        raise RunError(
+            f"'{folder}' was started from Python: pass model, example_inputs, calibration= and validation= as to dp.search"
+        )
+    return _run(model, example_inputs, calibration, validation, folder, forward, callbacks, progress, config)
+
+
+def _run(
+    model: nn.Module,
+    example_inputs: Inputs,
+    calibration: Data,
+    validation: Data,
+    folder: Path | None,
+    forward: Forward | None,
+    callbacks: Sequence[Callback],
+    progress: bool,
+    config: Config,
+) -> Result:
+    """Both doors lead here: with a checkpoint in the folder the run goes on from it."""
+    before = random_states()
+    try:
+        genome, evaluator, scores = prepare(
+            model, example_inputs, calibration, validation, config.search, forward=forward, progress=progress
+        )
+        options = config.search
+        torch.manual_seed(options.seed)
+        toolbox = make_toolbox(genome, evaluator, seed=options.seed, indpb=options.indpb, sigma=options.sigma)
+        problem = BlendProblem(genome, evaluator)
+        state, hooks = None, list(callbacks)
+        if folder is not None:
+            checkpoints = Checkpoints(folder, _fingerprint(model, config, calibration, validation), lambda: _pack(evaluator))
+            stored = checkpoints.load(problem.individual)
+            if stored is not None:
+                state = stored[0]
+                _unpack(stored[1], evaluator)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / "config.yaml", dump_config(config))
+            hooks.append(checkpoints)
+        with _Bar(options, evaluator, shown=progress) as bar:
+            population = [] if state is not None else toolbox.population(n=options.population)
+            state = eaBlend(
+                population,
+                toolbox,
+                options.children or options.population,
+                options.cxpb,
+                options.mutpb,
+                options.generations,
+                callbacks=[*hooks, bar],
+                state=state,
+            )
+        front = toolbox.front(state.archive)
+        result = Result(front, state.logbook, genome.space, scores, genome.clusters, evaluator, genome)
+        if folder is not None:
+            _write(folder, result)
+        return result
+    finally:
+        restore_random_states(before)
+
+
+def prepare(
+    model: nn.Module,
+    example_inputs: Inputs,
+    calibration: Data,
+    validation: Data,
+    options: SearchConfig,
+    *,
+    forward: Forward | None = None,
+    progress: bool = False,
+) -> tuple[Genome, Evaluator, ScoreTable]:
+    """Everything that a search stands on: space, scores, clusters, genome, evaluator; bad input ends here.
+
+    Raises:
+        PruneError: Of the kind that fits.
+    """
+    options.check()
+    check_budget(options.max_flops, 0.0)
+    calibration, validation = _keep(calibration), _keep(validation)
+    space = trace(model, example_inputs, ignore=options.ignore)
+    evaluator = Evaluator(
+        model,
+        space,
+        calibration=calibration,
+        validation=validation,
+        objectives=options.objectives,
+        recalibrate=options.recalibrate,
+        forward=forward,
+        batch_size=options.batch_size,
+        device=options.device,
+    )
+    scores = score(
+        evaluator.network,
+        space,
+        calibration,
+        criteria=options.criteria,
+        reduction=options.reduction,
+        forward=forward,
+        seed=options.seed,
+        progress=progress,
+    )
+    genome = Genome(
+        space,
+        scores,
+        cluster(scores, n_clusters=options.n_clusters, seed=options.seed),
+        allocation=options.allocation,
+        max_flops=options.max_flops,
+        normaliser=options.normaliser,
+        round_to=options.round_to,
+    )
+    return genome, evaluator, scores
+
+
+def _keep(data: Data) -> Data:
+    """An iterator can be read once only: keep its batches."""
+    return data if isinstance(data, (tuple, list)) else list(data)
+
+
+def _fingerprint(model: nn.Module, config: Config, calibration: Data, validation: Data) -> dict[str, str]:
+    """Hashes of what a run depends on; the number of generations may change."""
+    settings = config.search.model_dump(mode="json", exclude={"generations"})
+    weights = hashlib.sha256()
+    for name, tensor in sorted(unwrap(model).state_dict().items()):
+        weights.update(name.encode())
+        weights.update(_bytes(tensor))
+    images = hashlib.sha256()
+    for leaf in tree_leaves([_keep(calibration), _keep(validation)]):
+        images.update(_bytes(leaf) if isinstance(leaf, Tensor) else repr(leaf).encode())
+    return {
+        "settings": hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest(),
+        "model": weights.hexdigest(),
+        "data": images.hexdigest(),
+    }
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _pack(evaluator: Evaluator) -> dict[str, Any]:
+    """The evaluator's cache, a candidate's mask as hexadecimal bits in the order of the space's channels."""
+    rows = {np.packbits(evaluator.space.kept(m)[:-1]).tobytes().hex(): list(v) for m, v in evaluator.cache.items()}
+    return {"cache": rows, "candidates": evaluator.counters.candidates}
+
+
+def _unpack(extra: Mapping[str, Any], evaluator: Evaluator) -> None:
+    space = evaluator.space
+    for text, values in extra["cache"].items():
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8)).astype(bool)
+        masks = Masks({g.name: bits[g.start : g.start + g.size] for g in space.groups})
+        evaluator.cache[masks] = tuple(values)
+    evaluator.counters.candidates = extra["candidates"]
+
+
+def _write(folder: Path, result: Result) -> None:
+    """The result's files; front.json comes last of the figures."""
+    from deap_prune.plot import plot_front
+
+    with (folder / "history.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(result.logbook[0]))
+        writer.writeheader()
+        writer.writerows(result.logbook)
+    result.front.save(folder)
+    if len(result.front.weights) > 1:
+        plot_front(result.front, folder / "front.png")
+
+
+class _Bar:
+    """Progress of a run: generation, best values, hypervolume, evaluations, cache hits."""
+
+    def __init__(self, options: SearchConfig, evaluator: Evaluator, *, shown: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown)
+        self._evaluator = evaluator
+        self._task = self._bar.add_task("judging the first population", total=options.generations + 1)
+
+    def __enter__(self) -> Callable[[Generation], None]:
+        self._bar.start()
+        return self._update
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.stop()
+
+    def _update(self, state: Generation) -> None:
+        record, counters = state.logbook[-1], self._evaluator.counters
+        best = ", ".join(f"{name} {record[name]:.3f}" for name in self._evaluator.names)
+        text = f"best {best}; hypervolume {record['hypervolume']:.4f}; {counters.candidates} judged, {counters.cache_hits} cached"
+        self._bar.update(self._task, completed=state.number + 1, description=text)
+
+

@@ -1,0 +1,265 @@
+"""The layer types that can be narrowed: for each, which tensor dimension counts its input or output channels, and its cost.
+
+A layer type is described once, by a function from the layer to a :class:`LayerSpec`; masking, slimming, parameter and
+FLOPs counts all follow from that description. ``@register_layer(MyConv)`` adds a type of your own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from deap_prune.errors import RegistryError
+
+Axis = Literal["in", "out"]
+Shape = tuple[int, ...]
+Indices = NDArray[np.intp]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSpec:
+    """How one layer carries channels.
+
+    Attributes:
+        in_channels: Channels read.
+        out_channels: Channels produced.
+        tensors: Parameter or buffer name to the meaning of each of its dimensions: ``"in"``, ``"out"`` or None.
+        widths: Attributes that hold a width: name to ``"in"``, ``"out"`` or a function of (n_in, n_out).
+        flops: Function of (input shape, output shape) to the cost as a polynomial in the two widths: coefficients of
+            ``"in*out"``, ``"in"``, ``"out"`` and ``"1"``. One multiply-add is one flop (fvcore's convention).
+        role: ``"filter"`` for layers whose weight rows are filters, ``"norm"`` for per-channel scale and shift.
+        channel_dim: Dimension of the input and output activations that holds the channels.
+        blocks: Groups of a grouped convolution or GroupNorm: every block keeps the same number of channels.
+        coupled: Output channel i is input channel ``i // coupled`` (0: the layer mixes its inputs into new channels).
+        whole: The layer looks at all its input channels at once in a way that zeroed weights can't imitate (LayerNorm,
+            GroupNorm, index maps): under a mask the narrowed layer runs on the kept channels alone.
+        narrow: Replaces the slicing of ``tensors``: function of (layer, kept inputs, kept outputs), in place.
+    """
+
+    in_channels: int
+    out_channels: int
+    tensors: Mapping[str, tuple[Axis | None, ...]] = field(default_factory=dict)
+    widths: Mapping[str, Axis | Callable[[int, int], Any]] = field(default_factory=dict)
+    flops: Callable[[Shape, Shape], Mapping[str, float]] = lambda x, y: {}
+    role: Literal["filter", "norm", "other"] = "other"
+    channel_dim: int = 1
+    blocks: int = 1
+    coupled: int = 0
+    whole: bool = False
+    narrow: Callable[[Any, Indices, Indices], None] | None = None
+
+
+Describe = Callable[[Any], LayerSpec | None]
+_TYPES: dict[type[nn.Module], Describe] = {}
+
+
+def register_layer(*types: type[nn.Module]) -> Callable[[Describe], Describe]:
+    """Teach deap_prune a layer type: decorate a function from the layer to its :class:`LayerSpec`.
+
+    Subclasses are covered, unless they have an entry of their own. ``trace`` proves each use of the layer (masked
+    against slimmed), so a wrong description is refused rather than believed.
+
+    Raises:
+        RegistryError: If a type is registered already, or is not an ``nn.Module`` subclass.
+    """
+
+    def decorate(describe: Describe) -> Describe:
+        for kind in types:
+            if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+                raise RegistryError(f"register_layer takes nn.Module subclasses, got {kind!r}")
+            if kind in _TYPES:
+                raise RegistryError(f"the layer type '{kind.__qualname__}' is registered already")
+            _TYPES[kind] = describe
+        return describe
+
+    return decorate
+
+
+def describe_layer(layer: nn.Module) -> LayerSpec | None:
+    """The layer's spec, or None where its type (and every base of it) is unknown."""
+    for kind in type(layer).__mro__:
+        if kind in _TYPES:
+            return _TYPES[kind](layer)
+    return None
+
+
+def narrow_layer(layer: nn.Module, kept_in: Indices, kept_out: Indices) -> None:
+    """Shrink the layer in place to the given input and output channels (sorted positions)."""
+    spec = describe_layer(layer)
+    if spec is None:
+        raise RegistryError(f"no layer type is registered for {type(layer).__qualname__}; use register_layer")
+    if spec.narrow is not None:
+        spec.narrow(layer, kept_in, kept_out)
+        return
+    for name in spec.tensors:
+        tensor = getattr(layer, name)
+        if tensor is not None:
+            replace_tensor(layer, name, take(tensor, spec, name, kept_in, kept_out))
+    for name, width in spec.widths.items():
+        n_in, n_out = len(kept_in), len(kept_out)
+        setattr(layer, name, width(n_in, n_out) if callable(width) else {"in": n_in, "out": n_out}[width])
+
+
+def take(tensor: Tensor, spec: LayerSpec, name: str, kept_in: Indices, kept_out: Indices) -> Tensor:
+    """The part of a layer's tensor that belongs to the kept channels, as a new tensor."""
+    counts = {"in": len(kept_in) // spec.blocks, "out": len(kept_out)}
+    shape = [n if axis is None else counts[axis] for n, axis in zip(tensor.shape, spec.tensors[name], strict=True)]
+    return tensor.detach()[selection(tensor, spec, name, kept_in, kept_out)].reshape(shape).contiguous()
+
+
+def selection(
+    tensor: Tensor, spec: LayerSpec, name: str, kept_in: Indices, kept_out: Indices
+) -> tuple[Tensor | slice, ...]:
+    """Index that selects the kept part of a layer's tensor.
+
+    In a grouped convolution the rows of block b read only the inputs of block b, whose weight columns are counted from
+    the start of that block; there the selected part begins with the dimensions (blocks, rows of a block, columns).
+    """
+    dims = spec.tensors[name]
+    index: dict[Axis, Tensor] = {
+        "in": torch.as_tensor(kept_in, device=tensor.device),
+        "out": torch.as_tensor(kept_out, device=tensor.device),
+    }
+    if "in" in dims and "out" in dims:
+        index["out"] = index["out"].view(spec.blocks, -1, 1)
+        index["in"] = index["in"].view(spec.blocks, 1, -1) % (spec.in_channels // spec.blocks)
+        if spec.blocks == 1:
+            index = {"out": index["out"][0], "in": index["in"][0]}
+        if dims.index("in") < dims.index("out"):
+            index = {axis: chosen.transpose(-1, -2) for axis, chosen in index.items()}
+    return tuple(slice(None) if axis is None else index[axis] for axis in dims)
+
+
+def replace_tensor(layer: nn.Module, name: str, value: Tensor) -> None:
+    """Put a tensor of another shape in the place of a parameter or buffer."""
+    old = getattr(layer, name)
+    if isinstance(old, nn.Parameter):
+        setattr(layer, name, nn.Parameter(value, requires_grad=old.requires_grad))
+    else:
+        layer._buffers[name] = value
+
+
+@register_layer(nn.Conv1d, nn.Conv2d, nn.Conv3d)
+def _conv(layer: nn.Conv2d) -> LayerSpec:
+    n_in, n_out, groups = layer.in_channels, layer.out_channels, layer.groups
+    kernel = prod(layer.kernel_size)
+    rest = (None,) * len(layer.kernel_size)
+    if groups == n_in > 1:  # depthwise: a filter follows its channel
+        return LayerSpec(
+            in_channels=n_in,
+            out_channels=n_out,
+            tensors={"weight": ("out", None, *rest), "bias": ("out",)},
+            widths={"in_channels": "in", "groups": "in", "out_channels": "out"},
+            flops=lambda x, y: {"out": y[0] * kernel * prod(y[2:])},
+            role="filter",
+            coupled=n_out // n_in,
+        )
+    return LayerSpec(
+        in_channels=n_in,
+        out_channels=n_out,
+        tensors={"weight": ("out", "in", *rest), "bias": ("out",)},
+        widths={"in_channels": "in", "out_channels": "out"},
+        flops=lambda x, y: {"in*out": y[0] * kernel * prod(y[2:]) / groups},
+        role="filter",
+        blocks=groups,
+    )
+
+
+@register_layer(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+def _conv_transpose(layer: nn.ConvTranspose2d) -> LayerSpec | None:
+    if layer.groups > 1:
+        return None
+    kernel = prod(layer.kernel_size)
+    return LayerSpec(
+        in_channels=layer.in_channels,
+        out_channels=layer.out_channels,
+        tensors={"weight": ("in", "out", *(None,) * len(layer.kernel_size)), "bias": ("out",)},
+        widths={"in_channels": "in", "out_channels": "out"},
+        flops=lambda x, y: {"in*out": x[0] * kernel * prod(x[2:])},
+        role="filter",
+    )
+
+
+@register_layer(nn.Linear)
+def _linear(layer: nn.Linear) -> LayerSpec:
+    return LayerSpec(
+        in_channels=layer.in_features,
+        out_channels=layer.out_features,
+        tensors={"weight": ("out", "in"), "bias": ("out",)},
+        widths={"in_features": "in", "out_features": "out"},
+        flops=lambda x, y: {"in*out": prod(y[:-1])},
+        role="filter",
+        channel_dim=-1,
+    )
+
+
+@register_layer(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+def _batch_norm(layer: nn.BatchNorm2d) -> LayerSpec:
+    tracked = layer.running_mean is not None
+    scale = 2 if layer.affine else 1
+    if not tracked:  # normalised by the batch in eval mode too: fvcore's training formula
+        scale = 5 if layer.affine else 4
+    return LayerSpec(
+        in_channels=layer.num_features,
+        out_channels=layer.num_features,
+        tensors={name: ("out",) for name in ("weight", "bias", "running_mean", "running_var")},
+        widths={"num_features": "out"},
+        flops=lambda x, y: {"out": scale * x[0] * prod(x[2:])},
+        role="norm",
+        coupled=1,
+    )
+
+
+@register_layer(nn.LayerNorm)
+def _layer_norm(layer: nn.LayerNorm) -> LayerSpec | None:
+    n = layer.normalized_shape[-1]
+    scale = 5 if layer.elementwise_affine else 4
+    if len(layer.normalized_shape) > 1:
+        return None  # normalises over space too: its weight has no channel dimension of its own
+    return LayerSpec(
+        in_channels=n,
+        out_channels=n,
+        tensors={"weight": ("out",), "bias": ("out",)},
+        widths={"normalized_shape": lambda n_in, n_out: (n_out,)},
+        flops=lambda x, y: {"out": scale * prod(x[:-1])},
+        role="norm",
+        channel_dim=-1,
+        coupled=1,
+        whole=True,
+    )
+
+
+@register_layer(nn.GroupNorm)
+def _group_norm(layer: nn.GroupNorm) -> LayerSpec:
+    scale = 5 if layer.affine else 4
+    return LayerSpec(
+        in_channels=layer.num_channels,
+        out_channels=layer.num_channels,
+        tensors={"weight": ("out",), "bias": ("out",)},
+        widths={"num_channels": "out"},
+        flops=lambda x, y: {"out": scale * x[0] * prod(x[2:])},
+        role="norm",
+        coupled=1,
+        whole=True,
+        blocks=layer.num_groups,
+    )
+
+
+@register_layer(nn.PReLU)
+def _prelu(layer: nn.PReLU) -> LayerSpec | None:
+    if layer.num_parameters == 1:
+        return None  # one slope for all channels is a plain element-wise function
+    return LayerSpec(
+        in_channels=layer.num_parameters,
+        out_channels=layer.num_parameters,
+        tensors={"weight": ("out",)},
+        widths={"num_parameters": "out"},
+        coupled=1,
+    )

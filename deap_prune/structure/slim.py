@@ -1,0 +1,57 @@
+"""Surgery: from a network and masks to a smaller network with the same outputs."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from deap_prune.structure.layers import narrow_layer
+
+if TYPE_CHECKING:
+    from deap_prune.structure.masks import Masks
+    from deap_prune.structure.space import PruningSpace
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The network inside (Distributed)DataParallel, or the model itself."""
+    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = model.module
+    return model
+
+
+def slim(model: nn.Module, space: PruningSpace, masks: Masks) -> nn.Module:
+    """A smaller copy of the network without the pruned filters: a plain module of the same classes.
+
+    The copy gives the outputs of :func:`deap_prune.masked`; no data is involved, so its BN statistics are the dense
+    network's (``Evaluator.slim`` gives the network as it was judged).
+
+    Args:
+        model: The network that was traced, wrapped or not; it is not changed.
+        space: Its space.
+        masks: What stays.
+
+    Raises:
+        MaskError: If the masks don't fit the space.
+    """
+    kept = space.kept(masks)
+    small = copy.deepcopy(unwrap(model))
+    for entry in space.layers:
+        outs = np.flatnonzero(kept[entry.outputs])
+        if entry.dim is not None:
+            _narrow_parameter(small, entry.name, entry.dim, outs)
+            continue
+        ins = np.flatnonzero(kept[entry.inputs])
+        if len(ins) < len(entry.inputs) or len(outs) < len(entry.outputs):
+            narrow_layer(small.get_submodule(entry.name), ins, outs)
+    return small
+
+
+def _narrow_parameter(model: nn.Module, name: str, dim: int, outs: np.ndarray) -> None:  # type: ignore[type-arg]
+    path, _, leaf = name.rpartition(".")
+    owner, old = model.get_submodule(path), model.get_parameter(name)
+    value = old.detach().index_select(dim, torch.as_tensor(outs, device=old.device))
+    setattr(owner, leaf, nn.Parameter(value, requires_grad=old.requires_grad))

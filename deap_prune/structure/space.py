@@ -1,0 +1,187 @@
+"""What can be pruned in a network: groups of filters that must be removed together, and where each channel is used."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deap_prune.errors import MaskError, did_you_mean
+from deap_prune.structure.cost import CostPolynomial
+
+if TYPE_CHECKING:
+    from deap_prune.structure.masks import Masks
+
+Ids = NDArray[np.intp]
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A layer in which a group's channels appear.
+
+    Attributes:
+        layer: Qualified module name.
+        role: ``"filter"`` (its rows make the channels), ``"norm"`` (scales and shifts them), ``"reader"`` (its columns
+            read them) or ``"other"``.
+        positions: Where each channel stands in the layer, shape (group.size, uses of one channel).
+    """
+
+    layer: str
+    role: Literal["filter", "norm", "reader", "other"]
+    positions: Ids
+
+
+@dataclass(frozen=True, eq=False)
+class FilterGroup:
+    """Channels that are pruned together, filter by filter: one filter of the group is one gene of a mask.
+
+    Attributes:
+        name: Name of the first layer that makes the channels.
+        size: Number of filters.
+        start: Id of the first channel (the ids of a group are consecutive).
+        blocks: Every one of the ``blocks`` equal parts keeps the same number (grouped convolutions and the like).
+        members: The layers it runs through.
+    """
+
+    name: str
+    size: int
+    start: int
+    blocks: int
+    members: tuple[Member, ...]
+
+    def layers(self, role: str) -> tuple[Member, ...]:
+        """The members of one role."""
+        return tuple(m for m in self.members if m.role == role)
+
+    def __str__(self) -> str:
+        roles = ("filter", "norm", "reader")
+        parts = [f"{r}s: {', '.join(m.layer for m in self.layers(r))}" for r in roles if self.layers(r)]
+        blocks = f" in {self.blocks} blocks" if self.blocks > 1 else ""
+        return f"{self.name} ({self.size} filters{blocks}) " + "; ".join(parts)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Channels that stay dense although a layer makes them, and why."""
+
+    layer: str
+    channels: int
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class LayerChannels:
+    """A layer with the ids of the channels it reads and makes (-1: dense).
+
+    Attributes:
+        name: Qualified module name, or parameter name where ``dim`` is set.
+        inputs: Shape (in_channels,).
+        outputs: Shape (out_channels,).
+        dim: For a per-channel parameter that no known layer owns: its channel dimension.
+    """
+
+    name: str
+    inputs: Ids
+    outputs: Ids
+    dim: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class PruningSpace:
+    """All groups of a network. ``print(space)`` explains the couplings and the refusals.
+
+    Attributes:
+        groups: In order of execution.
+        refused: What stays dense, with reasons.
+        layers: Every layer that ran, in order of first use.
+        flops_of: Multiply-adds from kept counts, shape (..., groups) -> (...).
+        params_of: Parameters from kept counts, likewise.
+        uncounted: Operators that fvcore does not count, with how often they ran.
+    """
+
+    groups: tuple[FilterGroup, ...]
+    refused: tuple[Refusal, ...]
+    layers: tuple[LayerChannels, ...]
+    flops_of: CostPolynomial
+    params_of: CostPolynomial
+    uncounted: Mapping[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def sizes(self) -> NDArray[np.int64]:
+        """Filters of each group, shape (groups,)."""
+        return np.array([g.size for g in self.groups], dtype=np.int64)
+
+    @cached_property
+    def flops(self) -> int:
+        """Multiply-adds of the dense network, one sample."""
+        return int(self.flops_of(self.sizes))
+
+    @cached_property
+    def params(self) -> int:
+        """Parameters of the dense network."""
+        return int(self.params_of(self.sizes))
+
+    @cached_property
+    def min_flops(self) -> int:
+        """Multiply-adds that remain when every group keeps one filter a block."""
+        return int(self.flops_of([g.blocks for g in self.groups]))
+
+    def group(self, name: str) -> FilterGroup:
+        """The group of that name.
+
+        Raises:
+            MaskError: If there is none.
+        """
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise MaskError(f"no filter group '{name}'; {did_you_mean(name, [g.name for g in self.groups])}")
+
+    def kept(self, masks: Masks) -> NDArray[np.bool_]:
+        """Which channels stay, by id, shape (channels + 1,); the last entry, for id -1, is True.
+
+        A group that the masks do not name stays dense.
+
+        Raises:
+            MaskError: If a group is unknown, a mask has the wrong length, keeps nothing, or its blocks differ.
+        """
+        flat = np.ones(int(self.sizes.sum()) + 1, dtype=np.bool_)
+        for name, keep in masks.items():
+            group = self.group(name)
+            if keep.shape != (group.size,):
+                raise MaskError(f"the mask of '{name}' has {len(keep)} entries; the group has {group.size} filters")
+            counts = keep.reshape(group.blocks, -1).sum(axis=1)
+            if counts.min() == 0 or counts.min() != counts.max():
+                every = "every block of it" if group.blocks > 1 else "it"
+                raise MaskError(
+                    f"the mask of '{name}' keeps {counts.tolist()} filters (by block); {every} must keep at least one"
+                    + (", and all blocks the same number" if group.blocks > 1 else "")
+                )
+            flat[group.start : group.start + group.size] = keep
+        return flat
+
+    def kept_counts(self, masks: Masks) -> NDArray[np.int64]:
+        """Filters that each group keeps, shape (groups,)."""
+        flat = self.kept(masks)
+        return np.array([flat[g.start : g.start + g.size].sum() for g in self.groups], dtype=np.int64)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{len(self.groups)} groups, {int(self.sizes.sum())} filters; {self.flops:,} flops (1 multiply-add = 1 flop), "
+            f"{self.min_flops / self.flops:.1%} of them can't go; {self.params:,} parameters"
+        ]
+        lines += [f"  {group}" for group in self.groups]
+        reasons: dict[str, list[Refusal]] = {}
+        for refusal in self.refused:
+            reasons.setdefault(refusal.reason, []).append(refusal)
+        lines += [
+            f"  dense: {', '.join(f'{r.layer} ({r.channels})' for r in found)}: {reason}" for reason, found in reasons.items()
+        ]
+        if self.uncounted:
+            lines.append("  not counted by fvcore: " + ", ".join(f"{k} x{n}" for k, n in Counter(self.uncounted).items()))
+        return "\n".join(lines)

@@ -1,0 +1,81 @@
+"""Networks and weights from files: safetensors, or torch files read with ``weights_only``; never a pickle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from deap_prune.config import ModelConfig, import_factory
+from deap_prune.errors import ConfigError, ModelError
+from deap_prune.structure.slim import unwrap
+from deap_prune.structure.trace import check_finite
+
+
+def build_model(config: ModelConfig) -> nn.Module:
+    """The network that a config describes, in eval mode.
+
+    Raises:
+        ConfigError: If the factory can't be imported or called.
+        ModelError: If the weights are missing, don't fit, or are not finite.
+    """
+    if config.weights is not None and not Path(config.weights).is_file():
+        raise ModelError(f"no weights at '{config.weights}'; set model.weights to a .safetensors or .pth file")
+    factory = torch.hub.load if config.factory == "torch.hub" else import_factory(config.factory)
+    try:
+        model = factory(*config.args, **config.kwargs)
+    except Exception as error:
+        raise ConfigError(f"factory '{config.factory}' failed: {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"factory '{config.factory}' made a {type(model).__name__}, not an nn.Module")
+    if config.weights is not None:
+        load_weights(model, config.weights)
+    check_finite(model)
+    return model.eval()
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """A state dict from a file.
+
+    Raises:
+        ModelError: If there is no such file, or it holds anything but tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"no weights at '{path}'; give a .safetensors or .pth file")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return dict(load_file(str(path)))
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ModelError(
+            f"'{path}' can't be read as a plain state dict ({type(error).__name__}); save model.state_dict(), better as safetensors"
+        ) from error
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ModelError(f"'{path}' is no state dict of tensors")
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load a state dict into a network, strictly.
+
+    Raises:
+        ModelError: If names or shapes don't fit.
+    """
+    try:
+        unwrap(model).load_state_dict(read_weights(path))
+    except RuntimeError as error:
+        raise ModelError(f"the weights in '{path}' don't fit the network: {str(error)[:600]}") from error
+
+
+def save_weights(model: nn.Module, path: str | Path) -> None:
+    """Write a state dict as safetensors."""
+    from safetensors.torch import save_file
+
+    state = {name: value.detach().cpu().contiguous().clone() for name, value in unwrap(model).state_dict().items()}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    save_file(state, str(path))

@@ -1,0 +1,245 @@
+"""Training in place: what it learns, what it leaves alone, and its errors."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deap_prune.errors import ConfigError, DataError, ModelError
+from deap_prune.finetune import EpochRecord, Recipe, accuracy, finetune
+
+Pair = tuple[Tensor, Tensor]
+
+
+def make_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Dropout(0.1),
+        nn.Flatten(),
+        nn.Linear(64, 2),
+    )
+
+
+@pytest.fixture
+def data() -> Pair:
+    """Images that are brighter on the left (0) or on the right (1)."""
+    generator = torch.Generator().manual_seed(1)
+    targets = torch.randint(2, (101,), generator=generator)
+    inputs = torch.randn(101, 1, 4, 4, generator=generator)
+    inputs[..., :2] += (1 - targets).float()[:, None, None, None]
+    inputs[..., 2:] += targets.float()[:, None, None, None]
+    return inputs, targets
+
+
+def quick(model: nn.Module, train: Any, validation: Any = None, **options: Any) -> list[EpochRecord]:
+    return finetune(model, train, validation, **{"epochs": 2, "progress": False, "device": "cpu", **options})
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(
+        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
+
+
+def test_it_learns_and_records(data: Pair) -> None:
+    model = make_net()
+    records = quick(model, data, data, epochs=6, recipe=Recipe(lr=0.05, batch_size=16))
+    assert [r.epoch for r in records] == [1, 2, 3, 4, 5, 6]
+    assert records[-1].train_loss < 0.6 * records[0].train_loss
+    assert records[-1].validation_accuracy == accuracy(model, data) > 0.9
+    assert records[0].lr > records[-1].lr > 0
+    assert all(r.seconds > 0 for r in records)
+    assert not any(module.training for module in model.modules())
+
+
+def test_the_same_seed_gives_the_same_weights(data: Pair) -> None:
+    nets = [make_net() for _ in range(3)]
+    for net, seed in zip(nets, (5, 5, 6), strict=True):
+        torch.rand(1)  # the global state must not matter
+        before = torch.random.get_rng_state()
+        quick(net, data, seed=seed, augment=True)
+        assert torch.equal(torch.random.get_rng_state(), before)
+    assert same(nets[0], nets[1])
+    assert not same(nets[0], nets[2])
+
+
+def test_validation_changes_nothing(data: Pair) -> None:
+    with_it, without = make_net(), make_net()
+    quick(with_it, data, (data[0], 1 - data[1]))
+    assert quick(without, data)[0].validation_accuracy is None
+    assert same(with_it, without)
+
+
+def test_batches_instead_of_tensors(data: Pair) -> None:
+    batches = list(zip(data[0].split(20), data[1].split(20), strict=True))
+    model = make_net()
+    assert len(quick(model, batches, batches)) == 2
+    assert accuracy(model, batches) == accuracy(model, data) == accuracy(model, data, batch_size=7)
+    two = batches[:2]  # a list of two batches is not a pair of tensors
+    assert len(quick(model, two, two)) == 2
+
+
+def test_a_last_batch_of_one_does_not_upset_batch_norm() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 2), nn.BatchNorm2d(4), nn.Flatten())
+    quick(model, (torch.randn(17, 1, 2, 2), torch.zeros(17, dtype=torch.int64)), recipe=Recipe(batch_size=16))
+
+
+def test_distillation_follows_the_formula(data: Pair) -> None:
+    student, teacher = make_net()[4:], make_net()[4:]
+    flat = data[0].repeat(1, 4, 1, 1), data[1]
+    nn.init.normal_(teacher[1].weight)
+    teacher.train()
+    kept = copy.deepcopy(teacher)
+    z, t = student(flat[0]), teacher(flat[0])
+    p, q = F.softmax(t / 3, 1), F.softmax(z / 3, 1)
+    wanted = 0.3 * F.cross_entropy(z, flat[1]) + 0.7 * 9 * (p * (p / q).log()).sum(1).mean()
+    recipe = Recipe(temperature=3, distill=0.7, batch_size=101)
+    record = quick(student, flat, epochs=1, teacher=teacher, recipe=recipe)[0]
+    assert record.train_loss == pytest.approx(wanted.item(), rel=1e-5)
+    assert same(kept, teacher)
+    assert all(module.training for module in teacher.modules())
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_from_scratch_forgets_everything(data: Pair) -> None:
+    a, b = make_net(), make_net()
+    quick(b, data, recipe=Recipe(lr=0.1))
+    for net in (a, b):
+        quick(net, data, from_scratch=True, seed=2)
+    assert same(a, b)
+
+
+def test_from_scratch_refuses_what_it_cannot_reset(data: Pair) -> None:
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2), Scale())
+    kept = copy.deepcopy(model)
+    with pytest.raises(ModelError, match=r"'2' \(Scale\)"):
+        quick(model, data, from_scratch=True)
+    assert same(kept, model)
+
+
+def test_frozen_parameters_stay(data: Pair) -> None:
+    model = make_net()
+    model[0].requires_grad_(False)
+    kept = copy.deepcopy(model[0])
+    quick(model, data)
+    assert same(kept, model[0])
+    with pytest.raises(ModelError, match="requires_grad"):
+        quick(model.requires_grad_(False), data)
+
+
+def test_forward_and_augment_callables(data: Pair) -> None:
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = make_net()
+
+        def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {"logits": self.net(batch["x"])}
+
+    def forward(model: nn.Module, batch: Any) -> tuple[Any, Any]:
+        return model({"x": batch[0]})["logits"], batch[1]
+
+    def darken(inputs: Tensor, generator: torch.Generator) -> Tensor:
+        calls.append(len(inputs))
+        return inputs * torch.rand((), generator=generator)
+
+    calls: list[int] = []
+    model = Wrapped()
+    quick(model, data, data, forward=forward, augment=darken)
+    assert sum(calls) == 2 * 101
+    assert 0 <= accuracy(model, data, forward=forward) <= 1
+
+
+def test_accuracy_counts_and_leaves_the_modes() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(2), nn.Identity())
+    model[1].eval()
+    assert accuracy(
+        model, (torch.tensor([[1.0, 0], [0, 1], [1, 0]]), torch.tensor([0, 1, 1]))
+    ) == pytest.approx(2 / 3)
+    assert [m.training for m in model] == [True, False, True]
+
+
+def test_schedules() -> None:
+    cosine = Recipe(lr=1, warmup_epochs=2)
+    assert [cosine.rate(e, 10) for e in (1, 2, 6, 10)] == pytest.approx([0.5, 1, 0.5, 0])
+    step = Recipe(lr=1, schedule="step")
+    assert [step.rate(e, 4) for e in (1, 2, 3)] == pytest.approx([1, 0.1, 0.01])
+    assert Recipe(lr=0.2, schedule="constant").rate(3, 4) == 0.2
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_optimizers(data: Pair, optimizer: Any) -> None:
+    model = make_net()
+    records = quick(model, data, recipe=Recipe(optimizer=optimizer, lr=0.01, momentum=0), epochs=3)
+    assert records[-1].train_loss < records[0].train_loss
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": "sgdd"},
+        {"schedule": "cos"},
+        {"lr": 0},
+        {"batch_size": 0},
+        {"momentum": 1},
+        {"distill": 1.5},
+    ],
+)
+def test_recipes_that_cannot_be_used(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=str(next(iter(options.values())))):
+        Recipe(**options)
+
+
+def test_errors(data: Pair) -> None:
+    inputs, targets = data
+    for broken in (
+        (inputs, targets[:-1]),
+        (inputs[:0], targets[:0]),
+        (inputs, targets + 1),
+        (inputs, targets.float()),
+        [],
+        (batch for batch in [data]),
+    ):
+        with pytest.raises(DataError):
+            quick(make_net(), broken)
+    with pytest.raises(DataError, match="empty"):
+        accuracy(make_net(), [])
+    model = make_net()
+    with pytest.raises(ModelError, match="teacher is the network itself"):
+        quick(model, data, teacher=model)
+    with pytest.raises(ModelError, match=r"teacher gives \(.*10\)"):
+        quick(model, data, teacher=nn.Sequential(nn.Flatten(), nn.Linear(16, 10)))
+    with pytest.raises(ModelError, match="forward="):
+        accuracy(nn.Identity(), data)
+    with pytest.raises(ConfigError, match="epochs=0"):
+        quick(model, data, epochs=0)
+
+
+def test_a_loss_that_is_not_finite_is_an_error(data: Pair) -> None:
+    model = make_net()
+    with pytest.raises(ModelError, match="lr="):
+        quick(model, (data[0] * math.nan, data[1]))
+    assert not model.training
+
+
+def test_progress_shows_loss_and_accuracy(data: Pair, capsys: pytest.CaptureFixture[str]) -> None:
+    finetune(make_net(), data, data, epochs=1)
+    out = capsys.readouterr().err
+    assert "loss" in out
+    assert "accuracy" in out
+    quick(make_net(), data)
+    assert not capsys.readouterr().err
