@@ -45,7 +45,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--out", type=Path, default=None, help="JSON file; benchmarks/results/half_flops-CONFIG.json if left out")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=None,
+        help="JSON file; benchmarks/results/half_flops-CONFIG.json if left out",
+    )
     args = parser.parse_args()
     config: Config = load_config(args.config, args.set)
     work = Workspace.open(config)
@@ -57,7 +62,12 @@ def main() -> None:
     print(json.dumps({"singles": rows, "best": best, "best, all groups": everything}, indent=1), flush=True)
     start = time.perf_counter()
     result = dp.search(
-        work.model, work.example, calibration=work.calibration, validation=work.validation, config=config, out=config.out
+        work.model,
+        work.example,
+        calibration=work.calibration,
+        validation=work.validation,
+        config=config,
+        out=config.out,
     )
     seconds["search"] = time.perf_counter() - start
     found = result.best
@@ -84,8 +94,11 @@ def main() -> None:
     path = args.out or Path(__file__).parent / "results" / f"half_flops-{Path(args.config).stem}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"dense {dense['test_accuracy']:.4f} | best single on validation ({best['criterion']}) {best['test_accuracy']:.4f} at "
-          f"{best['flops']:.4f} | blend {ours['test_accuracy']:.4f} at {ours['flops']:.4f}, {ours['evaluations']} evaluations")
+    print(f"dense {dense['test_accuracy']:.4f} on test")
+    print(
+        f"best single on validation ({best['criterion']}): {best['test_accuracy']:.4f} at {best['flops']:.4f} of the flops"
+    )
+    print(f"blend, {ours['evaluations']} evaluations: {ours['test_accuracy']:.4f} at {ours['flops']:.4f} of the flops")
     print(path)
 
 

@@ -25,9 +25,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     chosen = torch.device(device)
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise DataError(
-            f"device '{device}' was asked for, but torch finds no CUDA device; use device='auto' or 'cpu'"
-        )
+        raise DataError(f"device '{device}' was asked for, but torch finds no CUDA device; use device='auto' or 'cpu'")
     return chosen
 
 
@@ -86,6 +84,4 @@ def check_labels(outputs: Any, targets: Any, *, name: str) -> None:
         return
     low, high = int(targets.min()), int(targets.max())
     if low < 0 or high >= outputs.shape[1]:
-        raise DataError(
-            f"{name} has labels from {low} to {high}; the network has classes 0 to {outputs.shape[1] - 1}"
-        )
+        raise DataError(f"{name} has labels from {low} to {high}; the network has classes 0 to {outputs.shape[1] - 1}")

@@ -27,10 +27,16 @@ class ModelConfig(_Section):
     """Where the network comes from."""
 
     factory: str = Field(description="module:function (or class) that makes the network, or 'torch.hub'")
-    args: list[Any] = Field(default=[], description="positional arguments of the factory (repository and name for torch.hub)")
+    args: list[Any] = Field(
+        default=[], description="positional arguments of the factory (repository and name for torch.hub)"
+    )
     kwargs: dict[str, Any] = Field(default={}, description="keyword arguments of the factory")
-    weights: str | None = Field(default=None, description="state dict: .safetensors, or .pth/.pt (read with weights_only)")
-    input_shape: list[int] | None = Field(default=None, description="one sample, without the batch; the data's shape if left out")
+    weights: str | None = Field(
+        default=None, description="state dict: .safetensors, or .pth/.pt (read with weights_only)"
+    )
+    input_shape: list[int] | None = Field(
+        default=None, description="one sample, without the batch; the data's shape if left out"
+    )
 
 
 class DataConfig(BaseModel):
@@ -50,14 +56,18 @@ class SearchConfig(_Section):
     n_clusters: int | str = Field(default=3, description="clusters a group, or 'auto' (silhouette)")
     normaliser: str = Field(default="max", description="max, sum, standard or rank")
     reduction: str = Field(default="mean", description="over a group's layers: mean, sum, max or first")
-    allocation: str = Field(default="evolved", description="how many filters each group keeps: uniform, global, evolved")
+    allocation: str = Field(
+        default="evolved", description="how many filters each group keeps: uniform, global, evolved"
+    )
     objectives: tuple[str, ...] = Field(default=("accuracy", "flops"), description="one, or several for a Pareto front")
     max_flops: float | None = Field(default=None, description="kept share of the FLOPs; null leaves it free")
     round_to: int = Field(default=1, ge=1, description="kept counts are multiples of this")
     ignore: tuple[str, ...] = Field(default=(), description="modules to leave dense")
     recalibrate: str | None = Field(default="data", description="BN statistics: data (re-estimated) or null")
     population: int = Field(default=32, ge=2, description="individuals that survive")
-    children: int | None = Field(default=None, ge=1, description="individuals made a generation; the population if left out")
+    children: int | None = Field(
+        default=None, ge=1, description="individuals made a generation; the population if left out"
+    )
     generations: int = Field(default=20, ge=0, description="after the initial one")
     cxpb: float = Field(default=0.5, ge=0, le=1, description="probability of crossover")
     mutpb: float = Field(default=0.5, ge=0, le=1, description="probability of mutation; cxpb + mutpb is at most 1")
@@ -85,8 +95,8 @@ class SearchConfig(_Section):
             raise ConfigError(f"cxpb {self.cxpb} + mutpb {self.mutpb} is above 1; they are shares of the children")
         if len(self.objectives) == 1 and self.max_flops is None and not OBJECTIVES[self.objectives[0]].of_masks:
             raise ConfigError(
-                f"'{self.objectives[0]}' alone and max_flops=None: the dense network would win; set max_flops (0.5 keeps "
-                "half of the FLOPs), or add an objective such as 'flops'"
+                f"'{self.objectives[0]}' alone and max_flops=None: the dense network would win; set max_flops "
+                "(0.5 keeps half of the FLOPs), or add an objective such as 'flops'"
             )
 
 

@@ -145,14 +145,10 @@ def factory(*, factory: str, kwargs: Mapping[str, Any] | None = None) -> Splits:
     try:
         make = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise DataError(
-            f"cannot import the data factory '{factory}': {error}; give 'module:function'"
-        ) from error
+        raise DataError(f"cannot import the data factory '{factory}': {error}; give 'module:function'") from error
     splits = make(**(kwargs or {}))
     if not isinstance(splits, Splits):
-        raise DataError(
-            f"the data factory '{factory}' returned {type(splits).__name__}; it must return Splits"
-        )
+        raise DataError(f"the data factory '{factory}' returned {type(splits).__name__}; it must return Splits")
     return splits
 
 
@@ -179,9 +175,7 @@ def _check_options(format: str, loader: Callable[..., object], options: Mapping[
             raise DataError(f"the data format '{format}' has no option '{name}'; {did_you_mean(name, known)}")
     missing = [p.name for p in parameters if p.default is p.empty and p.name not in options]
     if missing:
-        raise DataError(
-            f"the data format '{format}' needs {', '.join(missing)}; give it with the other options"
-        )
+        raise DataError(f"the data format '{format}' needs {', '.join(missing)}; give it with the other options")
 
 
 def _split(source: Source, calibration: int, validation: int, seed: int, exclude_from_train: bool) -> Splits:

@@ -79,9 +79,7 @@ def npz(
     return _from_arrays(halves, mean, std, num_classes)
 
 
-def torchvision_dataset(
-    *, name: str, root: str, download: bool = False, mean: Channels, std: Channels
-) -> Source:
+def torchvision_dataset(*, name: str, root: str, download: bool = False, mean: Channels, std: Channels) -> Source:
     """A data set that torchvision reads: CIFAR10, CIFAR100, MNIST, FashionMNIST or KMNIST.
 
     Args:
@@ -98,9 +96,7 @@ def torchvision_dataset(
     try:
         halves = [getattr(datasets, name)(root, train=train, download=download) for train in (True, False)]
     except (RuntimeError, OSError) as error:
-        raise DataError(
-            f"cannot read {name} from '{root}': {error}; give its root, or download=True"
-        ) from error
+        raise DataError(f"cannot read {name} from '{root}': {error}; give its root, or download=True") from error
     arrays = [(f"torchvision's {name}", np.asarray(half.data), np.asarray(half.targets)) for half in halves]
     return _from_arrays(arrays, mean, std, None)
 
@@ -133,9 +129,7 @@ def image_folder(
         try:
             found = datasets.ImageFolder(folder)
         except OSError as error:
-            raise DataError(
-                f"no image folder at '{folder}': {error}; give a folder with one folder a class"
-            ) from error
+            raise DataError(f"no image folder at '{folder}': {error}; give a folder with one folder a class") from error
         decode = partial(_decode_files, [path for path, _ in found.samples], shape, statistics)
         return Images(torch.tensor(found.targets), decode), found.classes
 
@@ -153,9 +147,7 @@ def image_folder(
     held_out, test_classes = read(test)
     if test_classes != classes:
         odd = sorted(set(classes) ^ set(test_classes))
-        raise DataError(
-            f"the classes of '{train}' and '{test}' differ ({odd[:5]}): give both the same sub-folders"
-        )
+        raise DataError(f"the classes of '{train}' and '{test}' differ ({odd[:5]}): give both the same sub-folders")
     return Source(images, held_out, len(classes))
 
 
@@ -210,13 +202,10 @@ def _from_arrays(
 def _checked(where: str, images: Array, labels: Array) -> TensorPair:
     """Images as uint8 (N, C, H, W), labels as int64 (N,)."""
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or not len(images):
-        raise DataError(
-            f"{where}: images are {images.dtype} {images.shape}; give uint8 (N, H, W, C) or (N, H, W)"
-        )
+        raise DataError(f"{where}: images are {images.dtype} {images.shape}; give uint8 (N, H, W, C) or (N, H, W)")
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(
-            f"{where}: labels are {labels.dtype} {labels.shape} for {len(images)} images; give one "
-            "integer each"
+            f"{where}: labels are {labels.dtype} {labels.shape} for {len(images)} images; give one integer each"
         )
     pixels = torch.from_numpy(images if images.ndim == 4 else images[..., None])
     return pixels.permute(0, 3, 1, 2), torch.from_numpy(labels.astype(np.int64))

@@ -1,4 +1,4 @@
-"""The errors that deap_prune raises for what a user did; each message gives the value, what is legal, and the next step."""
+"""The errors that deap_prune raises for what a user did: each gives the value, what is legal, and the next step."""
 
 from __future__ import annotations
 

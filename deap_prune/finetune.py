@@ -100,9 +100,7 @@ def finetune(
             "and more than the warm-up takes"
         )
     if teacher is model:
-        raise ModelError(
-            "the teacher is the network itself; give the unpruned one (copy.deepcopy before pruning)"
-        )
+        raise ModelError("the teacher is the network itself; give the unpruned one (copy.deepcopy before pruning)")
     place = resolve_device(device)
     generator = torch.Generator().manual_seed(seed)
     change = shift_and_mirror if augment is True else augment or None
@@ -165,16 +163,12 @@ class _Trainer:
     def run(self, batches: Iterable[Any], validation: Data | None, progress: bool) -> list[EpochRecord]:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         if not parameters:
-            raise ModelError(
-                "no parameter has requires_grad=True; call model.requires_grad_(True) to train it"
-            )
+            raise ModelError("no parameter has requires_grad=True; call model.requires_grad_(True) to train it")
         optimizer = self.recipe.make_optimizer(parameters)
         records: list[EpochRecord] = []
         columns = TextColumn("epoch {task.completed:.1f}/{task.total}"), BarColumn(), TimeRemainingColumn()
         console = Console(stderr=True)
-        with Progress(
-            *columns, TextColumn("{task.fields[note]}"), console=console, disable=not progress
-        ) as bar:
+        with Progress(*columns, TextColumn("{task.fields[note]}"), console=console, disable=not progress) as bar:
             task = bar.add_task("", total=self.epochs, note="")
             for epoch in range(self.epochs):
                 start = time.perf_counter()
@@ -204,15 +198,13 @@ class _Trainer:
                 group["lr"] = self.recipe.rate(done, self.epochs)
             loss, size = self.loss(batch)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             total += loss.detach() * size
             count += size
             report(done)
         if not count:
-            raise DataError(
-                f"no batch in epoch {epoch + 1}; give tensors or a DataLoader, not a used generator"
-            )
+            raise DataError(f"no batch in epoch {epoch + 1}; give tensors or a DataLoader, not a used generator")
         mean = float(total) / count
         if not math.isfinite(mean):
             raise ModelError(
@@ -309,9 +301,7 @@ def _placed(place: torch.device, model: nn.Module | None, *, keep_modes: bool = 
 def _reset(model: nn.Module) -> None:
     """Start all weights anew; nothing is touched if some cannot be."""
     for name, module in model.named_modules():
-        if next(module.parameters(recurse=False), None) is not None and not hasattr(
-            module, "reset_parameters"
-        ):
+        if next(module.parameters(recurse=False), None) is not None and not hasattr(module, "reset_parameters"):
             raise ModelError(
                 f"'{name}' ({type(module).__name__}) has weights and no reset_parameters(); add the method, "
                 "or train a newly built network without from_scratch"

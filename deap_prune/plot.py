@@ -11,7 +11,11 @@ INK, MUTED, BLUE, ORANGE = "#1b1f24", "#7a828e", "#1f6feb", "#d9622b"
 
 
 def plot_front(
-    front: ParetoFront, path: str | Path, *, points: Mapping[str, tuple[float, float]] | None = None, title: str = ""
+    front: ParetoFront,
+    path: str | Path,
+    *,
+    points: Mapping[str, tuple[float, float]] | None = None,
+    title: str = "",
 ) -> None:
     """Draw the first two objectives of a front.
 

@@ -52,13 +52,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.optimizer not in _OPTIMIZERS:
-            raise ConfigError(
-                f"unknown optimizer '{self.optimizer}'; {did_you_mean(self.optimizer, _OPTIMIZERS)}"
-            )
+            raise ConfigError(f"unknown optimizer '{self.optimizer}'; {did_you_mean(self.optimizer, _OPTIMIZERS)}")
         if self.schedule not in _SCHEDULES:
-            raise ConfigError(
-                f"unknown schedule '{self.schedule}'; {did_you_mean(self.schedule, _SCHEDULES)}"
-            )
+            raise ConfigError(f"unknown schedule '{self.schedule}'; {did_you_mean(self.schedule, _SCHEDULES)}")
         legal = {
             "lr": (self.lr > 0, "above 0"),
             "batch_size": (self.batch_size >= 1, "at least 1"),
@@ -70,17 +66,13 @@ class Recipe:
         }
         for name, (ok, rule) in legal.items():
             if not ok:
-                raise ConfigError(
-                    f"{name}={getattr(self, name)} in the training recipe; give a number {rule}"
-                )
+                raise ConfigError(f"{name}={getattr(self, name)} in the training recipe; give a number {rule}")
 
     def rate(self, epoch: float, epochs: int) -> float:
         """The learning rate after so many epochs, fractions included, of so many."""
         if epoch < self.warmup_epochs:
             return self.lr * epoch / self.warmup_epochs
-        return self.lr * _SCHEDULES[self.schedule](
-            (epoch - self.warmup_epochs) / (epochs - self.warmup_epochs)
-        )
+        return self.lr * _SCHEDULES[self.schedule]((epoch - self.warmup_epochs) / (epochs - self.warmup_epochs))
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer of the parameters that are to be trained."""

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from deap import tools
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from deap_prune.batches import Data, Forward
 from deap_prune.blending.clusters import CriteriaClusters, cluster
@@ -21,15 +17,20 @@ from deap_prune.blending.genome import Genome, check_budget
 from deap_prune.config import Config, SearchConfig, dump_config, load_config, validated
 from deap_prune.criteria.table import ScoreTable, score
 from deap_prune.errors import RunError
-from deap_prune.evolution.algorithms import Callback, Generation, eaBlend, random_states, restore_random_states
+from deap_prune.evolution.algorithms import (
+    Callback,
+    Generation,
+    eaBlend,
+    random_states,
+    restore_random_states,
+)
 from deap_prune.evolution.checkpoint import Checkpoints
 from deap_prune.evolution.front import ParetoFront, Solution
 from deap_prune.evolution.toolbox import BlendProblem, make_toolbox
 from deap_prune.files import write_text
 from deap_prune.fitness.evaluator import Evaluator
+from deap_prune.runs import fingerprint, pack_cache, unpack_cache, write_result
 from deap_prune.structure.inputs import Inputs
-from deap_prune.structure.masks import Masks
-from deap_prune.structure.slim import unwrap
 from deap_prune.structure.space import PruningSpace
 from deap_prune.structure.trace import trace
 
@@ -108,12 +109,22 @@ def search(
     if config is None:
         config = Config(search=validated(SearchConfig, options))
     folder = None if out is None else Path(out)
-    if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder is not None:
+        check_folder(folder)
+    return _run(model, example_inputs, calibration, validation, folder, forward, callbacks, progress, config)
+
+
+def check_folder(folder: Path) -> None:
+    """A run starts in a new or an empty folder.
+
+    Raises:
+        RunError: If there is anything in it.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(
             f"'{folder}' exists and is not empty; choose another out folder, or go on with dp.resume('{folder}') "
             f"(deap-prune resume {folder})"
         )
-    return _run(model, example_inputs, calibration, validation, folder, forward, callbacks, progress, config)
 
 
 def resume(
@@ -154,10 +165,16 @@ def resume(
         from deap_prune.workspace import Workspace
 
         work = Workspace.open(config)
-        model, example_inputs, calibration, validation = work.model, work.example, work.calibration, work.validation
+        model, example_inputs, calibration, validation = (
+            work.model,
+            work.example,
+            work.calibration,
+            work.validation,
+        )
     if model is None or example_inputs is None or calibration is None or validation is None:
         raise RunError(
-            f"'{folder}' was started from Python: pass model, example_inputs, calibration= and validation= as to dp.search"
+            f"'{folder}' was started from Python: pass model, example_inputs, calibration= and validation= "
+            "as to dp.search"
         )
     return _run(model, example_inputs, calibration, validation, folder, forward, callbacks, progress, config)
 
@@ -175,6 +192,7 @@ def _run(
 ) -> Result:
     """Both doors lead here: with a checkpoint in the folder the run goes on from it."""
     before = random_states()
+    calibration, validation = _keep(calibration), _keep(validation)
     try:
         genome, evaluator, scores = prepare(
             model, example_inputs, calibration, validation, config.search, forward=forward, progress=progress
@@ -185,11 +203,13 @@ def _run(
         problem = BlendProblem(genome, evaluator)
         state, hooks = None, list(callbacks)
         if folder is not None:
-            checkpoints = Checkpoints(folder, _fingerprint(model, config, calibration, validation), lambda: _pack(evaluator))
+            checkpoints = Checkpoints(
+                folder, fingerprint(model, config.search, calibration, validation), lambda: pack_cache(evaluator)
+            )
             stored = checkpoints.load(problem.individual)
             if stored is not None:
                 state = stored[0]
-                _unpack(stored[1], evaluator)
+                unpack_cache(stored[1], evaluator)
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / "config.yaml", dump_config(config))
             hooks.append(checkpoints)
@@ -208,7 +228,7 @@ def _run(
         front = toolbox.front(state.archive)
         result = Result(front, state.logbook, genome.space, scores, genome.clusters, evaluator, genome)
         if folder is not None:
-            _write(folder, result)
+            write_result(folder, result.front, result.logbook)
         return result
     finally:
         restore_random_states(before)
@@ -231,7 +251,6 @@ def prepare(
     """
     options.check()
     check_budget(options.max_flops, 0.0)
-    calibration, validation = _keep(calibration), _keep(validation)
     space = trace(model, example_inputs, ignore=options.ignore)
     evaluator = Evaluator(
         model,
@@ -271,55 +290,6 @@ def _keep(data: Data) -> Data:
     return data if isinstance(data, (tuple, list)) else list(data)
 
 
-def _fingerprint(model: nn.Module, config: Config, calibration: Data, validation: Data) -> dict[str, str]:
-    """Hashes of what a run depends on; the number of generations may change."""
-    settings = config.search.model_dump(mode="json", exclude={"generations"})
-    weights = hashlib.sha256()
-    for name, tensor in sorted(unwrap(model).state_dict().items()):
-        weights.update(name.encode())
-        weights.update(_bytes(tensor))
-    images = hashlib.sha256()
-    for leaf in tree_leaves([_keep(calibration), _keep(validation)]):
-        images.update(_bytes(leaf) if isinstance(leaf, Tensor) else repr(leaf).encode())
-    return {
-        "settings": hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest(),
-        "model": weights.hexdigest(),
-        "data": images.hexdigest(),
-    }
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def _pack(evaluator: Evaluator) -> dict[str, Any]:
-    """The evaluator's cache, a candidate's mask as hexadecimal bits in the order of the space's channels."""
-    rows = {np.packbits(evaluator.space.kept(m)[:-1]).tobytes().hex(): list(v) for m, v in evaluator.cache.items()}
-    return {"cache": rows, "candidates": evaluator.counters.candidates}
-
-
-def _unpack(extra: Mapping[str, Any], evaluator: Evaluator) -> None:
-    space = evaluator.space
-    for text, values in extra["cache"].items():
-        bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8)).astype(bool)
-        masks = Masks({g.name: bits[g.start : g.start + g.size] for g in space.groups})
-        evaluator.cache[masks] = tuple(values)
-    evaluator.counters.candidates = extra["candidates"]
-
-
-def _write(folder: Path, result: Result) -> None:
-    """The result's files; front.json comes last of the figures."""
-    from deap_prune.plot import plot_front
-
-    with (folder / "history.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(result.logbook[0]))
-        writer.writeheader()
-        writer.writerows(result.logbook)
-    result.front.save(folder)
-    if len(result.front.weights) > 1:
-        plot_front(result.front, folder / "front.png")
-
-
 class _Bar:
     """Progress of a run: generation, best values, hypervolume, evaluations, cache hits."""
 
@@ -342,7 +312,6 @@ class _Bar:
     def _update(self, state: Generation) -> None:
         record, counters = state.logbook[-1], self._evaluator.counters
         best = ", ".join(f"{name} {record[name]:.3f}" for name in self._evaluator.names)
-        text = f"best {best}; hypervolume {record['hypervolume']:.4f}; {counters.candidates} judged, {counters.cache_hits} cached"
+        judged = f"{counters.candidates} judged, {counters.cache_hits} cached"
+        text = f"best {best}; hypervolume {record['hypervolume']:.4f}; {judged}"
         self._bar.update(self._task, completed=state.number + 1, description=text)
-
-

@@ -52,7 +52,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ModelError(
-            f"'{path}' can't be read as a plain state dict ({type(error).__name__}); save model.state_dict(), better as safetensors"
+            f"'{path}' can't be read as a plain state dict ({type(error).__name__}); save model.state_dict(), "
+            "better as safetensors"
         ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):

@@ -54,9 +54,7 @@ def test_normalisation_and_layout(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (6, 4, 5, 3), dtype=np.uint8)
     np.savez(tmp_path / "a.npz", images=images, labels=np.zeros(6, dtype=np.int32))
     mean, std = [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]
-    data = load_data(
-        format="npz", train=str(tmp_path / "a.npz"), mean=mean, std=std, calibration=1, validation=1
-    )
+    data = load_data(format="npz", train=str(tmp_path / "a.npz"), mean=mean, std=std, calibration=1, validation=1)
     wanted = ((images / 255 - np.array(mean)) / np.array(std)).transpose(0, 3, 1, 2)
     np.testing.assert_allclose(data.train[0].numpy(), wanted, rtol=1e-5, atol=1e-6)
 
@@ -109,9 +107,7 @@ def make_folder(root: Path, classes: list[str], count: int = 4) -> str:
 
 def test_image_folder(tmp_path: Path) -> None:
     train, test = make_folder(tmp_path / "train", ["a", "b"]), make_folder(tmp_path / "test", ["a", "b"], 1)
-    data = load_data(
-        format="image_folder", train=train, test=test, size=8, calibration=2, validation=3, **PLAIN
-    )
+    data = load_data(format="image_folder", train=train, test=test, size=8, calibration=2, validation=3, **PLAIN)
     inputs, targets = data.train
     assert inputs.shape == (8, 3, 8, 8)
     assert torch.equal((inputs[:, 0, 0, 0] * 255).round().long() // 40, targets)
@@ -189,9 +185,7 @@ def test_nothing_left_to_train_on(train: str) -> None:
 
 def test_npz_errors(train: str, tmp_path: Path) -> None:
     def load(path: str | Path, **options: Any) -> Splits:
-        return load_data(
-            **{"format": "npz", "train": str(path), "calibration": 1, "validation": 1, **PLAIN, **options}
-        )
+        return load_data(**{"format": "npz", "train": str(path), "calibration": 1, "validation": 1, **PLAIN, **options})
 
     with pytest.raises(DataError, match=r"no file .*absent\.npz"):
         load(tmp_path / "absent.npz")
@@ -225,9 +219,7 @@ def test_augment_is_a_shift_and_a_mirror() -> None:
     padded = torch.nn.functional.pad(inputs, [1] * 4)
     seen = set()
     for i in range(60):
-        windows = {
-            (r, c, f): padded[i, :, r : r + 5, c : c + 5] for r in range(3) for c in range(3) for f in (0, 1)
-        }
+        windows = {(r, c, f): padded[i, :, r : r + 5, c : c + 5] for r in range(3) for c in range(3) for f in (0, 1)}
         hits = [key for key, w in windows.items() if torch.equal(w.flip(2) if key[2] else w, outputs[i])]
         assert len(hits) == 1
         seen.add(hits[0])

@@ -45,9 +45,7 @@ def quick(model: nn.Module, train: Any, validation: Any = None, **options: Any) 
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
-    return all(
-        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    )
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
 def test_it_learns_and_records(data: Pair) -> None:
@@ -167,9 +165,7 @@ def test_forward_and_augment_callables(data: Pair) -> None:
 def test_accuracy_counts_and_leaves_the_modes() -> None:
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(2), nn.Identity())
     model[1].eval()
-    assert accuracy(
-        model, (torch.tensor([[1.0, 0], [0, 1], [1, 0]]), torch.tensor([0, 1, 1]))
-    ) == pytest.approx(2 / 3)
+    assert accuracy(model, (torch.tensor([[1.0, 0], [0, 1], [1, 0]]), torch.tensor([0, 1, 1]))) == pytest.approx(2 / 3)
     assert [m.training for m in model] == [True, False, True]
 
 

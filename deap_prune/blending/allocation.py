@@ -72,7 +72,7 @@ def register_allocation(
 @register_allocation("uniform", reference="Li et al. 2017, arXiv 1608.08710")
 def uniform(wish: Wish) -> Path:
     """Every group keeps the same share."""
-    return lambda t: t * wish.sizes
+    return lambda t: np.asarray(t * wish.sizes, dtype=np.float64)
 
 
 @register_allocation("global", reference="Liu et al. 2017, arXiv 1708.06519")
@@ -96,7 +96,8 @@ def evolved(wish: Wish) -> Path:
     shares = np.maximum(wish.shares, 1e-6)
     wanted = wish.sizes * shares / shares.max()
     # Up to the middle of the path the widths grow in proportion; beyond it the narrow groups catch up to dense.
-    return lambda t: wanted * min(1.0, 2 * t) + (wish.sizes - wanted) * max(0.0, 2 * t - 1)
+    rest = wish.sizes - wanted
+    return lambda t: np.asarray(wanted * min(1.0, 2 * t) + rest * max(0.0, 2 * t - 1), dtype=np.float64)
 
 
 @dataclass(frozen=True, eq=False)

@@ -86,7 +86,8 @@ class CriteriaClusters:
 
     def __str__(self) -> str:
         return "\n".join(
-            f"{name}: " + " | ".join(", ".join(members) for members in group.members) for name, group in self.groups.items()
+            f"{name}: " + " | ".join(", ".join(members) for members in group.members)
+            for name, group in self.groups.items()
         )
 
 
@@ -130,10 +131,8 @@ def _kmeans(ranks: NDArray[np.float64], k: int, seed: int) -> NDArray[np.intp]:
     from sklearn.cluster import KMeans
 
     distinct, inverse = np.unique(ranks, axis=0, return_inverse=True)
-    inverse = inverse.reshape(-1)
-    if k >= len(distinct):
-        labels = inverse
-    else:
+    labels = inverse.reshape(-1)
+    if k < len(distinct):
         labels = KMeans(n_clusters=k, n_init=10, random_state=seed).fit(ranks).labels_
     seen: dict[int, int] = {}
     return np.array([seen.setdefault(int(label), len(seen)) for label in labels], dtype=np.intp)

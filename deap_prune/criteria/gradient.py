@@ -15,5 +15,5 @@ def taylor_weight(weight_taylor: Tensor) -> Tensor:
 
 @register_criterion("taylor_gate", needs="gate_taylor", reference="Molchanov et al. 2019, arXiv 1906.10771, sec. 3.3")
 def taylor_gate(gate_taylor: Tensor) -> Tensor:
-    """Squared first-order change of a unit gate after the BN: (gamma dL/dgamma + beta dL/dbeta)^2, mean over batches."""
+    """Squared first-order change when a unit gate after the BN closes: (gamma dL/dgamma + beta dL/dbeta)^2."""
     return gate_taylor.square().mean(dim=0)

@@ -102,7 +102,11 @@ def filter_rows(network: nn.Module, member: Member, name: str, tensor: Tensor | 
 
 
 def _collect_weights(
-    network: nn.Module, space: PruningSpace, needs: Collection[str], seed: int, values: dict[str, dict[str, list[Tensor]]]
+    network: nn.Module,
+    space: PruningSpace,
+    needs: Collection[str],
+    seed: int,
+    values: dict[str, dict[str, list[Tensor]]],
 ) -> None:
     sources = {"weight": ("filter", "weight"), "scale": ("norm", "weight"), "shift": ("norm", "bias")}
     for number, group in enumerate(space.groups):
@@ -138,7 +142,10 @@ def _pass(
                 if needs & _GRADIENTS:
                     loss(outputs, targets).backward()
             for group in space.groups:
-                for need, role, names in (("weight_taylor", "filter", ("weight",)), ("gate_taylor", "norm", ("weight", "bias"))):
+                for need, role, names in (
+                    ("weight_taylor", "filter", ("weight",)),
+                    ("gate_taylor", "norm", ("weight", "bias")),
+                ):
                     if need in needs:
                         for k, member in enumerate(group.layers(role)):
                             change = _first_order(network, member, names)

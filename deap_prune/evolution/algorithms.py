@@ -48,7 +48,8 @@ def eaBlend(
     """(mu + lambda) evolution with an archive of the non-dominated.
 
     Per generation: ``lambda_`` children by ``algorithms.varOr``, evaluated through ``toolbox.map``; the best ``mu`` of
-    parents and children survive (``toolbox.select``). Aliases needed: clone, evaluate, front, map, mate, mutate, select.
+    parents and children survive (``toolbox.select``).
+    Aliases needed: clone, evaluate, front, map, mate, mutate, select.
 
     Args:
         population: The initial individuals, mu of them.
@@ -87,7 +88,12 @@ def _advance(state: Generation, toolbox: base.Toolbox, survivors: list[Any], fre
     state.archive = non_dominated(state.archive + [toolbox.clone(ind) for ind in fresh])
     front: ParetoFront = toolbox.front(state.archive)
     values = np.array([ind.fitness.values for ind in state.population])
-    record: dict[str, Any] = {"gen": state.number, "nevals": len(fresh), "hypervolume": front.hypervolume(), "front": len(front)}
+    record: dict[str, Any] = {
+        "gen": state.number,
+        "nevals": len(fresh),
+        "hypervolume": front.hypervolume(),
+        "front": len(front),
+    }
     for name, weight, column in zip(front.weights, front.weights.values(), values.T, strict=True):
         record[name] = float(column.max() if weight > 0 else column.min())
     state.logbook.record(**record)
@@ -97,8 +103,8 @@ def non_dominated(individuals: Sequence[Any]) -> list[Any]:
     """Those that no other one dominates, one for each set of fitness values, first come first kept."""
     distinct = list({ind.fitness.wvalues: ind for ind in reversed(individuals)}.values())[::-1]
     points = np.array([ind.fitness.wvalues for ind in distinct])
-    better = (points[None] >= points[:, None]).all(axis=2) & (points[None] > points[:, None]).any(axis=2)
-    return [ind for ind, beaten in zip(distinct, better.any(axis=1), strict=True) if not beaten]
+    beaten = [bool(((points >= p).all(axis=1) & (points > p).any(axis=1)).any()) for p in points]
+    return [ind for ind, worse in zip(distinct, beaten, strict=True) if not worse]
 
 
 def _notify(state: Generation, callbacks: Sequence[Callback]) -> None:
@@ -111,7 +117,7 @@ def random_states() -> dict[str, Any]:
     import torch
 
     version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()  # type: ignore[misc]
+    name, keys, position, has_gauss, cached = np.random.get_state()
     return {
         "python": [version, list(internal), gauss],
         "numpy": [str(name), np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)],

@@ -27,9 +27,7 @@ class Checkpoints:
         extra: Gives more to store, such as the evaluator's cache.
     """
 
-    def __init__(
-        self, folder: Path, fingerprint: dict[str, str], extra: Callable[[], dict[str, Any]] = dict
-    ) -> None:
+    def __init__(self, folder: Path, fingerprint: dict[str, str], extra: Callable[[], dict[str, Any]] = dict) -> None:
         self.folder = folder / "checkpoints"
         self.fingerprint = fingerprint
         self.extra = extra
@@ -82,7 +80,10 @@ class Checkpoints:
             for record in body["logbook"]:
                 logbook.record(**record)
             state = Generation(
-                body["number"], _unpack(body["population"], individual), _unpack(body["archive"], individual), logbook
+                body["number"],
+                _unpack(body["population"], individual),
+                _unpack(body["archive"], individual),
+                logbook,
             )
             restore_random_states(body["random"])
             return state, body["extra"]

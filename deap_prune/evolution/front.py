@@ -80,9 +80,13 @@ class ParetoFront(Sequence[Solution]):
         return iter(self.solutions)
 
     def __str__(self) -> str:
-        return "\n".join([f"{len(self)} solutions"] + [f"  {s.flops / self.dense['flops']:.3f} of the flops: {s}" for s in self])
+        return "\n".join(
+            [f"{len(self)} solutions"] + [f"  {s.flops / self.dense['flops']:.3f} of the flops: {s}" for s in self]
+        )
 
-    def best(self, *, max_flops: float | None = None, max_params: float | None = None, by: str | None = None) -> Solution:
+    def best(
+        self, *, max_flops: float | None = None, max_params: float | None = None, by: str | None = None
+    ) -> Solution:
         """The best solution under a cost.
 
         Args:
@@ -105,8 +109,9 @@ class ParetoFront(Sequence[Solution]):
         if not inside:
             cheapest = min(self, key=lambda s: s.flops)
             raise BudgetError(
-                f"no solution keeps at most {max_flops if max_flops is not None else max_params} of the cost; the cheapest keeps "
-                f"{cheapest.flops / self.dense['flops']:.4f} of the flops and {cheapest.params / self.dense['params']:.4f} of the parameters"
+                f"no solution keeps at most {max_flops if max_flops is not None else max_params} of the cost; the "
+                f"cheapest keeps {cheapest.flops / self.dense['flops']:.4f} of the flops and "
+                f"{cheapest.params / self.dense['params']:.4f} of the parameters"
             )
         return max(inside, key=lambda s: (self.weights[name] * s.values[name], -s.flops))
 
@@ -172,7 +177,9 @@ class ParetoFront(Sequence[Solution]):
         """
         path = Path(folder) / "front.json"
         if not path.is_file():
-            raise RunError(f"'{folder}' holds no front.json; a run writes it when it is done (deap-prune resume goes on)")
+            raise RunError(
+                f"'{folder}' holds no front.json; a run writes it when it is done (deap-prune resume goes on)"
+            )
         try:
             content = json.loads(path.read_text())
             solutions = tuple(

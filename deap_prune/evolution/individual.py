@@ -15,7 +15,7 @@ def fitness_class(weights: Sequence[float]) -> type[base.Fitness]:
         weights: +1 to maximise, -1 to minimise, one an objective.
     """
     name = "Fitness" + "".join("Max" if w > 0 else "Min" for w in weights)
-    return getattr(__import__(__name__, fromlist=[name]), name)  # type: ignore[no-any-return]
+    return getattr(__import__(__name__, fromlist=[name]), name)
 
 
 def __getattr__(name: str) -> Any:
@@ -24,7 +24,9 @@ def __getattr__(name: str) -> Any:
     if body == name or not body or body.replace("Max", "").replace("Min", ""):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     weights = tuple(1.0 if body[i : i + 3] == "Max" else -1.0 for i in range(0, len(body), 3))
-    globals()[name] = type(name, (base.Fitness,), {"weights": weights, "__module__": __name__, "__doc__": f"Weights {weights}."})
+    globals()[name] = type(
+        name, (base.Fitness,), {"weights": weights, "__module__": __name__, "__doc__": f"Weights {weights}."}
+    )
     return globals()[name]
 
 

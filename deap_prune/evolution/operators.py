@@ -1,7 +1,7 @@
 """Operators for blends: plain functions on lists, with DEAP's signatures and DEAP's source of randomness.
 
-They need nothing but the :class:`~deap_prune.blending.genome.Layout`: usable in any ``toolbox.register``, on individuals
-of any list class.
+They need nothing but the :class:`~deap_prune.blending.genome.Layout`: usable in any ``toolbox.register``, on
+individuals of any list class.
 """
 
 from __future__ import annotations
@@ -109,5 +109,5 @@ def selBlend(individuals: list[Any], k: int) -> list[Any]:
 
 def _survivors(individuals: list[Any], k: int) -> list[Any]:
     if len(individuals[0].fitness.wvalues) == 1:
-        return tools.selBest(individuals, k)  # type: ignore[no-any-return]
-    return tools.selNSGA2(individuals, k, nd="log")  # type: ignore[no-any-return]
+        return tools.selBest(individuals, k)
+    return tools.selNSGA2(individuals, k, nd="log")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -60,14 +61,16 @@ class BlendProblem:
         return self._individual(genes)
 
     def population(self, n: int) -> list[BlendIndividual]:
-        """``n`` individuals: single criteria first (up to half of them, over a range of widths), the rest random.
+        """``n`` individuals: single criteria in the first half (without a budget over a range of widths), then random.
 
         Args:
             n: Size.
         """
         names = list(dict.fromkeys(c for g in self.genome.clusters.groups.values() for c in g.criteria))
-        shares = (1.0,) if self.genome.max_flops is not None else (0.8, 0.65, 0.5, 0.35)
-        seeds = [self.genome.single(name, share=share) for share in shares for name in names][: n // 2]
+        free = self.genome.max_flops is None
+        shares = np.linspace(0.95, 0.25, n // 2) if free else np.ones(min(len(names), n // 2))
+        pairs = zip(itertools.cycle(names), shares.tolist(), strict=False)
+        seeds = [self.genome.single(name, share=share) for name, share in pairs]
         fresh = (initBlend(self.individual, self.genome.layout) for _ in range(n - len(seeds)))
         return [*map(self.individual, seeds), *fresh]
 

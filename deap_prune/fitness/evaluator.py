@@ -13,11 +13,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from deap_prune.batches import Data, Forward, check_labels, count_samples, default_forward, resolve_device, to_batches
+from deap_prune.batches import (
+    Data,
+    Forward,
+    check_labels,
+    count_samples,
+    default_forward,
+    resolve_device,
+    to_batches,
+)
 from deap_prune.errors import ConfigError, DataError
 from deap_prune.fitness.objectives import OBJECTIVES, judge
 from deap_prune.fitness.recalibrate import recalibrate_bn
-from deap_prune.structure.masks import Masks, masked
+from deap_prune.structure.masking import masked
+from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import slim, unwrap
 from deap_prune.structure.space import PruningSpace
 from deap_prune.structure.trace import check_finite, pristine
@@ -79,7 +88,9 @@ class Evaluator:
         if recalibrate not in RECALIBRATIONS:
             raise ConfigError(f"recalibrate is {recalibrate!r}; it is 'data' or None")
         if isinstance(objectives, str) or not objectives or len(set(objectives)) < len(tuple(objectives)):
-            raise ConfigError(f"objectives is {objectives!r}; give a tuple of different names, such as ('accuracy', 'flops')")
+            raise ConfigError(
+                f"objectives is {objectives!r}; give a tuple of different names, such as ('accuracy', 'flops')"
+            )
         self.space = space
         self.objectives = tuple(OBJECTIVES[name] for name in objectives)
         self.recalibrate = recalibrate
@@ -110,7 +121,11 @@ class Evaluator:
         """The dense network: ``flops`` and ``params`` in whole numbers, and its ``values`` (own BN statistics)."""
         everything = Masks({})
         values = self.measure(self.network, everything)
-        return {"flops": self.space.flops, "params": self.space.params, "values": dict(zip(self.names, values, strict=True))}
+        return {
+            "flops": self.space.flops,
+            "params": self.space.params,
+            "values": dict(zip(self.names, values, strict=True)),
+        }
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -137,7 +152,7 @@ class Evaluator:
         return [self(m) for m in masks]
 
     def slim(self, masks: Masks) -> nn.Module:
-        """The smaller network exactly as it is judged (BN statistics re-estimated), in eval mode, on the evaluator's device."""
+        """The smaller network exactly as it is judged: BN statistics re-estimated, in eval mode, on the device."""
         start = time.perf_counter()
         network = slim(self.network, self.space, masks)
         start = self._clock("slim", start)
@@ -177,7 +192,7 @@ class Evaluator:
         with torch.no_grad(), _full_precision():
             outputs = [self.forward(network, batch) for batch in batches]
             parts = [(out, target, d) for (out, target), d in zip(outputs, dense, strict=True)]
-            found = [judge(o, parts) if o.batch else o.of_masks(self.space, masks) for o in self.objectives if o.batch or o.of_masks]
+            found = [o.of_masks(self.space, masks) if o.of_masks else judge(o, parts) for o in self.objectives]
         self.counters.samples += sum(count_samples(b) for b in batches)
         self._clock("forward", start)
         return tuple(self._guard(v, k) for k, v in enumerate(found))
@@ -202,7 +217,7 @@ class Evaluator:
 
     @torch.no_grad()
     def _dense_outputs(self, batches: list[Any] | None = None) -> list[Any]:
-        """The dense network's outputs where an objective needs them; one batch is run in any case, to check the labels."""
+        """The dense network's outputs where an objective needs them; one batch is always run, to check the labels."""
         batches = self._validation if batches is None else batches
         needed = any(o.needs_dense for o in self.objectives)
         found: list[Any] = []
@@ -234,4 +249,3 @@ def _full_precision() -> Iterator[None]:
         yield
     finally:
         cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = before
-

@@ -110,14 +110,18 @@ def loss(outputs: Tensor, targets: Tensor, dense_outputs: None) -> Tensor:
     return F.cross_entropy(outputs.float(), targets, reduction="none")
 
 
-@register_objective("agreement", maximise=False, worst=1e6, needs_dense=True, reference="Hinton et al. 2015, arXiv 1503.02531")
+@register_objective(
+    "agreement", maximise=False, worst=1e6, needs_dense=True, reference="Hinton et al. 2015, arXiv 1503.02531"
+)
 def agreement(outputs: Tensor, targets: Tensor, dense_outputs: Tensor) -> Tensor:
     """Mean KL divergence from the dense network's outputs to the pruned one's, in nats; needs no labels."""
     dense, pruned = dense_outputs.float().log_softmax(dim=1), outputs.float().log_softmax(dim=1)
     return F.kl_div(pruned, dense, log_target=True, reduction="none").sum(dim=1)
 
 
-@register_objective("flops", maximise=False, worst=1.0, cost=True, reference="fvcore's convention: 1 multiply-add = 1 flop")
+@register_objective(
+    "flops", maximise=False, worst=1.0, cost=True, reference="fvcore's convention: 1 multiply-add = 1 flop"
+)
 def flops(space: PruningSpace, masks: Masks) -> float:
     """Kept share of the dense network's multiply-adds, in [0, 1]."""
     return count_flops(space, masks) / space.flops

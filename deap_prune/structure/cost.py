@@ -44,7 +44,9 @@ class CostPolynomial:
         return np.rint(self.constant + (first * second) @ self.coefficients).astype(np.int64)
 
     @classmethod
-    def build(cls, terms: Sequence[Term], group_of: NDArray[np.intp], sizes: Sequence[int], constant: float = 0.0) -> CostPolynomial:
+    def build(
+        cls, terms: Sequence[Term], group_of: NDArray[np.intp], sizes: Sequence[int], constant: float = 0.0
+    ) -> CostPolynomial:
         """From terms (coefficient, channel ids, channel ids); None stands for a factor of 1.
 
         Args:

@@ -1,4 +1,4 @@
-"""The layer types that can be narrowed: for each, which tensor dimension counts its input or output channels, and its cost.
+"""The layer types that can be narrowed: which tensor dimensions count a layer's channels, and what it costs.
 
 A layer type is described once, by a function from the layer to a :class:`LayerSpec`; masking, slimming, parameter and
 FLOPs counts all follow from that description. ``@register_layer(MyConv)`` adds a type of your own.
@@ -209,7 +209,7 @@ def _batch_norm(layer: nn.BatchNorm2d) -> LayerSpec:
     return LayerSpec(
         in_channels=layer.num_features,
         out_channels=layer.num_features,
-        tensors={name: ("out",) for name in ("weight", "bias", "running_mean", "running_var")},
+        tensors=dict.fromkeys(("weight", "bias", "running_mean", "running_var"), ("out",)),
         widths={"num_features": "out"},
         flops=lambda x, y: {"out": scale * x[0] * prod(x[2:])},
         role="norm",

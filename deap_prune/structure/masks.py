@@ -1,12 +1,11 @@
-"""Masks: which filters of each group stay. And the network under a mask, full size, with the rest ignored."""
+"""Masks: which filters of each group stay. NumPy alone."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,9 +13,6 @@ from numpy.typing import ArrayLike, NDArray
 from deap_prune.errors import MaskError
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
     from deap_prune.structure.space import PruningSpace
 
 
@@ -106,107 +102,3 @@ class Masks(Mapping[str, NDArray[np.bool_]]):
         except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
             raise MaskError(f"not masks in JSON, as Masks.to_json writes them: {error!r}") from error
         return cls(keep)
-
-
-@contextmanager
-def masked(
-    model: nn.Module, space: PruningSpace, masks: Masks, *, state: nn.Module | None = None
-) -> Iterator[nn.Module]:
-    """The network at full size, its pruned channels ignored by every layer that reads them; undone at the end.
-
-    Args:
-        model: The network that was traced, wrapped or not, on any device.
-        space: Its space.
-        masks: What stays.
-        state: A slimmed network whose weights and statistics take the place of the kept ones (as judged, with BN
-            statistics re-estimated); None keeps the network's own.
-
-    Raises:
-        MaskError: If the masks don't fit the space.
-    """
-    from deap_prune.structure.layers import describe_layer
-    from deap_prune.structure.slim import unwrap
-
-    network, kept = unwrap(model), space.kept(masks)
-    donor = dict(state.named_modules()) if state is not None else {}
-    saved: list[tuple[torch.Tensor, torch.Tensor]] = []
-    replaced: list[nn.Module] = []
-    try:
-        for entry in space.layers:
-            ins, outs = np.flatnonzero(kept[entry.inputs]), np.flatnonzero(kept[entry.outputs])
-            if entry.dim is not None:
-                if state is not None:
-                    parameter = network.get_parameter(entry.name)
-                    index = [slice(None)] * entry.dim + [outs]
-                    _overwrite(parameter, tuple(index), state.get_parameter(entry.name), saved)
-                continue
-            layer = network.get_submodule(entry.name)
-            spec = describe_layer(layer)
-            if spec is None:
-                raise MaskError(f"'{entry.name}' is a {type(layer).__name__}, which was not traced: is this the network?")
-            if spec.whole:
-                if len(ins) < len(entry.inputs):
-                    _run_narrowed(layer, donor.get(entry.name), spec, ins, outs)
-                    replaced.append(layer)
-                    continue
-            _mask_layer(layer, donor.get(entry.name), spec, kept[entry.inputs], outs, saved)
-        yield model
-    finally:
-        for layer in replaced:
-            del layer.forward
-        for tensor, original in reversed(saved):
-            tensor.data = original
-
-
-def _mask_layer(
-    layer: nn.Module, donor: nn.Module | None, spec: Any, keep_in: NDArray[np.bool_], outs: NDArray[np.intp], saved: Any
-) -> None:
-    """Zero what reads pruned inputs, and put the donor's values where the kept ones stand."""
-    from deap_prune.structure.layers import selection
-
-    for name, dims in spec.tensors.items():
-        tensor = getattr(layer, name)
-        if tensor is None or (donor is None and ("in" not in dims or keep_in.all())):
-            continue
-        value = tensor.detach().clone()
-        if "in" in dims and not keep_in.all():
-            every = np.arange(spec.out_channels)
-            value[selection(tensor, spec, name, np.flatnonzero(~keep_in), every)] = 0
-        if donor is not None:
-            index = selection(tensor, spec, name, np.flatnonzero(keep_in), outs)
-            value[index] = getattr(donor, name).detach().to(value).reshape(value[index].shape)
-        saved.append((tensor, tensor.data))
-        tensor.data = value
-
-
-def _overwrite(tensor: torch.Tensor, index: tuple[Any, ...], value: torch.Tensor, saved: Any) -> None:
-    full = tensor.detach().clone()
-    full[index] = value.detach().to(full)
-    saved.append((tensor, tensor.data))
-    tensor.data = full
-
-
-def _run_narrowed(
-    layer: nn.Module, donor: nn.Module | None, spec: Any, ins: NDArray[np.intp], outs: NDArray[np.intp]
-) -> None:
-    """Let the layer see its kept channels alone: gather, run the narrowed copy, scatter."""
-    import copy
-
-    import torch
-
-    from deap_prune.structure.layers import narrow_layer
-
-    small = copy.deepcopy(layer)
-    narrow_layer(small, ins, outs)
-    if donor is not None:
-        small.load_state_dict(donor.state_dict())
-    dim = spec.channel_dim
-
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        index = torch.as_tensor(ins, device=x.device)
-        narrow = small(x.index_select(dim, index))
-        shape = list(narrow.shape)
-        shape[dim] = spec.out_channels
-        return narrow.new_zeros(shape).index_copy_(dim % x.dim(), torch.as_tensor(outs, device=x.device), narrow)
-
-    layer.forward = forward  # type: ignore[method-assign]

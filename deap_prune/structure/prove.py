@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_map
 
 from deap_prune.structure.count import count_flops
 from deap_prune.structure.inputs import Call, forward
-from deap_prune.structure.masks import Masks, masked
+from deap_prune.structure.masking import masked
+from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import slim
 from deap_prune.structure.space import PruningSpace
 
@@ -97,6 +98,6 @@ def guilty_groups(model: nn.Module, space: PruningSpace, call: Call) -> dict[str
             return {names[0]: reason}
         half = len(names) // 2
         found = {**search(names[:half]), **search(names[half:])}
-        return found or {name: f"{reason}, together with others" for name in names}
+        return found or dict.fromkeys(names, f"{reason}, together with others")
 
     return search([group.name for group in space.groups])

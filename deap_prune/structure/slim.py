@@ -50,7 +50,7 @@ def slim(model: nn.Module, space: PruningSpace, masks: Masks) -> nn.Module:
     return small
 
 
-def _narrow_parameter(model: nn.Module, name: str, dim: int, outs: np.ndarray) -> None:  # type: ignore[type-arg]
+def _narrow_parameter(model: nn.Module, name: str, dim: int, outs: np.ndarray) -> None:
     path, _, leaf = name.rpartition(".")
     owner, old = model.get_submodule(path), model.get_parameter(name)
     value = old.detach().index_select(dim, torch.as_tensor(outs, device=old.device))

@@ -172,16 +172,19 @@ class PruningSpace:
 
     def __str__(self) -> str:
         lines = [
-            f"{len(self.groups)} groups, {int(self.sizes.sum())} filters; {self.flops:,} flops (1 multiply-add = 1 flop), "
-            f"{self.min_flops / self.flops:.1%} of them can't go; {self.params:,} parameters"
+            f"{len(self.groups)} groups, {int(self.sizes.sum())} filters; {self.flops:,} flops "
+            f"(1 multiply-add = 1 flop), {self.min_flops / self.flops:.1%} of them can't go; {self.params:,} parameters"
         ]
         lines += [f"  {group}" for group in self.groups]
         reasons: dict[str, list[Refusal]] = {}
         for refusal in self.refused:
             reasons.setdefault(refusal.reason, []).append(refusal)
         lines += [
-            f"  dense: {', '.join(f'{r.layer} ({r.channels})' for r in found)}: {reason}" for reason, found in reasons.items()
+            f"  dense: {', '.join(f'{r.layer} ({r.channels})' for r in found)}: {reason}"
+            for reason, found in reasons.items()
         ]
         if self.uncounted:
-            lines.append("  not counted by fvcore: " + ", ".join(f"{k} x{n}" for k, n in Counter(self.uncounted).items()))
+            lines.append(
+                "  not counted by fvcore: " + ", ".join(f"{k} x{n}" for k, n in Counter(self.uncounted).items())
+            )
         return "\n".join(lines)

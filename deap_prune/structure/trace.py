@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,13 +15,14 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
-from deap_prune.errors import ModelError
+from deap_prune.errors import ModelError, did_you_mean
 from deap_prune.structure.cost import CostPolynomial, Term
 from deap_prune.structure.count import count_flops
-from deap_prune.structure.inputs import Inputs, first_sample, forward
-from deap_prune.structure.labels import DENSE, LabelTracer, Labels, LayerCall
+from deap_prune.structure.inputs import Inputs, first_sample
+from deap_prune.structure.labels import Labels, LabelTracer, LayerCall
 from deap_prune.structure.layers import describe_layer
 from deap_prune.structure.prove import guilty_groups, randomised
+from deap_prune.structure.rules import DENSE
 from deap_prune.structure.slim import unwrap
 from deap_prune.structure.space import FilterGroup, LayerChannels, Member, PruningSpace, Refusal
 
@@ -29,13 +31,13 @@ def trace(model: nn.Module, example_inputs: Inputs, *, ignore: Iterable[str] = (
     """Find the filter groups of a network, and prove them.
 
     One forward pass in eval mode follows every channel through the network; channels that meet are grouped. Then the
-    masked and the slimmed network are compared on a randomised copy: a group for which they differ is refused with a
-    reason, found by bisection, and stays dense. The model comes back unchanged.
+    masked and the slimmed network are compared on a randomised copy, and the closed-form cost with fvcore's count: a
+    group for which they differ is found by bisection, refused with a reason, and stays dense.
 
     Args:
-        model: Any network, on any device, wrapped in (Distributed)DataParallel or not.
+        model: Any network, on any device, wrapped in (Distributed)DataParallel or not; it comes back unchanged.
         example_inputs: A tensor, a tuple of positional arguments or a dict of keyword arguments; one sample is used.
-        ignore: Module names to leave dense (a name covers what is below it); also group names.
+        ignore: Module names to leave dense; a name covers what is below it.
 
     Raises:
         ModelError: If weights are not finite, the forward pass fails, an ignored name does not exist, or nothing in
@@ -43,42 +45,41 @@ def trace(model: nn.Module, example_inputs: Inputs, *, ignore: Iterable[str] = (
     """
     network = pristine(unwrap(model))
     check_finite(network)
-    ignored = tuple(ignore)
-    known = {name for name, _ in network.named_modules()}
-    for name in ignored:
-        if name not in known:
-            from deap_prune.errors import did_you_mean
-
-            raise ModelError(f"ignore names '{name}', which is no module of the network; {did_you_mean(name, known)}")
     inputs = first_sample(example_inputs, next(network.parameters(), torch.empty(0)).device)
     tracer = LabelTracer(network)
     try:
         tracer.run(network, *inputs)
+        total, uncounted = count_flops(network, inputs)
     except Exception as error:
         raise ModelError(f"the network fails on the example inputs: {type(error).__name__}: {error}") from error
-    for call in tracer.calls:
-        if any(call.name == name or call.name.startswith(f"{name}.") for name in ignored):
-            tracer.freeze(torch.from_numpy(call.outputs), "was told to be ignored")
-    total, uncounted = count_flops(network, inputs)
+    _ignore(network, tracer, tuple(ignore))
+    space = build_space(network, tracer, total, uncounted)
     proof = randomised(network)
-    refused: dict[str, str] = {}
-    while True:
+    while space.groups and (guilty := guilty_groups(proof, space, inputs)):
+        for name, reason in guilty.items():
+            for member in space.group(name).members:
+                made = next(c.outputs for c in tracer.calls if c.name == member.layer)
+                if member.role == "filter":
+                    tracer.freeze(torch.from_numpy(made[member.positions.reshape(-1)]), reason)
         space = build_space(network, tracer, total, uncounted)
-        guilty = guilty_groups(proof, space, inputs) if space.groups else {}
-        if not guilty:
-            break
-        refused.update(guilty)
-        for group in space.groups:
-            if group.name in guilty:
-                labels = [c.outputs[m.positions.reshape(-1)] for m in group.layers("filter") for c in tracer.calls if c.name == m.layer]
-                tracer.freeze(torch.from_numpy(np.concatenate(labels)), guilty[group.name])
     if not space.groups:
         reasons = "; ".join(sorted({f"{r.layer}: {r.reason}" for r in space.refused})[:5])
         raise ModelError(
-            "the network has no filters that can be pruned" + (f" ({reasons})" if reasons else "")
-            + "; a prunable filter needs a convolution or linear layer whose outputs another layer reads"
+            f"the network has no filters that can be pruned ({reasons or 'no layer makes channels'}); a prunable "
+            "filter needs a convolution or linear layer whose outputs another layer reads"
         )
     return space
+
+
+def _ignore(network: nn.Module, tracer: LabelTracer, names: Sequence[str]) -> None:
+    """Freeze what the named modules make."""
+    known = {name for name, _ in network.named_modules()}
+    for name in names:
+        if name not in known:
+            raise ModelError(f"ignore names '{name}', which is no module of the network; {did_you_mean(name, known)}")
+    for call in tracer.calls:
+        if any(call.name == name or call.name.startswith(f"{name}.") for name in names):
+            tracer.freeze(torch.from_numpy(call.outputs), "was told to be ignored")
 
 
 def pristine(network: nn.Module) -> nn.Module:
@@ -106,7 +107,7 @@ class _Port:
     """One side of a layer: the channel classes at its positions."""
 
     layer: str
-    role: str
+    side: Literal["makes", "passes", "reads"]
     classes: Labels
 
 
@@ -122,20 +123,24 @@ def build_space(network: nn.Module, tracer: LabelTracer, total: int, uncounted: 
     ports = _ports(calls, classes)
     _freeze_uneven_blocks(calls, classes, ports, reasons)
     groups, ids = _groups(ports, calls, classes, reasons)
-    made: dict[tuple[str, str], int] = {}
-    for call in calls.values():
-        if not call.spec.coupled:
-            for c in classes[call.outputs]:
-                reason = reasons.get(int(c), "nothing reads it, or it stands alone")
-                if ids[c] < 0:
-                    made[(call.name, reason)] = made.get((call.name, reason), 0) + 1
+    refused = _refusals(calls, classes, ids, reasons)
     layers = [LayerChannels(n, ids[classes[c.inputs]], ids[classes[c.outputs]]) for n, c in calls.items()]
     layers += [
         LayerChannels(n, ids[classes[labels]], ids[classes[labels]], dim) for n, (dim, labels) in tracer.vectors.items()
     ]
     flops, params = _costs(network, tracer, classes, ids, layers, groups, total)
-    refused = tuple(Refusal(layer, n, reason) for (layer, reason), n in made.items())
     return PruningSpace(tuple(groups), refused, tuple(layers), flops, params, dict(uncounted))
+
+
+def _refusals(
+    calls: Mapping[str, LayerCall], classes: Labels, ids: Labels, reasons: Mapping[int, str]
+) -> tuple[Refusal, ...]:
+    found: Counter[tuple[str, str]] = Counter()
+    for name, call in calls.items():
+        if not call.spec.coupled:
+            dense = [int(c) for c in classes[call.outputs] if ids[c] < 0]
+            found.update((name, reasons.get(c, "is read by no layer")) for c in dense)
+    return tuple(Refusal(name, channels, reason) for (name, reason), channels in found.items())
 
 
 def _classes(tracer: LabelTracer) -> Labels:
@@ -150,10 +155,10 @@ def _ports(calls: Mapping[str, LayerCall], classes: Labels) -> list[_Port]:
     ports = []
     for name, call in calls.items():
         if call.spec.coupled:
-            ports.append(_Port(name, call.spec.role, classes[call.outputs]))
+            ports.append(_Port(name, "passes", classes[call.outputs]))
         else:
-            ports.append(_Port(name, "reader", classes[call.inputs]))
-            ports.append(_Port(name, "filter", classes[call.outputs]))
+            ports.append(_Port(name, "reads", classes[call.inputs]))
+            ports.append(_Port(name, "makes", classes[call.outputs]))
     return ports
 
 
@@ -194,15 +199,15 @@ def _groups(
     """Classes that stand in the same ports are the filters of one group; and the class -> channel id table."""
     by_signature: dict[tuple[tuple[int, int], ...], list[int]] = {}
     for c, signature in _signatures(ports).items():
-        roles = {ports[p].role for p, _ in signature}
-        if c not in reasons and "filter" in roles and "reader" in roles:
+        sides = {ports[p].side for p, _ in signature}
+        if c not in reasons and sides >= {"makes", "reads"}:
             by_signature.setdefault(signature, []).append(c)
     ids = np.full(int(classes.max()) + 1, -1, dtype=np.int64)
     groups: list[FilterGroup] = []
     start = 0
     names: dict[str, int] = {}
     for signature, members in by_signature.items():
-        first = next(p for p, _ in signature if ports[p].role == "filter")
+        first = next(p for p, _ in signature if ports[p].side == "makes")
         order = [c for c in dict.fromkeys(ports[first].classes.tolist()) if c in set(members)]
         blocks, why = _blocks(signature, ports, calls, order)
         if why or len(order) <= blocks:
@@ -213,10 +218,10 @@ def _groups(
         index[order] = np.arange(len(order))
         found = []
         for p, uses in signature:
-            at = np.flatnonzero(index[ports[p].classes] >= 0)
+            at: Labels = np.flatnonzero(index[ports[p].classes] >= 0)
             at = at[np.argsort(index[ports[p].classes[at]], kind="stable")].reshape(len(order), uses)
-            role = "filter" if calls[ports[p].layer].spec.role == "filter" and ports[p].role != "reader" else ports[p].role
-            found.append(Member(ports[p].layer, role, at))  # type: ignore[arg-type]
+            role = "reader" if ports[p].side == "reads" else calls[ports[p].layer].spec.role
+            found.append(Member(ports[p].layer, role, at))
         name = ports[first].layer
         names[name] = names.get(name, 0) + 1
         name = name if names[name] == 1 else f"{name}:{names[name]}"
@@ -227,7 +232,10 @@ def _groups(
 
 
 def _blocks(
-    signature: tuple[tuple[int, int], ...], ports: list[_Port], calls: Mapping[str, LayerCall], order: list[int]
+    signature: tuple[tuple[int, int], ...],
+    ports: list[_Port],
+    calls: Mapping[str, LayerCall],
+    order: list[int],
 ) -> tuple[int, str]:
     """The number of equal parts of a group, or the reason why its layers' blocks can't be reconciled."""
     blocks = 1
@@ -256,7 +264,7 @@ def _costs(
         sides = {"in": ids[classes[call.inputs]], "out": ids[classes[call.outputs]]}
         for powers, coefficient in call.flops:
             factors = [sides[axis] for axis in powers.split("*") if axis != "1"]
-            first, second = (factors + [None, None])[:2]
+            first, second = [*factors, None, None][:2]
             flops.append((coefficient, first, second))
     flops += [(charge, ids[classes[labels]], None) for charge, labels in tracer.counted]
     flops_of = CostPolynomial.build(flops, group_of, sizes)
@@ -280,9 +288,6 @@ def _parameter_terms(network: nn.Module, layer: LayerChannels) -> list[Term]:
         tensor = getattr(module, name)
         if isinstance(tensor, nn.Parameter):
             sides = [layer.inputs if axis == "in" else layer.outputs for axis in dims if axis]
-            first, second = ([*sides, None, None])[:2]
+            first, second = [*sides, None, None][:2]
             terms.append((tensor.numel() / math.prod(len(s) for s in sides), first, second))
     return terms
-
-
-__all__ = ["forward", "trace"]

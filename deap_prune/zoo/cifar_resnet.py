@@ -121,9 +121,7 @@ class CifarResNet(nn.Module):
     ) -> None:
         super().__init__()
         if shortcut not in ("A", "B"):
-            raise ModelError(
-                f"unknown shortcut '{shortcut}'; give 'A' (zero padding) or 'B' (1x1 convolution)"
-            )
+            raise ModelError(f"unknown shortcut '{shortcut}'; give 'A' (zero padding) or 'B' (1x1 convolution)")
         if len(widths) != 3 or min(blocks, num_classes, in_channels, *widths) < 1:
             raise ModelError(
                 f"blocks={blocks}, num_classes={num_classes}, widths={tuple(widths)}, in_channels="
@@ -145,13 +143,9 @@ class CifarResNet(nn.Module):
         return cast(Tensor, self.get_submodule(self.head_name)(x))
 
 
-def _stage(
-    blocks: int, in_channels: int, out_channels: int, stride: int, shortcut: Shortcut
-) -> nn.Sequential:
+def _stage(blocks: int, in_channels: int, out_channels: int, stride: int, shortcut: Shortcut) -> nn.Sequential:
     first = BasicBlock(in_channels, out_channels, stride, shortcut)
-    return nn.Sequential(
-        first, *(BasicBlock(out_channels, out_channels, 1, shortcut) for _ in range(blocks - 1))
-    )
+    return nn.Sequential(first, *(BasicBlock(out_channels, out_channels, 1, shortcut) for _ in range(blocks - 1)))
 
 
 def cifar_resnet(depth: int = 56, num_classes: int = 10, shortcut: Shortcut = "A") -> CifarResNet:
@@ -213,6 +207,4 @@ def _pad_shortcut(layer: PadShortcut) -> LayerSpec:
         layer.source = place.to(layer.source.device)[layer.source[torch.as_tensor(kept_out)]]
         layer.in_channels, layer.out_channels = len(kept_in), len(kept_out)
 
-    return LayerSpec(
-        in_channels=layer.in_channels, out_channels=layer.out_channels, whole=True, narrow=narrow
-    )
+    return LayerSpec(in_channels=layer.in_channels, out_channels=layer.out_channels, whole=True, narrow=narrow)

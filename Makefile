@@ -1,0 +1,35 @@
+# `make help` lists the targets. Each sets up .venv by itself.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all check lint clean
+
+help: ## Show this help
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(READY): pyproject.toml
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $(READY)
+
+demo: $(READY) ## Prune a network on real images: train, search, compare, slim, fine-tune (about two minutes)
+	$(BIN)/python examples/demo.py
+
+test: $(READY) ## Run the tests (a few minutes)
+	$(BIN)/python -m pytest
+
+test-all: $(READY) ## Run all tests, the slow ones too
+	$(BIN)/python -m pytest -m ''
+
+lint: $(READY) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint test ## ruff, mypy, tests
+
+clean: ## Remove caches (not .venv, not runs)
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -1,0 +1,195 @@
+"""The command line: ``deap-prune inspect | search | resume | slim | finetune | criteria``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from deap_prune.errors import PruneError
+
+app = typer.Typer(
+    help="Prune the filters of CNNs by blending pruning criteria, evolved with DEAP.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console()
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML config, or a run folder.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY.SUB=VALUE", help="Override a config value.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+
+
+def _command(function: Callable[..., None]) -> Callable[..., None]:
+    """Register a command; our own errors become one line and exit code 2."""
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except PruneError as error:
+            Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False)
+            raise typer.Exit(2) from None
+
+    return app.command()(run)
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+@_command
+def inspect(config: ConfigPath, set: Overrides = None) -> None:
+    """Show what can be pruned in the config's network: groups, couplings, refusals, cost."""
+    from deap_prune.config import load_config
+    from deap_prune.structure.trace import trace
+    from deap_prune.workspace import Workspace
+
+    work = Workspace.open(load_config(config, set or ()))
+    space = trace(work.model, work.example, ignore=work.config.search.ignore)
+    out.print(_plain(str(space)), highlight=False, soft_wrap=True)
+
+
+@_command
+def search(
+    config: ConfigPath,
+    set: Overrides = None,
+    folder: Annotated[str | None, typer.Option("--out", help="Run folder; the config's 'out' if left out.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Search blends for the config's network, and write a run folder."""
+    from deap_prune.config import load_config
+    from deap_prune.errors import ConfigError
+    from deap_prune.search import check_folder
+    from deap_prune.search import search as run
+    from deap_prune.workspace import Workspace
+
+    loaded = load_config(config, set or ())
+    target = folder or loaded.out
+    if target is None:
+        raise ConfigError("no run folder: give --out FOLDER, or set 'out' in the config")
+    check_folder(Path(target))
+    loaded = loaded.model_copy(update={"out": target})
+    loaded.search.check()
+    work = Workspace.open(loaded)
+    result = run(
+        work.model,
+        work.example,
+        calibration=work.calibration,
+        validation=work.validation,
+        out=target,
+        config=loaded,
+        progress=not quiet,
+    )
+    _report(result, target)
+
+
+@_command
+def resume(
+    run: RunPath,
+    generations: Annotated[int | None, typer.Option(help="A new last generation, to run longer.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Go on with a run from its newest checkpoint, bit for bit as if it had never stopped."""
+    from deap_prune.search import resume as go_on
+
+    _report(go_on(run, generations=generations, progress=not quiet), run)
+
+
+@_command
+def slim(
+    run: RunPath,
+    max_flops: Annotated[float | None, typer.Option(help="Best solution with at most this share of the FLOPs.")] = None,
+    number: Annotated[int | None, typer.Option(help="Solution by its place in front.json.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="Where to; RUN/slim.safetensors if left out.")
+    ] = None,
+) -> None:
+    """Write the smaller network of a run's solution, exactly as it was judged (safetensors; masks beside it)."""
+    from deap_prune.files import write_text
+    from deap_prune.recall import recall
+    from deap_prune.weights import save_weights
+
+    evaluator, solution, _ = recall(run, max_flops=max_flops, number=number)
+    target = weights or run / "slim.safetensors"
+    save_weights(evaluator.slim(solution.masks), target)
+    write_text(target.with_suffix(".masks.json"), solution.masks.to_json())
+    out.print(_plain(f"{solution}; weights in {target}, masks in {target.with_suffix('.masks.json')}"), soft_wrap=True)
+
+
+@_command
+def finetune(
+    run: RunPath,
+    max_flops: Annotated[float | None, typer.Option(help="Best solution with at most this share of the FLOPs.")] = None,
+    number: Annotated[int | None, typer.Option(help="Solution by its place in front.json.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training images; the config's if left out.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Slim a run's solution, fine-tune it, and say its test accuracy before and after (the last epoch's)."""
+    from deap_prune.finetune import Recipe, accuracy
+    from deap_prune.finetune import finetune as train
+    from deap_prune.recall import recall
+    from deap_prune.weights import save_weights
+
+    evaluator, solution, work = recall(run, max_flops=max_flops, number=number)
+    options = work.config.finetune
+    small = evaluator.slim(solution.masks)
+    test = work.splits.test
+    before = accuracy(small, test) if test is not None else None
+    train(
+        small,
+        work.splits.train,
+        work.validation,
+        epochs=epochs or options.epochs,
+        recipe=Recipe(**options.recipe),
+        teacher=work.model if options.distill else None,
+        augment=options.augment,
+        from_scratch=options.from_scratch,
+        seed=options.seed,
+        progress=not quiet,
+    )
+    save_weights(small, run / "finetuned.safetensors")
+    if test is not None:
+        out.print(f"test accuracy {before:.4f} as pruned, {accuracy(small, test):.4f} after fine-tuning (last epoch)")
+    out.print(_plain(f"weights in {run / 'finetuned.safetensors'}"), soft_wrap=True)
+
+
+@_command
+def criteria() -> None:
+    """List the criteria."""
+    from deap_prune.criteria import CRITERIA
+
+    table = Table("name", "importance of a filter", "reference", box=None)
+    for entry in CRITERIA:
+        table.add_row(entry.name, _plain(entry.summary), _plain(entry.reference))
+    out.print(table)
+
+
+def _report(result: Any, folder: Path | str) -> None:
+    """The front as a table, and where it is."""
+    front = result.front
+    table = Table("solution", *front.weights, "multiply-adds", "parameters", box=None)
+    for number, s in enumerate(front):
+        table.add_row(str(number), *(f"{v:.4f}" for v in s.values.values()), f"{s.flops:,}", f"{s.params:,}")
+    out.print(table)
+    out.print(
+        _plain(
+            f"{len(front)} solutions after {result.evaluations} evaluations, in {folder}; next: deap-prune slim {folder}"
+        ),
+        soft_wrap=True,
+    )
+
+
+if __name__ == "__main__":
+    app()

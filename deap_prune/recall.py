@@ -1,0 +1,50 @@
+"""A solution of a finished run, with the evaluator that judged it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deap_prune.config import load_config
+from deap_prune.errors import RunError
+from deap_prune.evolution.front import ParetoFront, Solution
+from deap_prune.fitness.evaluator import Evaluator
+from deap_prune.structure.trace import trace
+from deap_prune.workspace import Workspace
+
+
+def recall(
+    run: str | Path, *, max_flops: float | None = None, number: int | None = None
+) -> tuple[Evaluator, Solution, Workspace]:
+    """Evaluator, solution and workspace of a run that its config describes.
+
+    Args:
+        run: The run folder.
+        max_flops: The best solution with at most this kept share of the FLOPs; the best at all if left out.
+        number: The solution at this place of front.json instead.
+
+    Raises:
+        RunError: If the folder holds no front, or no such solution.
+        BudgetError: If no solution is that cheap.
+    """
+    front = ParetoFront.load(run)
+    if number is not None and not 0 <= number < len(front):
+        raise RunError(f"'{run}' has solutions 0 to {len(front) - 1}; number is {number}")
+    solution: Solution = front[number] if number is not None else front.best(max_flops=max_flops)
+    config = load_config(run)
+    if config.model is None or config.data is None:
+        raise RunError(
+            f"'{run}' was started from Python, so its config.yaml names no model; there, use result.slim(solution) "
+            "or dp.Evaluator(model, ...).slim(dp.Masks.from_json(...))"
+        )
+    work = Workspace.open(config)
+    evaluator = Evaluator(
+        work.model,
+        trace(work.model, work.example, ignore=config.search.ignore),
+        calibration=work.calibration,
+        validation=work.validation,
+        objectives=config.search.objectives,
+        recalibrate=config.search.recalibrate,
+        batch_size=config.search.batch_size,
+        device=config.search.device,
+    )
+    return evaluator, solution, work

@@ -1,0 +1,72 @@
+"""What a run folder needs beside the front: fingerprints, the evaluator's cache, the files of a result."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from deap import tools
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from deap_prune.batches import Data
+from deap_prune.config import SearchConfig
+from deap_prune.evolution.front import ParetoFront
+from deap_prune.fitness.evaluator import Evaluator
+from deap_prune.structure.masks import Masks
+from deap_prune.structure.slim import unwrap
+
+
+def fingerprint(model: nn.Module, options: SearchConfig, calibration: Data, validation: Data) -> dict[str, str]:
+    """Hashes of what a run depends on; the number of generations may change."""
+    settings = options.model_dump(mode="json", exclude={"generations"})
+    weights = hashlib.sha256()
+    for name, tensor in sorted(unwrap(model).state_dict().items()):
+        weights.update(name.encode())
+        weights.update(_bytes(tensor))
+    images = hashlib.sha256()
+    for leaf in tree_leaves([calibration, validation]):
+        images.update(_bytes(leaf) if isinstance(leaf, Tensor) else repr(leaf).encode())
+    return {
+        "settings": hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest(),
+        "model": weights.hexdigest(),
+        "data": images.hexdigest(),
+    }
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def pack_cache(evaluator: Evaluator) -> dict[str, Any]:
+    """The evaluator's cache, a candidate's mask as hexadecimal bits in the order of the space's channels."""
+    rows = {np.packbits(evaluator.space.kept(m)[:-1]).tobytes().hex(): list(v) for m, v in evaluator.cache.items()}
+    return {"cache": rows, "candidates": evaluator.counters.candidates}
+
+
+def unpack_cache(extra: Mapping[str, Any], evaluator: Evaluator) -> None:
+    """Undo of :func:`pack_cache`."""
+    space = evaluator.space
+    for text, values in extra["cache"].items():
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8)).astype(bool)
+        masks = Masks({g.name: bits[g.start : g.start + g.size] for g in space.groups})
+        evaluator.cache[masks] = tuple(values)
+    evaluator.counters.candidates = extra["candidates"]
+
+
+def write_result(folder: Path, front: ParetoFront, logbook: tools.Logbook) -> None:
+    """history.csv, the front's files and its picture."""
+    from deap_prune.plot import plot_front
+
+    with (folder / "history.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(logbook[0]))
+        writer.writeheader()
+        writer.writerows(logbook)
+    front.save(folder)
+    if len(front.weights) > 1:
+        plot_front(front, folder / "front.png")

@@ -1,0 +1,118 @@
+"""The network under a mask: full size, with the pruned channels ignored by whatever reads them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from deap_prune.errors import MaskError
+from deap_prune.structure.layers import Indices, LayerSpec, describe_layer, narrow_layer, selection
+from deap_prune.structure.masks import Masks
+from deap_prune.structure.slim import unwrap
+from deap_prune.structure.space import PruningSpace
+
+Saved = list[tuple[Tensor, Tensor]]
+
+
+@contextmanager
+def masked(
+    model: nn.Module, space: PruningSpace, masks: Masks, *, state: nn.Module | None = None
+) -> Iterator[nn.Module]:
+    """The network at full size, its pruned channels ignored by every layer that reads them; undone at the end.
+
+    Args:
+        model: The network that was traced, wrapped or not, on any device.
+        space: Its space.
+        masks: What stays.
+        state: A slimmed network whose weights and statistics take the place of the kept ones (as judged, with BN
+            statistics re-estimated); None keeps the network's own.
+
+    Raises:
+        MaskError: If the masks don't fit the space.
+    """
+    network, kept = unwrap(model), space.kept(masks)
+    donor = dict(state.named_modules()) if state is not None else {}
+    saved: Saved = []
+    replaced: list[nn.Module] = []
+    try:
+        for entry in space.layers:
+            ins, outs = np.flatnonzero(kept[entry.inputs]), np.flatnonzero(kept[entry.outputs])
+            if entry.dim is not None:
+                if state is not None:
+                    parameter = network.get_parameter(entry.name)
+                    index = [slice(None)] * entry.dim + [outs]
+                    _overwrite(parameter, tuple(index), state.get_parameter(entry.name), saved)
+                continue
+            layer = network.get_submodule(entry.name)
+            spec = describe_layer(layer)
+            if spec is None:
+                raise MaskError(
+                    f"'{entry.name}' is a {type(layer).__name__}, which was not traced: is this the network?"
+                )
+            if spec.whole and len(ins) < len(entry.inputs):
+                _run_narrowed(layer, donor.get(entry.name), spec, ins, outs)
+                replaced.append(layer)
+                continue
+            _mask_layer(layer, donor.get(entry.name), spec, kept[entry.inputs], outs, saved)
+        yield model
+    finally:
+        for layer in replaced:
+            del layer.forward
+        for tensor, original in reversed(saved):
+            tensor.data = original
+
+
+def _mask_layer(
+    layer: nn.Module,
+    donor: nn.Module | None,
+    spec: LayerSpec,
+    keep_in: NDArray[np.bool_],
+    outs: Indices,
+    saved: Saved,
+) -> None:
+    """Zero what reads pruned inputs, and put the donor's values where the kept ones stand."""
+    for name, dims in spec.tensors.items():
+        tensor = getattr(layer, name)
+        if tensor is None or (donor is None and ("in" not in dims or keep_in.all())):
+            continue
+        value = tensor.detach().clone()
+        if "in" in dims and not keep_in.all():
+            every = np.arange(spec.out_channels)
+            value[selection(tensor, spec, name, np.flatnonzero(~keep_in), every)] = 0
+        if donor is not None:
+            index = selection(tensor, spec, name, np.flatnonzero(keep_in), outs)
+            value[index] = getattr(donor, name).detach().to(value).reshape(value[index].shape)
+        saved.append((tensor, tensor.data))
+        tensor.data = value
+
+
+def _overwrite(tensor: Tensor, index: tuple[Any, ...], value: Tensor, saved: Saved) -> None:
+    full = tensor.detach().clone()
+    full[index] = value.detach().to(full)
+    saved.append((tensor, tensor.data))
+    tensor.data = full
+
+
+def _run_narrowed(layer: nn.Module, donor: nn.Module | None, spec: LayerSpec, ins: Indices, outs: Indices) -> None:
+    """Let the layer see its kept channels alone: gather, run the narrowed copy, scatter."""
+    small = copy.deepcopy(layer)
+    narrow_layer(small, ins, outs)
+    if donor is not None:
+        small.load_state_dict(donor.state_dict())
+    dim = spec.channel_dim
+
+    def forward(x: Tensor) -> Tensor:
+        index = torch.as_tensor(ins, device=x.device)
+        narrow = small(x.index_select(dim, index))
+        shape = list(narrow.shape)
+        shape[dim] = spec.out_channels
+        return narrow.new_zeros(shape).index_copy_(dim % x.dim(), torch.as_tensor(outs, device=x.device), narrow)
+
+    layer.forward = forward

@@ -1,0 +1,220 @@
+"""What each operator does to channel labels: a table of short rules, and a default that refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+if TYPE_CHECKING:
+    from deap_prune.structure.labels import LabelTracer
+
+aten = torch.ops.aten
+DENSE = 0  # the label of everything that can't be pruned: inputs, constants, fixed padding
+
+# What fvcore counts outside of layers: flops per element of the (input, output).
+COUNTED = {F.adaptive_avg_pool2d: (1, 0), aten.upsample_nearest2d: (0, 1), aten.upsample_bilinear2d: (0, 4)}
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One operator as it ran: its tensor arguments in order, with their labels."""
+
+    tracer: LabelTracer
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+
+    @property
+    def name(self) -> str:
+        """The operator's name."""
+        return str(self.func.overloadpacket.__name__)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Tensor arguments."""
+        return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        """Tensor results."""
+        return [leaf for leaf in tree_leaves(self.out) if isinstance(leaf, Tensor)]
+
+    @property
+    def source(self) -> tuple[Tensor, Tensor]:
+        """The first tensor argument and its labels (dense if it has none)."""
+        tensor = self.tensors[0]
+        labels = self.tracer.of(tensor)
+        return tensor, torch.full([1] * tensor.dim(), DENSE) if labels is None else labels
+
+    def argument(self, name: str, default: Any = None) -> Any:
+        """A non-tensor argument by its name in the operator's schema."""
+        for place, argument in enumerate(self.func._schema.arguments):
+            if argument.name == name:
+                return self.args[place] if place < len(self.args) else self.kwargs.get(name, default)
+        return default
+
+    def on_labels(self) -> Any:
+        """The operator applied to labels in the place of tensors."""
+
+        def labels(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            found = self.tracer.of(leaf)
+            return (torch.full([1] * leaf.dim(), DENSE) if found is None else found).expand(leaf.shape)
+
+        return self.func(*tree_map(labels, self.args), **tree_map(labels, self.kwargs))
+
+
+def follow(step: Step) -> None:
+    """Give the outputs of an operator their labels, tie or freeze what its inputs carry."""
+    packet = step.func.overloadpacket
+    if packet in RULES:
+        RULES[packet](step)
+    elif torch.Tag.pointwise in step.func.tags:
+        pointwise(step)
+    elif torch.Tag.reduction in step.func.tags:
+        reduction(step)
+    else:
+        for tensor in step.tensors:
+            step.tracer.freeze(step.tracer.of(tensor), f"is read by '{step.name}', which can't be narrowed")
+    for per_element, tensor in zip(COUNTED.get(packet, ()), (step.tensors[0], step.outputs[0]), strict=False):
+        step.tracer.charge(tensor, per_element)
+
+
+def pointwise(step: Step) -> None:
+    """Channels that meet are tied; a value broadcast over channels that vary elsewhere stays dense."""
+    tensors, tracer = step.tensors, step.tracer
+    shape = torch.broadcast_shapes(*(t.shape for t in tensors))
+    wide = [t.reshape([1] * (len(shape) - t.dim()) + list(t.shape)) for t in tensors]
+    found = [tracer.of(t) for t in tensors]
+    labels = [None if x is None else x.reshape([1] * (len(shape) - x.dim()) + list(x.shape)) for x in found]
+    varying = {d for x in labels if x is not None for d in range(len(shape)) if x.shape[d] > 1}
+    result: Tensor | None = None
+    for tensor, label in zip(wide, labels, strict=True):
+        spread = {d for d in varying if tensor.shape[d] > 1}
+        if label is None and not spread:
+            continue  # a constant for each channel alike
+        if label is None:  # a constant as wide as the channels: it would not shrink with them
+            label = torch.full([1] * len(shape), DENSE)
+        elif spread != varying and not bool((label == DENSE).all()):
+            tracer.freeze(label, f"is broadcast over other channels by '{step.name}'")
+            continue
+        if result is not None:
+            tracer.tie(result, label, f"meets values of fixed width in '{step.name}'")
+            label = torch.maximum(*torch.broadcast_tensors(result, label))
+        result = label
+    for leaf in step.outputs:
+        if result is not None and leaf.dim() == len(shape):
+            tracer.attach(leaf, result)
+
+
+def view(step: Step) -> None:
+    """Reshaped with the activation; channels folded into several dimensions keep the same ones in every fold."""
+    tensor, label = step.source
+    folded = label.expand(tensor.shape).reshape(step.out.shape)
+    step.tracer.attach(step.out, folded)
+    label_out = step.tracer.of(step.out)
+    varying = [d for d in range(folded.dim()) if label_out is not None and label_out.shape[d] > 1]
+    if label_out is not None and len(varying) > sum(n > 1 for n in label.shape):
+        first = label_out.narrow(varying[0], 0, 1)
+        step.tracer.tie(label_out, first, "is folded together with channels that stay dense")
+
+
+def move(step: Step) -> None:
+    """A data movement, done to the labels as to the activations."""
+    step.tracer.attach(step.out, step.on_labels())
+
+
+def pad(step: Step) -> None:
+    """Constant padding: along the channels it adds dense ones, elsewhere it changes no label."""
+    _, label = step.source
+    pads = list(step.args[1])
+    for k in range(len(pads) // 2):  # pads count from the last dimension
+        if label.shape[label.dim() - 1 - k] == 1:
+            pads[2 * k] = pads[2 * k + 1] = 0
+    if any(p < 0 for p in pads):
+        step.tracer.freeze(label, "is cropped by a fixed number of channels")
+    step.tracer.attach(step.out, F.pad(label, pads, value=DENSE))
+
+
+def split(step: Step) -> None:
+    """Parts of equal width keep the same positions; parts of unequal width stay dense."""
+    for tensor, part in zip(step.out, step.on_labels(), strict=True):
+        step.tracer.attach(tensor, part)
+    found = [label for t in step.out if (label := step.tracer.of(t)) is not None]
+    if len({label.shape for label in found}) > 1:
+        step.tracer.freeze(step.source[1], "is split into parts of unequal width")
+    elif not all(torch.equal(label, found[0]) for label in found):
+        for other in found[1:]:
+            step.tracer.tie(other, found[0], "is split beside channels that stay dense")
+
+
+def pick(step: Step) -> None:
+    """Slices and selections: fine along any dimension but the channels', where positions are fixed."""
+    tensor, label = step.source
+    dim = step.argument("dim", 0) % tensor.dim()
+    if label.shape[dim] > 1 and step.out.shape != tensor.shape:
+        step.tracer.freeze(label, "is indexed by fixed positions")
+    move(step)
+
+
+def spatial(step: Step) -> None:
+    """Pooling, resizing and padding over space."""
+    _reduce(step, range(2, step.source[0].dim()))
+
+
+def along(step: Step) -> None:
+    """Softmax and the like along one dimension."""
+    _reduce(step, [step.argument("dim", 0)])
+
+
+def reduction(step: Step) -> None:
+    """Mean, sum, norm, ... over the dimensions that the operator's ``dim`` names, or all."""
+    dims = step.argument("dim")
+    every = dims is None or dims == []
+    _reduce(step, range(step.source[0].dim()) if every else dims if isinstance(dims, (list, tuple)) else [dims])
+
+
+def _reduce(step: Step, dims: Iterable[int]) -> None:
+    tensor, label = step.source
+    chosen = {d % tensor.dim() for d in dims} if tensor.dim() else set()
+    if any(label.shape[d] > 1 for d in chosen):
+        step.tracer.freeze(label, f"is mixed with other channels by '{step.name}'")
+        return
+    for leaf in step.outputs:
+        if leaf.dim() != tensor.dim():  # keepdim=False
+            kept = label.reshape([n for d, n in enumerate(label.shape) if d not in chosen])
+            step.tracer.attach(leaf, kept)
+        else:
+            step.tracer.attach(leaf, label)
+
+
+def _table(*rows: tuple[Callable[[Step], None], str]) -> dict[Any, Callable[[Step], None]]:
+    """Operators by name; a name that this torch does not have is left out."""
+    return {getattr(aten, n): rule for rule, names in rows for n in names.split() if hasattr(aten, n)}
+
+
+RULES = _table(
+    (view, "view _unsafe_view reshape"),
+    (move, "transpose permute t unsqueeze squeeze expand flip roll repeat cat stack detach alias movedim"),
+    (move, "pixel_shuffle pixel_unshuffle channel_shuffle"),
+    (pad, "constant_pad_nd"),
+    (split, "split split_with_sizes chunk unbind tensor_split"),
+    (pick, "slice select index_select narrow"),
+    (pointwise, "hardswish hardswish_ contiguous _to_copy copy_ zeros_like ones_like empty_like full_like lift_fresh"),
+    (pointwise, "hardsigmoid log_sigmoid_forward threshold dropout native_dropout where _prelu_kernel"),
+    (spatial, "max_pool1d max_pool2d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d"),
+    (spatial, "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_max_pool2d adaptive_max_pool3d"),
+    (spatial, "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_bicubic2d"),
+    (spatial, "upsample_linear1d upsample_trilinear3d _upsample_nearest_exact2d _upsample_bilinear2d_aa"),
+    (spatial, "reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d"),
+    (along, "_softmax _log_softmax cumsum"),
+    (reduction, "linalg_vector_norm var_mean std var norm"),
+)

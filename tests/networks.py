@@ -1,0 +1,338 @@
+"""Small networks with one hard coupling each, and examples of what they take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from deap_prune import zoo
+
+
+class Example(NamedTuple):
+    """A network and what it is traced with."""
+
+    model: nn.Module
+    inputs: Any
+
+
+def conv(n_in: int, n_out: int, kernel: int = 3, **options: Any) -> nn.Conv2d:
+    return nn.Conv2d(n_in, n_out, kernel, **{"padding": kernel // 2, **options})
+
+
+def conv_bn(n_in: int, n_out: int, kernel: int = 3, **options: Any) -> nn.Sequential:
+    return nn.Sequential(conv(n_in, n_out, kernel, bias=False, **options), nn.BatchNorm2d(n_out))
+
+
+class Head(nn.Module):
+    """A stem, a body, global average pooling, a linear layer."""
+
+    def __init__(self, body: nn.Module, width: int, out: int, classes: int = 5) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, width)
+        self.body = body
+        self.fc = nn.Linear(out, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.adaptive_avg_pool2d(self.body(F.relu(self.stem(x))), 1).flatten(1))
+
+
+class Residual(nn.Module):
+    """A block with a 1x1 shortcut, then one with an identity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = conv_bn(6, 10, stride=2), conv_bn(10, 12)
+        self.short = conv_bn(6, 12, 1, stride=2)
+        self.conv3, self.conv4 = conv_bn(12, 8), conv_bn(8, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv2(F.relu(self.conv1(x))) + self.short(x))
+        return F.relu(self.conv4(F.relu(self.conv3(x))) + x)
+
+
+class OptionA(nn.Module):
+    """He et al.'s parameter-free shortcut as most people write it: F.pad of a slice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = conv_bn(6, 10, stride=2), conv_bn(10, 12), conv_bn(12, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv2(F.relu(self.conv1(x)))
+        return F.relu(self.conv3(F.relu(y + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 3, 3)))))
+
+
+class Separable(nn.Module):
+    """Expand, depthwise, squeeze and excite, project: MobileNetV3's block, with a residual connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand, self.depth, self.project = conv_bn(6, 12, 1), conv_bn(12, 12, groups=12), conv_bn(12, 6, 1)
+        self.squeeze, self.excite = conv(12, 5, 1), conv(5, 12, 1)
+        self.widen = conv_bn(6, 12, groups=6)  # depthwise with two outputs for each input
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.hardswish(self.depth(F.relu6(self.expand(x))))
+        y = y * F.hardsigmoid(self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(y, 1)))))
+        return F.relu(self.widen(x + self.project(y)))
+
+
+class Grouped(nn.Module):
+    """One grouped convolution, and two in a row."""
+
+    def __init__(self, in_a_row: bool) -> None:
+        super().__init__()
+        self.first = conv_bn(6, 16, groups=2)
+        self.grouped = conv_bn(16, 24, groups=4)
+        self.second = conv_bn(24, 16, groups=8) if in_a_row else conv_bn(24, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.second(F.relu(self.grouped(F.relu(self.first(x))))))
+
+
+class Dense(nn.Module):
+    """DenseNet's concatenation: BN and convolution read all that came before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.BatchNorm2d(n) for n in (6, 11, 16))
+        self.convs = nn.ModuleList(conv(n, 5) for n in (6, 11))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for norm, layer in zip(self.norms, self.convs, strict=False):
+            x = torch.cat([layer(F.relu(norm(x))), x], dim=1)
+        return F.relu(self.norms[-1](x))
+
+
+class Flatten(nn.Module):
+    """VGG as of 2014: every pixel of every channel is a feature of the linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = conv(3, 6), conv(6, 5)
+        self.fc1, self.fc2 = nn.Linear(5 * 16, 9), nn.Linear(9, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+        x = F.avg_pool2d(F.leaky_relu(self.conv2(x)), 1)
+        return self.fc2(F.relu(self.fc1(x.flatten(1))))
+
+
+class LayerScale(nn.Module):
+    """ConvNeXt's residual branch, scaled by a parameter that no layer owns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.back = conv(6, 12, 1), conv(12, 6, 1)
+        self.scale = nn.Parameter(torch.full((6, 1, 1), 1e-6))
+        self.offset = nn.Parameter(torch.zeros(12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.gelu(self.wide(x) + self.offset.view(1, -1, 1, 1))
+        return x + self.scale * self.back(y)
+
+
+class Shared(nn.Module):
+    """One convolution used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.again, self.out = conv(6, 6), conv_bn(6, 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.relu(self.again(F.relu(self.again(x)))))
+
+
+class Shuffle(nn.Module):
+    """ShuffleNet: one half goes by, the halves are concatenated and their channels interleaved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(conv_bn(4, 8, 1), nn.ReLU(), conv_bn(8, 8, groups=8), conv_bn(8, 4, 1), nn.ReLU())
+        self.last = conv_bn(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stay, go = x.chunk(2, dim=1)
+        x = torch.cat((stay, self.branch(go)), dim=1)
+        n, _, h, w = x.shape
+        return F.relu(self.last(x.view(n, 2, -1, h, w).transpose(1, 2).reshape(n, -1, h, w)))
+
+
+class Norms(nn.Module):
+    """Normalisation over channels, position by position and in groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = conv(6, 12), nn.GroupNorm(3, 12)
+        self.conv2, self.norm2, self.slope = conv(12, 8), nn.GroupNorm(1, 8), nn.PReLU(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.slope(self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
+
+
+class ChannelsLast(nn.Module):
+    """ConvNeXt's block: linear layers and a LayerNorm on the last dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depth, self.norm = conv(6, 6, groups=6), nn.LayerNorm(6)
+        self.up, self.down = nn.Linear(6, 14), nn.Linear(14, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.depth(x).permute(0, 2, 3, 1))
+        return x + self.down(F.gelu(self.up(y))).permute(0, 3, 1, 2)
+
+
+class Decoder(nn.Module):
+    """Down and up again with a skip: strided, transposed, padding="same", interpolation, pixel shuffle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = conv_bn(6, 10, stride=2)
+        self.same = nn.Conv2d(10, 8, 3, padding="same", dilation=2)
+        self.up = nn.ConvTranspose2d(8, 6, 2, stride=2)
+        self.fine, self.coarse, self.merge = conv(6, 5), conv(6, 20, stride=2), conv(10, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x + F.relu(self.up(F.relu(self.same(F.relu(self.down(x))))))
+        near = F.interpolate(F.avg_pool2d(self.fine(y), 2), scale_factor=2, mode="nearest")
+        return F.relu(self.merge(torch.cat([near, F.pixel_shuffle(self.coarse(y), 2)], dim=1)))
+
+
+class Sequence(nn.Module):
+    """One-dimensional: convolution, BN and LayerNorm on a Linear net, several outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm1 = nn.Conv1d(2, 8, 3), nn.BatchNorm1d(8)
+        self.fc1, self.norm2 = nn.Linear(8, 10), nn.LayerNorm(10)
+        self.fc2, self.norm3 = nn.Linear(10, 6), nn.BatchNorm1d(6)
+        self.a, self.b = nn.Linear(6, 3), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = F.relu(self.norm1(self.conv(x))).mean(2)
+        x = F.relu(self.norm3(self.fc2(F.relu(self.norm2(self.fc1(x))))))
+        return {"a": self.a(x), "b": self.b(x)}
+
+
+class TwoInputs(nn.Module):
+    """Takes two images, as arguments or by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.both = conv(3, 6), conv(1, 6), conv(6, 8)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, image: Tensor, depth: Tensor, gain: float = 1.0) -> Tensor:
+        x = F.relu(self.left(image)) + gain * F.relu(self.right(depth))
+        return self.fc(F.relu(self.both(x)).mean((2, 3)))
+
+
+class TiedWeights(nn.Module):
+    """Two convolutions that hold the same weight (not the same module)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = conv(6, 6), conv(6, 6), conv(6, 4)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.out(x + self.b(F.relu(x + self.a(x)))))
+
+
+class Flip(nn.Module):
+    """Channels in reverse order: an index map, not a mixture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = conv(6, 8), conv(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv2(F.relu(self.conv1(x)).flip(1)))
+
+
+IMAGE = (1, 3, 8, 8)
+
+NETWORKS: dict[str, Callable[[], Example]] = {
+    "plain": lambda: Example(Head(nn.Sequential(conv_bn(6, 9), nn.ReLU(), conv(9, 7)), 6, 7), torch.randn(IMAGE)),
+    "residual": lambda: Example(Head(Residual(), 6, 12), torch.randn(IMAGE)),
+    "option_a": lambda: Example(Head(OptionA(), 6, 7), torch.randn(IMAGE)),
+    "separable": lambda: Example(Head(Separable(), 6, 12), torch.randn(IMAGE)),
+    "grouped": lambda: Example(Head(Grouped(False), 6, 16), torch.randn(IMAGE)),
+    "grouped_in_a_row": lambda: Example(Head(Grouped(True), 6, 16), torch.randn(IMAGE)),
+    "concat": lambda: Example(Head(Dense(), 6, 16), torch.randn(IMAGE)),
+    "flatten": lambda: Example(Flatten(), torch.randn(IMAGE)),
+    "layer_scale": lambda: Example(Head(LayerScale(), 6, 6), torch.randn(IMAGE)),
+    "shared": lambda: Example(Head(Shared(), 6, 9), torch.randn(IMAGE)),
+    "shuffle": lambda: Example(Head(Shuffle(), 8, 6), torch.randn(IMAGE)),
+    "norms": lambda: Example(Head(Norms(), 6, 8), torch.randn(IMAGE)),
+    "channels_last": lambda: Example(Head(ChannelsLast(), 6, 6), torch.randn(IMAGE)),
+    "decoder": lambda: Example(Head(Decoder(), 6, 7), torch.randn(IMAGE)),
+    "sequence": lambda: Example(Sequence(), torch.randn(1, 2, 12)),
+    "tuple_inputs": lambda: Example(TwoInputs(), (torch.randn(1, 3, 8, 8), torch.randn(1, 1, 8, 8))),
+    "dict_inputs": lambda: Example(
+        TwoInputs(), {"image": torch.randn(1, 3, 8, 8), "depth": torch.randn(1, 1, 8, 8), "gain": 0.5}
+    ),
+    "tied_weights": lambda: Example(Head(TiedWeights(), 6, 4), torch.randn(IMAGE)),
+    "flip": lambda: Example(Head(Flip(), 6, 4), torch.randn(IMAGE)),
+    "digits_resnet": lambda: Example(zoo.digits_resnet(), torch.randn(1, 1, 8, 8)),
+    "resnet20_a": lambda: Example(zoo.resnet20(10, "A"), torch.randn(1, 3, 16, 16)),
+    "resnet20_b": lambda: Example(zoo.resnet20(100, "B"), torch.randn(1, 3, 16, 16)),
+}
+
+LARGE: dict[str, Callable[[], Example]] = {
+    "resnet56_a": lambda: Example(zoo.resnet56(10, "A"), torch.randn(1, 3, 16, 16)),
+    "vgg16": lambda: Example(zoo.vgg16(10), torch.randn(1, 3, 16, 16)),
+}
+
+
+# ------------------------------------------------------------------ bodies that can't be pruned in part, and why
+class Between(nn.Module):
+    """A body with something between two convolutions; the second's own filters are prunable in any case."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.before, self.after, self.last = conv(6, 8), conv(8, 7), conv(7, 4)
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.last(F.relu(self.after(self.between(F.relu(self.before(x)))))))
+
+
+class OwnParameter(nn.Module):
+    """A functional convolution with a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(8, 8, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.kernel, padding=1)
+
+
+class FixedGain(nn.Module):
+    """A buffer as wide as the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("gain", torch.rand(8, 1, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gain
+
+
+def hard_view(x: Tensor) -> Tensor:
+    return x.view(1, 4, 2, 64).sum(2, keepdim=True).expand(1, 4, 2, 64).reshape(1, 8, 8, 8)
+
+
+def weight_normed() -> nn.Module:
+    return parametrizations.weight_norm(conv(8, 8))
+
+
+def plain_example(between: Callable[[Tensor], Tensor]) -> Example:
+    return Example(Head(Between(between), 6, 4), torch.randn(IMAGE))
