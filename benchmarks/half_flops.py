@@ -1,4 +1,4 @@
-"""Does a searched blend beat the best single criterion, at the same FLOPs and without training?
+r"""Does a searched blend beat the best single criterion, at the same FLOPs and without training?
 
 Question: on a trained network, is the blend that a search finds on training images better, on the test images, than the
 single criterion that is best on the same validation images?
@@ -8,7 +8,8 @@ config's evaluations. Both chosen networks, and no others, are measured on the t
 "all groups", prunes the residual streams as well, as a plain uniform rate would.
 Output: a JSON file in benchmarks/results, and a table.
 
-    python benchmarks/half_flops.py configs/cifar100-resnet56.yaml --set data.train=... --set data.test=... --set model.weights=...
+    python benchmarks/half_flops.py configs/cifar100-resnet56.yaml --set data.train=... --set data.test=... \
+        --set model.weights=...
 """
 
 from __future__ import annotations
@@ -95,9 +96,7 @@ def main() -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n")
     print(f"dense {dense['test_accuracy']:.4f} on test")
-    print(
-        f"best single on validation ({best['criterion']}): {best['test_accuracy']:.4f} at {best['flops']:.4f} of the flops"
-    )
+    print(f"best single ({best['criterion']}): {best['test_accuracy']:.4f} at {best['flops']:.4f} of the flops")
     print(f"blend, {ours['evaluations']} evaluations: {ours['test_accuracy']:.4f} at {ours['flops']:.4f} of the flops")
     print(path)
 

@@ -183,12 +183,8 @@ def _report(result: Any, folder: Path | str) -> None:
     for number, s in enumerate(front):
         table.add_row(str(number), *(f"{v:.4f}" for v in s.values.values()), f"{s.flops:,}", f"{s.params:,}")
     out.print(table)
-    out.print(
-        _plain(
-            f"{len(front)} solutions after {result.evaluations} evaluations, in {folder}; next: deap-prune slim {folder}"
-        ),
-        soft_wrap=True,
-    )
+    found = f"{len(front)} solutions after {result.evaluations} evaluations, in {folder}"
+    out.print(_plain(f"{found}; next: deap-prune slim {folder}"), soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,8 @@ class SearchConfig(_Section):
     sigma: float = Field(default=0.5, gt=0, description="mutation step")
     seed: int = Field(default=0, ge=0, description="of everything")
     batch_size: int = Field(default=250, ge=1, description="samples a batch when judging")
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...; a run folder holds the one used")
+    threads: int | None = Field(default=None, ge=1, description="torch's threads on the CPU; null: as they are set")
 
     def check(self) -> None:
         """Names and combinations that a type can't tell.

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deap_prune.evolution.front import ParetoFront
 
-INK, MUTED, BLUE, ORANGE = "#1b1f24", "#7a828e", "#1f6feb", "#d9622b"
+INK, BLUE, ORANGE = "#1b1f24", "#1f6feb", "#d9622b"
 
 
 def plot_front(
     front: ParetoFront,
     path: str | Path,
     *,
-    points: Mapping[str, tuple[float, float]] | None = None,
+    points: Mapping[str, Sequence[tuple[float, float]]] | None = None,
     title: str = "",
 ) -> None:
     """Draw the first two objectives of a front.
@@ -22,7 +22,7 @@ def plot_front(
     Args:
         front: At least two objectives.
         path: Picture to write; its suffix chooses the format.
-        points: Other results on the same axes, name to (first, second objective).
+        points: Other results on the same axes: label to pairs (first, second objective).
         title: Above the picture.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -35,11 +35,10 @@ def plot_front(
     x = [s.values[second] for s in front]
     y = [s.values[first] for s in front]
     axes.plot(x, y, "o-", color=BLUE, ms=4.5, lw=1.2, label="blends (front)", zorder=3)
-    for name, (value, cost) in (points or {}).items():
-        axes.plot(cost, value, "x", color=ORANGE, ms=6, mew=1.6)
-        axes.annotate(name, (cost, value), xytext=(6, -3), textcoords="offset points", fontsize=7, color=MUTED)
-    if points:
-        axes.plot([], [], "x", color=ORANGE, mew=1.6, label="single criteria")
+    for name, values in (points or {}).items():
+        axes.plot(
+            [v[1] for v in values], [v[0] for v in values], "x", color=ORANGE, ms=4.5, mew=1.1, alpha=0.8, label=name
+        )
     dense = front.dense.get("values", {})
     if first in dense and second in dense:
         axes.plot(dense[second], dense[first], "s", color=INK, ms=6, label="dense network", zorder=4)

@@ -9,11 +9,12 @@ T = TypeVar("T")
 
 
 def track(items: Sequence[T] | Iterable[T], description: str, *, shown: bool) -> Iterator[T]:
-    """Iterate with a bar on standard error, or silently."""
-    if not shown:
-        yield from items
-        return
+    """Iterate with a bar on standard error if that is a terminal, or silently."""
     from rich.console import Console
     from rich.progress import track as bar
 
-    yield from bar(items, description=description, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    if shown and console.is_terminal:
+        yield from bar(items, description=description, console=console, transient=True)
+    else:
+        yield from items

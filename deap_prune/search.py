@@ -11,7 +11,7 @@ import torch
 from deap import tools
 from torch import nn
 
-from deap_prune.batches import Data, Forward
+from deap_prune.batches import Data, Forward, resolve_device
 from deap_prune.blending.clusters import CriteriaClusters, cluster
 from deap_prune.blending.genome import Genome, check_budget
 from deap_prune.config import Config, SearchConfig, dump_config, load_config, validated
@@ -191,9 +191,11 @@ def _run(
     config: Config,
 ) -> Result:
     """Both doors lead here: with a checkpoint in the folder the run goes on from it."""
-    before = random_states()
+    before, threads = random_states(), torch.get_num_threads()
+    config = _resolved(config)
     calibration, validation = _keep(calibration), _keep(validation)
     try:
+        torch.set_num_threads(config.search.threads or threads)
         genome, evaluator, scores = prepare(
             model, example_inputs, calibration, validation, config.search, forward=forward, progress=progress
         )
@@ -232,6 +234,14 @@ def _run(
         return result
     finally:
         restore_random_states(before)
+        torch.set_num_threads(threads)
+
+
+def _resolved(config: Config) -> Config:
+    """With the device and the number of threads spelled out: sums in another order round differently."""
+    options = config.search
+    found = {"device": str(resolve_device(options.device)), "threads": options.threads or torch.get_num_threads()}
+    return config.model_copy(update={"search": options.model_copy(update=found)})
 
 
 def prepare(
@@ -298,7 +308,8 @@ class _Bar:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown)
+        console = Console(stderr=True)
+        self._bar = Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))
         self._evaluator = evaluator
         self._task = self._bar.add_task("judging the first population", total=options.generations + 1)
 

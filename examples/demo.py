@@ -40,25 +40,26 @@ def trained_network(data: Splits, path: Path) -> torch.nn.Module:
     return model
 
 
-def compare(result: dp.Result, rows: int = 9) -> dict[str, tuple[float, float]]:
-    """Print solutions of the front beside every single criterion, at uniform widths and the same FLOPs."""
+def compare(result: dp.Result, rows: int = 9) -> list[tuple[float, float]]:
+    """Print solutions of the front beside every single criterion, at uniform widths and the same FLOPs.
+
+    Returns:
+        (accuracy, FLOPs kept) of all the single criteria.
+    """
     names = result.scores.criteria
     table = Table("FLOPs kept", "blend", *names, box=None, title="validation accuracy at the same FLOPs, no training")
     step = max(1, len(result.front) // rows)
-    points: dict[str, tuple[float, float]] = {}
+    points: list[tuple[float, float]] = []
     for solution in result.front[::step]:
         share = solution.flops / result.space.flops
         try:
             genome = dp.Genome(result.space, result.scores, result.clusters, allocation="uniform", max_flops=share)
         except dp.errors.BudgetError:
             continue
-        singles = {name: result.evaluator(genome.decode(genome.single(name))) for name in names}
-        table.add_row(f"{share:.3f}", f"{solution.values['accuracy']:.3f}", *(f"{v[0]:.3f}" for v in singles.values()))
+        singles = [result.evaluator(genome.decode(genome.single(name))) for name in names]
+        table.add_row(f"{share:.3f}", f"{solution.values['accuracy']:.3f}", *(f"{v[0]:.3f}" for v in singles))
+        points += [(accuracy, flops) for accuracy, flops in singles]
     console.print(table)
-    half = dp.Genome(result.space, result.scores, result.clusters, allocation="uniform", max_flops=0.5)
-    for name in names:
-        accuracy, flops = result.evaluator(half.decode(half.single(name)))
-        points[name] = (accuracy, flops)
     return points
 
 
@@ -92,7 +93,8 @@ def main() -> None:
     volume = result.front.hypervolume()
     console.print(f"{len(result.front)} solutions after {result.evaluations} evaluations, hypervolume {volume:.4f}")
     singles = compare(result)
-    plot_front(result.front, folder / "front.png", points=singles, title="digits: blends against single criteria")
+    points = {"single criteria, same FLOPs, uniform widths": singles}
+    plot_front(result.front, folder / "front.png", points=points, title="digits: blends against single criteria")
     chosen = result.front.best(max_flops=0.5)
     small = result.slim(chosen)
     save_weights(small, folder / "slim.safetensors")

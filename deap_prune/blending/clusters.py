@@ -12,7 +12,6 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from deap_prune.errors import ConfigError
 
@@ -105,6 +104,8 @@ def cluster(scores: Scored, *, n_clusters: int | str = 3, seed: int = 0) -> Crit
     """
     if n_clusters != "auto" and not (isinstance(n_clusters, int) and n_clusters >= 1):
         raise ConfigError(f"n_clusters is {n_clusters!r}; give a whole number from 1 up, or 'auto'")
+    from scipy.stats import rankdata  # slow to import: when first used
+
     groups = {}
     for name, by_criterion in scores.scores.items():
         if not by_criterion:

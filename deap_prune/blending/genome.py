@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from deap_prune.blending.allocation import ALLOCATIONS, Counts, Widths, Wish
 from deap_prune.blending.clusters import CriteriaClusters, Scored
@@ -32,11 +31,17 @@ def _positive(scores: Scores) -> Scores:
     return scores - min(0.0, float(scores.min()))
 
 
+def _ranks(scores: Scores) -> Scores:
+    from scipy.stats import rankdata  # slow to import: when first used
+
+    return np.asarray(rankdata(scores), dtype=np.float64)
+
+
 NORMALISERS: Mapping[str, Callable[[Scores], Scores]] = {
     "max": lambda s: _positive(s) / (_positive(s).max() or 1.0),
     "sum": lambda s: _positive(s) / (_positive(s).sum() or 1.0),
     "standard": lambda s: (s - s.mean()) / (s.std() or 1.0),
-    "rank": lambda s: rankdata(s) / len(s),
+    "rank": lambda s: _ranks(s) / len(s),
 }
 
 

@@ -1,0 +1,150 @@
+"""The command line, run as a process on a digits network."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+import deap_prune as dp
+from deap_prune.cli import app
+from deap_prune.data import load_data
+from deap_prune.structure.count import count_flops
+from deap_prune.weights import build_model, read_weights, save_weights
+from deap_prune.zoo import digits_resnet
+
+
+def cli(*args, cwd):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    command = [sys.executable, "-m", "deap_prune.cli", *map(str, args)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a config and trained weights."""
+    folder = tmp_path_factory.mktemp("cli")
+    torch.manual_seed(0)
+    data, model = load_data(format="digits"), digits_resnet(width=8)
+    dp.finetune(model, data.train, epochs=3, recipe=dp.Recipe(lr=0.1, batch_size=64), progress=False)
+    save_weights(model, folder / "net.safetensors")
+    config = {
+        "model": {"factory": "deap_prune.zoo:digits_resnet", "kwargs": {"width": 8}, "weights": "net.safetensors"},
+        "data": {"format": "digits", "calibration": 100, "validation": 100},
+        "search": {"population": 8, "generations": 2, "criteria": ["l1", "fpgm", "bn_scale", "taylor_gate"]},
+        "finetune": {"epochs": 1},
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(home):
+    """A finished run folder."""
+    done = cli("search", "run.yaml", "--out", "runs/a", "--quiet", cwd=home)
+    assert done.returncode == 0, done.stderr
+    assert "evaluations, in runs/a" in done.stdout
+    assert done.stderr == ""  # no warnings of ours or of others on a normal run
+    return home / "runs" / "a"
+
+
+def test_run_folder_holds_everything_and_no_pickle(run):
+    names = {p.name for p in run.iterdir()}
+    assert names == {"config.yaml", "front.json", "front.csv", "history.csv", "front.png", "masks", "checkpoints"}
+    assert {p.suffix for p in run.rglob("*") if p.is_file()} <= {".yaml", ".json", ".csv", ".png"}
+    assert len((run / "history.csv").read_text().splitlines()) == 4
+    assert not list(run.rglob("*.tmp"))
+
+
+def test_front_json_belongs_to_the_networks(run, monkeypatch, home):
+    """For each solution: the slimmed network has the stated flops, and gives the masked network's outputs."""
+    from deap_prune.recall import recall
+
+    monkeypatch.chdir(home)
+    content = json.loads((run / "front.json").read_text())
+    for number, entry in enumerate(content["solutions"]):
+        evaluator, solution, work = recall(run, number=number)
+        small = evaluator.slim(solution.masks)
+        images = work.splits.validation[0]
+        assert count_flops(small, ((images[:1],), {}))[0] == entry["flops"] == solution.flops
+        assert sum(p.numel() for p in small.parameters()) == entry["params"]
+        assert entry["values"]["flops"] == entry["flops"] / content["dense"]["flops"]
+        assert dict(zip(evaluator.names, evaluator(solution.masks), strict=True)) == entry["values"]
+        with torch.no_grad(), evaluator.masked(solution.masks) as network:
+            torch.testing.assert_close(network(images), small(images), rtol=1e-4, atol=1e-4)
+
+
+def test_inspect_criteria_slim_finetune(run, home, monkeypatch):
+    monkeypatch.chdir(home)
+    assert "filters" in CliRunner().invoke(app, ["inspect", "run.yaml"]).stdout
+    listed = CliRunner().invoke(app, ["criteria"]).stdout
+    assert all(name in listed for name in ("l1", "taylor_gate", "apoz"))
+    done = cli("slim", run, "--number", "0", cwd=home)
+    assert done.returncode == 0, done.stderr
+    weights = read_weights(run / "slim.safetensors")
+    masks = dp.Masks.from_json((run / "slim.masks.json").read_text())
+    assert sum(v.numel() for k, v in weights.items() if k == "conv1.weight") == masks["conv1"].sum() * 9
+    done = cli("finetune", run, "--number", "0", "--quiet", cwd=home)
+    assert done.returncode == 0, done.stderr
+    assert "test accuracy" in done.stdout
+    assert (run / "finetuned.safetensors").is_file()
+
+
+def test_resume_of_a_finished_run_and_beyond(run, home):
+    before = (run / "front.json").read_bytes()
+    assert cli("resume", run, "--quiet", cwd=home).returncode == 0
+    assert (run / "front.json").read_bytes() == before
+    cli("search", "run.yaml", "--out", "runs/longer", "--quiet", "--set", "search.generations=3", cwd=home)
+    assert cli("resume", run, "--generations", "3", "--quiet", cwd=home).returncode == 0
+    assert (run / "front.json").read_bytes() == (home / "runs/longer/front.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("model.weights=missing.pth", "no weights at 'missing.pth'"),
+        ("search.criteria=[l11]", "unknown criterion 'l11'; did you mean 'l1'?"),
+        ("search.populaton=4", "unknown key 'search.populaton'; did you mean 'population'?"),
+        ("serach.population=4", "unknown key 'serach'; did you mean 'search'?"),
+        ("search.max_flops=0", "max_flops is 0"),
+        ("search.max_flops=1.5", "max_flops is 1.5"),
+        ("search.max_flops=0.000001", "the reachable minimum"),
+        ("search.objectives=[acuracy]", "did you mean 'accuracy'?"),
+        ("data.format=npy", "unknown data format 'npy'; did you mean 'npz'?"),
+        ("data.calibration=5000", "5000"),
+        ("search.population=1", "'search.population' is 1"),
+        ("model.factory=deap_prune.zoo:nothing", "can't be imported"),
+        ("nonsense", "is not key.sub=value"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(home, monkeypatch, change, message):
+    monkeypatch.chdir(home)
+    done = CliRunner().invoke(app, ["search", "run.yaml", "--out", "runs/bad", "--set", change])
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert done.stderr.startswith("error:") and len(done.stderr.splitlines()) == 1
+    assert not (home / "runs" / "bad").exists()
+
+
+def test_an_existing_run_is_not_overwritten(run, home):
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+    done = cli("search", "run.yaml", "--out", run, cwd=home)
+    assert done.returncode == 2 and "exists and is not empty" in done.stderr
+    assert done.stderr.startswith("error:") and "Traceback" not in done.stderr
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
+    refused = CliRunner().invoke(app, ["resume", str(home)])
+    assert refused.exit_code == 2 and "holds no run" in refused.stderr
+
+
+@pytest.mark.parametrize("config", sorted(Path(__file__).parents[1].glob("configs/*.yaml")), ids=lambda p: p.stem)
+def test_every_config_validates(config):
+    from deap_prune.config import load_config
+
+    loaded = load_config(config)
+    loaded.search.check()
+    assert build_model(loaded.model.model_copy(update={"weights": None})) is not None

@@ -1,0 +1,34 @@
+"""The examples are programs: they run, briefly."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(name, *args, cwd):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(EXAMPLES / name), *args]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_own_loop(tmp_path):
+    assert "solutions" in run("own_loop.py", "--generations", "1", "--epochs", "2", cwd=tmp_path)
+
+
+def test_own_criterion(tmp_path):
+    assert "linf" in run("own_criterion.py", "--epochs", "1", cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_demo(tmp_path):
+    """The main job whole: trained, searched, compared, slimmed, fine-tuned; a second run gets its own folder."""
+    first = run("demo.py", cwd=tmp_path)
+    assert "everything is in runs/demo:" in first
+    assert "everything is in runs/demo-2:" in run("demo.py", "--generations", "1", "--epochs", "1", cwd=tmp_path)
