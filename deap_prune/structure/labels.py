@@ -70,7 +70,7 @@ class LabelTracer(TorchDispatchMode):
         for layer in model.modules():
             if describe_layer(layer) is not None:
                 handles.append(layer.register_forward_pre_hook(self._enter))
-                handles.append(layer.register_forward_hook(self._leave, always_call=True))
+                handles.append(layer.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
         try:
             with torch.no_grad(), self, _FunctionalCounter(self):
                 outputs = model(*args, **kwargs)
@@ -107,18 +107,18 @@ class LabelTracer(TorchDispatchMode):
     def _enter(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
         self.inside += 1
 
-    def _leave(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _leave(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         try:
-            if self.inside == 1 and isinstance(output, Tensor):
-                self._record(layer, args, output)
+            sources = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            if self.inside == 1 and sources and isinstance(output, Tensor):
+                self._record(layer, sources[0], output)
         finally:
             self.inside -= 1
 
-    def _record(self, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    def _record(self, layer: nn.Module, source: Tensor, output: Tensor) -> None:
         spec, name = describe_layer(layer), self._names[id(layer)]
-        source = next((a for a in args if isinstance(a, Tensor)), None)
-        if spec is None or source is None:
-            raise RuntimeError(f"layer '{name}' was called without a tensor argument")
+        if spec is None:  # hooks are on described layers only
+            return
         read = self._channels(self.of(source), source, spec.channel_dim, name)
         if self._made.get(name) is None:
             made = read.repeat_interleave(spec.coupled) if spec.coupled else self.fresh(spec.out_channels)
@@ -126,7 +126,7 @@ class LabelTracer(TorchDispatchMode):
         else:  # used twice: one weight, so the channels of both uses are the same
             first, made = (torch.from_numpy(a) for a in self._made[name])
             self.tie(read, first, f"'{name}' is used on channels that stay dense")
-        if name == "" or hasattr(layer, "parametrizations"):
+        if hasattr(layer, "parametrizations"):
             reason = f"'{name}' is parametrized: bake it with torch.nn.utils.parametrize.remove_parametrizations first"
             self.freeze(torch.cat([read, made]), reason)
         shape = [1] * output.dim()
