@@ -41,7 +41,7 @@ def check_law_1(name: str, seed: int) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 @given(seed=SEEDS)
-@settings(max_examples=12)
+@settings(max_examples=8)
 def test_masked_is_slim(name: str, seed: int) -> None:
     check_law_1(name, seed)
 
@@ -93,7 +93,7 @@ def test_slim_network_is_plain_and_independent() -> None:
 # ------------------------------------------------------------------ law 2
 @pytest.mark.parametrize("name", NETWORKS)
 @given(seed=SEEDS)
-@settings(max_examples=6)
+@settings(max_examples=4)
 def test_cost_is_count(name: str, seed: int) -> None:
     model, inputs, space, _, _ = prepared(name)
     masks = draw_masks(space, seed)
@@ -259,7 +259,7 @@ def test_own_layer_type(role: Any) -> None:
     layers._TYPES.pop(Pointwise)
     wrong = dp.LayerSpec(in_channels=8, out_channels=8, tensors={"weight": ("in", "out", None, None)}, role=role)
     dp.register_layer(Pointwise)(lambda layer: wrong)
-    with at_most(20):
+    with at_most(10):
         space = dp.trace(*example)
     assert {"body.between"}.isdisjoint({g.name for g in space.groups})
     assert "fails when slimmed" in str(space) or "differ" in str(space) or "expected" in str(space)

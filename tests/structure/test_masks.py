@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import deap_prune as dp
 from deap_prune.errors import MaskError
-from deap_prune.structure.inputs import as_call, forward
+from deap_prune.structure.inputs import forward
 
 KEEP = st.dictionaries(st.text(max_size=4), st.lists(st.booleans(), max_size=9), max_size=4)
 
@@ -124,7 +124,7 @@ def test_messages() -> None:
     ],
 )
 def test_what_is_no_mask_file(text: str) -> None:
-    with pytest.raises(MaskError, match="not masks in JSON, as Masks.to_json writes them"):
+    with pytest.raises(MaskError, match=r"not masks in JSON, as Masks.to_json writes them"):
         dp.Masks.from_json(text)
 
 
@@ -155,11 +155,17 @@ def data() -> tuple[Tensor, Tensor]:
     return torch.randn(6, 3, 8, 8), torch.randint(0, 5, (6,))
 
 
+def enter_masked(model: nn.Module, space: dp.PruningSpace, masks: dp.Masks) -> None:
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with dp.masked(model, space, masks):
+        assert any(not torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
 ALL = ("l1", "fermat", "bn_scale", "taylor_gate", "taylor_weight", "mean_activation", "apoz", "random")
 USES: dict[str, Callable[[nn.Module, dp.PruningSpace, dp.Masks], object]] = {
     "trace": lambda m, s, k: dp.trace(m, torch.randn(1, 3, 8, 8)),
     "slim": dp.slim,
-    "masked": lambda m, s, k: outputs_masked(m, s, k, as_call(data()[0])),
+    "masked": enter_masked,
     "score": lambda m, s, k: dp.score(m, s, data(), criteria=ALL),
     "evaluate": lambda m, s, k: dp.Evaluator(m, s, calibration=data(), validation=data(), device="cpu")(k),
 }
@@ -197,6 +203,19 @@ def test_masked_nests() -> None:
     assert_unchanged(random, before)
 
 
+def test_own_forward_of_a_layer_comes_back() -> None:
+    """Layers that were patched by hand (as accelerators do) keep their patch."""
+    model, _, space, _, call = prepared("norms")
+    model = copy.deepcopy(model).double()
+    layer, plain = model.body.norm1, outputs_masked(model, space, dp.Masks({}), call)
+    layer.forward = lambda x: nn.functional.group_norm(x, 3, layer.weight, layer.bias)
+    before = snapshot(model)
+    with dp.masked(model, space, dp.Masks.random(space)):
+        pass
+    assert_unchanged(model, before)
+    assert gap(outputs_masked(model, space, dp.Masks({}), call), plain) < 1e-12
+
+
 def test_wrapped_and_frozen_models_are_accepted() -> None:
     model, inputs = NETWORKS["residual"]()
     usual = str(dp.trace(model, inputs))
@@ -224,7 +243,7 @@ def test_masks_of_another_network() -> None:
     model = copy.deepcopy(prepared("residual").model)
     model.body.conv1 = nn.Sequential(nn.Identity(), nn.Identity())
     with (
-        pytest.raises(MaskError, match="'body.conv1.0' is a Identity, which was not traced: is this the network"),
+        pytest.raises(MaskError, match=r"'body.conv1.0' is a Identity, which was not traced: is this the network"),
         dp.masked(model, space, dp.Masks.random(space)),
     ):
         pass
