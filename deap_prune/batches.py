@@ -53,8 +53,9 @@ def to_batches(data: Data, *, name: str, batch_size: int = 250, device: torch.de
         inputs, targets = data
         if len(inputs) != len(targets):
             raise DataError(f"{name}: {len(inputs)} inputs but {len(targets)} targets")
-        batches: Sequence[Any] = list(zip(inputs.split(batch_size), targets.split(batch_size), strict=True))
-        batches = batches if len(inputs) else []
+        parts = -(-len(inputs) // batch_size)  # of nearly equal size: a batch of one has no batch statistics
+        split = (inputs.tensor_split(parts), targets.tensor_split(parts)) if parts else ((), ())
+        batches: Sequence[Any] = list(zip(*split, strict=True))
     else:
         batches = list(data)
     if not batches or not any(leaf.numel() for leaf in tree_leaves(batches) if isinstance(leaf, Tensor)):

@@ -167,8 +167,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if not path.is_file():
         raise ConfigError(f"no config at '{path}'; give a YAML file or a run folder")
     try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"'{path}' is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"'{path}' holds a {type(values).__name__}; a config is a mapping of sections")
@@ -188,7 +188,10 @@ def _override(values: dict[str, Any], override: str) -> None:
         values = values[part]
         if not isinstance(values, dict):
             raise ConfigError(f"--set {override!r}: '{part}' is not a section")
-    values[last] = yaml.safe_load(text)
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from error
 
 
 def dump_config(config: Config) -> str:

@@ -162,6 +162,8 @@ class _Trainer:
 
     def run(self, batches: Iterable[Any], validation: Data | None, progress: bool) -> list[EpochRecord]:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
+        for parameter in parameters:
+            parameter.data = parameter.data.contiguous()  # see loss
         if not parameters:
             raise ModelError("no parameter has requires_grad=True; call model.requires_grad_(True) to train it")
         optimizer = self.recipe.make_optimizer(parameters)
@@ -215,7 +217,8 @@ class _Trainer:
 
     def loss(self, batch: Any) -> tuple[Tensor, int]:
         """Cross-entropy, with the teacher's part if there is one, and how many images it averages."""
-        batch = tree_map(lambda leaf: leaf.to(self.place) if isinstance(leaf, Tensor) else leaf, batch)
+        # Contiguous: torch 2.15's oneDNN corrupts memory in some channels-last weight gradients (odd widths).
+        batch = tree_map(lambda leaf: leaf.to(self.place).contiguous() if isinstance(leaf, Tensor) else leaf, batch)
         if self.augment:
             batch = (self.augment(batch[0], self.generator), *batch[1:])
         logits, targets = _logits(self.forward, self.model, batch)

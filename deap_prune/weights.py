@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,12 +45,13 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"no weights at '{path}'; give a .safetensors or .pth file")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return dict(load_file(str(path)))
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(str(path))
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ModelError(
             f"'{path}' can't be read as a plain state dict ({type(error).__name__}); save model.state_dict(), "
@@ -70,7 +72,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     try:
         unwrap(model).load_state_dict(read_weights(path))
     except RuntimeError as error:
-        raise ModelError(f"the weights in '{path}' don't fit the network: {str(error)[:600]}") from error
+        reason = " ".join(str(error).split())[:600]
+        raise ModelError(f"the weights in '{path}' don't fit the network: {reason}") from error
 
 
 def save_weights(model: nn.Module, path: str | Path) -> None:

@@ -142,10 +142,13 @@ def _kmeans(ranks: NDArray[np.float64], k: int, seed: int) -> NDArray[np.intp]:
 def _best_labels(ranks: NDArray[np.float64], rho: NDArray[np.float64], seed: int) -> NDArray[np.intp]:
     from sklearn.metrics import silhouette_score
 
+    distinct = len(np.unique(ranks, axis=0))
+    if distinct <= 2:
+        return _kmeans(ranks, distinct, seed)
     distance = 1 - rho
     np.fill_diagonal(distance, 0.0)
     best, best_score = _kmeans(ranks, 1, seed), -np.inf
-    for k in range(2, len(np.unique(ranks, axis=0))):
+    for k in range(2, distinct):
         labels = _kmeans(ranks, k, seed)
         value = silhouette_score(distance, labels, metric="precomputed")
         if value > best_score:

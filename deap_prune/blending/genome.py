@@ -149,7 +149,11 @@ class Genome:
         """
         if len(individual) != len(self.layout):
             raise ConfigError(f"the individual has {len(individual)} genes; this genome has {len(self.layout)}")
-        genes = np.asarray(individual, dtype=np.float64)
+        try:
+            genes = np.asarray(individual, dtype=np.float64)
+        except (TypeError, ValueError) as error:  # DEAP's mutPolynomialBounded makes complex numbers outside bounds
+            wrong = next((i for i, g in enumerate(individual) if not isinstance(g, (int, float))), 0)
+            raise ConfigError(f"gene {wrong} of the individual is {individual[wrong]!r}; genes are numbers") from error
         if np.isnan(genes).any():
             raise ConfigError(f"gene {int(np.isnan(genes).argmax())} of the individual is NaN")
         genes = np.clip(genes, self.layout.low, self.layout.high)
@@ -228,7 +232,8 @@ def check_budget(max_flops: float | None, reachable: float) -> None:
             "or None to leave it free"
         )
     if max_flops < reachable:
+        least = math.ceil(reachable * 1e4) / 1e4
         raise BudgetError(
             f"max_flops is {max_flops:g}, but one filter a group (or block) and what stays dense already cost "
-            f"{reachable:.4f} of the FLOPs: that is the reachable minimum; raise max_flops to {reachable:.4f} or above"
+            f"{least:.4f} of the FLOPs: that is the reachable minimum; raise max_flops to {least:.4f} or above"
         )

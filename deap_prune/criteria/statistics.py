@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from deap_prune.batches import Data, Forward, check_labels, default_forward, to_batches
 from deap_prune.structure.layers import describe_layer
@@ -72,20 +73,22 @@ def collect(
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Eval mode with gradients possible; modes, gradients and grad flags come back as they were."""
+    """Eval mode with gradients possible; modes, gradients, grad flags and memory formats come back as they were."""
     modes = {module: module.training for module in model.modules()}
-    flags = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    flags = [(p, p.requires_grad, p.grad, p.data) for p in model.parameters()]
     try:
         model.eval()
-        for p, _, _ in flags:
+        for p, _, _, data in flags:
             p.grad = None
             p.requires_grad_(p.is_floating_point())
+            p.data = data.contiguous()
         yield
     finally:
         for module, mode in modes.items():
             module.training = mode
-        for p, flag, grad in flags:
+        for p, flag, grad, data in flags:
             p.requires_grad_(flag)
+            p.data = data
             p.grad = grad
 
 
@@ -136,6 +139,8 @@ def _pass(
     taylor: dict[tuple[str, str, int], list[Tensor]] = {}
     try:
         for batch in track(batches, "collecting statistics", shown=progress):
+            # torch 2.15's oneDNN corrupts memory in some channels-last weight gradients (strided 1x1, odd widths).
+            batch = tree_map(lambda x: x.contiguous() if isinstance(x, Tensor) else x, batch)
             with torch.set_grad_enabled(bool(needs & _GRADIENTS)):
                 outputs, targets = forward(network, batch)
                 check_labels(outputs, targets, name="calibration")
@@ -189,8 +194,9 @@ class _Readers:
             spec = describe_layer(layer)
             x = args[0].detach()
             dims = [d for d in range(x.dim()) if spec is not None and d != spec.channel_dim % x.dim()]
-            moments = torch.stack([x.abs().sum(dims), (x > 0).sum(dims).to(x.dtype), (x < 0).sum(dims).to(x.dtype)])
-            self.sums[name] = self.sums.get(name, 0) + moments.double()
+            counts = [(x > 0).sum(dims), (x < 0).sum(dims), (x == 0).sum(dims)]
+            moments = torch.stack([x.abs().sum(dims).double(), *(count.double() for count in counts)])
+            self.sums[name] = self.sums.get(name, 0) + moments
             self.counts[name] = self.counts.get(name, 0) + x.numel() // x.shape[spec.channel_dim if spec else 1]
 
         return hook
@@ -204,7 +210,7 @@ class _Readers:
             index = torch.as_tensor(member.positions, device=self.sums[member.layer].device)
             moments = self.sums[member.layer][:, index].mean(dim=2) / self.counts[member.layer]
             found["activation_mean"].append(moments[0])
-            if float(moments[2].sum()) == 0:  # nothing negative: a ReLU was there
+            if not float(moments[2].sum()) and float(moments[3].sum()):  # zeros, nothing negative: a ReLU was there
                 found["activation_rate"].append(moments[1])
         return found
 

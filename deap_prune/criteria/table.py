@@ -90,8 +90,10 @@ def score(
 
     Raises:
         RegistryError: If a criterion is unknown.
-        DataError: If data is needed and missing or unusable, or a score is not finite.
+        DataError: If data is needed and missing or unusable, no criteria are given, or a score is not finite.
     """
+    if isinstance(criteria, str):
+        raise DataError(f"criteria is the text {criteria!r}; give several names, such as ({criteria!r},)")
     chosen = [CRITERIA[name] for name in dict.fromkeys(criteria)]
     if not chosen:
         raise DataError("no criteria were chosen; dp.criteria() lists them")

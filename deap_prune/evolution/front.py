@@ -100,6 +100,7 @@ class ParetoFront(Sequence[Solution]):
         name = next(iter(self.weights)) if by is None else by
         if name not in self.weights:
             raise BudgetError(f"the front has no objective '{name}'; it has {', '.join(self.weights)}")
+        self._check_not_empty()
         limits = {"flops": max_flops, "params": max_params}
         inside = [
             s
@@ -115,11 +116,16 @@ class ParetoFront(Sequence[Solution]):
             )
         return max(inside, key=lambda s: (self.weights[name] * s.values[name], -s.flops))
 
+    def _check_not_empty(self) -> None:
+        if not self.solutions:
+            raise BudgetError("the front is empty: no individual has a valid fitness; evaluate the population first")
+
     def knee(self) -> Solution:
         """The solution farthest below the line (plane) through the front's ends, objectives scaled to [0, 1].
 
         Das 1999, "On characterizing the knee of the Pareto curve"; the nearest to the ideal point where there is none.
         """
+        self._check_not_empty()
         points = _minimised(self.solutions, self.weights)
         span = points.max(axis=0) - points.min(axis=0)
         scaled = (points - points.min(axis=0)) / np.where(span > 0, span, 1)

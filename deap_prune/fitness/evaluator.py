@@ -199,7 +199,8 @@ class Evaluator:
         return tuple(self._guard(v, k) for k, v in enumerate(found))
 
     def _costs(self, masks: Masks) -> Values:
-        return tuple(o.of_masks(self.space, masks) for o in self.objectives if o.of_masks)
+        costs = [o.of_masks(self.space, masks) for o in self.objectives if o.of_masks]
+        return tuple(self._guard(cost, k) for k, cost in enumerate(costs))
 
     def _guard(self, value: float, k: int) -> float:
         """NaN and infinity become the objective's worst value."""
@@ -228,9 +229,8 @@ class Evaluator:
                     outputs, targets = self.forward(self.network, batch)
                     check_labels(outputs, targets, name="validation")
                 found.append(outputs if needed else None)
-        for batch in batches[1:]:
-            if isinstance(batch, (tuple, list)) and len(batch) == 2:
-                check_labels(outputs, batch[1], name="validation")
+        for batch in batches[1:] if self.forward is default_forward else ():
+            check_labels(outputs, batch[1], name="validation")
         return found
 
 

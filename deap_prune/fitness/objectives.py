@@ -20,6 +20,10 @@ PerSample = Callable[[Any, Any, Any], Tensor]
 OfMasks = Callable[[PruningSpace, Masks], float]
 
 
+def _mean(total: Tensor, samples: int) -> float:
+    return float(total) / samples
+
+
 @dataclass(frozen=True, kw_only=True)
 class Objective:
     """A named objective.
@@ -39,7 +43,7 @@ class Objective:
     summary: str
     reference: str
     batch: PerSample | None = None
-    finish: Callable[[Tensor, int], float] = lambda total, samples: float(total) / samples
+    finish: Callable[[Tensor, int], float] = _mean
     of_masks: OfMasks | None = None
     needs_dense: bool = False
 
@@ -101,7 +105,10 @@ def register_objective(
 @register_objective("accuracy", maximise=True, worst=0.0)
 def accuracy(outputs: Tensor, targets: Tensor, dense_outputs: None) -> Tensor:
     """Share of samples whose largest output is the label (top-1), in [0, 1]."""
-    return (outputs.argmax(dim=1) == targets).float()
+    correct = (outputs.argmax(dim=1) == targets).float()
+    return torch.where(
+        outputs.isfinite().flatten(1).all(dim=1).view(-1, *[1] * (correct.dim() - 1)), correct, torch.nan
+    )
 
 
 @register_objective("loss", maximise=False, worst=1e6)

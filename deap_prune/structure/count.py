@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,6 +28,17 @@ class _Positional(nn.Module):
         return self.model(*args[:split], **dict(zip(self.names, args[split:], strict=True)))
 
 
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Constants that a forward pass makes have this precision."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def count_flops(model: nn.Module, call: Call) -> tuple[int, dict[str, int]]:
     """Multiply-adds as fvcore counts them, eval mode, and the operators that it does not count.
 
@@ -45,7 +58,7 @@ def count_flops(model: nn.Module, call: Call) -> tuple[int, dict[str, int]]:
 
     args, kwargs = tree_map(lambda x: x.float() if isinstance(x, Tensor) and x.is_floating_point() else x, call)
     network = _Positional(copy.deepcopy(model).eval().float(), tuple(kwargs))
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), default_dtype(torch.float32), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns of every Python branch in the model
         analysis = FlopCountAnalysis(network, (*args, *kwargs.values()))
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)

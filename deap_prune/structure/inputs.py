@@ -22,7 +22,9 @@ def as_call(inputs: Inputs) -> Call:
 
 def first_sample(inputs: Inputs, device: torch.device) -> Call:
     """The call with the first sample of the batch alone, on a device."""
-    return tree_map(lambda x: x[:1].to(device) if isinstance(x, Tensor) and x.dim() else x, as_call(inputs))
+    return tree_map(
+        lambda x: x[:1].to(device).contiguous() if isinstance(x, Tensor) and x.dim() else x, as_call(inputs)
+    )
 
 
 def forward(model: nn.Module, call: Call) -> list[Tensor]:

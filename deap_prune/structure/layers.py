@@ -200,7 +200,7 @@ def _linear(layer: nn.Linear) -> LayerSpec:
     )
 
 
-@register_layer(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+@register_layer(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 def _batch_norm(layer: nn.BatchNorm2d) -> LayerSpec:
     tracked = layer.running_mean is not None
     scale = 2 if layer.affine else 1

@@ -40,7 +40,7 @@ def masked(
     network, kept = unwrap(model), space.kept(masks)
     donor = dict(state.named_modules()) if state is not None else {}
     saved: Saved = []
-    replaced: list[nn.Module] = []
+    replaced: list[tuple[nn.Module, Any]] = []
     try:
         for entry in space.layers:
             ins, outs = np.flatnonzero(kept[entry.inputs]), np.flatnonzero(kept[entry.outputs])
@@ -57,16 +57,23 @@ def masked(
                     f"'{entry.name}' is a {type(layer).__name__}, which was not traced: is this the network?"
                 )
             if spec.whole and len(ins) < len(entry.inputs):
+                replaced.append((layer, vars(layer).get("forward")))
                 _run_narrowed(layer, donor.get(entry.name), spec, ins, outs)
-                replaced.append(layer)
                 continue
             _mask_layer(layer, donor.get(entry.name), spec, kept[entry.inputs], outs, saved)
+        if state is not None:
+            known = {entry.name for entry in space.layers}
+            for name, value in state.named_buffers():  # statistics of layers that no channel runs through
+                if name.rpartition(".")[0] not in known:
+                    _overwrite(network.get_buffer(name), (), value, saved)
         yield model
     finally:
-        for layer in replaced:
-            del layer.forward
         for tensor, original in reversed(saved):
             tensor.data = original
+        for layer, own in reversed(replaced):
+            vars(layer).pop("forward", None)
+            if own is not None:
+                layer.forward = own
 
 
 def _mask_layer(
@@ -103,6 +110,7 @@ def _overwrite(tensor: Tensor, index: tuple[Any, ...], value: Tensor, saved: Sav
 def _run_narrowed(layer: nn.Module, donor: nn.Module | None, spec: LayerSpec, ins: Indices, outs: Indices) -> None:
     """Let the layer see its kept channels alone: gather, run the narrowed copy, scatter."""
     small = copy.deepcopy(layer)
+    vars(small).pop("forward", None)  # another mask's, or the user's: the class's own is what is narrowed
     narrow_layer(small, ins, outs)
     if donor is not None:
         small.load_state_dict(donor.state_dict())

@@ -57,6 +57,9 @@ class Masks(Mapping[str, NDArray[np.bool_]]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Masks) and self._key == other._key
 
+    def __reduce__(self) -> tuple[type[Masks], tuple[dict[str, NDArray[np.bool_]]]]:
+        return Masks, (dict(self._keep),)  # copies are made anew, read-only as well
+
     def __repr__(self) -> str:
         return f"Masks({', '.join(f'{name}: {keep.sum()}/{len(keep)}' for name, keep in self._keep.items())})"
 
@@ -97,8 +100,10 @@ class Masks(Mapping[str, NDArray[np.bool_]]):
         try:
             keep = {}
             for name, entry in json.loads(text)["masks"].items():
-                keep[name] = np.zeros(int(entry["size"]), dtype=np.bool_)
-                keep[name][np.array(entry["keep"], dtype=np.intp)] = True
+                size, places = entry["size"], entry["keep"]
+                if size < 0 or not all(isinstance(i, int) and 0 <= i < size for i in places):
+                    raise ValueError(f"'{name}' keeps {places}; indices are whole numbers from 0 to {size - 1}")
+                keep[name] = np.isin(np.arange(size), places)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
             raise MaskError(f"not masks in JSON, as Masks.to_json writes them: {error!r}") from error
         return cls(keep)

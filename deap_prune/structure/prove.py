@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from deap_prune.structure.count import count_flops
+from deap_prune.structure.count import count_flops, default_dtype
 from deap_prune.structure.inputs import Call, forward
 from deap_prune.structure.masking import masked
 from deap_prune.structure.masks import Masks
@@ -45,7 +46,8 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
 
 def difference(model: nn.Module, space: PruningSpace, masks: Masks, call: Call) -> float:
     """Largest difference between the masked and the slimmed network's outputs, relative to the outputs' scale."""
-    call = tree_map(lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, call)
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float64)
+    call = tree_map(lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, call)
     with torch.no_grad():
         small = forward(slim(model, space, masks), call)
         with masked(model, space, masks):
@@ -60,44 +62,71 @@ def difference(model: nn.Module, space: PruningSpace, masks: Masks, call: Call) 
     return worst
 
 
-def guilty_groups(model: nn.Module, space: PruningSpace, call: Call) -> dict[str, str]:
-    """Groups whose masked and slimmed networks disagree, with the reason; empty if the space is proven.
+@dataclass(frozen=True, eq=False)
+class Proof:
+    """A randomised copy of a network, random inputs, and how closely outputs must agree.
 
-    Args:
-        model: A randomised copy.
-        space: The space to prove.
-        call: One sample.
+    float64 where the forward pass takes it, else float32 (a network that makes float32 constants by name).
     """
-    masks = Masks.random(space, keep=0.6, seed=1)
-    noise = torch.Generator().manual_seed(2)
 
-    def draw(x: object) -> object:
-        if isinstance(x, Tensor) and x.is_floating_point():
-            return torch.randn(x.shape, generator=noise, dtype=torch.float64).to(x.device)
-        return x
+    model: nn.Module
+    call: Call
+    tolerance: float
 
-    sample: Call = tree_map(draw, call)
+    @classmethod
+    def of(cls, network: nn.Module, call: Call) -> Proof:
+        """The proof of a network, for the shapes of one call."""
+        noise = torch.Generator().manual_seed(2)
 
-    def verdict(names: Sequence[str]) -> str:
+        def draw(x: object) -> object:
+            if isinstance(x, Tensor) and x.is_floating_point():
+                return torch.randn(x.shape, generator=noise, dtype=torch.float64).to(x.device)
+            return x
+
+        sample: Call = tree_map(draw, call)
+        model = randomised(network)
+        try:
+            with torch.no_grad(), default_dtype(torch.float64):
+                forward(model, sample)
+        except Exception:  # some operator or constant insists on float32
+            return cls(model.float(), sample, 1e-4)
+        return cls(model, sample, TOLERANCE)
+
+    def guilty_groups(self, space: PruningSpace) -> dict[str, str]:
+        """Groups whose masked and slimmed networks disagree, with the reason; empty if the space is proven.
+
+        Three masks: a random half, the other half (so every channel is once pruned and once kept), and most channels.
+        """
+        half = Masks.random(space, keep=0.5, seed=1)
+        other = Masks({name: ~keep for name, keep in half.items()})
+        trials = (half, other, Masks.random(space, keep=0.8, seed=3))
+
+        def search(names: Sequence[str]) -> dict[str, str]:
+            reason = next((r for masks in trials if (r := self._verdict(space, masks, names))), "")
+            if not reason:
+                return {}
+            if len(names) == 1:
+                return {names[0]: reason}
+            middle = len(names) // 2
+            found = {**search(names[:middle]), **search(names[middle:])}
+            return found or dict.fromkeys(names, f"{reason}, together with others")
+
+        with default_dtype(torch.float64 if self.tolerance == TOLERANCE else torch.float32):
+            return search([group.name for group in space.groups])
+
+    def _verdict(self, space: PruningSpace, masks: Masks, names: Sequence[str]) -> str:
+        """Why these groups, under these masks, are not proven; empty if they are."""
         chosen = Masks({name: masks[name] for name in names})
         try:
-            gap = difference(model, space, chosen, sample)
-            if gap > TOLERANCE:
+            gap = difference(self.model, space, chosen, self.call)
+            if gap > self.tolerance:
                 return f"masked and slimmed outputs differ (by {gap:.1e})"
-            counted = count_flops(slim(model, space, chosen), sample)[0]
-            expected = int(space.flops_of(space.kept_counts(chosen)))
-            return "" if counted == expected else f"{expected} flops expected, {counted} counted after slimming"
+            small = slim(self.model, space, chosen)
+            counts = space.kept_counts(chosen)
+            counted, expected = count_flops(small, self.call)[0], int(space.flops_of(counts))
+            if counted != expected:
+                return f"{expected} flops expected, {counted} counted after slimming"
+            held, expected = sum(p.numel() for p in small.parameters()), int(space.params_of(counts))
+            return "" if held == expected else f"{expected} parameters expected, {held} found after slimming"
         except Exception as error:  # whatever the user's forward raises on narrower tensors is the reason
             return f"fails when slimmed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-
-    def search(names: Sequence[str]) -> dict[str, str]:
-        reason = verdict(names)
-        if not reason:
-            return {}
-        if len(names) == 1:
-            return {names[0]: reason}
-        half = len(names) // 2
-        found = {**search(names[:half]), **search(names[half:])}
-        return found or dict.fromkeys(names, f"{reason}, together with others")
-
-    return search([group.name for group in space.groups])

@@ -132,6 +132,15 @@ def move(step: Step) -> None:
     step.tracer.attach(step.out, step.on_labels())
 
 
+def roll(step: Step) -> None:
+    """A shift by a fixed number of places: fine along any dimension but the channels'."""
+    tensor, label = step.source
+    dims = [d % tensor.dim() for d in step.argument("dims") or range(tensor.dim())]
+    if any(label.shape[d] > 1 for d in dims):
+        step.tracer.freeze(label, "is shifted by a fixed number of channels")
+    move(step)
+
+
 def pad(step: Step) -> None:
     """Constant padding: along the channels it adds dense ones, elsewhere it changes no label."""
     _, label = step.source
@@ -203,7 +212,8 @@ def _table(*rows: tuple[Callable[[Step], None], str]) -> dict[Any, Callable[[Ste
 
 RULES = _table(
     (view, "view _unsafe_view reshape"),
-    (move, "transpose permute t unsqueeze squeeze expand flip roll repeat cat stack detach alias movedim"),
+    (move, "transpose permute t unsqueeze squeeze expand flip repeat cat stack detach alias movedim"),
+    (roll, "roll"),
     (move, "pixel_shuffle pixel_unshuffle channel_shuffle"),
     (pad, "constant_pad_nd"),
     (split, "split split_with_sizes chunk unbind tensor_split"),

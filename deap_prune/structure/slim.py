@@ -17,10 +17,14 @@ if TYPE_CHECKING:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The network inside (Distributed)DataParallel, or the model itself."""
-    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        model = model.module
-    return model
+    """The network inside (Distributed)DataParallel or torch.compile's wrapper, or the model itself."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
 
 
 def slim(model: nn.Module, space: PruningSpace, masks: Masks) -> nn.Module:

@@ -21,7 +21,7 @@ from deap_prune.structure.count import count_flops
 from deap_prune.structure.inputs import Inputs, first_sample
 from deap_prune.structure.labels import Labels, LabelTracer, LayerCall
 from deap_prune.structure.layers import describe_layer
-from deap_prune.structure.prove import guilty_groups, randomised
+from deap_prune.structure.prove import Proof
 from deap_prune.structure.rules import DENSE
 from deap_prune.structure.slim import unwrap
 from deap_prune.structure.space import FilterGroup, LayerChannels, Member, PruningSpace, Refusal
@@ -53,14 +53,15 @@ def trace(model: nn.Module, example_inputs: Inputs, *, ignore: Iterable[str] = (
     except Exception as error:
         raise ModelError(f"the network fails on the example inputs: {type(error).__name__}: {error}") from error
     _ignore(network, tracer, tuple(ignore))
+    _freeze_shared(network, tracer)
     space = build_space(network, tracer, total, uncounted)
-    proof = randomised(network)
-    while space.groups and (guilty := guilty_groups(proof, space, inputs)):
+    proof = Proof.of(network, inputs)
+    while space.groups and (guilty := proof.guilty_groups(space)):
         for name, reason in guilty.items():
             for member in space.group(name).members:
-                made = next(c.outputs for c in tracer.calls if c.name == member.layer)
-                if member.role == "filter":
-                    tracer.freeze(torch.from_numpy(made[member.positions.reshape(-1)]), reason)
+                call = next(c for c in tracer.calls if c.name == member.layer)
+                if member.role != "reader":
+                    tracer.freeze(torch.from_numpy(call.outputs[member.positions.reshape(-1)]), reason)
         space = build_space(network, tracer, total, uncounted)
     if not space.groups:
         reasons = "; ".join(sorted({f"{r.layer}: {r.reason}" for r in space.refused})[:5])
@@ -82,12 +83,37 @@ def _ignore(network: nn.Module, tracer: LabelTracer, names: Sequence[str]) -> No
             tracer.freeze(torch.from_numpy(call.outputs), "was told to be ignored")
 
 
+def _freeze_shared(network: nn.Module, tracer: LabelTracer) -> None:
+    """Layers that share a parameter with another layer stay dense: narrowing one would narrow the other."""
+    owners: dict[int, set[str]] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), set()).add(name.rpartition(".")[0])
+    for names in owners.values():
+        for call in tracer.calls:
+            if len(names) > 1 and call.name in names and len({id(network.get_submodule(n)) for n in names}) > 1:
+                others = ", ".join(sorted(names - {call.name}))
+                for labels in (call.inputs, call.outputs):
+                    tracer.freeze(torch.from_numpy(labels), f"'{call.name}' shares a parameter with '{others}'")
+
+
 def pristine(network: nn.Module) -> nn.Module:
-    """A copy without hooks, in eval mode."""
-    network = copy.deepcopy(network).eval()
+    """A copy without hooks, in eval mode, its tensors contiguous.
+
+    Raises:
+        ModelError: If the network can't be copied.
+    """
+    try:
+        network = copy.deepcopy(network).eval()
+    except RuntimeError as error:
+        raise ModelError(
+            f"the network can't be copied ({error}); if a layer computes its weight, bake it first: "
+            "torch.nn.utils.remove_weight_norm, torch.nn.utils.prune.remove"
+        ) from error
     for module in network.modules():
         for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
             getattr(module, hooks).clear()
+    for parameter in network.parameters():
+        parameter.data = parameter.data.contiguous()
     return network
 
 
