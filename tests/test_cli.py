@@ -1,5 +1,6 @@
 """The command line, run as a process on a digits network."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -148,3 +149,20 @@ def test_every_config_validates(config):
     loaded = load_config(config)
     loaded.search.check()
     assert build_model(loaded.model.model_copy(update={"weights": None})) is not None
+
+
+def test_a_search_never_asks_for_the_test_images(home, monkeypatch):
+    """Law 7: a test split that can't be read is no obstacle."""
+
+    def refuse():
+        raise AssertionError("the test images were asked for")
+
+    splits = dataclasses.replace(load_data(format="digits", calibration=100, validation=100), load_test=refuse)
+    monkeypatch.setattr("deap_prune.workspace.load_data", lambda **_: splits)
+    monkeypatch.chdir(home)
+    done = CliRunner().invoke(
+        app, ["search", "run.yaml", "--out", "runs/blind", "--quiet", "--set", "search.generations=1"]
+    )
+    assert done.exit_code == 0, done.output
+    with pytest.raises(AssertionError, match="were asked for"):
+        _ = splits.test

@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+import deap_prune as dp
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -31,4 +34,7 @@ def test_demo(tmp_path):
     """The main job whole: trained, searched, compared, slimmed, fine-tuned; a second run gets its own folder."""
     first = run("demo.py", cwd=tmp_path)
     assert "everything is in runs/demo:" in first
+    points = np.array([list(s.values.values()) for s in dp.ParetoFront.load(tmp_path / "runs/demo")]) * [-1, 1]
+    assert len(points) >= 8
+    assert not any(((points <= p).all(axis=1) & (points < p).any(axis=1)).any() for p in points)
     assert "everything is in runs/demo-2:" in run("demo.py", "--generations", "1", "--epochs", "1", cwd=tmp_path)

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deap_prune.registry import Registry
-from deap_prune.structure.cost import flops as count_flops
-from deap_prune.structure.cost import params as count_params
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
+from deap_prune.structure.space import flops as count_flops
+from deap_prune.structure.space import params as count_params
 
 PerSample = Callable[[Any, Any, Any], Tensor]
 OfMasks = Callable[[PruningSpace, Masks], float]

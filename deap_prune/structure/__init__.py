@@ -1,11 +1,10 @@
 """What can be pruned: filter groups, masks, exact cost, and surgery."""
 
-from deap_prune.structure.cost import flops, params
 from deap_prune.structure.layers import LayerSpec, register_layer
 from deap_prune.structure.masking import masked
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import slim
-from deap_prune.structure.space import FilterGroup, PruningSpace, Refusal
+from deap_prune.structure.space import FilterGroup, PruningSpace, Refusal, flops, params
 from deap_prune.structure.trace import trace
 
 __all__ = [

@@ -9,14 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
-if TYPE_CHECKING:
-    from deap_prune.structure.masks import Masks
-    from deap_prune.structure.space import PruningSpace
 
 Term = tuple[float, NDArray[np.intp] | None, NDArray[np.intp] | None]
 
@@ -67,21 +62,3 @@ class CostPolynomial:
                 fixed[k, t] = counts[0]
                 slopes[k, t] = counts[1:] / np.maximum(np.asarray(sizes), 1)
         return cls(constant, np.array([t[0] for t in terms], dtype=np.float64), fixed, slopes)
-
-
-def flops(space: PruningSpace, masks: Masks) -> int:
-    """Multiply-adds of the slimmed network for one sample, as fvcore counts them.
-
-    Raises:
-        MaskError: If the masks don't fit the space.
-    """
-    return int(space.flops_of(space.kept_counts(masks)))
-
-
-def params(space: PruningSpace, masks: Masks) -> int:
-    """Parameters of the slimmed network.
-
-    Raises:
-        MaskError: If the masks don't fit the space.
-    """
-    return int(space.params_of(space.kept_counts(masks)))

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from deap_prune.errors import MaskError
 
-if TYPE_CHECKING:
-    from deap_prune.structure.space import PruningSpace
+
+class Group(Protocol):
+    """What masks need to know of a filter group."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def size(self) -> int: ...  # noqa: D102
+    @property
+    def blocks(self) -> int: ...  # noqa: D102
+
+
+class Space(Protocol):
+    """What masks need to know of a pruning space."""
+
+    @property
+    def groups(self) -> Sequence[Group]: ...  # noqa: D102
 
 
 class Masks(Mapping[str, NDArray[np.bool_]]):
@@ -64,7 +79,7 @@ class Masks(Mapping[str, NDArray[np.bool_]]):
         return f"Masks({', '.join(f'{name}: {keep.sum()}/{len(keep)}' for name, keep in self._keep.items())})"
 
     @classmethod
-    def random(cls, space: PruningSpace, *, keep: float = 0.5, seed: int = 0) -> Masks:
+    def random(cls, space: Space, *, keep: float = 0.5, seed: int = 0) -> Masks:
         """Masks that keep a share of each group, drawn uniformly (at least one filter a block).
 
         Args:

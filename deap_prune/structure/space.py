@@ -6,16 +6,14 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deap_prune.errors import MaskError, did_you_mean
 from deap_prune.structure.cost import CostPolynomial
-
-if TYPE_CHECKING:
-    from deap_prune.structure.masks import Masks
+from deap_prune.structure.masks import Masks
 
 Ids = NDArray[np.intp]
 
@@ -188,3 +186,21 @@ class PruningSpace:
                 "  not counted by fvcore: " + ", ".join(f"{k} x{n}" for k, n in Counter(self.uncounted).items())
             )
         return "\n".join(lines)
+
+
+def flops(space: PruningSpace, masks: Masks) -> int:
+    """Multiply-adds of the slimmed network for one sample, as fvcore counts them.
+
+    Raises:
+        MaskError: If the masks don't fit the space.
+    """
+    return int(space.flops_of(space.kept_counts(masks)))
+
+
+def params(space: PruningSpace, masks: Masks) -> int:
+    """Parameters of the slimmed network.
+
+    Raises:
+        MaskError: If the masks don't fit the space.
+    """
+    return int(space.params_of(space.kept_counts(masks)))
