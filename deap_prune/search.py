@@ -324,5 +324,6 @@ class _Bar:
         record, counters = state.logbook[-1], self._evaluator.counters
         best = ", ".join(f"{name} {record[name]:.3f}" for name in self._evaluator.names)
         judged = f"{counters.candidates} judged, {counters.cache_hits} cached"
-        text = f"best {best}; hypervolume {record['hypervolume']:.4f}; {judged}"
+        volume = f"hypervolume {record['hypervolume']:.4f}; " if "hypervolume" in record else ""
+        text = f"best {best}; {volume}{judged}"
         self._bar.update(self._task, completed=state.number + 1, description=text)

@@ -88,12 +88,9 @@ def _advance(state: Generation, toolbox: base.Toolbox, survivors: list[Any], fre
     state.archive = non_dominated(state.archive + [toolbox.clone(ind) for ind in fresh])
     front: ParetoFront = toolbox.front(state.archive)
     values = np.array([ind.fitness.values for ind in state.population])
-    record: dict[str, Any] = {
-        "gen": state.number,
-        "nevals": len(fresh),
-        "hypervolume": front.hypervolume(),
-        "front": len(front),
-    }
+    record: dict[str, Any] = {"gen": state.number, "nevals": len(fresh)}
+    if len(front.weights) > 1:
+        record |= {"hypervolume": front.hypervolume(), "front": len(front)}
     for name, weight, column in zip(front.weights, front.weights.values(), values.T, strict=True):
         record[name] = float(column.max() if weight > 0 else column.min())
     state.logbook.record(**record)
