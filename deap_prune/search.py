@@ -202,18 +202,11 @@ def _run(
         options = config.search
         torch.manual_seed(options.seed)
         toolbox = make_toolbox(genome, evaluator, seed=options.seed, indpb=options.indpb, sigma=options.sigma)
-        problem = BlendProblem(genome, evaluator)
         state, hooks = None, list(callbacks)
         if folder is not None:
-            checkpoints = Checkpoints(
-                folder, fingerprint(model, config.search, calibration, validation), lambda: pack_cache(evaluator)
-            )
-            stored = checkpoints.load(problem.individual)
-            if stored is not None:
-                state = stored[0]
-                unpack_cache(stored[1], evaluator)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_text(folder / "config.yaml", dump_config(config))
+            identity = fingerprint(model, options, calibration, validation)
+            checkpoints = Checkpoints(folder, identity, lambda: pack_cache(evaluator))
+            state = _open_folder(folder, checkpoints, config, evaluator, BlendProblem(genome, evaluator))
             hooks.append(checkpoints)
         with _Bar(options, evaluator, shown=progress) as bar:
             population = [] if state is not None else toolbox.population(n=options.population)
@@ -235,6 +228,18 @@ def _run(
     finally:
         restore_random_states(before)
         torch.set_num_threads(threads)
+
+
+def _open_folder(
+    folder: Path, checkpoints: Checkpoints, config: Config, evaluator: Evaluator, problem: BlendProblem
+) -> Generation | None:
+    """Where the run stands, if it has begun; from here on the folder exists, with the resolved config in it."""
+    stored = checkpoints.load(problem.individual)
+    if stored is not None:
+        unpack_cache(stored[1], evaluator)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.yaml", dump_config(config))
+    return stored[0] if stored is not None else None
 
 
 def _resolved(config: Config) -> Config:
