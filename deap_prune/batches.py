@@ -74,15 +74,15 @@ def count_samples(batch: Any) -> int:
 
 
 def check_labels(outputs: Any, targets: Any, *, name: str) -> None:
-    """Class labels must index the outputs' classes.
+    """Class labels (N,) must index the classes of outputs (N, classes).
 
     Raises:
-        DataError: If a label is outside, or there are as many labels as no batch of outputs has.
+        DataError: If a label is outside.
     """
     if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)) or targets.is_floating_point():
         return
-    if outputs.dim() < 2 or targets.dim() != outputs.dim() - 1 or not targets.numel():
-        return
+    if outputs.dim() != 2 or targets.dim() != 1 or not targets.numel():
+        return  # maps of labels may mark what to ignore by a number of its own
     low, high = int(targets.min()), int(targets.max())
     if low < 0 or high >= outputs.shape[1]:
         raise DataError(f"{name} has labels from {low} to {high}; the network has classes 0 to {outputs.shape[1] - 1}")

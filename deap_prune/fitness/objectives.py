@@ -21,7 +21,7 @@ OfMasks = Callable[[PruningSpace, Masks], float]
 
 
 def _mean(total: Tensor, samples: int) -> float:
-    return float(total) / samples
+    return float(total.mean()) / samples  # over positions too, where there are any (segmentation)
 
 
 @dataclass(frozen=True, kw_only=True)
