@@ -57,7 +57,12 @@ def to_batches(data: Data, *, name: str, batch_size: int = 250, device: torch.de
         split = (inputs.tensor_split(parts), targets.tensor_split(parts)) if parts else ((), ())
         batches: Sequence[Any] = list(zip(*split, strict=True))
     else:
+        if isinstance(data, torch.utils.data.Dataset):
+            raise DataError(f"{name} is a {type(data).__name__}: wrap it in a torch.utils.data.DataLoader")
         batches = list(data)
+        if batches and not any(isinstance(leaf, Tensor) for leaf in tree_leaves(batches)):
+            kind = type(tree_leaves(batches)[0]).__name__
+            raise DataError(f"{name} holds no tensors but {kind}: convert it first (torch.from_numpy for NumPy arrays)")
     if not batches or not any(leaf.numel() for leaf in tree_leaves(batches) if isinstance(leaf, Tensor)):
         raise DataError(f"{name} is empty: give (inputs, targets) tensors or an iterable of such batches")
     moved: list[Any] = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, list(batches))
@@ -66,6 +71,23 @@ def to_batches(data: Data, *, name: str, batch_size: int = 250, device: torch.de
             if isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
                 raise DataError(f"{name} holds values that are not finite; clean or normalise the data first")
     return moved
+
+
+def first_forward(forward: Forward, model: nn.Module, batch: Any, *, name: str) -> tuple[Any, Any]:
+    """Forward, with the data's name in what goes wrong.
+
+    Raises:
+        DataError: If the network fails on the batch, or labels are outside its classes.
+    """
+    try:
+        outputs, targets = forward(model, batch)
+    except Exception as error:
+        raise DataError(
+            f"the network fails on the {name} data: {type(error).__name__}: {error}; batches are (inputs, targets), "
+            "with inputs as the network takes them (else pass forward=)"
+        ) from error
+    check_labels(outputs, targets, name=name)
+    return outputs, targets
 
 
 def count_samples(batch: Any) -> int:

@@ -134,6 +134,7 @@ def finetune(
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the training images; the config's if left out.")
     ] = None,
+    set: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
     """Slim a run's solution, fine-tune it, and say its test accuracy before and after (the last epoch's)."""
@@ -142,7 +143,7 @@ def finetune(
     from deap_prune.recall import recall
     from deap_prune.weights import save_weights
 
-    evaluator, solution, work = recall(run, max_flops=max_flops, number=number)
+    evaluator, solution, work = recall(run, max_flops=max_flops, number=number, overrides=set or ())
     options = work.config.finetune
     small = evaluator.slim(solution.masks)
     test = work.splits.test

@@ -14,8 +14,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deap_prune.blending.allocation import ALLOCATIONS
+from deap_prune.blending.clusters import check_clusters
+from deap_prune.blending.genome import NORMALISERS
 from deap_prune.criteria.registry import CRITERIA
-from deap_prune.errors import ConfigError, did_you_mean
+from deap_prune.criteria.table import REDUCTIONS
+from deap_prune.errors import ConfigError, RegistryError, did_you_mean
 from deap_prune.fitness.objectives import OBJECTIVES
 
 
@@ -82,7 +85,7 @@ class SearchConfig(_Section):
         """Names and combinations that a type can't tell.
 
         Raises:
-            RegistryError: If a criterion, an objective or the allocation is unknown.
+            RegistryError: If a criterion, an objective, the allocation, normaliser or reduction is unknown.
             ConfigError: If probabilities or objectives don't go together.
         """
         for name in self.criteria:
@@ -90,6 +93,13 @@ class SearchConfig(_Section):
         for name in self.objectives:
             OBJECTIVES[name]
         ALLOCATIONS[self.allocation]
+        for what, name, known in (
+            ("normaliser", self.normaliser, NORMALISERS),
+            ("reduction", self.reduction, REDUCTIONS),
+        ):
+            if name not in known:
+                raise RegistryError(f"unknown {what} '{name}'; {did_you_mean(name, known)}")
+        check_clusters(self.n_clusters)
         if not self.criteria or not self.objectives:
             raise ConfigError("criteria and objectives each need at least one name")
         if self.cxpb + self.mutpb > 1:
@@ -141,6 +151,8 @@ def _explain(section: type[BaseModel], error: Any) -> str:
     path = ".".join(str(p) for p in error["loc"])
     if error["type"] == "extra_forbidden":
         return f"unknown key '{path}'; {did_you_mean(str(error['loc'][-1]), _keys(section, error['loc'][:-1]))}"
+    if error["type"] == "tuple_type" and isinstance(error["input"], str):
+        return f"'{path}' is the text {error['input']!r}; give several names, such as ['{error['input']}']"
     return f"'{path}' is {error['input']!r}: {error['msg']}" if path else str(error["msg"])
 
 

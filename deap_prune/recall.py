@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from deap_prune.config import load_config
 from deap_prune.errors import RunError
+from deap_prune.evolution.checkpoint import Checkpoints
 from deap_prune.evolution.front import ParetoFront, Solution
 from deap_prune.fitness.evaluator import Evaluator
+from deap_prune.runs import fingerprint
 from deap_prune.structure.trace import trace
 from deap_prune.workspace import Workspace
 
 
 def recall(
-    run: str | Path, *, max_flops: float | None = None, number: int | None = None
+    run: str | Path, *, max_flops: float | None = None, number: int | None = None, overrides: Sequence[str] = ()
 ) -> tuple[Evaluator, Solution, Workspace]:
     """Evaluator, solution and workspace of a run that its config describes.
 
@@ -21,22 +24,25 @@ def recall(
         run: The run folder.
         max_flops: The best solution with at most this kept share of the FLOPs; the best at all if left out.
         number: The solution at this place of front.json instead.
+        overrides: ``key.sub=value`` each, for the config (of fine-tuning, say).
 
     Raises:
-        RunError: If the folder holds no front, or no such solution.
+        RunError: If the folder holds no front, no such solution, or was run with another model or other data.
         BudgetError: If no solution is that cheap.
     """
     front = ParetoFront.load(run)
     if number is not None and not 0 <= number < len(front):
         raise RunError(f"'{run}' has solutions 0 to {len(front) - 1}; number is {number}")
     solution: Solution = front[number] if number is not None else front.best(max_flops=max_flops)
-    config = load_config(run)
+    config = load_config(run, overrides)
     if config.model is None or config.data is None:
         raise RunError(
             f"'{run}' was started from Python, so its config.yaml names no model; there, use result.slim(solution) "
             "or dp.Evaluator(model, ...).slim(dp.Masks.from_json(...))"
         )
     work = Workspace.open(config)
+    identity = fingerprint(work.model, config.search, work.calibration, work.validation)
+    Checkpoints(Path(run), identity).newest()  # the same weights and data, or an error that names what differs
     evaluator = Evaluator(
         work.model,
         trace(work.model, work.example, ignore=config.search.ignore),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from deap_prune.batches import Data
 from deap_prune.config import SearchConfig
 from deap_prune.evolution.front import ParetoFront
+from deap_prune.files import write_text
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import unwrap
@@ -63,10 +65,11 @@ def write_result(folder: Path, front: ParetoFront, logbook: tools.Logbook) -> No
     """history.csv, the front's files and its picture."""
     from deap_prune.plot import plot_front
 
-    with (folder / "history.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(logbook[0]))
-        writer.writeheader()
-        writer.writerows(logbook)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, fieldnames=list(logbook[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(logbook)
+    write_text(folder / "history.csv", table.getvalue())
     front.save(folder)
     if len(front.weights) > 1:
         plot_front(front, folder / "front.png")

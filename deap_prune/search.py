@@ -31,6 +31,7 @@ from deap_prune.files import write_text
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.runs import fingerprint, pack_cache, unpack_cache, write_result
 from deap_prune.structure.inputs import Inputs
+from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
 from deap_prune.structure.trace import trace
 
@@ -67,9 +68,9 @@ class Result:
         """Networks that were built and judged."""
         return self.evaluator.counters.candidates
 
-    def slim(self, solution: Solution) -> nn.Module:
-        """The network of a solution, exactly as its figures were judged."""
-        return self.evaluator.slim(solution.masks)
+    def slim(self, solution: Solution | Masks) -> nn.Module:
+        """The network of a solution (or of masks), exactly as its figures were judged."""
+        return self.evaluator.slim(solution if isinstance(solution, Masks) else solution.masks)
 
 
 def search(
@@ -122,8 +123,8 @@ def check_folder(folder: Path) -> None:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(
-            f"'{folder}' exists and is not empty; choose another out folder, or go on with dp.resume('{folder}') "
-            f"(deap-prune resume {folder})"
+            f"'{folder}' exists and is not empty; choose another out folder, or go on with its run: deap-prune resume "
+            f"{folder}, or from Python dp.resume('{folder}', model, example_inputs, calibration=..., validation=...)"
         )
 
 
@@ -160,7 +161,8 @@ def resume(
         raise RunError(f"'{folder}' holds no run (no config.yaml); start one with dp.search(..., out='{folder}')")
     config = load_config(folder)
     if generations is not None:
-        config = config.model_copy(update={"search": config.search.model_copy(update={"generations": generations})})
+        longer = validated(SearchConfig, {**config.search.model_dump(), "generations": generations})
+        config = config.model_copy(update={"search": longer})
     if model is None and config.model is not None and config.data is not None:
         from deap_prune.workspace import Workspace
 
@@ -236,6 +238,9 @@ def _open_folder(
     """Where the run stands, if it has begun; from here on the folder exists, with the resolved config in it."""
     stored = checkpoints.load(problem.individual)
     if stored is not None:
+        if stored[0].number > config.search.generations:
+            wanted = config.search.generations
+            raise RunError(f"'{folder}' is at generation {stored[0].number} already, beyond generations={wanted}")
         unpack_cache(stored[1], evaluator)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", dump_config(config))
@@ -267,6 +272,7 @@ def prepare(
     options.check()
     check_budget(options.max_flops, 0.0)
     space = trace(model, example_inputs, ignore=options.ignore)
+    check_budget(options.max_flops, space.min_flops / space.flops)
     evaluator = Evaluator(
         model,
         space,

@@ -41,7 +41,8 @@ def main() -> None:
     toolbox.register("mutate", mutOneLayer, layout=genome.layout)
 
     statistics = tools.Statistics(lambda individual: individual.fitness.values)
-    statistics.register("best", np.max, axis=0)
+    statistics.register("highest", np.max, axis=0)
+    statistics.register("lowest", np.min, axis=0)
     population, logbook = algorithms.eaMuPlusLambda(
         toolbox.population(n=16), toolbox, 16, 16, 0.5, 0.5, args.generations, statistics, verbose=False
     )

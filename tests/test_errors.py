@@ -94,7 +94,7 @@ def test_names_given_as_one_string() -> None:
     model, _, space, _, _ = prepared("residual")
     with pytest.raises(PruneError, match=r"criteria.*(tuple|list|several|name)|unknown criterion 'l1'"):
         dp.score(model, space, criteria="l1")
-    with pytest.raises(ConfigError, match="'criteria' is 'l1'"):
+    with pytest.raises(ConfigError, match=r"'criteria' is the text 'l1'; give several names, such as \['l1'\]"):
         search(criteria="l1")
 
 

@@ -102,8 +102,7 @@ def cluster(scores: Scored, *, n_clusters: int | str = 3, seed: int = 0) -> Crit
     Raises:
         ConfigError: If ``n_clusters`` is neither a positive number nor "auto", or a group has no criterion.
     """
-    if n_clusters != "auto" and not (isinstance(n_clusters, int) and n_clusters >= 1):
-        raise ConfigError(f"n_clusters is {n_clusters!r}; give a whole number from 1 up, or 'auto'")
+    check_clusters(n_clusters)
     from scipy.stats import rankdata  # slow to import: when first used
 
     groups = {}
@@ -116,6 +115,16 @@ def cluster(scores: Scored, *, n_clusters: int | str = 3, seed: int = 0) -> Crit
         labels = _best_labels(ranks, rho, seed) if n_clusters == "auto" else _kmeans(ranks, int(n_clusters), seed)
         groups[name] = GroupClusters(criteria, labels, rho, ranks)
     return CriteriaClusters(groups)
+
+
+def check_clusters(n_clusters: int | str) -> None:
+    """A positive number, or "auto".
+
+    Raises:
+        ConfigError: If it is neither.
+    """
+    if n_clusters != "auto" and not (isinstance(n_clusters, int) and n_clusters >= 1):
+        raise ConfigError(f"n_clusters is {n_clusters!r}; give a whole number from 1 up, or 'auto'")
 
 
 def spearman(ranks: NDArray[np.float64]) -> NDArray[np.float64]:

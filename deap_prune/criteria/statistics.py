@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from deap_prune.batches import Data, Forward, check_labels, default_forward, to_batches
+from deap_prune.batches import Data, Forward, default_forward, first_forward, to_batches
 from deap_prune.structure.layers import describe_layer
 from deap_prune.structure.slim import unwrap
 from deap_prune.structure.space import FilterGroup, Member, PruningSpace
@@ -142,8 +142,7 @@ def _pass(
             # torch 2.15's oneDNN corrupts memory in some channels-last weight gradients (strided 1x1, odd widths).
             batch = tree_map(lambda x: x.contiguous() if isinstance(x, Tensor) else x, batch)
             with torch.set_grad_enabled(bool(needs & _GRADIENTS)):
-                outputs, targets = forward(network, batch)
-                check_labels(outputs, targets, name="calibration")
+                outputs, targets = first_forward(forward, network, batch, name="calibration")
                 if needs & _GRADIENTS:
                     loss(outputs, targets).backward()
             for group in space.groups:

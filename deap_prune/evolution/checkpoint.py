@@ -16,6 +16,11 @@ from deap_prune.evolution.algorithms import Generation, random_states, restore_r
 from deap_prune.files import write_text
 
 KEPT = 3
+_OTHER = {
+    "settings": "other settings",
+    "model": "another model",
+    "data": "other data (a DataLoader needs shuffle=False to give the same again)",
+}
 
 
 class Checkpoints:
@@ -65,28 +70,34 @@ class Checkpoints:
         Raises:
             RunError: If it was written with other settings, another model or other data (named).
         """
+        body = self.newest()
+        if body is None:
+            return None
+        logbook = tools.Logbook()
+        for record in body["logbook"]:
+            logbook.record(**record)
+        population, archive = (_unpack(body[name], individual) for name in ("population", "archive"))
+        restore_random_states(body["random"])
+        return Generation(body["number"], population, archive, logbook), body["extra"]
+
+    def newest(self) -> dict[str, Any] | None:
+        """The newest whole checkpoint as it is stored; None if there is none.
+
+        Raises:
+            RunError: If it was written with other settings, another model or other data (named).
+        """
         for path in self.paths():
             body = _read(path)
             if body is None:
-                warnings.warn(f"checkpoint '{path}' is damaged; going back to the one before", stacklevel=2)
+                warnings.warn(f"checkpoint '{path}' is damaged; going back to the one before", stacklevel=3)
                 continue
-            differing = [k for k, v in self.fingerprint.items() if body["fingerprint"].get(k) != v]
+            differing = [_OTHER[k] for k, v in self.fingerprint.items() if body["fingerprint"].get(k) != v]
             if differing:
                 raise RunError(
-                    f"'{path.parent.parent}' was run with another {' and '.join(differing)}; resume it with the same, "
+                    f"'{path.parent.parent}' was run with {' and '.join(differing)}; go on with the same, "
                     "or start a new run in another folder"
                 )
-            logbook = tools.Logbook()
-            for record in body["logbook"]:
-                logbook.record(**record)
-            state = Generation(
-                body["number"],
-                _unpack(body["population"], individual),
-                _unpack(body["archive"], individual),
-                logbook,
-            )
-            restore_random_states(body["random"])
-            return state, body["extra"]
+            return body
         return None
 
 

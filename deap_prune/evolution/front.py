@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,7 +38,8 @@ class Solution:
     individual: tuple[float, ...] = ()
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {value:.4f}" for name, value in self.values.items()) + f", {self.flops:,} flops"
+        values = ", ".join(f"{name} {value:.4f}" for name, value in self.values.items())
+        return f"{values} ({self.flops:,} multiply-adds)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,13 +148,17 @@ class ParetoFront(Sequence[Solution]):
         return float(moocore.hypervolume(_minimised(self.solutions, self.weights), ref=-signs * worst))
 
     def save(self, folder: str | Path) -> None:
-        """Write front.json, front.csv and masks/ into a run folder; front.json is replaced in one step, last."""
+        """Write masks/, front.csv and front.json into a run folder.
+
+        front.json is replaced in one step; masks are named by their content, so the old front stays whole until then.
+        """
         folder = Path(folder)
         (folder / "masks").mkdir(parents=True, exist_ok=True)
         entries = []
         for number, solution in enumerate(self):
-            path = f"masks/{number:04d}.json"
-            write_text(folder / path, solution.masks.to_json())
+            text = solution.masks.to_json()
+            path = f"masks/{number:04d}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.json"
+            write_text(folder / path, text)
             entries.append(
                 {
                     "values": dict(solution.values),
@@ -161,10 +168,12 @@ class ParetoFront(Sequence[Solution]):
                     "individual": list(solution.individual),
                 }
             )
-        with (folder / "front.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["masks", *self.weights, "multiply_adds", "parameters"])
-            writer.writerows([e["masks"], *e["values"].values(), e["flops"], e["params"]] for e in entries)  # type: ignore[attr-defined]
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(["masks", *self.weights, "multiply_adds", "parameters"])
+        for e, solution in zip(entries, self, strict=True):
+            writer.writerow([e["masks"], *solution.values.values(), solution.flops, solution.params])
+        write_text(folder / "front.csv", table.getvalue())
         content = {
             "objectives": [{"name": n, "maximise": w > 0} for n, w in self.weights.items()],
             "dense": dict(self.dense),
@@ -173,6 +182,8 @@ class ParetoFront(Sequence[Solution]):
             "solutions": entries,
         }
         write_text(folder / "front.json", json.dumps(content, indent=1))
+        for old in {p.name for p in (folder / "masks").iterdir()} - {Path(str(e["masks"])).name for e in entries}:
+            (folder / "masks" / old).unlink()
 
     @classmethod
     def load(cls, folder: str | Path) -> ParetoFront:

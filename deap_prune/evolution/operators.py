@@ -96,9 +96,9 @@ def selBlend(individuals: list[Any], k: int) -> list[Any]:
         k: Places.
     """
     if k < len(individuals):
-        distinct = list({ind.fitness.wvalues: ind for ind in reversed(individuals)}.values())[::-1]
-        chosen = {id(ind) for ind in distinct}
-        repeated = [ind for ind in individuals if id(ind) not in chosen]
+        first = {ind.fitness.wvalues: i for i, ind in reversed(list(enumerate(individuals)))}
+        distinct = [ind for i, ind in enumerate(individuals) if first[ind.fitness.wvalues] == i]
+        repeated = [ind for i, ind in enumerate(individuals) if first[ind.fitness.wvalues] != i]
         if len(distinct) <= k:
             return distinct + repeated[: k - len(distinct)]
         return _survivors(distinct, k)

@@ -20,6 +20,7 @@ from deap_prune.batches import (
     check_labels,
     count_samples,
     default_forward,
+    first_forward,
     resolve_device,
     to_batches,
 )
@@ -226,8 +227,7 @@ class Evaluator:
         with _full_precision():
             for number, batch in enumerate(batches):
                 if needed or number == 0:
-                    outputs, targets = self.forward(self.network, batch)
-                    check_labels(outputs, targets, name="validation")
+                    outputs, _ = first_forward(self.forward, self.network, batch, name="validation")
                 found.append(outputs if needed else None)
         for batch in batches[1:] if self.forward is default_forward else ():
             check_labels(outputs, batch[1], name="validation")

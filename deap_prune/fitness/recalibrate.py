@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from deap_prune.batches import Forward
+from deap_prune.errors import DataError
 
 
 @torch.no_grad()
@@ -24,6 +25,9 @@ def recalibrate_bn(model: nn.Module, batches: Iterable[Any], *, forward: Forward
         model: The network; it ends in eval mode.
         batches: Calibration batches on its device, of equal size where the average is to be exact.
         forward: Function of (model, batch) to (outputs, targets).
+
+    Raises:
+        DataError: If a batch of one sample reaches a layer that needs more.
     """
     model.eval()
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
@@ -37,6 +41,12 @@ def recalibrate_bn(model: nn.Module, batches: Iterable[Any], *, forward: Forward
     try:
         for batch in batches:
             forward(model, batch)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise DataError(
+            "a calibration batch has a single sample, so no batch statistics; use drop_last=True, or give tensors"
+        ) from error
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from deap_prune.errors import MaskError
 from deap_prune.structure.layers import Indices, LayerSpec, describe_layer, narrow_layer, selection
 from deap_prune.structure.masks import Masks
-from deap_prune.structure.slim import unwrap
+from deap_prune.structure.slim import check_network, unwrap
 from deap_prune.structure.space import PruningSpace
 
 Saved = list[tuple[Tensor, Tensor]]
@@ -38,6 +38,7 @@ def masked(
         MaskError: If the masks don't fit the space.
     """
     network, kept = unwrap(model), space.kept(masks)
+    check_network(network, space)
     donor = dict(state.named_modules()) if state is not None else {}
     saved: Saved = []
     replaced: list[tuple[nn.Module, Any]] = []

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from deap_prune.structure.layers import narrow_layer
+from deap_prune.errors import MaskError
+from deap_prune.structure.layers import describe_layer, narrow_layer
 
 if TYPE_CHECKING:
     from deap_prune.structure.masks import Masks
@@ -39,9 +40,10 @@ def slim(model: nn.Module, space: PruningSpace, masks: Masks) -> nn.Module:
         masks: What stays.
 
     Raises:
-        MaskError: If the masks don't fit the space.
+        MaskError: If the masks don't fit the space, or the space is another network's.
     """
     kept = space.kept(masks)
+    check_network(unwrap(model), space)
     small = copy.deepcopy(unwrap(model))
     for entry in space.layers:
         outs = np.flatnonzero(kept[entry.outputs])
@@ -52,6 +54,26 @@ def slim(model: nn.Module, space: PruningSpace, masks: Masks) -> nn.Module:
         if len(ins) < len(entry.inputs) or len(outs) < len(entry.outputs):
             narrow_layer(small.get_submodule(entry.name), ins, outs)
     return small
+
+
+def check_network(network: nn.Module, space: PruningSpace) -> None:
+    """The network has the layers, and the widths, that were traced.
+
+    Raises:
+        MaskError: If it has not.
+    """
+    modules = dict(network.named_modules())
+    for entry in space.layers:
+        if entry.dim is not None:
+            continue
+        spec = describe_layer(modules[entry.name]) if entry.name in modules else None
+        traced = (len(entry.inputs), len(entry.outputs))
+        if spec is None or (spec.in_channels, spec.out_channels) != traced:
+            found = f"{spec.in_channels} and {spec.out_channels}" if spec else "no such layer"
+            raise MaskError(
+                f"the space was traced on another network: '{entry.name}' has {found} (inputs and outputs), "
+                f"the space {traced[0]} and {traced[1]}; trace this network"
+            )
 
 
 def _narrow_parameter(model: nn.Module, name: str, dim: int, outs: np.ndarray) -> None:

@@ -138,7 +138,8 @@ class PruningSpace:
         for group in self.groups:
             if group.name == name:
                 return group
-        raise MaskError(f"no filter group '{name}'; {did_you_mean(name, [g.name for g in self.groups])}")
+        known = did_you_mean(name, [g.name for g in self.groups])
+        raise MaskError(f"no filter group '{name}' in this space (masks of another network?); {known}")
 
     def kept(self, masks: Masks) -> NDArray[np.bool_]:
         """Which channels stay, by id, shape (channels + 1,); the last entry, for id -1, is True.
@@ -148,6 +149,8 @@ class PruningSpace:
         Raises:
             MaskError: If a group is unknown, a mask has the wrong length, keeps nothing, or its blocks differ.
         """
+        if not isinstance(masks, Masks):
+            raise MaskError(f"masks is a {type(masks).__name__}; give dp.Masks (of a solution: solution.masks)")
         flat = np.ones(int(self.sizes.sum()) + 1, dtype=np.bool_)
         for name, keep in masks.items():
             group = self.group(name)
@@ -171,7 +174,7 @@ class PruningSpace:
     def __str__(self) -> str:
         lines = [
             f"{len(self.groups)} groups, {int(self.sizes.sum())} filters; {self.flops:,} flops "
-            f"(1 multiply-add = 1 flop), {self.min_flops / self.flops:.1%} of them can't go; {self.params:,} parameters"
+            f"(1 multiply-add = 1 flop; at least {self.min_flops / self.flops:.1%} stay), {self.params:,} parameters"
         ]
         lines += [f"  {group}" for group in self.groups]
         reasons: dict[str, list[Refusal]] = {}

@@ -25,7 +25,7 @@ from deap_prune.errors import PruneError, RunError
 from deap_prune.weights import load_weights, save_weights
 
 OPTIONS: dict[str, Any] = {"criteria": ("l1", "fpgm", "bn_scale", "taylor_gate"), "population": 6, "generations": 4}
-FILES = ("front.json", "front.csv", "history.csv", "masks/0000.json", "config.yaml")
+FILES = ("front.json", "front.csv", "history.csv", "config.yaml")
 
 
 def problem() -> tuple[nn.Module, Tensor]:
@@ -68,7 +68,9 @@ def interrupted(out: Path, generation: int = 3, **options: Any) -> None:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in FILES}
+    """Everything that a run leaves, but for pictures and checkpoints."""
+    masks = sorted(str(p.relative_to(folder)) for p in (folder / "masks").iterdir())
+    return {name: (folder / name).read_bytes() for name in (*FILES, *masks)}
 
 
 @pytest.fixture(scope="module")
@@ -202,16 +204,16 @@ def test_resume_with_something_else_is_refused(tmp_path: Path) -> None:
     x, y = images(0)
     renamed = y.clone()
     renamed[0] = (renamed[0] + 1) % 5
-    with pytest.raises(RunError, match=r"was run with another model; resume it with the same"):
+    with pytest.raises(RunError, match=r"was run with another model; go on with the same"):
         resume(out, other)
     for data in ((x, renamed), (x + 1e-6, y), iter([(x + 1e-6, y)])):
-        with pytest.raises(RunError, match=r"was run with another data;"):
+        with pytest.raises(RunError, match=r"was run with other data \(a DataLoader needs shuffle=False"):
             resume(out, calibration=data)
-    with pytest.raises(RunError, match=r"was run with another model and data;"):
+    with pytest.raises(RunError, match=r"was run with another model and other data"):
         resume(out, other, validation=images(5))
     config = out / "config.yaml"
     config.write_text(config.read_text().replace("seed: 0", "seed: 3", 1))
-    with pytest.raises(RunError, match=r"was run with another settings;"):
+    with pytest.raises(RunError, match=r"was run with other settings;"):
         resume(out)
     config.write_bytes(before[config])
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
@@ -222,7 +224,7 @@ def test_one_shot_data_is_the_same_data(tmp_path: Path) -> None:
     x, y = images(0)
     out = tmp_path / "run"
     interrupted(out, 1, calibration=iter([(x, y)]))
-    with pytest.raises(RunError, match="was run with another data"):
+    with pytest.raises(RunError, match="was run with other data"):
         resume(out, calibration=iter([(x + 1, y)]))
     resume(out, calibration=iter([(x, y)]))
 
@@ -241,7 +243,7 @@ def test_a_shuffled_loader_resumes_exactly(tmp_path: Path) -> None:
     try:
         result = resume(tmp_path / "run", calibration=loader())
     except RunError as error:
-        assert "another data" in str(error)
+        assert "other data" in str(error)
         return
     assert [dict(s.values) for s in result.front] == [dict(s.values) for s in whole.front]
     assert list(result.logbook) == list(whole.logbook)
@@ -251,7 +253,8 @@ def test_out_folder_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     for out in (tmp_path, tmp_path / "notes.txt"):
         with pytest.raises(
-            RunError, match=r"exists and is not empty; choose another out folder, or go on with dp.resume"
+            RunError,
+            match=r"exists and is not empty; choose another out folder, or go on with its run: deap-prune resume",
         ):
             search(out)
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]

@@ -96,7 +96,10 @@ def test_messages() -> None:
     for keep in (0, -0.1, 1.1, float("nan")):
         with pytest.raises(MaskError, match=rf"keep is {keep}; it must be above 0 and at most 1"):
             dp.Masks.random(space, keep=keep)
-    with pytest.raises(MaskError, match=r"no filter group 'stem.1'; did you mean 'stem.0'\? known: body.conv1.0"):
+    with pytest.raises(
+        MaskError,
+        match=r"no filter group 'stem.1' in this space \(masks of another network\?\); did you mean 'stem.0'\? known: body.conv1.0",
+    ):
         dp.flops(space, dp.Masks({"stem.1": [True] * 6}))
     with pytest.raises(MaskError, match=r"the mask of 'stem.0' has 5 entries; the group has 6 filters"):
         dp.params(space, dp.Masks({"stem.0": [True] * 5}))
@@ -238,12 +241,12 @@ def test_wrapped_and_frozen_models_are_accepted() -> None:
 
 def test_masks_of_another_network() -> None:
     space = prepared("residual").space
-    with pytest.raises(MaskError, match=r"no filter group 'conv1'; .*known: body.conv1.0, body.conv2.0"):
+    with pytest.raises(MaskError, match=r"no filter group 'conv1' in this space .*known: body.conv1.0, body.conv2.0"):
         dp.flops(space, dp.Masks({"conv1": [True]}))
     model = copy.deepcopy(prepared("residual").model)
     model.body.conv1 = nn.Sequential(nn.Identity(), nn.Identity())
     with (
-        pytest.raises(MaskError, match=r"'body.conv1.0' is a Identity, which was not traced: is this the network"),
+        pytest.raises(MaskError, match=r"the space was traced on another network: 'body.conv1.0' has no such layer"),
         dp.masked(model, space, dp.Masks.random(space)),
     ):
         pass
