@@ -254,7 +254,7 @@ def test_out_folder_is_never_overwritten(tmp_path: Path) -> None:
     for out in (tmp_path, tmp_path / "notes.txt"):
         with pytest.raises(
             RunError,
-            match=r"exists and is not empty; choose another out folder, or go on with its run: deap-prune resume",
+            match=r"exists and is not empty; choose another out folder, or go on with its run: deap-prune",
         ):
             search(out)
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
