@@ -15,7 +15,7 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $(READY)
 
-demo: $(READY) ## Prune a network on real images: train, search, compare, slim, fine-tune (about two minutes)
+demo: $(READY) ## Prune a network on real images: train, search, compare, slim, fine-tune (about a minute)
 	$(BIN)/python examples/demo.py
 
 test: $(READY) ## Run the tests (a few minutes)
