@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import warnings
 from collections.abc import Callable, Iterator
@@ -171,8 +172,7 @@ def test_refused_with_a_reason_and_the_rest_is_pruned(case: str) -> None:
     _, _, space, random, call = prepare(plain_example(between), batch=1)
     found = {r.layer: r for r in space.refused}
     assert found["body.before"].channels == 8
-    with pytest.raises(AssertionError, match=reason):
-        raise AssertionError(found["body.before"].reason)
+    assert re.search(reason, found["body.before"].reason)
     assert "body.before (8)" in str(space) and found["body.before"].reason in str(space)
     assert [g.name for g in space.groups] == ["stem.0", "body.after", "body.last"]
     for seed in range(3):
