@@ -4,7 +4,7 @@ Question: on a trained network, is the blend that a search finds on training ima
 single criterion that is best on the same validation images?
 Method: every single criterion prunes the groups to uniform widths at the budget; BN statistics are re-estimated on the
 same calibration images for all arms; the criterion with the best validation figure is chosen. The search gets the
-config's evaluations. A second control, "all groups", prunes the residual streams as well, as a plain uniform rate would.
+config's evaluations. A second control, "all groups", prunes the residual streams as well, at one uniform rate.
 The network that each arm chose, and the dense one, are measured on the test images, once a run; no other is.
 Output: a JSON file in benchmarks/results, and a table.
 
