@@ -38,6 +38,12 @@ class CostPolynomial:
         first, second = (fixed + counts @ slopes.T for fixed, slopes in zip(self.fixed, self.slopes, strict=True))
         return np.rint(self.constant + (first * second) @ self.coefficients).astype(np.int64)
 
+    def variable(self, kept: ArrayLike) -> int:
+        """The part of the cost that is in terms with a width that can shrink, for kept counts of shape (groups,)."""
+        moving = self.slopes.any(axis=(0, 2))
+        part = CostPolynomial(0.0, self.coefficients[moving], self.fixed[:, moving], self.slopes[:, moving])
+        return int(part(kept))
+
     @classmethod
     def build(
         cls, terms: Sequence[Term], group_of: NDArray[np.intp], sizes: Sequence[int], constant: float = 0.0

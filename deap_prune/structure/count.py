@@ -6,13 +6,17 @@ import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from deap_prune.structure.inputs import Call
+from deap_prune.structure.inputs import Call, copy_with
+from deap_prune.structure.layers import describe_layer, narrow_layer
 
 
 class _Positional(nn.Module):
@@ -56,11 +60,46 @@ def count_flops(model: nn.Module, call: Call) -> tuple[int, dict[str, int]]:
     def padded_mode(inputs: list[Any], outputs: list[Any]) -> int:
         return int(conv_flop_count(get_shape(inputs[0]), get_shape(inputs[1]), get_shape(outputs[0])))
 
-    args, kwargs = tree_map(lambda x: x.float() if isinstance(x, Tensor) and x.is_floating_point() else x, call)
-    network = _Positional(copy.deepcopy(model).eval().float(), tuple(kwargs))
+    def single(x: Any) -> Any:
+        return x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+    args, kwargs = tree_map(single, call)
+    network = _Positional(copy_with(model, single).eval(), tuple(kwargs))
     with torch.no_grad(), default_dtype(torch.float32), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns of every Python branch in the model
         analysis = FlopCountAnalysis(network, (*args, *kwargs.values()))
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         analysis.set_op_handle("aten::_convolution_mode", padded_mode)
         return int(analysis.total()), dict(analysis.unsupported_ops())
+
+
+def measured_flops(layer: nn.Module, shape: tuple[int, ...]) -> tuple[tuple[str, float], ...]:
+    """A layer's cost as a polynomial in its two widths, from fvcore's count of narrowed copies.
+
+    Args:
+        layer: Of a registered type.
+        shape: Of its input, one sample.
+    """
+    spec = describe_layer(layer)
+    if spec is None:  # only layers with a spec are measured
+        return ()
+    powers = ("out", "1") if spec.coupled else ("in*out", "in", "out", "1")
+    wide, half = (
+        (spec.in_channels, spec.out_channels),
+        [max(1, n // spec.blocks // 2) * spec.blocks for n in (spec.in_channels, spec.out_channels)],
+    )
+    widths = [wide, (half[0], half[0] * spec.coupled)] if spec.coupled else list(product(*zip(wide, half, strict=True)))
+    counts = []
+    for n_in, n_out in widths:
+        small = copy.deepcopy(layer)
+        narrow_layer(small, _first(n_in, spec.in_channels, spec.blocks), _first(n_out, spec.out_channels, spec.blocks))
+        narrow = [*shape]
+        narrow[spec.channel_dim] = n_in
+        counts.append(count_flops(small, ((torch.zeros(narrow),), {}))[0])
+    terms = [[{"in*out": a * b, "in": a, "out": b, "1": 1}[p] for p in powers] for a, b in widths]
+    return tuple(zip(powers, np.linalg.solve(np.array(terms, float), np.array(counts, float)).tolist(), strict=True))
+
+
+def _first(kept: int, n: int, blocks: int) -> NDArray[np.intp]:
+    """The first channels of each block, ``kept`` in all."""
+    return np.flatnonzero(np.arange(n) % (n // blocks) < kept // blocks)
