@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from deap_prune.structure.inputs import Call, copy_with
 from deap_prune.structure.layers import describe_layer, narrow_layer
 
 
 class _Positional(nn.Module):
-    """fvcore takes positional arguments only."""
+    """fvcore takes positional arguments and gives back tensors only."""
 
     def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
         super().__init__()
@@ -29,7 +29,8 @@ class _Positional(nn.Module):
 
     def forward(self, *args: Any) -> Any:
         split = len(args) - len(self.names)
-        return self.model(*args[:split], **dict(zip(self.names, args[split:], strict=True)))
+        outputs = self.model(*args[:split], **dict(zip(self.names, args[split:], strict=True)))
+        return tuple(leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor))
 
 
 @contextmanager
@@ -52,6 +53,18 @@ def count_flops(model: nn.Module, call: Call) -> tuple[int, dict[str, int]]:
         model: The network; it is not changed.
         call: Arguments of one forward pass (one sample).
     """
+
+    def single(x: Any) -> Any:
+        return x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+    try:
+        with default_dtype(torch.float32):
+            return _count(copy_with(model, single), tree_map(single, call))
+    except RuntimeError:  # a forward that casts to a precision of its own
+        return _count(copy.deepcopy(model), call)
+
+
+def _count(network: nn.Module, call: Call) -> tuple[int, dict[str, int]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from fvcore.nn import FlopCountAnalysis
@@ -60,14 +73,10 @@ def count_flops(model: nn.Module, call: Call) -> tuple[int, dict[str, int]]:
     def padded_mode(inputs: list[Any], outputs: list[Any]) -> int:
         return int(conv_flop_count(get_shape(inputs[0]), get_shape(inputs[1]), get_shape(outputs[0])))
 
-    def single(x: Any) -> Any:
-        return x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
-
-    args, kwargs = tree_map(single, call)
-    network = _Positional(copy_with(model, single).eval(), tuple(kwargs))
-    with torch.no_grad(), default_dtype(torch.float32), warnings.catch_warnings():
+    args, kwargs = call
+    with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns of every Python branch in the model
-        analysis = FlopCountAnalysis(network, (*args, *kwargs.values()))
+        analysis = FlopCountAnalysis(_Positional(network.eval(), tuple(kwargs)), (*args, *kwargs.values()))
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         analysis.set_op_handle("aten::_convolution_mode", padded_mode)
         return int(analysis.total()), dict(analysis.unsupported_ops())

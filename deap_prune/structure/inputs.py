@@ -35,6 +35,17 @@ def forward(model: nn.Module, call: Call) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(model(*args, **kwargs)) if isinstance(leaf, Tensor)]
 
 
+def as_precise(call: Call, model: nn.Module) -> Call:
+    """The call with floating-point inputs in the precision of the model's first parameter."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float64)
+    return tree_map(lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, call)
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of an error and the first line of its text."""
+    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+
+
 @contextmanager
 def training_branches(model: nn.Module) -> Iterator[None]:
     """What a network runs in training only (auxiliary heads) runs, while statistics and dropout stay still.

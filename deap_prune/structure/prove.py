@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from deap_prune.structure.count import count_flops, default_dtype
-from deap_prune.structure.inputs import Call, copy_with, forward, training_branches
+from deap_prune.structure.inputs import Call, as_precise, copy_with, first_line, forward, training_branches
 from deap_prune.structure.masking import masked
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import slim
@@ -67,8 +67,7 @@ def difference(
     """
     small = slim(model, space, masks) if small is None else small
     mode = training_branches if in_training else nullcontext
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float64)
-    call = tree_map(lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, call)
+    call = as_precise(call, model)
     with torch.no_grad():
         with mode(small):
             narrow = forward(small, call)
@@ -88,7 +87,8 @@ def difference(
 class Proof:
     """A randomised copy of a network, random inputs, how closely outputs must agree, and whether in training too.
 
-    float64 where the forward pass takes it, else float32 (a network that makes float32 constants by name).
+    float64 where the forward pass takes it, else float32 (a network that makes float32 constants by name), else the
+    network's own precision (a forward that casts).
     """
 
     model: nn.Module
@@ -108,12 +108,20 @@ class Proof:
 
         sample: Call = tree_map(draw, call)
         model = randomised(network)
-        try:
-            with torch.no_grad(), default_dtype(torch.float64):
-                forward(model, sample)
-        except Exception:  # some operator or constant insists on float32
-            return cls(model.float(), sample, 1e-4, in_training)
-        return cls(model, sample, TOLERANCE, in_training)
+        found = cls(model, sample, TOLERANCE, in_training)
+        own = [*network.parameters(), *network.buffers()]
+        for dtype, tolerance in ((torch.float64, TOLERANCE), (torch.float32, 1e-4), (None, 3e-2)):
+            for mine, theirs in zip([*model.parameters(), *model.buffers()], own, strict=True):
+                if mine.is_floating_point():
+                    mine.data = mine.to(dtype or theirs.dtype)
+            found = cls(model, as_precise(sample, model), tolerance, in_training)
+            try:
+                with torch.no_grad(), default_dtype(dtype or torch.float32):
+                    forward(model, found.call)
+                break
+            except Exception:  # some operator or constant insists on another precision
+                continue
+        return found
 
     def guilty_groups(self, space: PruningSpace) -> dict[str, str]:
         """Groups whose masked and slimmed networks disagree, with the reason; empty if the space is proven."""
@@ -163,4 +171,4 @@ class Proof:
             held, expected = sum(p.numel() for p in small.parameters()), int(space.params_of(counts))
             return "" if held == expected else f"{expected} parameters expected, {held} found after slimming"
         except Exception as error:  # whatever the user's forward raises on narrower tensors is the reason
-            return f"fails when slimmed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            return f"fails when slimmed: {first_line(error)}"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from deap_prune.errors import ModelError, did_you_mean
 from deap_prune.structure.count import count_flops
 from deap_prune.structure.grouping import build_space, classes_of
-from deap_prune.structure.inputs import Call, Inputs, first_sample, training_branches
+from deap_prune.structure.inputs import Call, Inputs, first_line, first_sample, training_branches
 from deap_prune.structure.labels import LabelTracer
 from deap_prune.structure.prove import Proof
 from deap_prune.structure.slim import unwrap
@@ -42,9 +42,15 @@ def trace(model: nn.Module, example_inputs: Inputs, *, ignore: Iterable[str] = (
     tracer = LabelTracer(network)
     try:
         tracer.run(network, *inputs)
+    except Exception as error:
+        raise ModelError(f"the network fails on the example inputs: {first_line(error)}") from error
+    try:
         total, uncounted = count_flops(network, inputs)
     except Exception as error:
-        raise ModelError(f"the network fails on the example inputs: {type(error).__name__}: {error}") from error
+        raise ModelError(
+            f"torch.jit, by which flops are counted, can't trace the network: {first_line(error)}; layers and tensors "
+            "that forward uses must be attributes of modules (nn.ModuleList, nn.Parameter, register_buffer)"
+        ) from error
     in_training = _follow_training(network, tracer, inputs)
     _ignore(network, tracer, tuple(ignore))
     _freeze_shared(network, tracer)
@@ -126,8 +132,12 @@ def pristine(network: nn.Module) -> nn.Module:
     """A copy without hooks, in eval mode, its tensors contiguous.
 
     Raises:
-        ModelError: If the network can't be copied.
+        ModelError: If the network can't be copied, is a ScriptModule, or has lazy layers that no input has shaped yet.
     """
+    if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
+        raise ModelError("the network is a ScriptModule, which can't be narrowed; give the nn.Module it was made from")
+    if lazy := [name for name, p in network.named_parameters() if nn.parameter.is_lazy(p)]:
+        raise ModelError(f"'{lazy[0]}' has no shape yet (a lazy layer); run the network once: model(example_inputs)")
     try:
         network = copy.deepcopy(network).eval()
     except RuntimeError as error:
