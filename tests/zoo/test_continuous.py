@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from helpers import draw_masks, gap, outputs_masked, outputs_slim, prepare
+from networks import Example
+from torch import Tensor, nn
 
 import deap_prune as dp
 from deap_prune import zoo
 from deap_prune.data import Splits, load_data
 from deap_prune.errors import ModelError
+from deap_prune.structure import layers
 from deap_prune.structure.count import count_flops
 from deap_prune.structure.inputs import as_call
 
@@ -123,3 +126,39 @@ def test_the_same_verbs(splits: Splits) -> None:
     assert [conv.in_channels for conv in small.convs][1] == small.convs[0].out_channels < 12  # type: ignore[union-attr]
     with result.evaluator.masked(result.best.masks) as network, torch.no_grad():
         assert torch.allclose(network(*example), small(*example), atol=1e-4)
+
+
+class SpreadNorm(nn.Module):
+    """Looks at all its channels at once, and takes the points as well."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x: Tensor, points: Tensor) -> Tensor:
+        return x / x.norm(dim=1, keepdim=True) * points.std(dim=1).mean(dim=1).view(-1, 1, 1)
+
+
+class Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.norm, self.conv2 = zoo.ContinuousConv(3, 8), SpreadNorm(8), zoo.ContinuousConv(8, 6)
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor, points: Tensor) -> Tensor:
+        x = self.norm(F.relu(self.conv1(x, points)), points=points)
+        return self.fc(F.relu(self.conv2(x, points)).mean(2))
+
+
+def test_a_layer_of_your_own_that_takes_more_than_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    def describe(layer: SpreadNorm) -> dp.LayerSpec:
+        n = layer.channels
+        return dp.LayerSpec(in_channels=n, out_channels=n, widths={"channels": "out"}, coupled=1, whole=True)
+
+    monkeypatch.setitem(layers._TYPES, SpreadNorm, describe)
+    torch.manual_seed(0)
+    _, _, space, random, call = prepare(Example(Normed(), (torch.randn(1, 3, 7), torch.randn(1, 7, 2))))
+    assert [group.name for group in space.groups] == ["conv1", "conv2"]
+    for seed in range(4):
+        masks = draw_masks(space, seed)
+        assert gap(outputs_slim(random, space, masks, call), outputs_masked(random, space, masks, call)) < 1e-9
