@@ -15,6 +15,12 @@ from deap_prune.data import load_data
 from deap_prune.zoo import digits_resnet
 
 
+def show(stage: str, judge: dp.Evaluator, network: torch.nn.Module, masks: dp.Masks | None = None) -> None:
+    """One line: a network's figures on the test images."""
+    accuracy, consistency, share = judge.measure(network.to(judge.device), masks or dp.Masks({}))
+    print(f"{stage:24} {accuracy:8.1%} {consistency:18.1%} {share:6.1%}")
+
+
 def main() -> None:
     """Train, search at half the FLOPs, fine-tune, and see after each what shifts do to the test images' labels."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -22,39 +28,33 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     args = parser.parse_args()
     data = load_data(format="digits")
-    for name, shift_invariant in (("strides and zero padding", False), ("polyphase sampling, circular padding", True)):
+    print(f"{'':24} accuracy  shift consistency  FLOPs")
+    for shift_invariant in (False, True):
         torch.manual_seed(0)
         model = digits_resnet(shift_invariant=shift_invariant)
         space = dp.trace(model, data.calibration[0])
         figures = ("accuracy", "shift_consistency", "flops")
         judge = dp.Evaluator(model, space, validation=data.test, objectives=figures, recalibrate=None)
-        print(f"{name}\n  {'':12} accuracy  shift consistency  FLOPs")
-
-        def show(stage: str, network: torch.nn.Module, masks: dp.Masks, judge: dp.Evaluator = judge) -> None:
-            accuracy, consistency, share = judge.measure(network.to(judge.device), masks)
-            print(f"  {stage:12} {accuracy:8.1%} {consistency:18.1%} {share:6.1%}")
-
-        everything = dp.Masks({})
-        show("untrained", model, everything)
+        name = "polyphase" if shift_invariant else "strides"
+        show(f"{name}, untrained", judge, model)
         dp.finetune(model, data.train, epochs=args.epochs, recipe=dp.Recipe(lr=0.1, batch_size=64), progress=False)
-        show("trained", model, everything)
-        result = dp.search(
-            model,
-            data.calibration[0],
-            calibration=data.calibration,
-            validation=data.validation,
-            objectives=("accuracy",),
-            max_flops=0.5,
-            population=8,
-            generations=args.generations,
-            progress=False,
-        )
-        masks = result.best.masks
-        small = result.slim(masks)
-        show("pruned", small, masks)
-        recipe = dp.Recipe(lr=0.02, batch_size=64)
-        dp.finetune(small, data.train, epochs=-(-args.epochs // 2), recipe=recipe, teacher=model, progress=False)
-        show("fine-tuned", small, masks)
+        show(f"{name}, trained", judge, model)
+    result = dp.search(
+        model,
+        data.calibration[0],
+        calibration=data.calibration,
+        validation=data.validation,
+        objectives=("accuracy",),
+        max_flops=0.5,
+        population=8,
+        generations=args.generations,
+        progress=False,
+    )
+    small = result.slim(result.best)
+    show("polyphase, pruned", judge, small, result.best.masks)
+    recipe = dp.Recipe(lr=0.02, batch_size=64)
+    dp.finetune(small, data.train, epochs=-(-args.epochs // 2), recipe=recipe, teacher=model, progress=False)
+    show("polyphase, fine-tuned", judge, small, result.best.masks)
 
 
 if __name__ == "__main__":
