@@ -122,9 +122,9 @@ def _run_narrowed(layer: nn.Module, donor: nn.Module | None, spec: LayerSpec, in
         small.load_state_dict(donor.state_dict())
     dim = spec.channel_dim
 
-    def forward(x: Tensor) -> Tensor:
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         index = torch.as_tensor(ins, device=x.device)
-        narrow = small(x.index_select(dim, index))
+        narrow = small(x.index_select(dim, index), *args, **kwargs)
         shape = list(narrow.shape)
         shape[dim] = spec.out_channels
         return narrow.new_zeros(shape).index_copy_(dim % x.dim(), torch.as_tensor(outs, device=x.device), narrow)
