@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from deap_prune.criteria.calibration import Calibration, Found, add, channel_maps, floats, gathers, index_of
 from deap_prune.progress import track
@@ -100,7 +101,8 @@ class _Block(nn.Module):
         filters = len(positions)
         hidden = max(2, filters // 4)
         self.positions = positions
-        self.squeeze, self.excite = nn.Linear(filters, hidden), nn.Linear(hidden, filters)
+        self.squeeze = skip_init(nn.Linear, filters, hidden)  # torch's own generator stays as it is
+        self.excite = skip_init(nn.Linear, hidden, filters)
         for p in self.parameters():
             drawn = torch.randn(p.shape, generator=generator) / p.shape[-1] ** 0.5
             p.data = drawn.to(like) if p.dim() > 1 else torch.zeros_like(p.data).to(like)
