@@ -17,7 +17,7 @@ from deap_prune.structure.layers import describe_layer
 from deap_prune.structure.space import FilterGroup, Member, PruningSpace
 
 Loss = Callable[[Any, Any], Tensor]
-Found = dict[str, dict[str, list[Tensor]]]  # group -> statistic -> one tensor a layer
+Found = dict[str, dict[str, dict[str, Tensor]]]  # group -> statistic -> layer, or the group itself -> tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,9 +125,9 @@ def index_of(member: Member, tensor: Tensor) -> Tensor:
     return torch.as_tensor(member.positions, device=tensor.device)
 
 
-def add(found: Found, group: FilterGroup, need: str, tensor: Tensor) -> None:
-    """One more layer's tensor of a statistic."""
-    found.setdefault(group.name, {}).setdefault(need, []).append(tensor)
+def add(found: Found, group: FilterGroup, need: str, tensor: Tensor, member: Member | None = None) -> None:
+    """One more layer's tensor of a statistic, or the group's."""
+    found.setdefault(group.name, {}).setdefault(need, {})[member.layer if member else group.name] = tensor
 
 
 def channel_dot(a: Tensor, b: Tensor) -> Tensor:

@@ -78,17 +78,19 @@ def attention(calibration: Calibration, needs: frozenset[str]) -> Found:
         for epoch in track(range(EPOCHS), "training gates", shown=calibration.progress):
             for batch, before in zip(batches, dense, strict=True):
                 outputs, targets = calibration.run(batch)
-                open_gates = torch.stack([block.gates.mean() for block in blocks.values()]).mean()
+                ran = [block for block in blocks.values() if len(block.gates)]
+                open_gates = torch.stack([block.gates.mean() for block in ran]).mean()
                 optimiser.zero_grad()
                 (calibration.error(outputs, targets, before) + PRICE * open_gates).backward()
                 optimiser.step()
                 if epoch == EPOCHS - 1:
-                    for block in blocks.values():
+                    for block in ran:
                         block.seen.append(block.gates.detach())
     found: Found = {}
     for group in calibration.space.groups:
-        for k, _ in enumerate(group.layers("reader")):
-            add(found, group, "attention", torch.cat(blocks[group.name, k].seen).mean(dim=0))
+        for k, member in enumerate(group.layers("reader")):
+            if blocks[group.name, k].seen:
+                add(found, group, "attention", torch.cat(blocks[group.name, k].seen).mean(dim=0), member)
     calibration.network.zero_grad(set_to_none=True)
     return found
 

@@ -90,7 +90,7 @@ class Makes:
                     else:
                         rows = mean[index_of(member, mean)].mean(dim=1)
                     if rows is not None:
-                        add(found, group, need, rows)
+                        add(found, group, need, rows, member)
         return found
 
     def remove(self) -> None:

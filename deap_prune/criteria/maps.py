@@ -72,9 +72,10 @@ def _look(calibration: Calibration, looks: dict[str, Look], images: int, title: 
         for handle in handles:
             handle.remove()
     found: Found = {}
-    for (number, _, need), parts in sorted(values.items()):
-        joined = torch.cat(parts, dim=1)
-        add(found, calibration.space.groups[number], need, joined if need == "contribution" else joined.mean(dim=1))
+    for (number, k, need), parts in sorted(values.items()):
+        group, joined = calibration.space.groups[number], torch.cat(parts, dim=1)
+        value = joined if need == "contribution" else joined.mean(dim=1)
+        add(found, group, need, value, group.layers("reader")[k])
     return found
 
 

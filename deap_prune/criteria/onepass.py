@@ -70,7 +70,7 @@ class _Parameters:
 
     def __init__(self, calibration: Calibration, needs: frozenset[str]) -> None:
         self.calibration, self.needs, self.samples = calibration, needs, 0
-        self.taylor: dict[tuple[str, str, int], list[Tensor]] = {}
+        self.taylor: dict[tuple[str, str, str], list[Tensor]] = {}
 
     def begin(self, samples: int) -> None:
         self.samples = samples
@@ -82,10 +82,10 @@ class _Parameters:
                 ("weight_taylor", "filter", ("weight",)),
                 ("gate_taylor", "norm", ("weight", "bias")),
             ):
-                for k, member in enumerate(group.layers(role) if need in self.needs else ()):
+                for member in group.layers(role) if need in self.needs else ():
                     change = _first_order(network, member, names)
                     if change is not None:
-                        self.taylor.setdefault((group.name, need, k), []).append(change)
+                        self.taylor.setdefault((group.name, need, member.layer), []).append(change)
         if "gradient" in self.needs:
             share = self.samples / self.calibration.samples
             for name, p in network.named_parameters():
@@ -94,8 +94,8 @@ class _Parameters:
 
     def found(self) -> Found:
         found: Found = {}
-        for (name, need, _), changes in self.taylor.items():
-            found.setdefault(name, {}).setdefault(need, []).append(torch.stack(changes))
+        for (name, need, layer), changes in self.taylor.items():
+            found.setdefault(name, {}).setdefault(need, {})[layer] = torch.stack(changes)
         if "gradient" in self.needs:
             found_rows(self.calibration, "gradient", self.calibration.gradients, found)
         return found
@@ -105,14 +105,13 @@ class _Parameters:
 
 
 def found_rows(calibration: Calibration, need: str, tensors: dict[str, Tensor], found: Found) -> Found:
-    """Weight-shaped tensors, by parameter name, as (filters, k) of every layer; zero where there is none."""
+    """Weight-shaped tensors, by parameter name, as (filters, k) of every layer that has one."""
     for group in calibration.space.groups:
         for member in group.layers("filter"):
-            weight = getattr(calibration.network.get_submodule(member.layer), "weight", None)
-            tensor = tensors.get(f"{member.layer}.weight", None if weight is None else torch.zeros_like(weight))
+            tensor = tensors.get(f"{member.layer}.weight")
             rows = None if tensor is None else filter_rows(calibration.network, member, "weight", tensor)
             if rows is not None:
-                add(found, group, need, rows)
+                add(found, group, need, rows, member)
     return found
 
 

@@ -75,16 +75,16 @@ class Reads:
                 if member.layer in self.sums:
                     sums = self.sums[member.layer]
                     means = (sums[:, index_of(member, sums)] / sums[3].max()).mean(dim=2)
-                    add(found, group, "activation_mean", means[0])
+                    add(found, group, "activation_mean", means[0], member)
                     if not float(means[2].sum()) and float(means[1].min()) < 1:  # zeros, none below: a ReLU was there
-                        add(found, group, "activation_rate", means[1])
+                        add(found, group, "activation_rate", means[1], member)
                 if member.layer in self.pooled:
                     pooled = torch.cat(self.pooled[member.layer])[:ROWS]
-                    add(found, group, "activation_pooled", pooled[:, index_of(member, pooled)].mean(dim=2))
+                    add(found, group, "activation_pooled", pooled[:, index_of(member, pooled)].mean(dim=2), member)
                 if member.layer in self.changes:
                     change = torch.cat(self.changes[member.layer])[:ROWS]
                     changes.append(change[:, index_of(member, change)].sum(dim=2))
-                    add(found, group, "activation_taylor", changes[-1])
+                    add(found, group, "activation_taylor", changes[-1], member)
             if changes:
                 add(found, group, "group_taylor", torch.stack(changes).sum(dim=0))
         return found

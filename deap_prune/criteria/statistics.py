@@ -29,9 +29,11 @@ class Statistics:
 
     values: Found
 
-    def of(self, group: FilterGroup, need: str) -> list[Tensor]:
-        """The tensors of a statistic, in the order of the group's layers; empty where it does not apply."""
-        return self.values.get(group.name, {}).get(need, [])
+    def of(self, group: FilterGroup, *needs: str) -> list[tuple[Tensor, ...]]:
+        """The tensors of some statistics, layer by layer, in the group's order, where all of them apply."""
+        columns = [self.values.get(group.name, {}).get(need, {}) for need in needs]
+        layers = [layer for layer in columns[0] if all(layer in column for column in columns)]
+        return [tuple(column[layer] for column in columns) for layer in layers]
 
 
 def collect(

@@ -127,8 +127,7 @@ def score(
 
 def _score_group(criterion: Criterion, group: FilterGroup, statistics: Statistics, reduction: str) -> Scores | None:
     """A group's scores: the criterion on each of its layers, reduced; None where it does not apply."""
-    columns = [statistics.of(group, need) for need in criterion.needs]
-    layers = [criterion.score(*tensors).double() for tensors in zip(*columns, strict=False)]
+    layers = [criterion.score(*tensors).double() for tensors in statistics.of(group, *criterion.needs)]
     if not layers:
         return None
     scores = REDUCTIONS[reduction](torch.stack(layers)).cpu().numpy()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from deap_prune.criteria.calibration import Calibration, Found, add, gathers, index_of
-from deap_prune.structure.layers import describe_layer
+from deap_prune.structure.layers import Axis, describe_layer
 from deap_prune.structure.space import FilterGroup, Member, PruningSpace
 
 _SOURCES = {"weight": ("filter", "weight"), "scale": ("norm", "weight"), "shift": ("norm", "bias")}
@@ -24,11 +24,11 @@ def read_weights(calibration: Calibration, needs: frozenset[str]) -> Found:
             for member in group.layers(role):
                 rows = filter_rows(network, member, name)
                 if rows is not None:
-                    add(found, group, need, rows if need == "weight" else rows.mean(dim=1))
+                    add(found, group, need, rows if need == "weight" else rows.mean(dim=1), member)
         for member in group.layers("reader") if "out_weight" in needs else ():
-            columns = reader_columns(network, member)
+            columns = _rows(network, member, "weight", "in")
             if columns is not None:
-                add(found, group, "out_weight", columns)
+                add(found, group, "out_weight", columns, member)
         if "filter_flops" in needs:
             add(found, group, "filter_flops", torch.full((group.size,), filter_flops(space, group, number)))
         if "noise" in needs:
@@ -39,26 +39,24 @@ def read_weights(calibration: Calibration, needs: frozenset[str]) -> Found:
 
 def filter_rows(network: nn.Module, member: Member, name: str, tensor: Tensor | None = None) -> Tensor | None:
     """A layer's tensor as (filters of the group, everything else), or None where the layer does not have it."""
+    return _rows(network, member, name, "out", tensor)
+
+
+def _rows(network: nn.Module, member: Member, name: str, axis: Axis, tensor: Tensor | None = None) -> Tensor | None:
+    """A member's part of a tensor whose channels, of one axis, come first: (filters, everything else)."""
     layer = network.get_submodule(member.layer)
     spec = describe_layer(layer)
     value = getattr(layer, name, None) if tensor is None else tensor
-    if spec is None or value is None or "out" not in spec.tensors.get(name, ()):
+    dims = spec.tensors.get(name, ()) if spec is not None else ()
+    if spec is None or value is None or axis not in dims:
         return None
-    rows = value.detach().movedim(spec.tensors[name].index("out"), 0)
-    return rows[index_of(member, value)].flatten(1)
-
-
-def reader_columns(network: nn.Module, member: Member) -> Tensor | None:
-    """The weights of a reading layer that multiply each filter's channels, shape (filters, k)."""
-    layer = network.get_submodule(member.layer)
-    spec, weight = describe_layer(layer), getattr(layer, "weight", None)
-    dims = spec.tensors.get("weight", ()) if spec is not None else ()
-    if spec is None or weight is None or not {"in", "out"} <= set(dims):
-        return None
-    rows, columns = spec.out_channels // spec.blocks, spec.in_channels // spec.blocks
-    table = weight.detach().movedim((dims.index("out"), dims.index("in")), (0, 1))
-    table = table.reshape(spec.blocks, rows, columns, -1).transpose(1, 2).reshape(spec.in_channels, -1)
-    return table[index_of(member, weight)].flatten(1)
+    value = value.detach().movedim(dims.index(axis), 0)
+    if "in" in dims and "out" in dims and axis != min(("in", "out"), key=dims.index):
+        # The second of the two axes is counted from the start of a block: (columns, blocks x rows) by the column.
+        rows = value.shape[1] // spec.blocks
+        value = value.reshape(len(value), spec.blocks, rows, -1).transpose(0, 1)
+        value = value.reshape(spec.blocks * value.shape[1], rows, -1)
+    return value[index_of(member, value)].flatten(1)
 
 
 def filter_flops(space: PruningSpace, group: FilterGroup, number: int) -> float:
