@@ -109,7 +109,7 @@ def compare_criteria(
     Raises:
         PruneError: Of the kind that fits.
     """
-    budget = max_flops or work.config.search.max_flops or 0.5
+    budget = next(b for b in (max_flops, work.config.search.max_flops, 0.5) if b is not None)
     changed = {"allocation": "uniform", "max_flops": budget, "objectives": ("accuracy", "loss")}
     options = work.config.search.model_copy(update=changed)
     genome, evaluate, _ = prepare(

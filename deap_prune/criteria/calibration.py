@@ -120,6 +120,14 @@ def channel_maps(layer: nn.Module, x: Tensor) -> Tensor:
     return moved.flatten(2) if moved.dim() > 2 else moved.unsqueeze(2)
 
 
+def by_image(x: Tensor, samples: int) -> Tensor:
+    """(images, rows of an image, ...): some networks fold time or regions into the batch dimension.
+
+    Where the rows don't divide by the images (regions of interest, say), every row counts as an image.
+    """
+    return x.reshape(samples if samples and len(x) % samples == 0 else len(x), -1, *x.shape[1:])
+
+
 def index_of(member: Member, tensor: Tensor) -> Tensor:
     """A member's positions, shape (filters, uses), on a tensor's device."""
     return torch.as_tensor(member.positions, device=tensor.device)

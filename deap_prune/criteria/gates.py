@@ -69,7 +69,8 @@ def attention(calibration: Calibration, needs: frozenset[str]) -> Found:
             block = _Block(index_of(member, like), like, generator)
             blocks[group.name, k] = block
             changes.setdefault(member.layer, []).append(block)
-    optimiser = torch.optim.Adam([p for block in blocks.values() for p in block.parameters()], lr=RATE)
+    weights = [p for block in blocks.values() for p in block.parameters()]
+    optimiser = torch.optim.Adam(weights, lr=RATE)
     batches = calibration.first(calibration.samples, SIZE)
     with torch.no_grad():
         dense = [floats(calibration.run(batch)[0]) for batch in batches]
@@ -81,7 +82,8 @@ def attention(calibration: Calibration, needs: frozenset[str]) -> Found:
                 ran = [block for block in blocks.values() if len(block.gates)]
                 open_gates = torch.stack([block.gates.mean() for block in ran]).mean()
                 optimiser.zero_grad()
-                (calibration.error(outputs, targets, before) + PRICE * open_gates).backward()
+                loss = calibration.error(outputs, targets, before) + PRICE * open_gates
+                loss.backward(inputs=weights)  # the network stays frozen
                 optimiser.step()
                 if epoch == EPOCHS - 1:
                     for block in ran:
@@ -91,7 +93,6 @@ def attention(calibration: Calibration, needs: frozenset[str]) -> Found:
         for k, member in enumerate(group.layers("reader")):
             if blocks[group.name, k].seen:
                 add(found, group, "attention", torch.cat(blocks[group.name, k].seen).mean(dim=0), member)
-    calibration.network.zero_grad(set_to_none=True)
     return found
 
 

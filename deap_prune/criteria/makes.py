@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from torch.utils.hooks import RemovableHandle
 
-from deap_prune.criteria.calibration import Calibration, Found, add, channel_dot, channel_maps, index_of, unhooked
+from deap_prune.criteria.calibration import (
+    Calibration,
+    Found,
+    add,
+    by_image,
+    channel_dot,
+    channel_maps,
+    index_of,
+    unhooked,
+)
 from deap_prune.criteria.tensors import filter_rows
 
 CHUNK = 2**25  # numbers that per-image gradients may take at once
@@ -107,12 +116,10 @@ def _gradient_square(layer: nn.Module, calls: list[tuple[Tensor, Tensor]], sampl
         pull = vjp(lambda w: functional_call(layer, {"weight": w}, (x,)), weight)[1]
         return pull(gradient)[0]
 
-    def folded(x: Tensor) -> Tensor:  # (images, rows of an image, ...)
-        return x.reshape(samples, -1, *x.shape[1:])
-
     step = max(1, CHUNK // weight.numel())
     total = torch.zeros_like(weight)
-    for start in range(0, samples, step):
-        pairs = [(folded(x)[start : start + step], folded(g)[start : start + step]) for x, g in calls]
+    folded = [(by_image(x, samples), by_image(gradient, samples)) for x, gradient in calls]
+    for start in range(0, len(folded[0][0]), step):
+        pairs = [(x[start : start + step], gradient[start : start + step]) for x, gradient in folded]
         total += torch.stack([vmap(of_image)(x, g) for x, g in pairs]).sum(dim=0).square().sum(dim=0)
     return total

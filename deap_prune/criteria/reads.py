@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deap_prune.criteria.calibration import Calibration, Found, add, channel_dot, channel_maps, index_of
+from deap_prune.criteria.calibration import Calibration, Found, add, by_image, channel_dot, channel_maps, index_of
 
 ROWS = 4096  # images that tables with a row an image keep
 
@@ -36,24 +36,20 @@ class Reads:
             if self.needs & MEANS:
                 self.sums[name] = self.sums.get(name, 0) + _moments(maps)
             if "activation_pooled" in self.needs and _rows(self.pooled.get(name)) < ROWS:
-                self.pooled.setdefault(name, []).append(self._by_image(maps.mean(dim=2)) / (len(maps) / self.samples))
+                self.pooled.setdefault(name, []).append(by_image(maps.mean(dim=2), self.samples).mean(dim=1))
             if not (self.needs & CHANGES and args[0].requires_grad):
                 return None
             own = args[0].view_as(args[0])  # the gradient of this reading alone, whoever else reads the tensor
 
             def note(gradient: Tensor) -> None:
                 # The loss is a mean over the batch: times its size, the gradient is each image's own.
-                by_image = self._by_image(channel_dot(maps, channel_maps(layer, gradient))) * self.samples
-                self._change[name] = self._change[name] + by_image if name in self._change else by_image
+                change = by_image(channel_dot(maps, channel_maps(layer, gradient)), self.samples).sum(dim=1)
+                self._change[name] = self._change.get(name, 0) + change * self.samples
 
             own.register_hook(note)
             return (own, *args[1:])
 
         return hook
-
-    def _by_image(self, values: Tensor) -> Tensor:
-        """Rows that a network folded into the batch dimension are summed to one row an image."""
-        return values.reshape(self.samples, -1, values.shape[1]).sum(dim=1)
 
     def begin(self, samples: int) -> None:
         """A batch of so many images begins."""
@@ -85,7 +81,7 @@ class Reads:
                     change = torch.cat(self.changes[member.layer])[:ROWS]
                     changes.append(change[:, index_of(member, change)].sum(dim=2))
                     add(found, group, "activation_taylor", changes[-1], member)
-            if changes:
+            if len({len(change) for change in changes}) == 1:
                 add(found, group, "group_taylor", torch.stack(changes).sum(dim=0))
         return found
 

@@ -13,7 +13,6 @@ from torch.utils._pytree import tree_map
 from deap_prune.batches import count_samples
 from deap_prune.criteria.calibration import Calibration, Found, floats, gathers, part
 from deap_prune.criteria.onepass import found_rows
-from deap_prune.errors import DataError
 from deap_prune.progress import track
 from deap_prune.structure.trace import pristine
 
@@ -43,13 +42,11 @@ def hessian_gradient(calibration: Calibration, needs: frozenset[str]) -> Found:
 
 @gathers("flow_gradient")
 def flow_gradient(calibration: Calibration, needs: frozenset[str]) -> Found:
-    """Gradient of R, the sum of the outputs for an input of ones, of a copy whose parameters are absolute values.
+    """Gradient of R, the sum of the outputs for an input of ones, in a copy whose parameters are absolute values.
 
     In float64, since R is a product over all layers; batch normalisation keeps its scale and shift, but takes no mean
-    off, so that the flow stays positive.
+    off, so that the flow stays positive. Absent, with a warning, for a network that insists on another precision.
     """
-    if not calibration.batches:
-        raise DataError("calibration is empty: give (inputs, targets) tensors or an iterable of such batches")
     positive = pristine(calibration.network).double()
     with torch.no_grad():
         for p in positive.parameters():
@@ -61,7 +58,11 @@ def flow_gradient(calibration: Calibration, needs: frozenset[str]) -> Found:
     def ones(x: Any) -> Any:
         return torch.ones_like(x, dtype=torch.float64) if isinstance(x, Tensor) and x.is_floating_point() else x
 
-    outputs, _ = calibration.forward(positive, tree_map(ones, part(calibration.batches[0], 0, 1)))
+    try:
+        outputs, _ = calibration.forward(positive, tree_map(ones, part(calibration.batches[0], 0, 1)))
+    except RuntimeError as error:
+        warnings.warn(f"the network does not run in float64, so no 'flow_gradient': {error}", stacklevel=2)
+        return {}
     torch.stack([out.sum() for out in floats(outputs)]).sum().backward()
     gradients = {name: p.grad for name, p in positive.named_parameters() if p.grad is not None}
     return found_rows(calibration, "flow_gradient", gradients, {})
