@@ -35,7 +35,8 @@ def test_criterion_contract(name: str, digits: Digits) -> None:
     model = copy.deepcopy(digits.model).train()
     before = snapshot(model)
     state = torch.get_rng_state()
-    first, again = (dp.score(model, digits.space, digits.calibration, criteria=(name,), seed=5) for _ in range(2))
+    data = tuple(part[:20] for part in digits.calibration)  # some criteria take a pass a filter
+    first, again = (dp.score(model, digits.space, data, criteria=(name,), seed=5) for _ in range(2))
     assert_unchanged(model, before)
     assert torch.equal(torch.get_rng_state(), state)
     for group in digits.space.groups:
