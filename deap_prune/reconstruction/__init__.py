@@ -3,6 +3,7 @@
 from deap_prune.reconstruction.bn import propagate_bn
 from deap_prune.reconstruction.compensate import compensate, reconstruction_error
 from deap_prune.reconstruction.gram import Grams, LayerGram, collect_grams
+from deap_prune.reconstruction.refine import refine
 
 __all__ = [
     "Grams",
@@ -11,4 +12,5 @@ __all__ = [
     "compensate",
     "propagate_bn",
     "reconstruction_error",
+    "refine",
 ]

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from deap_prune.reconstruction.matrix import known
 from deap_prune.structure.layers import describe_layer
 
 ADDITIONS = frozenset({"add", "add_"})
@@ -130,8 +131,10 @@ class Flow:
         reader = self._only_reader(self.call(layer))
         if reader is None or not self.steps[reader].is_layer:
             return None
-        name = self.steps[reader].name
-        return name if self.call(name) is not None and has_statistics(network.get_submodule(name)) else None
+        name, dims = self.steps[reader].name, len(self.steps[reader].shapes[0])
+        axes = {known(network.get_submodule(n)).channel_dim % dims for n in (layer, name)}
+        alike = len(axes) == 1 and has_statistics(network.get_submodule(name))
+        return name if alike and self.call(name) is not None else None
 
     def meeting(self, number: int) -> tuple[int, int] | None:
         """(addition, other summand) where the result of a step goes into a plain addition and nowhere else."""
