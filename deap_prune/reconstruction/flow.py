@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from deap_prune.reconstruction.matrix import known
 from deap_prune.structure.layers import describe_layer
 
 ADDITIONS = frozenset({"add", "add_"})
+Key = tuple[str, int]
 
 
 @dataclass(frozen=True)
@@ -24,38 +26,45 @@ class Step:
     """One layer call, or one operator between layers.
 
     Attributes:
-        name: The layer's qualified name, or the operator's.
+        key: The layer's qualified name or the operator's, and how many steps of that name came before. A pruned network
+            takes the same steps, save some that depend on shapes alone (memory formats); so they are told by key.
         sources: The steps whose results it read (-1: the network's inputs, parameters, constants).
         is_layer: Whether ``name`` is a layer.
         shapes: Of the tensors it read.
     """
 
-    name: str
+    key: Key
     sources: tuple[int, ...]
     is_layer: bool
     shapes: tuple[tuple[int, ...], ...]
 
+    @property
+    def name(self) -> str:
+        """The layer's name, or the operator's."""
+        return self.key[0]
+
 
 class Recorder(TorchDispatchMode):
-    """Numbers the steps of a forward pass; a pruned network takes the same steps as the dense one.
+    """Notes the steps of a forward pass.
 
     Args:
         network: Its known layers are single steps.
-        before: Called with (layer's name, its number, layer, first input) before a layer runs; may change the layer.
-        after: Called with (number, result) after every step.
+        before: Called with (name, layer, first input) before a layer runs; may change the layer.
+        after: Called with (key, result) after every step.
     """
 
     def __init__(
         self,
         network: nn.Module,
         *,
-        before: Callable[[str, int, nn.Module, Tensor], None] = lambda name, number, layer, source: None,
-        after: Callable[[int, Tensor], None] = lambda number, result: None,
+        before: Callable[[str, nn.Module, Tensor], None] = lambda name, layer, source: None,
+        after: Callable[[Key, Tensor], None] = lambda key, result: None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[Step] = []
         self._before, self._after = before, after
         self._made: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._counts: Counter[str] = Counter()
         self._inside = 0
         self._layers = {n: m for n, m in network.named_modules() if describe_layer(m) is not None}
         self._names = {id(layer): name for name, layer in self._layers.items()}
@@ -77,7 +86,7 @@ class Recorder(TorchDispatchMode):
         self._inside += 1
         tensors = _tensors((args, kwargs))
         if self._inside == 1 and tensors:
-            self._before(self._names[id(layer)], len(self.steps), layer, tensors[0])
+            self._before(self._names[id(layer)], layer, tensors[0])
 
     def _leave(self, layer: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         if self._inside == 1:
@@ -91,12 +100,13 @@ class Recorder(TorchDispatchMode):
         return result
 
     def _note(self, name: str, is_layer: bool, arguments: Any, result: Any) -> None:
-        tensors, number = _tensors(arguments), len(self.steps)
+        tensors, number, key = _tensors(arguments), len(self.steps), (name, self._counts[name])
+        self._counts[name] += 1
         sources = tuple(self._made.get(tensor, -1) for tensor in tensors)
-        self.steps.append(Step(name, sources, is_layer, tuple(tuple(t.shape) for t in tensors)))
+        self.steps.append(Step(key, sources, is_layer, tuple(tuple(t.shape) for t in tensors)))
         for tensor in _tensors(result):
             self._made[tensor] = number  # written in place: the tensor is this step's from now on
-            self._after(number, tensor)
+            self._after(key, tensor)
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 from deap_prune.batches import Data, Forward, count_samples, default_forward, to_batches
 from deap_prune.errors import ConfigError, ModelError
 from deap_prune.reconstruction.fit import fit_layer
-from deap_prune.reconstruction.flow import Flow, Recorder, has_statistics, record
+from deap_prune.reconstruction.flow import Flow, Key, Recorder, has_statistics, record
 from deap_prune.reconstruction.gram import pick
 from deap_prune.reconstruction.matrix import blocks_of, known, patches_of, positions, refittable, to_features
 from deap_prune.structure.masks import Masks
@@ -30,18 +30,16 @@ class _Aim:
     """What one layer is fitted to.
 
     Attributes:
-        number: The layer's step.
         norm: The batch normalisation that alone reads it, or None.
-        step: The step of the dense network whose result is aimed at: the layer, the normalisation, or the addition
-            that alone reads it.
-        other: In the last case, the step that made the other summand, before the layer runs; else None.
+        step: Whose result in the dense network is aimed at: the layer, the normalisation, or the addition that alone
+            reads it.
+        other: In the last case, what makes the other summand, before the layer runs; else None.
         outputs: The layer's channels that stay.
     """
 
-    number: int
     norm: str | None
-    step: int
-    other: int | None
+    step: Key
+    other: Key | None
     outputs: Tensor
 
 
@@ -147,13 +145,14 @@ def _aims(network: nn.Module, space: PruningSpace, masks: Masks, flow: Flow) -> 
         if refittable(layer) is None or shares[id(layer.weight)] > 1:
             continue
         norm = flow.norm_after(network, entry.name)
-        step, other = flow.call(norm) if norm else number, None
-        meeting = flow.meeting(step) if step is not None else None
+        step = flow.call(norm) if norm else number
+        if step is None:
+            continue
+        meeting = flow.meeting(step)
+        keys: tuple[Key, Key | None] = flow.steps[step].key, None
         if meeting is not None and meeting[1] < number:  # the other summand is there already
-            step, other = meeting
-        if step is not None:
-            outputs = torch.as_tensor(keep[entry.outputs].nonzero()[0])
-            found[entry.name] = _Aim(number, norm, step, other, outputs)
+            keys = flow.steps[meeting[0]].key, flow.steps[meeting[1]].key
+        found[entry.name] = _Aim(norm, *keys, torch.as_tensor(keep[entry.outputs].nonzero()[0]))
     return found
 
 
@@ -169,15 +168,16 @@ def _dense_targets(
     network: nn.Module, forward: Callable[[], Any], aims: Mapping[str, _Aim], rows: int, seed: int
 ) -> dict[str, _Target]:
     """One pass of the dense network, noting what the aims look at."""
-    by_step: dict[int, list[str]] = {}
+    by_step: dict[Key, list[str]] = {}
     for name, aim in aims.items():
         by_step.setdefault(aim.step, []).append(name)
+    order = {name: number for number, name in enumerate(aims)}
     found: dict[str, _Target] = {}
 
-    def after(number: int, result: Tensor) -> None:
-        for name in by_step.get(number, ()):
+    def after(key: Key, result: Tensor) -> None:
+        for name in by_step.get(key, ()):
             values = positions(result, known(network.get_submodule(name)))
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + aims[name].number)
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + order[name])
             picks = pick(len(values), rows, generator).to(values.device)
             found[name] = _Target(picks, values[picks][:, aims[name].outputs.to(values.device)])
 
@@ -191,31 +191,35 @@ class _Pass:
     def __init__(self, network: nn.Module, flow: Flow, aims: Mapping[str, _Aim], targets: dict[str, _Target]) -> None:
         self.network, self.flow, self.aims, self.targets = network, flow, aims, targets
         self.fitted = {aim.norm for aim in aims.values()}
-        self.last_use = {aim.other: aim.number for aim in aims.values() if aim.other is not None}
-        self.summands: dict[int, Tensor] = {}
+        self.others = {aim.other for aim in aims.values()}
+        self.summands: dict[Key, Tensor] = {}
 
     def run(self, forward: Callable[[], Any]) -> None:
         """Run and fit."""
         Recorder(self.network, before=self._before, after=self._after).run(forward)
 
-    def _before(self, name: str, number: int, layer: Any, source: Tensor) -> None:
-        if number >= len(self.flow.steps) or self.flow.steps[number].name != name:
-            raise ModelError(f"the pruned network reaches '{name}' by other steps than the dense one: can't refine it")
+    def _before(self, name: str, layer: Any, source: Tensor) -> None:
         if name in self.aims and name in self.targets:
-            self._fit(self.aims[name], self.targets.pop(name), layer, source)
+            self._fit(name, self.aims[name], self.targets.pop(name), layer, source)
         elif name not in self.fitted and self.flow.call(name) is not None and has_statistics(layer):
             dim = known(layer).channel_dim % source.dim()
             variance, mean = torch.var_mean(source, [d for d in range(source.dim()) if d != dim])
             layer.running_mean.copy_(mean)
             layer.running_var.copy_(variance)
 
-    def _after(self, number: int, result: Tensor) -> None:
-        if number in self.last_use:
-            self.summands[number] = result
+    def _after(self, key: Key, result: Tensor) -> None:
+        if key in self.others:
+            self.summands[key] = result
 
-    def _fit(self, aim: _Aim, target: _Target, layer: nn.Module, source: Tensor) -> None:
+    def _fit(self, name: str, aim: _Aim, target: _Target, layer: nn.Module, source: Tensor) -> None:
         spec, wanted = known(layer), target.values
         if aim.other is not None:
-            wanted = wanted - positions(self.summands.pop(aim.other), spec)[target.picks]
+            other = self.summands.pop(aim.other, None)
+            if other is None or other.shape[spec.channel_dim] != wanted.shape[1]:
+                raise ModelError(
+                    f"the pruned network takes other steps to '{name}' than the dense one; it can't be refined: "
+                    "use the compensated network"
+                )
+            wanted = wanted - positions(other, spec)[target.picks]
         patches = to_features(patches_of(layer, source, target.picks), blocks_of(spec), "full")
         fit_layer(layer, self.network.get_submodule(aim.norm) if aim.norm else None, patches, wanted)
