@@ -182,7 +182,7 @@ def test_cache_and_counters(digits: Digits) -> None:
     assert evaluate.counters.samples == 2 * (100 + 200)
     assert evaluate(a) == values[0] == digits.evaluator()(a)
     assert evaluate.counters.cache_hits == 4
-    assert all(evaluate.counters.seconds[phase] > 0 for phase in ("slim", "recalibrate", "forward"))
+    assert all(evaluate.counters.seconds[phase] > 0 for phase in ("plan", "recalibrate", "forward"))
 
 
 def test_costs_alone_need_no_data() -> None:
