@@ -44,6 +44,7 @@ def eaBlend(
     *,
     callbacks: Sequence[Callback] = (),
     state: Generation | None = None,
+    begin: Callback | None = None,
 ) -> Generation:
     """(mu + lambda) evolution with an archive of the non-dominated.
 
@@ -60,6 +61,7 @@ def eaBlend(
         ngen: Last generation's number.
         callbacks: Called with the state after every generation, the initial one included.
         state: Goes on from here instead of from ``population``.
+        begin: Called with the state before the children of a generation are made; may judge the parents again.
     """
     if state is None:
         state = Generation(0, population)
@@ -67,6 +69,8 @@ def eaBlend(
         _notify(state, callbacks)
     mu = len(state.population)
     while state.number < ngen and not state.stop:
+        if begin is not None:
+            begin(state)
         children = algorithms.varOr(state.population, toolbox, lambda_, cxpb, mutpb)
         state.number += 1
         fresh = [ind for ind in children if not ind.fitness.valid]

@@ -161,7 +161,7 @@ class Evaluator:
         """Values of several candidates, in order; equal ones are judged once."""
         return [self(m) for m in masks]
 
-    def next_generation(self, number: int, survivors: Iterable[Masks]) -> list[Values]:
+    def next_generation(self, number: int, survivors: Iterable[Masks], archive: Iterable[Masks] = ()) -> list[Values]:
         """Begin a generation: draw its images, judge on them who lives on, and race its children against those.
 
         The values and everything after depend on the arguments alone, not on what was judged before.
@@ -169,6 +169,7 @@ class Evaluator:
         Args:
             number: Of the generation whose children come next, from 1.
             survivors: The parents; all that children are compared with.
+            archive: Others that are judged in full as well, and answered from the cache from then on.
 
         Returns:
             The survivors' values on the images of this generation.
@@ -182,6 +183,7 @@ class Evaluator:
         self._dropped.clear()
         self._rivals = None
         values = self.many(survivors)
+        self.many(archive)
         if self.options.racing is not None and survivors:
             for masks in survivors:
                 if masks not in self._losses:  # judged by another process, or before a stop
@@ -270,7 +272,7 @@ class Evaluator:
         """The data objective of each sample of a batch, minimised, shape (samples,)."""
         objective = next(o for o in self.objectives if o.batch is not None)
         values = objective.batch(*part) if objective.batch else torch.zeros(0)
-        return -objective.weight * values.double().flatten(1).mean(1).cpu().numpy()
+        return -objective.weight * values.double().reshape(len(values), -1).mean(1).cpu().numpy()
 
     def _costs(self, masks: Masks) -> list[float]:
         """Objectives that follow from the masks alone, minimised."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from deap_prune.errors import ConfigError, did_you_mean
-from deap_prune.fitness.objectives import OBJECTIVES
+from deap_prune.fitness.objectives import OBJECTIVES, Objective
 from deap_prune.fitness.sampling import EVERYTHING, Sampling
 
 PHASES = ("plan", "compensate", "recalibrate", "forward")
@@ -66,8 +66,11 @@ class Settings:
         if self.racing is not None:
             if not 0.5 < self.racing < 1:
                 raise ConfigError(f"racing is {self.racing}; give a confidence between 0.5 and 1, such as 0.99")
-            if sum(o.batch is not None for o in found) != 1:
-                raise ConfigError(f"racing needs exactly one objective on data; objectives is {names!r}")
+            on_data = [o for o in found if o.batch is not None]
+            if len(on_data) != 1 or on_data[0].finish is not Objective.finish:
+                raise ConfigError(
+                    f"racing needs exactly one objective that is a mean over data; objectives is {names!r}"
+                )
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Settings:
