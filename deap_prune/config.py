@@ -68,13 +68,17 @@ class SearchConfig(_Section):
     max_flops: float | None = Field(default=None, description="kept share of the FLOPs; null leaves it free")
     round_to: int = Field(default=1, ge=1, description="kept counts are multiples of this")
     ignore: tuple[str, ...] = Field(default=(), description="modules to leave dense")
-    recalibrate: str | None = Field(default="data", description="BN statistics: data (re-estimated) or null")
+    recalibrate: str | None = Field(default="data", description="BN statistics: data (re-estimated), closed_form, null")
+    compensate: str | None = Field(
+        default="auto", description="re-fit what reads pruned channels: auto (as memory allows), full, channel, null"
+    )
     executor: str = Field(default="auto", description="how candidates are run: slim, masked, or auto (by device)")
     precision: str = Field(default="fp32", description="of the forward pass in the search: fp32, bf16, auto")
     images: int | None = Field(default=None, ge=1, description="validation images drawn for judging; null: all")
     augment: bool = Field(default=False, description="judge on shifted and mirrored validation images")
     redraw: bool = Field(default=False, description="draw anew for every generation; parents are judged again")
     racing: float | None = Field(default=None, description="drop who can't survive at this confidence, such as 0.99")
+    prescreen: int = Field(default=1, ge=1, description="children made for each that is judged; a surrogate picks one")
     guard: int = Field(default=0, ge=0, description="validation images held out, logged every generation")
     patience: int | None = Field(
         default=None, ge=1, description="stop after so many generations without a better guard"
@@ -95,7 +99,7 @@ class SearchConfig(_Section):
 
     def fitness(self) -> dict[str, Any]:
         """The options of the Evaluator."""
-        names = ("objectives", "recalibrate", "executor", "precision", "racing", "batch_size", "device")
+        names = ("objectives", "recalibrate", "compensate", "executor", "precision", "racing", "batch_size", "device")
         sampling = Sampling(images=self.images, augment=self.augment, redraw=self.redraw, seed=self.seed)
         return {**{name: getattr(self, name) for name in names}, "sampling": sampling}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from deap import algorithms, base
 from torch import Tensor
 
 from deap_prune.batches import Data, count_samples
@@ -38,6 +39,27 @@ class NextGeneration:
             for individual, values in zip(individuals, self._evaluator.many(masks), strict=True):
                 individual.fitness.values = values
         state.archive = non_dominated(state.archive)
+
+
+class PreScreen:
+    """Several children are made for each one that is judged; the evaluator's surrogate picks it (eaBlend's ``vary``).
+
+    Args:
+        evaluator: The fitness, with calibration data.
+        problem: Decodes individuals.
+        children: Made for each that is judged.
+    """
+
+    def __init__(self, evaluator: Evaluator, problem: BlendProblem, children: int) -> None:
+        self._evaluator, self._decode, self._children = evaluator, problem.genome.decode, children
+
+    def __call__(
+        self, population: list[Any], toolbox: base.Toolbox, lambda_: int, cxpb: float, mutpb: float
+    ) -> list[Any]:
+        """``lambda_`` children, as ``algorithms.varOr`` makes them."""
+        children = algorithms.varOr(population, toolbox, lambda_ * self._children, cxpb, mutpb)
+        chosen = self._evaluator.prescreen([self._decode(child) for child in children], lambda_)
+        return [children[k] for k in chosen]
 
 
 class Guard:

@@ -29,7 +29,7 @@ from deap_prune.evolution.front import ParetoFront, Solution
 from deap_prune.evolution.toolbox import BlendProblem, make_toolbox
 from deap_prune.files import write_text
 from deap_prune.fitness.evaluator import Evaluator
-from deap_prune.generations import Guard, NextGeneration, final_front, hold_out
+from deap_prune.generations import Guard, NextGeneration, PreScreen, final_front, hold_out
 from deap_prune.runs import fingerprint, pack_cache, unpack_cache, write_result
 from deap_prune.structure.inputs import Inputs
 from deap_prune.structure.masks import Masks
@@ -226,6 +226,7 @@ def _run(
                 callbacks=[*hooks, bar],
                 state=state,
                 begin=NextGeneration(evaluator, problem),
+                **({"vary": PreScreen(evaluator, problem, options.prescreen)} if options.prescreen > 1 else {}),
             )
         front = final_front(problem, evaluator, state)
         result = Result(front, state.logbook, genome.space, scores, genome.clusters, evaluator, genome)

@@ -13,6 +13,7 @@ from deap import algorithms, base, tools
 from deap_prune.evolution.front import ParetoFront
 
 Callback = Callable[["Generation"], None]
+Vary = Callable[[list[Any], base.Toolbox, int, float, float], list[Any]]
 
 
 @dataclass
@@ -45,6 +46,7 @@ def eaBlend(
     callbacks: Sequence[Callback] = (),
     state: Generation | None = None,
     begin: Callback | None = None,
+    vary: Vary = algorithms.varOr,
 ) -> Generation:
     """(mu + lambda) evolution with an archive of the non-dominated.
 
@@ -61,6 +63,7 @@ def eaBlend(
         ngen: Last generation's number.
         callbacks: Called with the state after every generation, the initial one included.
         state: Goes on from here instead of from ``population``.
+        vary: Makes the children, as ``algorithms.varOr`` does.
         begin: Called with the state before the children of a generation are made; may judge the parents again.
     """
     if state is None:
@@ -71,7 +74,7 @@ def eaBlend(
     while state.number < ngen and not state.stop:
         if begin is not None:
             begin(state)
-        children = algorithms.varOr(state.population, toolbox, lambda_, cxpb, mutpb)
+        children = vary(state.population, toolbox, lambda_, cxpb, mutpb)
         state.number += 1
         fresh = [ind for ind in children if not ind.fitness.valid]
         _evaluate(toolbox, fresh)

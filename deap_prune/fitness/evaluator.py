@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -28,17 +27,17 @@ from deap_prune.errors import DataError
 from deap_prune.fitness.builder import Builder
 from deap_prune.fitness.executors import Executor, make_executor
 from deap_prune.fitness.fold import find_pairs
-from deap_prune.fitness.objectives import OBJECTIVES, Objective, judge
+from deap_prune.fitness.objectives import OBJECTIVES
 from deap_prune.fitness.racing import Floats, Rivals
 from deap_prune.fitness.sampling import first_samples, full_precision, load
 from deap_prune.fitness.settings import Counters, Settings
+from deap_prune.fitness.verdict import Values, Verdict
+from deap_prune.reconstruction import reconstruction_error
 from deap_prune.structure.masking import masked
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import unwrap
 from deap_prune.structure.space import PruningSpace
 from deap_prune.structure.trace import check_finite, pristine
-
-Values = tuple[float, ...]
 
 
 class Evaluator:
@@ -51,8 +50,8 @@ class Evaluator:
         validation: What the objectives are measured on; never the test images.
         guard: Images that never drive anything, for :meth:`on_guard`.
         forward: Function of (model, batch) to (outputs, targets), for batches of other shapes.
-        **options: Fields of :class:`Settings`: objectives, recalibrate, executor, precision, sampling, racing,
-            batch_size, device.
+        **options: Fields of :class:`Settings`: objectives, recalibrate, compensate, executor, precision, sampling,
+            racing, batch_size, device.
 
     Raises:
         ConfigError: If an option is unknown or not legal.
@@ -83,9 +82,11 @@ class Evaluator:
         check_finite(self.network)
         size, on_data = self.options.batch_size, any(o.batch for o in self.objectives)
         self._all = load(validation, "validation", on_data, size, self.device)
-        self._calibration = load(calibration, "calibration", bool(self.options.recalibrate), size, self.device)
+        needed = self.options.recalibrate is not None or self.options.compensate in ("full", "channel")
+        self._calibration = load(calibration, "calibration", needed, size, self.device)
         self._guard = load(guard, "guard", False, size, self.device)
         self._check()
+        self._verdict = Verdict(self.objectives, space, self.network, self.forward)
         self.cache: dict[Masks, Values] = {}
         self.generation = 0
         self._sample = self._draw()
@@ -139,7 +140,7 @@ class Evaluator:
     @property
     def settings(self) -> dict[str, Any]:
         """How candidates are judged; stored with a front."""
-        return {"recalibrate": self.options.recalibrate}
+        return {"recalibrate": self.options.recalibrate, "compensate": self.options.compensate}
 
     def __call__(self, masks: Masks) -> Values:
         """The objectives' values of a pruned network, in order.
@@ -190,9 +191,36 @@ class Evaluator:
                     self._judge(masks, None)
             self._losses = {masks: self._losses[masks] for masks in survivors}
             rows = list(self._losses)
-            costs = np.array([self._costs(masks) for masks in rows]).reshape(len(rows), -1)
+            costs = np.array([self._verdict.costs(masks) for masks in rows]).reshape(len(rows), -1)
             self._rivals = Rivals.of(self.options.racing, np.stack([self._losses[m] for m in rows]), costs)
         return values
+
+    def surrogate(self, masks: Masks) -> float:
+        """What compensation can't bring back, in closed form, without a forward pass; smaller is better.
+
+        See :func:`deap_prune.reconstruction.reconstruction_error`.
+
+        Raises:
+            DataError: If there is no calibration data.
+            MaskError: If the masks don't fit the space.
+        """
+        return reconstruction_error(self.space, masks, self._build.grams)
+
+    def prescreen(self, candidates: Sequence[Masks], slots: int) -> list[int]:
+        """Positions of the candidates that are worth judging, one for each slot.
+
+        Candidates are dealt to the slots in order. A slot's is the one that the fewest of all candidates dominate by
+        surrogate and cost objectives; of equals, the one with the smaller surrogate.
+
+        Args:
+            candidates: A multiple of ``slots``.
+            slots: How many are wanted.
+        """
+        points = np.array([[self.surrogate(masks), *self._verdict.costs(masks)] for masks in candidates])
+        beaten = [int(((points <= p).all(axis=1) & (points < p).any(axis=1)).sum()) for p in points]
+        share = len(candidates) // slots
+        ranges = (range(slot * share, (slot + 1) * share) for slot in range(slots))
+        return [min(each, key=lambda k: (beaten[k], points[k, 0], k)) for each in ranges]
 
     def slim(self, masks: Masks) -> nn.Module:
         """The smaller network exactly as it is judged: BN statistics re-estimated, in eval mode, on the device."""
@@ -225,8 +253,10 @@ class Evaluator:
         batches = self._all if data is None else to_batches(data, name="data", device=self.device)
         with torch.no_grad(), full_precision():
             outputs = [self.forward(network, batch) for batch in batches]
-            parts = [(out, target, d) for (out, target), d in zip(outputs, self._dense_outputs(batches), strict=True)]
-            found = self._reduce(masks, parts)
+            parts = [
+                (out, target, d) for (out, target), d in zip(outputs, self._verdict.dense_outputs(batches), strict=True)
+            ]
+            found = self._verdict.values(masks, parts)
         self.counters.samples += sum(count_samples(b) for b in batches)
         self.counters.clock("forward", start, self.device)
         return found
@@ -246,7 +276,7 @@ class Evaluator:
     def _judge(self, masks: Masks, rivals: Rivals | None) -> tuple[Values, bool]:
         """The values, and whether all images were seen."""
         if not any(o.batch for o in self.objectives):
-            return self._reduce(masks, []), True
+            return self._verdict.values(masks, []), True
         network = self._build(masks)
         start = time.perf_counter()
         parts: list[Any] = []
@@ -258,57 +288,20 @@ class Evaluator:
                 parts.append((*self._executor(batch), dense))
                 self.counters.samples += count_samples(batch)
                 if self.options.racing is not None:
-                    losses = np.append(losses, self._batch_losses(parts[-1]))
-                    estimate = rivals.beat(self._costs(masks), losses) if rivals else None
+                    losses = np.append(losses, self._verdict.losses(parts[-1]))
+                    estimate = rivals.beat(self._verdict.costs(masks), losses) if rivals else None
                     if estimate is not None:
                         break
-            values = self._reduce(masks, parts, estimate)
+            values = self._verdict.values(masks, parts, estimate)
         if self.options.racing is not None and estimate is None:
             self._losses[masks] = losses
         self.counters.clock("forward", start, self.device)
         return values, estimate is None
 
-    def _batch_losses(self, part: tuple[Any, Any, Any]) -> Floats:
-        """The data objective of each sample of a batch, minimised, shape (samples,)."""
-        objective = next(o for o in self.objectives if o.batch is not None)
-        values = objective.batch(*part) if objective.batch else torch.zeros(0)
-        return -objective.weight * values.double().reshape(len(values), -1).mean(1).cpu().numpy()
-
-    def _costs(self, masks: Masks) -> list[float]:
-        """Objectives that follow from the masks alone, minimised."""
-        return [-o.weight * o.of_masks(self.space, masks) for o in self.objectives if o.of_masks]
-
-    def _reduce(self, masks: Masks, parts: list[Any], estimate: float | None = None) -> Values:
-        """The objectives' values; a race's estimate, a minimised one, takes the place of what the data say."""
-        found = []
-        for objective in self.objectives:
-            if objective.of_masks is not None:
-                value = objective.of_masks(self.space, masks)
-            elif estimate is not None:
-                value = -objective.weight * estimate
-            else:
-                value = judge(objective, parts)
-            found.append(self._finite(objective, value))
-        return tuple(found)
-
-    def _finite(self, objective: Objective, value: float) -> float:
-        """NaN and infinity become the objective's worst value."""
-        if value == value and abs(value) != float("inf"):
-            return value
-        warnings.warn(f"{objective.name} was {value}; counted as the worst value, {objective.worst:g}", stacklevel=5)
-        return objective.worst
-
     def _draw(self) -> list[tuple[Any, Any]]:
         """The batches of the generation, each with the dense network's outputs for it (None if nobody needs them)."""
         batches = self.options.sampling.draw(self._all, self.generation, self.options.batch_size)
-        return list(zip(batches, self._dense_outputs(batches), strict=True))
-
-    @torch.no_grad()
-    def _dense_outputs(self, batches: list[Any]) -> list[Any]:
-        if not any(o.needs_dense for o in self.objectives):
-            return [None] * len(batches)
-        with full_precision():
-            return [self.forward(self.network, batch)[0] for batch in batches]
+        return list(zip(batches, self._verdict.dense_outputs(batches), strict=True))
 
     @torch.no_grad()
     def _check(self) -> None:

@@ -16,7 +16,8 @@ from deap_prune.fitness.sampling import EVERYTHING, Sampling
 
 PHASES = ("plan", "compensate", "recalibrate", "forward")
 _LEGAL: dict[str, tuple[str | None, ...]] = {
-    "recalibrate": ("data", None),
+    "recalibrate": ("data", "closed_form", None),
+    "compensate": ("auto", "full", "channel", None),
     "executor": ("auto", "slim", "masked"),
     "precision": ("fp32", "bf16", "auto"),
 }
@@ -28,7 +29,11 @@ class Settings:
 
     Attributes:
         objectives: Registry names (``dp.objectives()`` lists them), in the order of the fitness values.
-        recalibrate: ``"data"``: BN statistics re-estimated on the calibration data; None: the dense network's.
+        recalibrate: ``"data"``: BN statistics re-estimated on the calibration data; ``"closed_form"``: propagated from
+            the moments of what layers read, without a forward pass; None: the dense network's.
+        compensate: Layers that read pruned channels are re-fitted to those that stay, in closed form: ``"full"``
+            matrices, ``"channel"``-wise ones, or ``"auto"``: as memory allows, and not at all without calibration
+            data. None: never.
         executor: ``"slim"``: kept weights in one resident network; ``"masked"``: full shapes, on CUDA as a captured
             graph; ``"auto"``: by device.
         precision: ``"fp32"``; ``"bf16"``, for the forward pass over the validation data; ``"auto"``: bf16 where the
@@ -45,6 +50,7 @@ class Settings:
 
     objectives: tuple[str, ...] = ("accuracy", "flops")
     recalibrate: str | None = "data"
+    compensate: str | None = "auto"
     executor: str = "auto"
     precision: str = "fp32"
     sampling: Sampling = EVERYTHING

@@ -168,3 +168,21 @@ def test_guard_is_measured_like_validation_and_changes_nothing(digits: Digits) -
     assert evaluate(masks) == digits.evaluator()(masks)
     with pytest.raises(DataError, match="there are no guard images"):
         digits.evaluator().on_guard(masks)
+
+
+# ------------------------------------------------------------------ surrogate
+def test_prescreen_picks_the_least_dominated_of_each_slot(digits: Digits) -> None:
+    evaluate = digits.evaluator(objectives=("loss",))
+    masks = [dp.Masks.random(digits.space, keep=k, seed=s) for s, k in enumerate((0.3, 0.9, 0.5, 0.6, 0.2, 0.4))]
+    errors = [evaluate.surrogate(m) for m in masks]
+    assert evaluate.surrogate(dp.Masks({})) == 0 and min(errors) > 0
+    assert evaluate.prescreen(masks, 2) == [1, 3] == [errors.index(min(errors[:3])), errors.index(min(errors[3:]))]
+    assert evaluate.counters.samples == 0
+    both = digits.evaluator(objectives=("loss", "flops"))
+    assert both.prescreen([masks[4], masks[1]], 2) == [0, 1]  # one candidate a slot
+
+
+def test_surrogate_without_data(digits: Digits) -> None:
+    evaluate = digits.evaluator(calibration=None, recalibrate=None)
+    with pytest.raises(DataError, match="calibration data is needed"):
+        evaluate.surrogate(dp.Masks({}))

@@ -123,7 +123,7 @@ def test_bn_statistics_are_plain_averages(batches: int, digits: Digits) -> None:
     x, _y = digits.calibration
     masks = dp.Masks.random(digits.space, keep=0.5)
     size = len(x) // batches
-    small = digits.evaluator(batch_size=size).slim(masks)
+    small = digits.evaluator(batch_size=size, compensate=None).slim(masks)
     parts = []
     for k in range(batches):
         plain = dp.slim(digits.model, digits.space, masks)
@@ -142,7 +142,7 @@ def test_bn_statistics_are_plain_averages(batches: int, digits: Digits) -> None:
 
 def test_re_estimation_repairs_and_can_be_left_out(digits: Digits) -> None:
     masks = dp.Masks.random(digits.space, keep=0.75)
-    with_data, without = digits.evaluator(), digits.evaluator(recalibrate=None)
+    with_data, without = (digits.evaluator(recalibrate=r, compensate=None) for r in ("data", None))
     assert with_data(masks)[0] > without(masks)[0]
     raw = dp.slim(digits.model, digits.space, masks).state_dict()
     assert all(torch.equal(v, raw[k]) for k, v in without.slim(masks).state_dict().items())
@@ -168,7 +168,8 @@ def test_a_calibration_set_one_larger_than_a_batch() -> None:
 
 def test_batch_size_does_not_change_figures_without_re_estimation(digits: Digits) -> None:
     masks = dp.Masks.random(digits.space, keep=0.9)
-    values = [digits.evaluator(recalibrate=None, batch_size=n, objectives=("loss",))(masks)[0] for n in (7, 64, 500)]
+    options: dict[str, Any] = {"recalibrate": None, "compensate": None, "objectives": ("loss",)}
+    values = [digits.evaluator(**options, batch_size=n)(masks)[0] for n in (7, 64, 500)]
     np.testing.assert_allclose(values, values[0], rtol=1e-5)
 
 
@@ -365,7 +366,7 @@ def test_option_messages(digits: Digits) -> None:
     for objectives in ("accuracy", (), ("flops", "flops")):
         with pytest.raises(ConfigError, match=r"objectives is .*; give a tuple of different names"):
             digits.evaluator(objectives=objectives)
-    with pytest.raises(ConfigError, match="recalibrate is 'always'; it is 'data' or None"):
+    with pytest.raises(ConfigError, match="recalibrate is 'always'; it is 'data', 'closed_form' or None"):
         digits.evaluator(recalibrate="always")
 
 
