@@ -82,7 +82,8 @@ def _record(network: nn.Module, forward: Forward, batch: Any) -> tuple[Any, tupl
 def _weighs(layer: nn.Module) -> bool:
     """The layer's weight and bias make its output channels, and it may have a bias."""
     spec = describe_layer(layer)
-    return spec is not None and spec.role == "filter" and spec.tensors.get("bias") == ("out",) and spec.narrow is None
+    plain = spec is not None and spec.role == "filter" and spec.narrow is None and not spec.whole
+    return spec is not None and plain and spec.tensors.get("bias") == ("out",)
 
 
 def _proven(network: nn.Module, pairs: Sequence[Pair], forward: Forward, batch: Any, wanted: Any) -> bool:
