@@ -29,6 +29,7 @@ from deap_prune.evolution.front import ParetoFront, Solution
 from deap_prune.evolution.toolbox import BlendProblem, make_toolbox
 from deap_prune.files import write_text
 from deap_prune.fitness.evaluator import Evaluator
+from deap_prune.generations import Guard, NextGeneration, PreScreen, final_front, hold_out
 from deap_prune.runs import fingerprint, pack_cache, unpack_cache, write_result
 from deap_prune.structure.inputs import Inputs
 from deap_prune.structure.masks import Masks
@@ -201,14 +202,17 @@ def _run(
         genome, evaluator, scores = prepare(
             model, example_inputs, calibration, validation, config.search, forward=forward, progress=progress
         )
-        options = config.search
+        options, problem = config.search, BlendProblem(genome, evaluator)
+        guard = Guard(evaluator, problem, options.patience) if options.guard else None
         torch.manual_seed(options.seed)
         toolbox = make_toolbox(genome, evaluator, seed=options.seed, indpb=options.indpb, sigma=options.sigma)
-        state, hooks = None, list(callbacks)
+        state, hooks = None, list(callbacks) if guard is None else [*callbacks, guard]
         if folder is not None:
             identity = fingerprint(model, options, calibration, validation)
             checkpoints = Checkpoints(folder, identity, lambda: pack_cache(evaluator))
-            state = _open_folder(folder, checkpoints, config, evaluator, BlendProblem(genome, evaluator))
+            state = _open_folder(folder, checkpoints, config, evaluator, problem)
+            if state is not None and guard is not None:
+                state.stop = guard.is_patient_no_more(state)
             hooks.append(checkpoints)
         with _Bar(options, evaluator, shown=progress) as bar:
             population = [] if state is not None else toolbox.population(n=options.population)
@@ -221,8 +225,10 @@ def _run(
                 options.generations,
                 callbacks=[*hooks, bar],
                 state=state,
+                begin=NextGeneration(evaluator, problem),
+                **({"vary": PreScreen(evaluator, problem, options.prescreen)} if options.prescreen > 1 else {}),
             )
-        front = toolbox.front(state.archive)
+        front = final_front(problem, evaluator, state)
         result = Result(front, state.logbook, genome.space, scores, genome.clusters, evaluator, genome)
         if folder is not None:
             write_result(folder, result.front, result.logbook)
@@ -273,16 +279,15 @@ def prepare(
     check_budget(options.max_flops, 0.0)
     space = trace(model, example_inputs, ignore=options.ignore)
     check_budget(options.max_flops, space.min_flops / space.flops)
+    validation, guard = hold_out(validation, options.guard)
     evaluator = Evaluator(
         model,
         space,
         calibration=calibration,
         validation=validation,
-        objectives=options.objectives,
-        recalibrate=options.recalibrate,
+        guard=guard,
         forward=forward,
-        batch_size=options.batch_size,
-        device=options.device,
+        **options.fitness(),
     )
     scores = score(
         evaluator.network,

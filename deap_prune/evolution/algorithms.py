@@ -13,6 +13,7 @@ from deap import algorithms, base, tools
 from deap_prune.evolution.front import ParetoFront
 
 Callback = Callable[["Generation"], None]
+Vary = Callable[[list[Any], base.Toolbox, int, float, float], list[Any]]
 
 
 @dataclass
@@ -44,6 +45,8 @@ def eaBlend(
     *,
     callbacks: Sequence[Callback] = (),
     state: Generation | None = None,
+    begin: Callback | None = None,
+    vary: Vary = algorithms.varOr,
 ) -> Generation:
     """(mu + lambda) evolution with an archive of the non-dominated.
 
@@ -60,6 +63,8 @@ def eaBlend(
         ngen: Last generation's number.
         callbacks: Called with the state after every generation, the initial one included.
         state: Goes on from here instead of from ``population``.
+        vary: Makes the children, as ``algorithms.varOr`` does.
+        begin: Called with the state before the children of a generation are made; may judge the parents again.
     """
     if state is None:
         state = Generation(0, population)
@@ -67,7 +72,9 @@ def eaBlend(
         _notify(state, callbacks)
     mu = len(state.population)
     while state.number < ngen and not state.stop:
-        children = algorithms.varOr(state.population, toolbox, lambda_, cxpb, mutpb)
+        if begin is not None:
+            begin(state)
+        children = vary(state.population, toolbox, lambda_, cxpb, mutpb)
         state.number += 1
         fresh = [ind for ind in children if not ind.fitness.valid]
         _evaluate(toolbox, fresh)
