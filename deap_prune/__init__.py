@@ -10,23 +10,43 @@ from importlib.metadata import version as _version
 
 from deap_prune import errors
 from deap_prune.blending import ALLOCATIONS as _ALLOCATIONS
-from deap_prune.blending import CriteriaClusters, Genome, Layout, cluster, register_allocation
+from deap_prune.blending import AffineGenome, CriteriaClusters, Genome, Layout, cluster, register_allocation
 from deap_prune.criteria import CRITERIA as _CRITERIA
 from deap_prune.criteria import ScoreTable, register_criterion, score
 from deap_prune.errors import PruneError
+from deap_prune.evolution import ALGORITHMS as _ALGORITHMS
 from deap_prune.evolution import (
+    Algorithm,
     BlendIndividual,
     BlendProblem,
     Generation,
+    Loop,
+    MaxEvaluations,
+    MaxSeconds,
     ParetoFront,
+    Patience,
     Solution,
+    Target,
+    Variation,
+    bounded,
     cxBlendLayers,
+    cxBlendMix,
+    cxBlendSBX,
+    cxBlendStages,
     eaBlend,
     fitness_class,
     initBlend,
+    initBlendAffine,
+    initBlendSingle,
     make_toolbox,
     mutBlend,
+    mutBlendCandidates,
+    mutBlendFactors,
+    mutBlendTrade,
+    register_algorithm,
     selBlend,
+    selBlendNSGA3,
+    selBlendParents,
 )
 from deap_prune.finetune import Recipe, accuracy, finetune
 from deap_prune.fitness import OBJECTIVES as _OBJECTIVES
@@ -58,12 +78,19 @@ def objectives() -> dict[str, str]:
     return _OBJECTIVES.describe()
 
 
+def algorithms() -> dict[str, str]:
+    """Names of the algorithms and baselines, each with a line and its reference."""
+    return _ALGORITHMS.describe()
+
+
 def allocations() -> dict[str, str]:
     """Names of the allocations, each with a line."""
     return _ALLOCATIONS.describe()
 
 
 __all__ = [
+    "AffineGenome",
+    "Algorithm",
     "BlendIndividual",
     "BlendProblem",
     "CriteriaClusters",
@@ -73,30 +100,47 @@ __all__ = [
     "Genome",
     "LayerSpec",
     "Layout",
+    "Loop",
     "Masks",
+    "MaxEvaluations",
+    "MaxSeconds",
     "ParetoFront",
+    "Patience",
     "PruneError",
     "PruningSpace",
     "Recipe",
     "Result",
     "ScoreTable",
     "Solution",
+    "Target",
+    "Variation",
     "accuracy",
+    "algorithms",
     "allocations",
+    "bounded",
     "cluster",
     "criteria",
     "cxBlendLayers",
+    "cxBlendMix",
+    "cxBlendSBX",
+    "cxBlendStages",
     "eaBlend",
     "errors",
     "finetune",
     "fitness_class",
     "flops",
     "initBlend",
+    "initBlendAffine",
+    "initBlendSingle",
     "make_toolbox",
     "masked",
     "mutBlend",
+    "mutBlendCandidates",
+    "mutBlendFactors",
+    "mutBlendTrade",
     "objectives",
     "params",
+    "register_algorithm",
     "register_allocation",
     "register_criterion",
     "register_layer",
@@ -105,6 +149,8 @@ __all__ = [
     "score",
     "search",
     "selBlend",
+    "selBlendNSGA3",
+    "selBlendParents",
     "slim",
     "trace",
 ]

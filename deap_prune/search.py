@@ -17,15 +17,11 @@ from deap_prune.blending.genome import Genome, check_budget
 from deap_prune.config import Config, SearchConfig, dump_config, load_config, validated
 from deap_prune.criteria.table import ScoreTable, score
 from deap_prune.errors import RunError
-from deap_prune.evolution.algorithms import (
-    Callback,
-    Generation,
-    eaBlend,
-    random_states,
-    restore_random_states,
-)
+from deap_prune.evolution.algorithms import eaBlend
 from deap_prune.evolution.checkpoint import Checkpoints
 from deap_prune.evolution.front import ParetoFront, Solution
+from deap_prune.evolution.generation import Callback, Generation
+from deap_prune.evolution.randomness import random_states, restore_random_states
 from deap_prune.evolution.toolbox import BlendProblem, make_toolbox
 from deap_prune.files import write_text
 from deap_prune.fitness.evaluator import Evaluator

@@ -12,7 +12,8 @@ from typing import Any
 from deap import tools
 
 from deap_prune.errors import RunError
-from deap_prune.evolution.algorithms import Generation, random_states, restore_random_states
+from deap_prune.evolution.generation import Generation
+from deap_prune.evolution.randomness import random_states, restore_random_states
 from deap_prune.files import write_text
 
 KEPT = 3
