@@ -12,20 +12,25 @@ from deap import tools
 from torch import nn
 
 from deap_prune.batches import Data, Forward, resolve_device
+from deap_prune.blending.baselines import GENOMES, AffineGenome
 from deap_prune.blending.clusters import CriteriaClusters, cluster
-from deap_prune.blending.genome import Genome, check_budget
+from deap_prune.blending.decoding import check_budget
+from deap_prune.blending.genome import Genome
 from deap_prune.config import Config, SearchConfig, dump_config, load_config, validated
 from deap_prune.criteria.table import ScoreTable, score
 from deap_prune.errors import RunError
-from deap_prune.evolution.algorithms import eaBlend
+from deap_prune.evolution.algorithms import ALGORITHMS, Loop, Variation
 from deap_prune.evolution.checkpoint import Checkpoints
 from deap_prune.evolution.front import ParetoFront, Solution
 from deap_prune.evolution.generation import Callback, Generation
+from deap_prune.evolution.operators import CROSSOVERS, MUTATIONS
 from deap_prune.evolution.randomness import random_states, restore_random_states
+from deap_prune.evolution.stops import MaxEvaluations, MaxSeconds, Patience, Target
 from deap_prune.evolution.toolbox import BlendProblem, make_toolbox
 from deap_prune.files import write_text
 from deap_prune.fitness.evaluator import Evaluator
-from deap_prune.runs import fingerprint, pack_cache, unpack_cache, write_result
+from deap_prune.progress import SearchBar
+from deap_prune.runs import cache_journal, fingerprint, unpack_cache, write_history, write_result
 from deap_prune.structure.inputs import Inputs
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
@@ -52,7 +57,7 @@ class Result:
     scores: ScoreTable
     clusters: CriteriaClusters
     evaluator: Evaluator
-    genome: Genome
+    genome: Genome | AffineGenome
 
     @property
     def best(self) -> Solution:
@@ -200,24 +205,31 @@ def _run(
         options = config.search
         torch.manual_seed(options.seed)
         toolbox = make_toolbox(genome, evaluator, seed=options.seed, indpb=options.indpb, sigma=options.sigma)
+        toolbox.register("mate", CROSSOVERS[options.mate], layout=genome.layout)
+        step = {} if options.mutate == "mutBlendCandidates" else {"sigma": options.sigma}
+        toolbox.register("mutate", MUTATIONS[options.mutate], layout=genome.layout, indpb=options.indpb, **step)
         state, hooks = None, list(callbacks)
         if folder is not None:
             identity = fingerprint(model, options, calibration, validation)
-            checkpoints = Checkpoints(folder, identity, lambda: pack_cache(evaluator))
-            state = _open_folder(folder, checkpoints, config, evaluator, BlendProblem(genome, evaluator))
-            hooks.append(checkpoints)
-        with _Bar(options, evaluator, shown=progress) as bar:
-            population = [] if state is not None else toolbox.population(n=options.population)
-            state = eaBlend(
-                population,
-                toolbox,
-                options.children or options.population,
-                options.cxpb,
-                options.mutpb,
-                options.generations,
-                callbacks=[*hooks, bar],
-                state=state,
+            checkpoints = Checkpoints(
+                folder,
+                identity,
+                lambda: {"candidates": evaluator.counters.candidates},
+                cache_journal(folder, evaluator),
             )
+            state = _open_folder(folder, checkpoints, config, evaluator, BlendProblem(genome, evaluator))
+            hooks += [checkpoints, lambda state: write_history(folder, state.logbook)]
+        with SearchBar(options.generations, evaluator, shown=progress) as bar:
+            loop = Loop(
+                options.algorithm,
+                toolbox,
+                _variation(options),
+                [*hooks, bar],
+                _stops(options, evaluator),
+                options.reference,
+                options.fresh_duplicates,
+            )
+            state = loop.run(state or loop.start(options.population), options.generations)
         front = toolbox.front(state.archive)
         result = Result(front, state.logbook, genome.space, scores, genome.clusters, evaluator, genome)
         if folder is not None:
@@ -232,22 +244,49 @@ def _open_folder(
     folder: Path, checkpoints: Checkpoints, config: Config, evaluator: Evaluator, problem: BlendProblem
 ) -> Generation | None:
     """Where the run stands, if it has begun; from here on the folder exists, with the resolved config in it."""
-    stored = checkpoints.load(problem.individual)
-    if stored is not None:
-        if stored[0].number > config.search.generations:
-            wanted = config.search.generations
-            raise RunError(f"'{folder}' is at generation {stored[0].number} already, beyond generations={wanted}")
-        unpack_cache(stored[1], evaluator)
+    stored = checkpoints.load(problem.individual, lambda extra, lines: unpack_cache(extra, lines, evaluator))
+    wanted = config.search.generations
+    if stored is not None and stored.number > wanted:
+        raise RunError(f"'{folder}' is at generation {stored.number} already, beyond generations={wanted}")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", dump_config(config))
-    return stored[0] if stored is not None else None
+    return stored
 
 
 def _resolved(config: Config) -> Config:
     """With the device and the number of threads spelled out: sums in another order round differently."""
     options = config.search
     found = {"device": str(resolve_device(options.device)), "threads": options.threads or torch.get_num_threads()}
+    if options.budgets:
+        each = -(-(options.generations + 1) // len(options.budgets))
+        found["generations_per_budget"] = options.generations_per_budget or each
     return config.model_copy(update={"search": options.model_copy(update=found)})
+
+
+def _variation(options: SearchConfig) -> Variation:
+    return Variation(
+        options.children or options.population,
+        options.cxpb,
+        options.mutpb,
+        options.budgets,
+        options.generations_per_budget or 1,
+    )
+
+
+def _stops(options: SearchConfig, evaluator: Evaluator) -> list[Callable[[Generation], bool]]:
+    """What the options say about ending early."""
+    name, upwards = evaluator.names[0], evaluator.weights[0] > 0
+    found: list[Callable[[Generation], bool]] = []
+    if options.max_seconds is not None:
+        found.append(MaxSeconds(options.max_seconds))
+    if options.max_evaluations is not None:
+        found.append(MaxEvaluations(options.max_evaluations))
+    if options.target is not None:
+        found.append(Target(name, options.target, upwards))
+    if options.stall is not None:
+        several = len(evaluator.names) > 1
+        found.append(Patience(options.stall, "hypervolume" if several else name, several or upwards))
+    return found
 
 
 def prepare(
@@ -259,16 +298,17 @@ def prepare(
     *,
     forward: Forward | None = None,
     progress: bool = False,
-) -> tuple[Genome, Evaluator, ScoreTable]:
+) -> tuple[Genome | AffineGenome, Evaluator, ScoreTable]:
     """Everything that a search stands on: space, scores, clusters, genome, evaluator; bad input ends here.
 
     Raises:
         PruneError: Of the kind that fits.
     """
     options.check()
-    check_budget(options.max_flops, 0.0)
+    max_flops = (min(options.budgets), max(options.budgets)) if options.budgets else options.max_flops
+    check_budget(max_flops, 0.0)
     space = trace(model, example_inputs, ignore=options.ignore)
-    check_budget(options.max_flops, space.min_flops / space.flops)
+    check_budget(max_flops, space.min_flops / space.flops)
     evaluator = Evaluator(
         model,
         space,
@@ -290,14 +330,15 @@ def prepare(
         seed=options.seed,
         progress=progress,
     )
-    genome = Genome(
+    genome = GENOMES[ALGORITHMS[options.algorithm].genome](
         space,
         scores,
         cluster(scores, n_clusters=options.n_clusters, seed=options.seed),
         allocation=options.allocation,
-        max_flops=options.max_flops,
+        max_flops=max_flops,
         normaliser=options.normaliser,
         round_to=options.round_to,
+        candidates=options.candidates,
     )
     return genome, evaluator, scores
 
@@ -305,32 +346,3 @@ def prepare(
 def _keep(data: Data) -> Data:
     """An iterator can be read once only: keep its batches."""
     return data if isinstance(data, (tuple, list)) else list(data)
-
-
-class _Bar:
-    """Progress of a run: generation, best values, hypervolume, evaluations, cache hits."""
-
-    def __init__(self, options: SearchConfig, evaluator: Evaluator, *, shown: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        console = Console(stderr=True)
-        self._bar = Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))
-        self._evaluator = evaluator
-        self._task = self._bar.add_task("judging the first population", total=options.generations + 1)
-
-    def __enter__(self) -> Callable[[Generation], None]:
-        self._bar.start()
-        return self._update
-
-    def __exit__(self, *exc: object) -> None:
-        self._bar.stop()
-
-    def _update(self, state: Generation) -> None:
-        record, counters = state.logbook[-1], self._evaluator.counters
-        best = ", ".join(f"{name} {record[name]:.3f}" for name in self._evaluator.names)
-        judged = f"{counters.candidates} judged, {counters.cache_hits} cached"
-        volume = f"hypervolume {record['hypervolume']:.4f}; " if "hypervolume" in record else ""
-        text = f"best {best}; {volume}{judged}"
-        self._bar.update(self._task, completed=state.number + 1, description=text)

@@ -17,6 +17,7 @@ from deap_prune.evolution.generation import Callback, Generation, judge
 from deap_prune.registry import Registry
 
 Stop = Callable[[Generation], bool]
+Vary = Callable[[list[Any], base.Toolbox, int, float, float], list[Any]]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Variation:
         mutpb: Probability that it is a mutant.
         budgets: Kept shares of the FLOPs to be visited one after the other (``successive``).
         generations_per_budget: How long each of them is searched.
+        vary: Makes the children of ``mu_plus_lambda`` and ``successive``, as ``algorithms.varOr`` does.
     """
 
     children: int
@@ -36,6 +38,7 @@ class Variation:
     mutpb: float = 0.5
     budgets: tuple[float, ...] = ()
     generations_per_budget: int = 1
+    vary: Vary = algorithms.varOr
 
 
 Children = Callable[[Generation, base.Toolbox, Variation], list[Any]]
@@ -110,6 +113,7 @@ class Loop:
         reference: Of the hypervolume in the logbook.
         fresh_duplicates: Children that decode to masks of the population, or of another child, are replaced by random
             individuals (needs the alias decode).
+        begin: Called with the state before the children of a generation are made; may judge the parents again.
     """
 
     algorithm: str | Algorithm
@@ -119,6 +123,7 @@ class Loop:
     stops: Sequence[Stop] = ()
     reference: Sequence[float] | None = None
     fresh_duplicates: bool = False
+    begin: Callback | None = None
     _chosen: Algorithm = field(init=False)
 
     def __post_init__(self) -> None:
@@ -144,6 +149,8 @@ class Loop:
     def run(self, state: Generation, ngen: int) -> Generation:
         """Go on from a state to generation ``ngen``, or until something stops the run."""
         while state.number < ngen and not state.stop and not any(stop(state) for stop in self.stops):
+            if self.begin is not None:
+                self.begin(state)
             children = self._chosen.children(state, self.toolbox, self.variation)
             if not children:
                 break
@@ -187,6 +194,8 @@ def eaBlend(
     callbacks: Sequence[Callback] = (),
     stops: Sequence[Stop] = (),
     state: Generation | None = None,
+    begin: Callback | None = None,
+    vary: Vary = algorithms.varOr,
 ) -> Generation:
     """(mu + lambda) evolution with an archive of the non-dominated; eaMuPlusLambda's shape.
 
@@ -204,14 +213,17 @@ def eaBlend(
         callbacks: Called with the state after every generation, the initial one included.
         stops: Asked before every generation; one that says True ends the run.
         state: Goes on from here instead of from ``population``.
+        begin: Called with the state before the children of a generation are made; may judge the parents again.
+        vary: Makes the children, as ``algorithms.varOr`` does.
     """
-    loop = Loop("mu_plus_lambda", toolbox, Variation(lambda_, cxpb, mutpb), callbacks, stops)
+    variation = Variation(lambda_, cxpb, mutpb, vary=vary)
+    loop = Loop("mu_plus_lambda", toolbox, variation, callbacks, stops, begin=begin)
     return loop.run(loop._begin(population) if state is None else state, ngen)
 
 
 def _vary(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
     """(mu + lambda): crossover, mutation or reproduction; NSGA-II's survivors with several objectives."""
-    return list(algorithms.varOr(state.population, toolbox, variation.children, variation.cxpb, variation.mutpb))
+    return variation.vary(state.population, toolbox, variation.children, variation.cxpb, variation.mutpb)
 
 
 register_algorithm("mu_plus_lambda", reference="Beyer and Schwefel 2002; DEAP's eaMuPlusLambda")(_vary)

@@ -156,7 +156,7 @@ def successive(state: Generation, toolbox: base.Toolbox, variation: Variation) -
     now = budget(state.number + 1)
     if now != budget(state.number):
         return [_moved(ind, now, toolbox) for ind in state.population]
-    children = algorithms.varOr(state.population, toolbox, variation.children, variation.cxpb, variation.mutpb)
+    children = variation.vary(state.population, toolbox, variation.children, variation.cxpb, variation.mutpb)
     return [_moved(child, now, toolbox) for child in children]
 
 

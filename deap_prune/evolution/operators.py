@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, MutableSequence, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableSequence, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -307,3 +307,11 @@ def initBlendAffine(
     shifts = [random.gauss(0, 1) for _ in genome.space.groups]
     share = random.uniform(0.25, 1.0) if share is None else share
     return container(genome.affine(criterion, scales, shifts, share=share))
+
+
+CROSSOVERS: Mapping[str, Callable[..., Any]] = {
+    f.__name__: f for f in (cxBlendLayers, cxBlendStages, cxBlendMix, cxBlendSBX)
+}
+MUTATIONS: Mapping[str, Callable[..., Any]] = {
+    f.__name__: f for f in (mutBlend, mutBlendFactors, mutBlendCandidates, mutBlendTrade)
+}
