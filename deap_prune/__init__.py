@@ -48,6 +48,7 @@ from deap_prune.evolution import (
     selBlendNSGA3,
     selBlendParents,
 )
+from deap_prune.evolution import distributed as distributed
 from deap_prune.finetune import Recipe, accuracy, finetune
 from deap_prune.fitness import OBJECTIVES as _OBJECTIVES
 from deap_prune.fitness import Evaluator, register_objective
@@ -124,6 +125,7 @@ __all__ = [
     "cxBlendMix",
     "cxBlendSBX",
     "cxBlendStages",
+    "distributed",
     "eaBlend",
     "errors",
     "finetune",

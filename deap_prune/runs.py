@@ -24,6 +24,7 @@ from deap_prune.files import write_text
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import unwrap
+from deap_prune.structure.space import PruningSpace
 
 
 def fingerprint(model: nn.Module, options: SearchConfig, calibration: Data, validation: Data) -> dict[str, str]:
@@ -51,9 +52,15 @@ def cache_journal(folder: Path, evaluator: Evaluator) -> Journal:
     """The evaluator's cache as a file: a mask as hexadecimal bits in the order of the space's channels, its values."""
 
     def line(masks: Masks, values: tuple[float, ...]) -> str:
-        return json.dumps([np.packbits(evaluator.space.kept(masks)[:-1]).tobytes().hex(), *values])
+        return json.dumps([pack_masks(evaluator.space, masks), *values])
 
     return Journal(folder / "cache.jsonl", evaluator.cache, line)
+
+
+def pack_masks(space: PruningSpace, masks: Masks) -> str:
+    """The kept filters of all groups as hexadecimal bits."""
+    dense = (masks[g.name] if g.name in masks else np.ones(g.size, dtype=np.bool_) for g in space.groups)
+    return np.packbits(np.concatenate(list(dense))).tobytes().hex()
 
 
 def unpack_cache(extra: Mapping[str, Any], lines: Sequence[str], evaluator: Evaluator) -> None:

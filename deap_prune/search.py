@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,16 @@ from deap_prune.blending.genome import Genome
 from deap_prune.config import Config, SearchConfig, dump_config, load_config, validated
 from deap_prune.criteria.table import ScoreTable, score
 from deap_prune.errors import RunError
-from deap_prune.evolution.algorithms import ALGORITHMS, Loop, Variation
+from deap_prune.evolution.algorithms import ALGORITHMS, Loop
 from deap_prune.evolution.checkpoint import Checkpoints
 from deap_prune.evolution.front import ParetoFront, Solution
 from deap_prune.evolution.generation import Callback, Generation
 from deap_prune.evolution.operators import CROSSOVERS, MUTATIONS
 from deap_prune.evolution.randomness import random_states, restore_random_states
-from deap_prune.evolution.stops import MaxEvaluations, MaxSeconds, Patience, Target
 from deap_prune.evolution.toolbox import BlendProblem, make_toolbox
 from deap_prune.files import write_text
 from deap_prune.fitness.evaluator import Evaluator
+from deap_prune.loops import ray_workers, stops, variation
 from deap_prune.progress import SearchBar
 from deap_prune.runs import cache_journal, fingerprint, unpack_cache, write_history, write_result
 from deap_prune.structure.inputs import Inputs
@@ -84,6 +85,7 @@ def search(
     forward: Forward | None = None,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
+    ray: str | None = None,
     config: Config | None = None,
     **options: Any,
 ) -> Result:
@@ -101,6 +103,7 @@ def search(
         forward: Function of (model, batch) to (outputs, targets).
         callbacks: Called with the :class:`Generation` after each; one may set ``stop``.
         progress: Show bars.
+        ray: Judge on a Ray cluster: its address, or "local"; the result is the same (see ``dp.distributed``).
         config: A whole config (the command line's); its ``search`` section takes the place of ``options``.
         **options: Fields of ``SearchConfig``: criteria, n_clusters, allocation, objectives, max_flops, population,
             generations, seed, ...
@@ -113,7 +116,7 @@ def search(
     folder = None if out is None else Path(out)
     if folder is not None:
         check_folder(folder)
-    return _run(model, example_inputs, calibration, validation, folder, forward, callbacks, progress, config)
+    return _run(model, example_inputs, calibration, validation, folder, forward, callbacks, progress, ray, config)
 
 
 def check_folder(folder: Path) -> None:
@@ -139,6 +142,7 @@ def resume(
     forward: Forward | None = None,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
+    ray: str | None = None,
     generations: int | None = None,
 ) -> Result:
     """Go on with a run, from its newest checkpoint, bit for bit as if it had never stopped.
@@ -152,6 +156,7 @@ def resume(
         forward: As for :func:`search`.
         callbacks: As for :func:`search`.
         progress: Show bars.
+        ray: As for :func:`search`.
         generations: A new last generation, to run longer.
 
     Raises:
@@ -179,7 +184,7 @@ def resume(
             f"'{folder}' was started from Python: pass model, example_inputs, calibration= and validation= "
             "as to dp.search"
         )
-    return _run(model, example_inputs, calibration, validation, folder, forward, callbacks, progress, config)
+    return _run(model, example_inputs, calibration, validation, folder, forward, callbacks, progress, ray, config)
 
 
 def _run(
@@ -191,6 +196,7 @@ def _run(
     forward: Forward | None,
     callbacks: Sequence[Callback],
     progress: bool,
+    ray: str | None,
     config: Config,
 ) -> Result:
     """Both doors lead here: with a checkpoint in the folder the run goes on from it."""
@@ -219,16 +225,19 @@ def _run(
             )
             state = _open_folder(folder, checkpoints, config, evaluator, BlendProblem(genome, evaluator))
             hooks += [checkpoints, lambda state: write_history(folder, state.logbook)]
-        with SearchBar(options.generations, evaluator, shown=progress) as bar:
+        workers = ray_workers(ray, evaluator)
+        with workers or nullcontext(), SearchBar(options.generations, evaluator, shown=progress) as bar:
             loop = Loop(
                 options.algorithm,
                 toolbox,
-                _variation(options),
+                variation(options),
                 [*hooks, bar],
-                _stops(options, evaluator),
+                stops(options, evaluator),
                 options.reference,
                 options.fresh_duplicates,
             )
+            if workers is not None:
+                toolbox.register("map", workers)
             state = loop.run(state or loop.start(options.population), options.generations)
         front = toolbox.front(state.archive)
         result = Result(front, state.logbook, genome.space, scores, genome.clusters, evaluator, genome)
@@ -261,32 +270,6 @@ def _resolved(config: Config) -> Config:
         each = -(-(options.generations + 1) // len(options.budgets))
         found["generations_per_budget"] = options.generations_per_budget or each
     return config.model_copy(update={"search": options.model_copy(update=found)})
-
-
-def _variation(options: SearchConfig) -> Variation:
-    return Variation(
-        options.children or options.population,
-        options.cxpb,
-        options.mutpb,
-        options.budgets,
-        options.generations_per_budget or 1,
-    )
-
-
-def _stops(options: SearchConfig, evaluator: Evaluator) -> list[Callable[[Generation], bool]]:
-    """What the options say about ending early."""
-    name, upwards = evaluator.names[0], evaluator.weights[0] > 0
-    found: list[Callable[[Generation], bool]] = []
-    if options.max_seconds is not None:
-        found.append(MaxSeconds(options.max_seconds))
-    if options.max_evaluations is not None:
-        found.append(MaxEvaluations(options.max_evaluations))
-    if options.target is not None:
-        found.append(Target(name, options.target, upwards))
-    if options.stall is not None:
-        several = len(evaluator.names) > 1
-        found.append(Patience(options.stall, "hypervolume" if several else name, several or upwards))
-    return found
 
 
 def prepare(

@@ -13,6 +13,7 @@ from deap import base
 
 from deap_prune.blending.layout import Layout
 from deap_prune.errors import ConfigError
+from deap_prune.evolution.distributed import shipped
 from deap_prune.evolution.front import ParetoFront, Solution
 from deap_prune.evolution.individual import BlendIndividual, fitness_class
 from deap_prune.evolution.operators import cxBlendLayers, initBlend, mutBlend
@@ -76,6 +77,9 @@ class BlendProblem:
                 f"the individuals' fitness has weights {weights}; the objectives {', '.join(evaluator.names)} need "
                 f"{evaluator.weights}: +1 to maximise, -1 to minimise"
             )
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
+        return shipped(self)
 
     def evaluate(self, individual: Genes) -> Values:
         """Fitness values of an individual, in the order of the objectives."""
