@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -179,6 +179,18 @@ class Evaluator:
             finally:
                 for module, mode in modes.items():
                     module.training = mode
+
+    def map(self, function: Callable[..., Any], *items: Iterable[Any]) -> list[Any]:
+        """``map`` for DEAP's toolbox, ``toolbox.register("map", evaluate.map)``: whole populations reach :meth:`many`.
+
+        Args:
+            function: ``toolbox.evaluate``; other functions are mapped one by one.
+            *items: The individuals.
+        """
+        owner = getattr(getattr(function, "func", function), "__self__", None)
+        if len(items) == 1 and getattr(owner, "evaluator", None) is self and hasattr(owner, "evaluate_many"):
+            return list(owner.evaluate_many(list(items[0])))
+        return list(map(function, *items))
 
     def measure(self, network: nn.Module, masks: Masks, data: Data | None = None) -> Values:
         """The objectives' values of a network that is at hand, on the validation data or on other data; not cached.

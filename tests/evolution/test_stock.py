@@ -169,6 +169,19 @@ def test_whole_populations_are_judged_at_once() -> None:
     assert list(toolbox.map(lambda a, b: a + b, [1, 2], [3, 4])) == [4, 6]
 
 
+def test_evaluate_map_reaches_many(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``toolbox.register("map", evaluate.map)``: a stock loop judges a generation in one call."""
+    evaluate = digits.evaluator(objectives=("flops",))
+    toolbox = dp.make_toolbox(digits.genome(), evaluate, seed=0)
+    toolbox.register("map", evaluate.map)
+    batches: list[int] = []
+    many = evaluate.many
+    monkeypatch.setattr(evaluate, "many", lambda masks: batches.append(len(masks)) or many(masks))
+    _, logbook = mu_plus_lambda(toolbox, ngen=2)
+    assert batches == [record["nevals"] for record in logbook]
+    assert list(toolbox.map(len, [[1], [1, 2]])) == [1, 2]
+
+
 # ------------------------------------------------------------------ traps
 def judged(values: list[tuple[float, ...]]) -> list[dp.BlendIndividual]:
     fitness = dp.fitness_class((1.0, -1.0)[: len(values[0])])
