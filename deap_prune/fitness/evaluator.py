@@ -187,7 +187,7 @@ class Evaluator:
             function: ``toolbox.evaluate``; other functions are mapped one by one.
             *items: The individuals.
         """
-        owner = getattr(getattr(function, "func", function), "__self__", None)
+        owner: Any = getattr(getattr(function, "func", function), "__self__", None)
         if len(items) == 1 and getattr(owner, "evaluator", None) is self and hasattr(owner, "evaluate_many"):
             return list(owner.evaluate_many(list(items[0])))
         return list(map(function, *items))
