@@ -10,7 +10,16 @@ from importlib.metadata import version as _version
 
 from deap_prune import errors
 from deap_prune.blending import ALLOCATIONS as _ALLOCATIONS
-from deap_prune.blending import AffineGenome, CriteriaClusters, Genome, Layout, cluster, register_allocation
+from deap_prune.blending import (
+    AffineGenome,
+    CriteriaClusters,
+    Genome,
+    Layout,
+    Stability,
+    cluster,
+    register_allocation,
+    stability,
+)
 from deap_prune.criteria import CRITERIA as _CRITERIA
 from deap_prune.criteria import ScoreTable, register_criterion, score
 from deap_prune.errors import PruneError
@@ -52,6 +61,7 @@ from deap_prune.evolution import distributed as distributed
 from deap_prune.finetune import Recipe, accuracy, finetune
 from deap_prune.fitness import OBJECTIVES as _OBJECTIVES
 from deap_prune.fitness import Evaluator, register_objective
+from deap_prune.interop import BlendedImportance
 from deap_prune.search import Result, resume, search
 from deap_prune.structure import (
     FilterGroup,
@@ -94,6 +104,7 @@ __all__ = [
     "Algorithm",
     "BlendIndividual",
     "BlendProblem",
+    "BlendedImportance",
     "CriteriaClusters",
     "Evaluator",
     "FilterGroup",
@@ -113,6 +124,7 @@ __all__ = [
     "Result",
     "ScoreTable",
     "Solution",
+    "Stability",
     "Target",
     "Variation",
     "accuracy",
@@ -154,5 +166,6 @@ __all__ = [
     "selBlendNSGA3",
     "selBlendParents",
     "slim",
+    "stability",
     "trace",
 ]

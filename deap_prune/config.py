@@ -62,6 +62,7 @@ class SearchConfig(_Section):
         description="the pool of criteria that is clustered",
     )
     n_clusters: int | str = Field(default=3, description="clusters a group, or 'auto' (silhouette)")
+    clustering: str = Field(default="kmeans", description="kmeans (on ranks) or agglomerative (on 1 - rho)")
     normaliser: str = Field(default="max", description="max, sum, standard or rank")
     reduction: str = Field(default="mean", description="over a group's layers: mean, sum, max or first")
     allocation: str = Field(
@@ -127,7 +128,7 @@ class SearchConfig(_Section):
         ):
             if name not in known:
                 raise RegistryError(f"unknown {what} '{name}'; {did_you_mean(name, known)}")
-        check_clusters(self.n_clusters)
+        check_clusters(self.n_clusters, self.clustering)
         if not self.criteria or not self.objectives:
             raise ConfigError("criteria and objectives each need at least one name")
         if self.cxpb + self.mutpb > 1:

@@ -13,10 +13,9 @@ from deap import tools
 from torch import nn
 
 from deap_prune.batches import Data, Forward, resolve_device
-from deap_prune.blending.baselines import GENOMES, AffineGenome
+from deap_prune.blending.baselines import GENOMES, AnyGenome
 from deap_prune.blending.clusters import CriteriaClusters, cluster
 from deap_prune.blending.decoding import check_budget
-from deap_prune.blending.genome import Genome
 from deap_prune.config import Config, SearchConfig, dump_config, load_config, validated
 from deap_prune.criteria.table import ScoreTable, score
 from deap_prune.errors import RunError
@@ -58,7 +57,7 @@ class Result:
     scores: ScoreTable
     clusters: CriteriaClusters
     evaluator: Evaluator
-    genome: Genome | AffineGenome
+    genome: AnyGenome
 
     @property
     def best(self) -> Solution:
@@ -281,7 +280,7 @@ def prepare(
     *,
     forward: Forward | None = None,
     progress: bool = False,
-) -> tuple[Genome | AffineGenome, Evaluator, ScoreTable]:
+) -> tuple[AnyGenome, Evaluator, ScoreTable]:
     """Everything that a search stands on: space, scores, clusters, genome, evaluator; bad input ends here.
 
     Raises:
@@ -316,7 +315,7 @@ def prepare(
     genome = GENOMES[ALGORITHMS[options.algorithm].genome](
         space,
         scores,
-        cluster(scores, n_clusters=options.n_clusters, seed=options.seed),
+        cluster(scores, n_clusters=options.n_clusters, method=options.clustering, seed=options.seed),
         allocation=options.allocation,
         max_flops=max_flops,
         normaliser=options.normaliser,

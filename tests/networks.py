@@ -204,6 +204,89 @@ class Decoder(nn.Module):
         return F.relu(self.merge(torch.cat([near, F.pixel_shuffle(self.coarse(y), 2)], dim=1)))
 
 
+class Transposed(nn.Module):
+    """Transposed convolutions: in blocks, and depthwise with two filters a channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.blocked = conv_bn(6, 8), nn.ConvTranspose2d(8, 12, 2, stride=2, groups=4)
+        self.between, self.each = conv_bn(12, 5), nn.ConvTranspose2d(5, 10, 3, padding=1, groups=5)
+        self.after = conv(10, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.after(self.each(F.relu(self.between(F.relu(self.blocked(F.relu(self.before(x)))))))))
+
+
+class StandardisedConv(nn.Conv2d):
+    """A convolution with a standardised weight and a gain (as in networks without normalisation)."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.gain = nn.Parameter(torch.ones(self.out_channels, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = F.batch_norm(
+            self.weight.reshape(1, self.out_channels, -1), None, None, self.gain.view(-1), training=True
+        )
+        return self._conv_forward(x, weight.reshape_as(self.weight), self.bias)
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """LayerNorm over the channels of an image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Standardised(nn.Module):
+    """Standardised convolutions, plain and grouped, and a LayerNorm2d whose width equals the image's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = StandardisedConv(6, 8, 3, padding=1), StandardisedConv(8, 12, 3, padding=1, groups=2)
+        self.norm, self.conv3 = LayerNorm2d(8), conv(12, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv3(F.relu(self.conv2(self.norm(self.conv1(x))))) + x)
+
+
+class Auxiliary(nn.Module):
+    """GoogLeNet's second head, which runs in training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after = conv_bn(6, 9), conv_bn(9, 8)
+        self.head = nn.Sequential(conv_bn(9, 7), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(), nn.Linear(7, 5))
+
+    def forward(self, x: Tensor) -> Any:
+        x = F.relu(self.before(x))
+        aux = self.head(x) if self.training else None
+        x = F.relu(self.after(x))
+        return x if aux is None else (x, aux)
+
+
+class WithAuxiliary(Head):
+    """The stem and head around it; two outputs in training."""
+
+    def forward(self, x: Tensor) -> Any:
+        found = self.body(F.relu(self.stem(x)))
+        x, *rest = found if isinstance(found, tuple) else (found,)
+        return (self.fc(x.mean((2, 3))), *rest) if rest else self.fc(x.mean((2, 3)))
+
+
+class SplitBySize(nn.Module):
+    """Split by a size that follows the width, and by one that does not."""
+
+    def __init__(self, *, fixed: bool) -> None:
+        super().__init__()
+        self.before, self.after, self.fixed = conv(6, 8), conv(8, 6), fixed
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.before(x))
+        a, b = torch.split(x, 4 if self.fixed else x.shape[1] // 2, dim=1)
+        return F.relu(self.after(torch.cat([b, a], dim=1)))
+
+
 class Sequence(nn.Module):
     """One-dimensional: convolution, BN and LayerNorm on a Linear net, several outputs."""
 
@@ -273,6 +356,10 @@ NETWORKS: dict[str, Callable[[], Example]] = {
     "norms": lambda: Example(Head(Norms(), 6, 8), torch.randn(IMAGE)),
     "channels_last": lambda: Example(Head(ChannelsLast(), 6, 6), torch.randn(IMAGE)),
     "decoder": lambda: Example(Head(Decoder(), 6, 7), torch.randn(IMAGE)),
+    "transposed": lambda: Example(Head(Transposed(), 6, 7), torch.randn(IMAGE)),
+    "standardised": lambda: Example(Head(Standardised(), 6, 6), torch.randn(IMAGE)),
+    "auxiliary": lambda: Example(WithAuxiliary(Auxiliary(), 6, 8), torch.randn(IMAGE)),
+    "split_by_size": lambda: Example(Head(SplitBySize(fixed=False), 6, 6), torch.randn(IMAGE)),
     "sequence": lambda: Example(Sequence(), torch.randn(1, 2, 12)),
     "tuple_inputs": lambda: Example(TwoInputs(), (torch.randn(1, 3, 8, 8), torch.randn(1, 1, 8, 8))),
     "dict_inputs": lambda: Example(
@@ -282,12 +369,20 @@ NETWORKS: dict[str, Callable[[], Example]] = {
     "flip": lambda: Example(Head(Flip(), 6, 4), torch.randn(IMAGE)),
     "digits_resnet": lambda: Example(zoo.digits_resnet(), torch.randn(1, 1, 8, 8)),
     "resnet20_a": lambda: Example(zoo.resnet20(10, "A"), torch.randn(1, 3, 16, 16)),
+    "polyphase": lambda: Example(zoo.digits_resnet(width=6, shift_invariant=True), torch.randn(1, 1, 8, 8)),
+    "points": lambda: Example(
+        zoo.PointClassifier(2, 5, widths=(6, 9, 7), dims=3), (torch.randn(1, 2, 12), torch.randn(1, 12, 3))
+    ),
+    "points_by_name": lambda: Example(
+        zoo.PointClassifier(1, 3, widths=(4, 6)), {"features": torch.randn(1, 1, 7), "points": torch.randn(1, 7, 2)}
+    ),
     "resnet20_b": lambda: Example(zoo.resnet20(100, "B"), torch.randn(1, 3, 16, 16)),
 }
 
 LARGE: dict[str, Callable[[], Example]] = {
     "resnet56_a": lambda: Example(zoo.resnet56(10, "A"), torch.randn(1, 3, 16, 16)),
     "vgg16": lambda: Example(zoo.vgg16(10), torch.randn(1, 3, 16, 16)),
+    "polyphase_a": lambda: Example(zoo.cifar_resnet(14, 10, "A", shift_invariant=True), torch.randn(1, 3, 16, 16)),
 }
 
 

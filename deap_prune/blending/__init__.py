@@ -5,6 +5,7 @@ from deap_prune.blending.baselines import GENOMES, AffineGenome
 from deap_prune.blending.clusters import CriteriaClusters, cluster
 from deap_prune.blending.genome import Genome
 from deap_prune.blending.layout import Layout
+from deap_prune.blending.stability import Stability, stability
 
 __all__ = [
     "ALLOCATIONS",
@@ -13,6 +14,8 @@ __all__ = [
     "CriteriaClusters",
     "Genome",
     "Layout",
+    "Stability",
     "cluster",
     "register_allocation",
+    "stability",
 ]

@@ -122,4 +122,5 @@ class AffineGenome:
         return genes
 
 
-GENOMES: Mapping[str, Callable[..., Genome | AffineGenome]] = {"blend": Genome, "borda": borda, "affine": AffineGenome}
+AnyGenome = Genome | AffineGenome
+GENOMES: Mapping[str, Callable[..., AnyGenome]] = {"blend": Genome, "borda": borda, "affine": AffineGenome}

@@ -139,7 +139,21 @@ class Genome:
         """
         return [masks for part in chunks(individuals) for masks in self._decode(genes_of(part, self.layout))]
 
+    def importance(self, individual: Sequence[float]) -> dict[str, Scores]:
+        """The blended scores of every group, shape (filters,), that an individual stands for; larger = keep.
+
+        Raises:
+            ConfigError: As :meth:`decode`.
+        """
+        blended, _ = self._read(genes_of([individual], self.layout))
+        return {group.name: scores[0] for group, scores in zip(self.space.groups, blended, strict=True)}
+
     def _decode(self, genes: Matrix) -> list[Masks]:
+        budgets = genes[:, -1] if self._planner.budget_bounds is not None else None
+        return self._planner.masks(*self._read(genes), budgets)
+
+    def _read(self, genes: Matrix) -> tuple[list[Matrix], Matrix]:
+        """Blended scores and keep genes of every group, of several individuals."""
         importance, shares, columns = [], np.ones((len(genes), len(self._tables))), iter(genes.T)
         for number, tables in enumerate(self._tables):
             chosen, factors = [], []
@@ -150,8 +164,7 @@ class Genome:
             importance.append(_blended(chosen, factors))
             if self.allocation.genes:
                 shares[:, number] = next(columns)
-        budgets = genes[:, -1] if self._planner.budget_bounds is not None else None
-        return self._planner.masks(importance, shares, budgets)
+        return importance, shares
 
     def single(self, criterion: str, *, share: float = 1.0) -> list[float]:
         """The individual that ranks by one criterion alone (the group's first medoid where it does not apply).

@@ -51,6 +51,12 @@ class CostPolynomial:
         slope = (first * self.coefficients) @ b + (second * self.coefficients) @ a
         return np.rint(now[..., None] + step * slope + step**2 * (self.coefficients @ (a * b))).astype(np.int64)
 
+    def variable(self, kept: ArrayLike) -> int:
+        """The part of the cost that is in terms with a width that can shrink, for kept counts of shape (groups,)."""
+        moving = self.slopes.any(axis=(0, 2))
+        part = CostPolynomial(0.0, self.coefficients[moving], self.fixed[:, moving], self.slopes[:, moving])
+        return int(part(kept))
+
     @classmethod
     def build(
         cls, terms: Sequence[Term], group_of: NDArray[np.intp], sizes: Sequence[int], constant: float = 0.0

@@ -6,17 +6,21 @@ import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
-from deap_prune.structure.inputs import Call
+from deap_prune.structure.inputs import Call, copy_with
+from deap_prune.structure.layers import describe_layer, narrow_layer
 
 
 class _Positional(nn.Module):
-    """fvcore takes positional arguments only."""
+    """fvcore takes positional arguments and gives back tensors only."""
 
     def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
         super().__init__()
@@ -25,7 +29,8 @@ class _Positional(nn.Module):
 
     def forward(self, *args: Any) -> Any:
         split = len(args) - len(self.names)
-        return self.model(*args[:split], **dict(zip(self.names, args[split:], strict=True)))
+        outputs = self.model(*args[:split], **dict(zip(self.names, args[split:], strict=True)))
+        return tuple(leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor))
 
 
 @contextmanager
@@ -39,7 +44,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def count_flops(model: nn.Module, call: Call) -> tuple[int, dict[str, int]]:
+def count_flops(model: nn.Module, call: Call, *, consume: bool = False) -> tuple[int, dict[str, int]]:
     """Multiply-adds as fvcore counts them, eval mode, and the operators that it does not count.
 
     ``padding="same"`` convolutions, which fvcore counts as nothing, are counted by its own formula.
@@ -47,7 +52,20 @@ def count_flops(model: nn.Module, call: Call) -> tuple[int, dict[str, int]]:
     Args:
         model: The network; it is not changed.
         call: Arguments of one forward pass (one sample).
+        consume: The network is not needed any more: it may be changed to single precision.
     """
+
+    def single(x: Any) -> Any:
+        return x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+    try:
+        with default_dtype(torch.float32):
+            return _count(model.float() if consume else copy_with(model, single), tree_map(single, call))
+    except RuntimeError:  # a forward that casts to a precision of its own
+        return _count(copy.deepcopy(model), call)
+
+
+def _count(network: nn.Module, call: Call) -> tuple[int, dict[str, int]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from fvcore.nn import FlopCountAnalysis
@@ -56,11 +74,42 @@ def count_flops(model: nn.Module, call: Call) -> tuple[int, dict[str, int]]:
     def padded_mode(inputs: list[Any], outputs: list[Any]) -> int:
         return int(conv_flop_count(get_shape(inputs[0]), get_shape(inputs[1]), get_shape(outputs[0])))
 
-    args, kwargs = tree_map(lambda x: x.float() if isinstance(x, Tensor) and x.is_floating_point() else x, call)
-    network = _Positional(copy.deepcopy(model).eval().float(), tuple(kwargs))
-    with torch.no_grad(), default_dtype(torch.float32), warnings.catch_warnings():
+    args, kwargs = call
+    with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns of every Python branch in the model
-        analysis = FlopCountAnalysis(network, (*args, *kwargs.values()))
+        analysis = FlopCountAnalysis(_Positional(network.eval(), tuple(kwargs)), (*args, *kwargs.values()))
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         analysis.set_op_handle("aten::_convolution_mode", padded_mode)
         return int(analysis.total()), dict(analysis.unsupported_ops())
+
+
+def measured_flops(layer: nn.Module, shape: tuple[int, ...]) -> tuple[tuple[str, float], ...]:
+    """A layer's cost as a polynomial in its two widths, from fvcore's count of narrowed copies.
+
+    Args:
+        layer: Of a registered type.
+        shape: Of its input, one sample.
+    """
+    spec = describe_layer(layer)
+    if spec is None:  # only layers with a spec are measured
+        return ()
+    powers = ("out", "1") if spec.coupled else ("in*out", "in", "out", "1")
+    wide, half = (
+        (spec.in_channels, spec.out_channels),
+        [max(1, n // spec.blocks // 2) * spec.blocks for n in (spec.in_channels, spec.out_channels)],
+    )
+    widths = [wide, (half[0], half[0] * spec.coupled)] if spec.coupled else list(product(*zip(wide, half, strict=True)))
+    counts = []
+    for n_in, n_out in widths:
+        small = copy.deepcopy(layer)
+        narrow_layer(small, _first(n_in, spec.in_channels, spec.blocks), _first(n_out, spec.out_channels, spec.blocks))
+        narrow = [*shape]
+        narrow[spec.channel_dim] = n_in
+        counts.append(count_flops(small, ((torch.zeros(narrow),), {}))[0])
+    terms = [[{"in*out": a * b, "in": a, "out": b, "1": 1}[p] for p in powers] for a, b in widths]
+    return tuple(zip(powers, np.linalg.solve(np.array(terms, float), np.array(counts, float)).tolist(), strict=True))
+
+
+def _first(kept: int, n: int, blocks: int) -> NDArray[np.intp]:
+    """The first channels of each block, ``kept`` in all."""
+    return np.flatnonzero(np.arange(n) % (n // blocks) < kept // blocks)

@@ -1,8 +1,10 @@
-"""Example inputs in any of the three shapes that networks take: a tensor, a tuple, a dict."""
+"""How a network is run and copied for tracing: example inputs of any shape, modes, precision."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,3 +33,39 @@ def forward(model: nn.Module, call: Call) -> list[Tensor]:
     """All output tensors of a forward pass, flattened out of tuples and dicts."""
     args, kwargs = call
     return [leaf for leaf in tree_leaves(model(*args, **kwargs)) if isinstance(leaf, Tensor)]
+
+
+def as_precise(call: Call, model: nn.Module) -> Call:
+    """The call with floating-point inputs in the precision of the model's first parameter."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float64)
+    return tree_map(lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, call)
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of an error and the first line of its text."""
+    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+
+
+@contextmanager
+def training_branches(model: nn.Module) -> Iterator[None]:
+    """What a network runs in training only (auxiliary heads) runs, while statistics and dropout stay still.
+
+    Modules that hold others are in train mode, the others in eval mode.
+    """
+    before = {module: module.training for module in model.modules()}
+    try:
+        for module in before:
+            module.training = bool(module._modules)
+        yield
+    finally:
+        for module, mode in before.items():
+            module.training = mode
+
+
+def copy_with(model: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A copy whose parameters and buffers are ``convert(tensor)``; the originals are not copied first."""
+    memo: dict[int, Tensor] = {}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        new = convert(tensor.detach())
+        memo[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
+    return copy.deepcopy(model, memo)

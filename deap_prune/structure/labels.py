@@ -11,8 +11,11 @@ Label tensors have the activation's number of dimensions, with size 1 wherever t
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -24,10 +27,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from deap_prune.structure.count import measured_flops
 from deap_prune.structure.layers import LayerSpec, describe_layer
 from deap_prune.structure.rules import COUNTED, DENSE, Step, follow
 
 Labels = NDArray[np.int64]
+_TORCH = Path(torch.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,8 @@ class LabelTracer(TorchDispatchMode):
 
     After the pass: ``calls`` (layers in order of use), ``vectors`` (per-channel parameters used outside of a layer),
     ``ties`` (pairs of label arrays that are one), ``frozen`` (labels with the reason), ``counted`` (labels of each
-    element that an operator outside of the layers is charged for, with the charge).
+    element that an operator outside of the layers is charged for, with the charge), ``doubts`` (line of code to the
+    labels that it splits by sizes, which may or may not follow the width).
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -56,23 +62,32 @@ class LabelTracer(TorchDispatchMode):
         self.ties: list[tuple[Labels, Labels]] = []
         self.frozen: list[tuple[Labels, str]] = []
         self.counted: list[tuple[float, Labels]] = []
+        self.doubts: dict[str, list[Labels]] = {}
+        self.split_at: str | None = None
         self.size = 1
         self._labels: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._parameters = {id(p): name for name, p in model.named_parameters()}
         self._made: dict[str, tuple[Labels, Labels]] = {}
+        self._to_measure: dict[int, tuple[nn.Module, tuple[int, ...]]] = {}
         self.inside = 0
-        self._names = {id(layer): name for name, layer in model.named_modules()}
+        self.counting = True
+        self._modules = [(layer, name) for name, layer in model.named_modules()]
+        self._names = {id(layer): name for layer, name in self._modules}
 
     # ------------------------------------------------------------------ the pass
-    def run(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Forward pass of ``model`` with labels; labels of the outputs are frozen at the end."""
+    def run(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, counting: bool = True) -> Any:
+        """Forward pass of ``model`` with labels; labels of the outputs are frozen at the end.
+
+        A further pass that takes other branches goes on with the same labels; its cost is not counted.
+        """
+        self.counting = counting
         handles: list[Any] = []
         for layer in model.modules():
             if describe_layer(layer) is not None:
                 handles.append(layer.register_forward_pre_hook(self._enter))
                 handles.append(layer.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
         try:
-            with torch.no_grad(), self, _FunctionalCounter(self):
+            with torch.no_grad(), self, _FunctionalWatch(self):
                 outputs = model(*args, **kwargs)
         finally:
             for handle in handles:
@@ -80,12 +95,20 @@ class LabelTracer(TorchDispatchMode):
         for leaf in tree_leaves(outputs):
             if isinstance(leaf, Tensor):
                 self.freeze(self.of(leaf), "is an output of the network")
+        for place, (layer, shape) in self._to_measure.items():  # not inside the pass: fvcore traces on its own
+            self.calls[place] = replace(self.calls[place], flops=measured_flops(layer, shape))
+        self._to_measure.clear()
         return outputs
 
     def fresh(self, n: int) -> Tensor:
         """``n`` labels that nothing else has."""
         self.size += n
         return torch.arange(self.size - n, self.size)
+
+    def idle(self) -> list[str]:
+        """Known layers that no pass has run so far."""
+        described = [name for layer, name in self._modules if describe_layer(layer) is not None]
+        return [name for name in described if name not in self._made]
 
     def freeze(self, labels: Tensor | None, reason: str) -> None:
         """Keep these channels dense."""
@@ -102,6 +125,11 @@ class LabelTracer(TorchDispatchMode):
         dense = (pairs == DENSE).any(dim=0)
         self.freeze(pairs[:, dense] if dense.any() else None, reason)
         self.ties.append((pairs[0, ~dense].numpy(), pairs[1, ~dense].numpy()))
+
+    def doubt(self, labels: Tensor) -> None:
+        """Note labels that are being split by sizes rather than into a number of parts."""
+        if self.split_at is not None:
+            self.doubts.setdefault(self.split_at, []).append(np.unique(labels.numpy()))
 
     # ------------------------------------------------------------------ layers
     def _enter(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
@@ -132,7 +160,11 @@ class LabelTracer(TorchDispatchMode):
         shape = [1] * output.dim()
         shape[spec.channel_dim] = -1
         self._labels[output] = made.view(shape)
-        cost = tuple(spec.flops(tuple(source.shape), tuple(output.shape)).items())
+        cost: tuple[tuple[str, float], ...] = ()
+        if self.counting and spec.flops is None:
+            self._to_measure[len(self.calls)] = (layer, tuple(source.shape))
+        elif self.counting and spec.flops is not None:
+            cost = tuple(spec.flops(tuple(source.shape), tuple(output.shape)).items())
         self.calls.append(LayerCall(name, spec, read.numpy(), made.numpy(), cost))
 
     def _channels(self, labels: Tensor | None, source: Tensor, dim: int, name: str) -> Tensor:
@@ -168,7 +200,7 @@ class LabelTracer(TorchDispatchMode):
     def charge(self, tensor: Tensor, per_element: float) -> None:
         """Note the cost of an operator that fvcore counts by the elements of a tensor."""
         labels = self.of(tensor)
-        if per_element and labels is not None:
+        if per_element and labels is not None and self.counting:
             scale = per_element * tensor.numel() / labels.numel()
             self.counted.append((scale, labels.reshape(-1).numpy()))
 
@@ -180,16 +212,30 @@ class LabelTracer(TorchDispatchMode):
         self._labels[tensor] = labels.contiguous()
 
 
-class _FunctionalCounter(TorchFunctionMode):
-    """Sees functional operators whose identity is lost on the way down (adaptive pooling to 1x1 becomes a mean)."""
+class _FunctionalWatch(TorchFunctionMode):
+    """Sees what is lost on the way down: adaptive pooling to 1x1 becomes a mean, chunk becomes a split by size."""
 
     def __init__(self, tracer: LabelTracer) -> None:
         super().__init__()
         self.tracer = tracer
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        by_size = func in (torch.split, Tensor.split, torch.split_with_sizes, Tensor.split_with_sizes)
+        if by_size:
+            self.tracer.split_at = _caller()
+        try:
+            out = func(*args, **(kwargs or {}))
+        finally:
+            self.tracer.split_at = None if by_size else self.tracer.split_at
         charge = COUNTED.get(func)
         if charge is not None and not self.tracer.inside and isinstance(args[0], Tensor):
             self.tracer.charge(args[0], charge[0])
         return out
+
+
+def _caller() -> str:
+    """File and line of the code that called into torch."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and Path(frame.f_code.co_filename).is_relative_to(_TORCH):
+        frame = frame.f_back
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame is not None else "an unknown line"

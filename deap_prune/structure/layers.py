@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from math import prod
 from typing import Any, Literal
 
@@ -33,7 +34,8 @@ class LayerSpec:
         tensors: Parameter or buffer name to the meaning of each of its dimensions: ``"in"``, ``"out"`` or None.
         widths: Attributes that hold a width: name to ``"in"``, ``"out"`` or a function of (n_in, n_out).
         flops: Function of (input shape, output shape) to the cost as a polynomial in the two widths: coefficients of
-            ``"in*out"``, ``"in"``, ``"out"`` and ``"1"``. One multiply-add is one flop (fvcore's convention).
+            ``"in*out"``, ``"in"``, ``"out"`` and ``"1"``. One multiply-add is one flop (fvcore's convention). None:
+            measured by fvcore on narrowed copies of the layer.
         role: ``"filter"`` for layers whose weight rows are filters, ``"norm"`` for per-channel scale and shift.
         channel_dim: Dimension of the input and output activations that holds the channels.
         blocks: Groups of a grouped convolution or GroupNorm: every block keeps the same number of channels.
@@ -47,7 +49,7 @@ class LayerSpec:
     out_channels: int
     tensors: Mapping[str, tuple[Axis | None, ...]] = field(default_factory=dict)
     widths: Mapping[str, Axis | Callable[[int, int], Any]] = field(default_factory=dict)
-    flops: Callable[[Shape, Shape], Mapping[str, float]] = lambda x, y: {}
+    flops: Callable[[Shape, Shape], Mapping[str, float]] | None = lambda x, y: {}
     role: Literal["filter", "norm", "other"] = "other"
     channel_dim: int = 1
     blocks: int = 1
@@ -109,7 +111,10 @@ def narrow_layer(layer: nn.Module, kept_in: Indices, kept_out: Indices) -> None:
 
 def take(tensor: Tensor, spec: LayerSpec, name: str, kept_in: Indices, kept_out: Indices) -> Tensor:
     """The part of a layer's tensor that belongs to the kept channels, as a new tensor."""
-    counts = {"in": len(kept_in) // spec.blocks, "out": len(kept_out)}
+    counts = {"in": len(kept_in), "out": len(kept_out)}
+    both = [axis for axis in spec.tensors[name] if axis is not None]
+    if len(both) == 2:  # the columns of a grouped weight are those of one block
+        counts[both[1]] //= spec.blocks
     shape = [n if axis is None else counts[axis] for n, axis in zip(tensor.shape, spec.tensors[name], strict=True)]
     return tensor.detach()[selection(tensor, spec, name, kept_in, kept_out)].reshape(shape).contiguous()
 
@@ -119,8 +124,8 @@ def selection(
 ) -> tuple[Tensor | slice, ...]:
     """Index that selects the kept part of a layer's tensor.
 
-    In a grouped convolution the rows of block b read only the inputs of block b, whose weight columns are counted from
-    the start of that block; there the selected part begins with the dimensions (blocks, rows of a block, columns).
+    In a grouped convolution the rows of block b meet only the columns of block b, which are counted from the start of
+    that block; there the selected part begins with the dimensions (blocks, rows of a block, columns).
     """
     dims = spec.tensors[name]
     index: dict[Axis, Tensor] = {
@@ -128,12 +133,12 @@ def selection(
         "out": torch.as_tensor(kept_out, device=tensor.device),
     }
     if "in" in dims and "out" in dims:
-        index["out"] = index["out"].view(spec.blocks, -1, 1)
-        index["in"] = index["in"].view(spec.blocks, 1, -1) % (spec.in_channels // spec.blocks)
+        rows, columns = sorted(index, key=dims.index)
+        within = {"in": spec.in_channels, "out": spec.out_channels}[columns] // spec.blocks
+        index[rows] = index[rows].view(spec.blocks, -1, 1)
+        index[columns] = index[columns].view(spec.blocks, 1, -1) % within
         if spec.blocks == 1:
-            index = {"out": index["out"][0], "in": index["in"][0]}
-        if dims.index("in") < dims.index("out"):
-            index = {axis: chosen.transpose(-1, -2) for axis, chosen in index.items()}
+            index = {axis: chosen[0] for axis, chosen in index.items()}
     return tuple(slice(None) if axis is None else index[axis] for axis in dims)
 
 
@@ -151,39 +156,79 @@ def _conv(layer: nn.Conv2d) -> LayerSpec:
     n_in, n_out, groups = layer.in_channels, layer.out_channels, layer.groups
     kernel = prod(layer.kernel_size)
     rest = (None,) * len(layer.kernel_size)
+    kind: Any = type(layer)
+    plain = _is_linear_in_weight(kind)
+    own = {name: p for name, p in _own_parameters(layer) if len(p) == n_out}
+    extra: dict[str, tuple[Axis | None, ...]] = {name: ("out", *(None,) * (p.dim() - 1)) for name, p in own.items()}
     if groups == n_in > 1:  # depthwise: a filter follows its channel
         return LayerSpec(
             in_channels=n_in,
             out_channels=n_out,
-            tensors={"weight": ("out", None, *rest), "bias": ("out",)},
+            tensors={"weight": ("out", None, *rest), "bias": ("out",), **extra},
             widths={"in_channels": "in", "groups": "in", "out_channels": "out"},
-            flops=lambda x, y: {"out": y[0] * kernel * prod(y[2:])},
+            flops=(lambda x, y: {"out": y[0] * kernel * prod(y[2:])}) if plain else None,
             role="filter",
             coupled=n_out // n_in,
         )
     return LayerSpec(
         in_channels=n_in,
         out_channels=n_out,
-        tensors={"weight": ("out", "in", *rest), "bias": ("out",)},
+        tensors={"weight": ("out", "in", *rest), "bias": ("out",), **extra},
         widths={"in_channels": "in", "out_channels": "out"},
-        flops=lambda x, y: {"in*out": y[0] * kernel * prod(y[2:]) / groups},
+        flops=(lambda x, y: {"in*out": y[0] * kernel * prod(y[2:]) / groups}) if plain else None,
         role="filter",
         blocks=groups,
+        whole=not plain,
     )
 
 
+def _own_parameters(layer: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """What a subclass adds to weight and bias (the gain of a weight-standardised convolution)."""
+    return [(n, p) for n, p in layer._parameters.items() if p is not None and p.dim() and n not in ("weight", "bias")]
+
+
+@cache
+def _is_linear_in_weight(kind: Any) -> bool:
+    """False for a convolution that works on another weight than its own, such as a standardised one.
+
+    Told by a small layer of the type: twice the weight must give twice the output.
+    """
+    if kind.forward in (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward):
+        return True
+    try:
+        with torch.random.fork_rng(devices=()), torch.no_grad():
+            layer = kind(4, 2, 1, bias=False)
+            x = torch.randn(1, 4, *(1,) * (layer.weight.dim() - 2))
+            once = kind.forward(layer, x)
+            layer.weight.mul_(2)
+            return torch.allclose(kind.forward(layer, x), 2 * once, atol=1e-6)
+    except Exception:  # a type of its own making: whatever its constructor or forward raises, nothing is known of it
+        return False
+
+
 @register_layer(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-def _conv_transpose(layer: nn.ConvTranspose2d) -> LayerSpec | None:
-    if layer.groups > 1:
-        return None
+def _conv_transpose(layer: nn.ConvTranspose2d) -> LayerSpec:
+    n_in, n_out, groups = layer.in_channels, layer.out_channels, layer.groups
     kernel = prod(layer.kernel_size)
+    rest = (None,) * len(layer.kernel_size)
+    if groups == n_in > 1:  # depthwise
+        return LayerSpec(
+            in_channels=n_in,
+            out_channels=n_out,
+            tensors={"weight": ("in", None, *rest), "bias": ("out",)},
+            widths={"in_channels": "in", "groups": "in", "out_channels": "out"},
+            flops=lambda x, y: {"in": x[0] * kernel * prod(x[2:]) * (n_out // n_in)},
+            role="filter",
+            coupled=n_out // n_in,
+        )
     return LayerSpec(
-        in_channels=layer.in_channels,
-        out_channels=layer.out_channels,
-        tensors={"weight": ("in", "out", *(None,) * len(layer.kernel_size)), "bias": ("out",)},
+        in_channels=n_in,
+        out_channels=n_out,
+        tensors={"weight": ("in", "out", *rest), "bias": ("out",)},
         widths={"in_channels": "in", "out_channels": "out"},
-        flops=lambda x, y: {"in*out": x[0] * kernel * prod(x[2:])},
+        flops=lambda x, y: {"in*out": x[0] * kernel * prod(x[2:]) / groups},
         role="filter",
+        blocks=groups,
     )
 
 
@@ -228,12 +273,25 @@ def _layer_norm(layer: nn.LayerNorm) -> LayerSpec | None:
         out_channels=n,
         tensors={"weight": ("out",), "bias": ("out",)},
         widths={"normalized_shape": lambda n_in, n_out: (n_out,)},
-        flops=lambda x, y: {"out": scale * prod(x[:-1])},
+        flops=lambda x, y: {"out": scale * prod(x) // n},
         role="norm",
-        channel_dim=-1,
+        channel_dim=1 if _channels_first(layer) else -1,
         coupled=1,
         whole=True,
     )
+
+
+def _channels_first(layer: nn.LayerNorm) -> bool:
+    """Whether a subclass is a LayerNorm2d (as in ConvNeXts), told by what its forward accepts."""
+    if type(layer).forward is nn.LayerNorm.forward:
+        return False
+    image = torch.zeros(1, layer.normalized_shape[-1], 1, 1)
+    try:
+        with torch.no_grad():
+            type(layer).forward(layer, image.to(next(layer.parameters(), image)))
+    except RuntimeError:
+        return False
+    return True
 
 
 @register_layer(nn.GroupNorm)

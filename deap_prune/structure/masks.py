@@ -79,24 +79,26 @@ class Masks(Mapping[str, NDArray[np.bool_]]):
         return f"Masks({', '.join(f'{name}: {keep.sum()}/{len(keep)}' for name, keep in self._keep.items())})"
 
     @classmethod
-    def random(cls, space: Space, *, keep: float = 0.5, seed: int = 0) -> Masks:
+    def random(cls, space: Space, *, keep: float | tuple[float, float] = 0.5, seed: int = 0) -> Masks:
         """Masks that keep a share of each group, drawn uniformly (at least one filter a block).
 
         Args:
             space: The groups.
-            keep: Share of the filters in (0, 1].
+            keep: Share of the filters in (0, 1], or the range in which each group's own share is drawn.
             seed: Of NumPy's generator.
 
         Raises:
             MaskError: If ``keep`` is outside (0, 1].
         """
-        if not 0 < keep <= 1:
+        low, high = keep if isinstance(keep, tuple) else (keep, keep)
+        if not 0 < low <= high <= 1:
             raise MaskError(f"keep is {keep}; it must be above 0 and at most 1")
         rng = np.random.default_rng(seed)
         found = {}
         for group in space.groups:
+            share = low + (high - low) * rng.random() if low < high else low
             noise = rng.random((group.blocks, group.size // group.blocks))
-            number = max(1, round(keep * noise.shape[1]))
+            number = max(1, round(share * noise.shape[1]))
             found[group.name] = (noise.argsort(axis=1).argsort(axis=1) < number).reshape(-1)
         return cls(found)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from deap_prune.structure.count import count_flops, default_dtype
-from deap_prune.structure.inputs import Call, forward
+from deap_prune.structure.inputs import Call, as_precise, copy_with, first_line, forward, training_branches
 from deap_prune.structure.masking import masked
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import slim
 from deap_prune.structure.space import PruningSpace
 
 TOLERANCE = 1e-9  # float64, relative to the output's scale
+PRIME = 65537  # random values drawn for one tensor
 
 
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -27,33 +28,56 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
     A fresh or a trained network can hide an error: BN shifts of 0, layer scales of 1e-6, dead channels. Matrices keep
     the scale that carries activations through (variance 1 / fan-in); vectors are drawn around 0.5 to 1.5.
     """
-    copied = copy.deepcopy(model).double().eval()
+    copied = copy_with(
+        model, lambda t: torch.empty_like(t, dtype=torch.float64) if t.is_floating_point() else t.clone()
+    )
+    copied.eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in [*copied.named_parameters(), *copied.named_buffers()]:
             if not tensor.is_floating_point():
                 continue
-            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
-            if tensor.dim() > 1 and math.prod(tensor.shape[1:]) > 1:
-                value = (2 * noise - 1) * math.sqrt(3 / math.prod(tensor.shape[1:]))
+            low, high = 0.5, 1.5
+            if tensor.dim() > 1 and (fan_in := math.prod(tensor.shape[1:])) > 1:
+                low, high = -math.sqrt(3 / fan_in), math.sqrt(3 / fan_in)
             elif name.rpartition(".")[2] in {"bias", "running_mean"}:
-                value = 2 * noise - 1
-            else:
-                value = 0.5 + noise
-            tensor.copy_(value.to(tensor.device))
+                low, high = -1.0, 1.0
+            # Drawing is the slow part: large tensors repeat what is drawn, out of step with their rows.
+            drawn = torch.empty(min(tensor.numel(), PRIME), dtype=tensor.dtype).uniform_(low, high, generator=generator)
+            repeated = drawn.repeat(-(-tensor.numel() // max(len(drawn), 1)))[: tensor.numel()]
+            tensor.copy_(repeated.view(tensor.shape))
     return copied
 
 
-def difference(model: nn.Module, space: PruningSpace, masks: Masks, call: Call) -> float:
-    """Largest difference between the masked and the slimmed network's outputs, relative to the outputs' scale."""
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float64)
-    call = tree_map(lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, call)
+def difference(
+    model: nn.Module,
+    space: PruningSpace,
+    masks: Masks,
+    call: Call,
+    *,
+    small: nn.Module | None = None,
+    in_training: bool = False,
+) -> float:
+    """Largest difference between the masked and the slimmed network's outputs, relative to the outputs' scale.
+
+    Args:
+        model: The network.
+        space: Its space.
+        masks: What stays.
+        call: One forward pass; floating-point inputs take the network's precision.
+        small: The slimmed network, where it is at hand.
+        in_training: Run the branches that run in training only (auxiliary heads).
+    """
+    small = slim(model, space, masks) if small is None else small
+    mode = training_branches if in_training else nullcontext
+    call = as_precise(call, model)
     with torch.no_grad():
-        small = forward(slim(model, space, masks), call)
-        with masked(model, space, masks):
+        with mode(small):
+            narrow = forward(small, call)
+        with masked(model, space, masks), mode(model):
             full = forward(model, call)
     worst = 0.0
-    for a, b in zip(small, full, strict=True):
+    for a, b in zip(narrow, full, strict=True):
         if a.shape != b.shape:
             return math.inf
         if a.numel():
@@ -64,17 +88,19 @@ def difference(model: nn.Module, space: PruningSpace, masks: Masks, call: Call) 
 
 @dataclass(frozen=True, eq=False)
 class Proof:
-    """A randomised copy of a network, random inputs, and how closely outputs must agree.
+    """A randomised copy of a network, random inputs, how closely outputs must agree, and whether in training too.
 
-    float64 where the forward pass takes it, else float32 (a network that makes float32 constants by name).
+    float64 where the forward pass takes it, else float32 (a network that makes float32 constants by name), else the
+    network's own precision (a forward that casts).
     """
 
     model: nn.Module
     call: Call
     tolerance: float
+    in_training: bool = False
 
     @classmethod
-    def of(cls, network: nn.Module, call: Call) -> Proof:
+    def of(cls, network: nn.Module, call: Call, *, in_training: bool = False) -> Proof:
         """The proof of a network, for the shapes of one call."""
         noise = torch.Generator().manual_seed(2)
 
@@ -85,24 +111,26 @@ class Proof:
 
         sample: Call = tree_map(draw, call)
         model = randomised(network)
-        try:
-            with torch.no_grad(), default_dtype(torch.float64):
-                forward(model, sample)
-        except Exception:  # some operator or constant insists on float32
-            return cls(model.float(), sample, 1e-4)
-        return cls(model, sample, TOLERANCE)
+        found = cls(model, sample, TOLERANCE, in_training)
+        own = [*network.parameters(), *network.buffers()]
+        for dtype, tolerance in ((torch.float64, TOLERANCE), (torch.float32, 1e-4), (None, 3e-2)):
+            for mine, theirs in zip([*model.parameters(), *model.buffers()], own, strict=True):
+                if mine.is_floating_point():
+                    mine.data = mine.to(dtype or theirs.dtype)
+            found = cls(model, as_precise(sample, model), tolerance, in_training)
+            try:
+                with torch.no_grad(), default_dtype(dtype or torch.float32):
+                    forward(model, found.call)
+                break
+            except Exception:  # some operator or constant insists on another precision
+                continue
+        return found
 
     def guilty_groups(self, space: PruningSpace) -> dict[str, str]:
-        """Groups whose masked and slimmed networks disagree, with the reason; empty if the space is proven.
-
-        Three masks: a random half, the other half (so every channel is once pruned and once kept), and most channels.
-        """
-        half = Masks.random(space, keep=0.5, seed=1)
-        other = Masks({name: ~keep for name, keep in half.items()})
-        trials = (half, other, Masks.random(space, keep=0.8, seed=3))
+        """Groups whose masked and slimmed networks disagree, with the reason; empty if the space is proven."""
 
         def search(names: Sequence[str]) -> dict[str, str]:
-            reason = next((r for masks in trials if (r := self._verdict(space, masks, names))), "")
+            reason = self.guilty(space, names)
             if not reason:
                 return {}
             if len(names) == 1:
@@ -111,22 +139,39 @@ class Proof:
             found = {**search(names[:middle]), **search(names[middle:])}
             return found or dict.fromkeys(names, f"{reason}, together with others")
 
-        with default_dtype(torch.float64 if self.tolerance == TOLERANCE else torch.float32):
-            return search([group.name for group in space.groups])
+        return search([group.name for group in space.groups])
 
-    def _verdict(self, space: PruningSpace, masks: Masks, names: Sequence[str]) -> str:
-        """Why these groups, under these masks, are not proven; empty if they are."""
+    def guilty(self, space: PruningSpace, names: Sequence[str]) -> str:
+        """Why these groups, pruned together, are not proven; empty if they are.
+
+        Two masks: a random one with a width of its own for every group, and its complement, so that every channel is
+        once pruned and once kept; the cost is counted for the first.
+        """
+        first = Masks.random(space, keep=(0.3, 0.7), seed=1)
+        other = Masks({name: ~keep for name, keep in first.items()})
+        with default_dtype(torch.float64 if self.tolerance == TOLERANCE else torch.float32):
+            return self._verdict(space, first, names, True) or self._verdict(space, other, names, False)
+
+    def _verdict(self, space: PruningSpace, masks: Masks, names: Sequence[str], count: bool) -> str:
+        """Why these groups, under these masks, are not proven; empty if they are.
+
+        ``count``: flops and parameters must be the expected ones too.
+        """
         chosen = Masks({name: masks[name] for name in names})
         try:
-            gap = difference(self.model, space, chosen, self.call)
+            small = slim(self.model, space, chosen)
+            modes = (False, True) if self.in_training else (False,)
+            gap = max(difference(self.model, space, chosen, self.call, small=small, in_training=m) for m in modes)
             if gap > self.tolerance:
                 return f"masked and slimmed outputs differ (by {gap:.1e})"
-            small = slim(self.model, space, chosen)
             counts = space.kept_counts(chosen)
-            counted, expected = count_flops(small, self.call)[0], int(space.flops_of(counts))
-            if counted != expected:
-                return f"{expected} flops expected, {counted} counted after slimming"
+            if not count:
+                return ""
             held, expected = sum(p.numel() for p in small.parameters()), int(space.params_of(counts))
-            return "" if held == expected else f"{expected} parameters expected, {held} found after slimming"
+            if held != expected:
+                return f"{expected} parameters expected, {held} found after slimming"
+            uniform = self.tolerance == TOLERANCE
+            counted, expected = count_flops(small, self.call, consume=uniform)[0], int(space.flops_of(counts))
+            return "" if counted == expected else f"{expected} flops expected, {counted} counted after slimming"
         except Exception as error:  # whatever the user's forward raises on narrower tensors is the reason
-            return f"fails when slimmed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            return f"fails when slimmed: {first_line(error)}"

@@ -25,6 +25,7 @@ class Tracer(Protocol):
     def attach(self, tensor: Any, labels: Tensor) -> None: ...  # noqa: D102
     def tie(self, a: Tensor, b: Tensor, reason: str) -> None: ...  # noqa: D102
     def freeze(self, labels: Tensor | None, reason: str) -> None: ...  # noqa: D102
+    def doubt(self, labels: Tensor) -> None: ...  # noqa: D102
     def charge(self, tensor: Tensor, per_element: float) -> None: ...  # noqa: D102
 
 
@@ -139,6 +140,14 @@ def move(step: Step) -> None:
     step.tracer.attach(step.out, step.on_labels())
 
 
+def restride(step: Step) -> None:
+    """Another memory layout of the same tensor (pooling in channels_last ends so) moves nothing."""
+    tensor, label = step.source
+    if step.out.shape != tensor.shape:
+        step.tracer.freeze(label, "is seen through fixed strides")
+    step.tracer.attach(step.out, label)
+
+
 def roll(step: Step) -> None:
     """A shift by a fixed number of places: fine along any dimension but the channels'."""
     tensor, label = step.source
@@ -162,6 +171,7 @@ def pad(step: Step) -> None:
 
 def split(step: Step) -> None:
     """Parts of equal width keep the same positions; parts of unequal width stay dense."""
+    step.tracer.doubt(step.source[1])
     for tensor, part in zip(step.out, step.on_labels(), strict=True):
         step.tracer.attach(tensor, part)
     found = [label for t in step.out if (label := step.tracer.of(t)) is not None]
@@ -221,6 +231,7 @@ RULES = _table(
     (view, "view _unsafe_view reshape"),
     (move, "transpose permute t unsqueeze squeeze expand flip repeat cat stack detach alias movedim"),
     (roll, "roll"),
+    (restride, "as_strided as_strided_"),
     (move, "pixel_shuffle pixel_unshuffle channel_shuffle"),
     (pad, "constant_pad_nd"),
     (split, "split split_with_sizes chunk unbind tensor_split"),

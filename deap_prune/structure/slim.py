@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deap_prune.errors import MaskError
 from deap_prune.structure.layers import describe_layer, narrow_layer
 
 if TYPE_CHECKING:
     from deap_prune.structure.masks import Masks
-    from deap_prune.structure.space import PruningSpace
+    from deap_prune.structure.space import LayerChannels, PruningSpace
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -43,17 +44,32 @@ def slim(model: nn.Module, space: PruningSpace, masks: Masks) -> nn.Module:
         MaskError: If the masks don't fit the space, or the space is another network's.
     """
     kept = space.kept(masks)
-    check_network(unwrap(model), space)
-    small = copy.deepcopy(unwrap(model))
-    for entry in space.layers:
-        outs = np.flatnonzero(kept[entry.outputs])
+    network = unwrap(model)
+    check_network(network, space)
+    narrowed = [e for e in space.layers if not (kept[e.inputs].all() and kept[e.outputs].all())]
+    small = copy.deepcopy(network, memo=_tensors_to_narrow(network, narrowed))
+    for entry in narrowed:
+        ins, outs = np.flatnonzero(kept[entry.inputs]), np.flatnonzero(kept[entry.outputs])
         if entry.dim is not None:
             _narrow_parameter(small, entry.name, entry.dim, outs)
-            continue
-        ins = np.flatnonzero(kept[entry.inputs])
-        if len(ins) < len(entry.inputs) or len(outs) < len(entry.outputs):
+        else:
             narrow_layer(small.get_submodule(entry.name), ins, outs)
     return small
+
+
+def _tensors_to_narrow(network: nn.Module, entries: Iterable[LayerChannels]) -> dict[int, Any]:
+    """A memo with which a deep copy shares, rather than copies, the tensors that narrowing replaces by new ones."""
+    memo: dict[int, Any] = {}
+    for entry in entries:
+        if entry.dim is not None:
+            tensors: list[Tensor] = [network.get_parameter(entry.name)]
+        else:
+            layer = network.get_submodule(entry.name)
+            spec = describe_layer(layer)
+            sliced = spec.tensors if spec is not None and spec.narrow is None else ()
+            tensors = [t for name in sliced if isinstance(t := getattr(layer, name), Tensor)]
+        memo.update((id(tensor), tensor) for tensor in tensors)
+    return memo
 
 
 def check_network(network: nn.Module, space: PruningSpace) -> None:

@@ -100,6 +100,7 @@ class PruningSpace:
         flops_of: Multiply-adds from kept counts, shape (..., groups) -> (...).
         params_of: Parameters from kept counts, likewise.
         uncounted: Operators that fvcore does not count, with how often they ran.
+        idle: Layers that ran neither in eval mode nor in training; they are left as they are.
     """
 
     groups: tuple[FilterGroup, ...]
@@ -108,6 +109,7 @@ class PruningSpace:
     flops_of: CostPolynomial
     params_of: CostPolynomial
     uncounted: Mapping[str, int] = field(default_factory=dict)
+    idle: tuple[str, ...] = ()
 
     @cached_property
     def sizes(self) -> NDArray[np.int64]:
@@ -128,6 +130,11 @@ class PruningSpace:
     def min_flops(self) -> int:
         """Multiply-adds that remain when every group keeps one filter a block."""
         return int(self.flops_of([g.blocks for g in self.groups]))
+
+    @cached_property
+    def prunable_flops(self) -> int:
+        """Multiply-adds of the operators whose input or output channels can shrink."""
+        return self.flops_of.variable(self.sizes)
 
     def group(self, name: str) -> FilterGroup:
         """The group of that name.
@@ -188,6 +195,8 @@ class PruningSpace:
             lines.append(
                 "  not counted by fvcore: " + ", ".join(f"{k} x{n}" for k, n in Counter(self.uncounted).items())
             )
+        if self.idle:
+            lines.append(f"  did not run, left as they are: {', '.join(self.idle)}")
         return "\n".join(lines)
 
 

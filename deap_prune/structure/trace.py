@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from deap_prune.errors import ModelError, did_you_mean
-from deap_prune.structure.cost import CostPolynomial, Term
 from deap_prune.structure.count import count_flops
-from deap_prune.structure.inputs import Inputs, first_sample
-from deap_prune.structure.labels import Labels, LabelTracer, LayerCall
-from deap_prune.structure.layers import describe_layer
+from deap_prune.structure.grouping import build_space, classes_of
+from deap_prune.structure.inputs import Call, Inputs, first_line, first_sample, training_branches
+from deap_prune.structure.labels import LabelTracer
 from deap_prune.structure.prove import Proof
-from deap_prune.structure.rules import DENSE
 from deap_prune.structure.slim import unwrap
-from deap_prune.structure.space import FilterGroup, LayerChannels, Member, PruningSpace, Refusal
+from deap_prune.structure.space import PruningSpace
 
 
 def trace(model: nn.Module, example_inputs: Inputs, *, ignore: Iterable[str] = ()) -> PruningSpace:
@@ -49,13 +42,23 @@ def trace(model: nn.Module, example_inputs: Inputs, *, ignore: Iterable[str] = (
     tracer = LabelTracer(network)
     try:
         tracer.run(network, *inputs)
-        total, uncounted = count_flops(network, inputs)
     except Exception as error:
-        raise ModelError(f"the network fails on the example inputs: {type(error).__name__}: {error}") from error
+        raise ModelError(f"the network fails on the example inputs: {first_line(error)}") from error
+    try:
+        usual = all(p.dtype == torch.float32 for p in network.parameters())
+        total, uncounted = count_flops(network, inputs, consume=usual)
+    except Exception as error:
+        raise ModelError(
+            f"torch.jit, by which flops are counted, can't trace the network: {first_line(error)}; layers and tensors "
+            "that forward uses must be attributes of modules (nn.ModuleList, nn.Parameter, register_buffer)"
+        ) from error
+    in_training = _follow_training(network, tracer, inputs)
     _ignore(network, tracer, tuple(ignore))
     _freeze_shared(network, tracer)
     space = build_space(network, tracer, total, uncounted)
-    proof = Proof.of(network, inputs)
+    proof = Proof.of(network, inputs, in_training=in_training)
+    if _settle_doubts(space, tracer, proof):
+        space = build_space(network, tracer, total, uncounted)
     while space.groups and (guilty := proof.guilty_groups(space)):
         for name, reason in guilty.items():
             for member in space.group(name).members:
@@ -70,6 +73,36 @@ def trace(model: nn.Module, example_inputs: Inputs, *, ignore: Iterable[str] = (
             "filter needs a convolution or linear layer whose outputs another layer reads"
         )
     return space
+
+
+def _follow_training(network: nn.Module, tracer: LabelTracer, inputs: Call) -> bool:
+    """Follow the branches that run in training only (auxiliary heads), where layers were idle; whether any ran."""
+    idle = tracer.idle()
+    if idle:
+        # A network that wants other inputs in training (a detector's targets) is left as eval mode shows it.
+        with training_branches(network), torch.random.fork_rng(), suppress(Exception):
+            tracer.run(network, *inputs, counting=False)
+    return len(tracer.idle()) < len(idle)
+
+
+def _settle_doubts(space: PruningSpace, tracer: LabelTracer, proof: Proof) -> bool:
+    """Freeze what a line of code splits at fixed sizes, judged by one group it splits; whether any was frozen.
+
+    A guilty group is found by bisection anyway: this spares it for all the other groups that the same line splits.
+    """
+    classes, outputs = classes_of(tracer), {call.name: call.outputs for call in tracer.calls}
+    frozen = False
+    for line, parts in tracer.doubts.items():
+        labels = np.concatenate(parts)
+        split = set(classes[labels].tolist())
+        for group in space.groups:
+            made = group.layers("filter") or group.layers("other")
+            if split & set(classes[outputs[made[0].layer][made[0].positions[:, 0]]].tolist()):
+                if proof.guilty(space, [group.name]):
+                    tracer.freeze(torch.from_numpy(labels), f"is split at fixed positions ({line})")
+                    frozen = True
+                break
+    return frozen
 
 
 def _ignore(network: nn.Module, tracer: LabelTracer, names: Sequence[str]) -> None:
@@ -100,8 +133,12 @@ def pristine(network: nn.Module) -> nn.Module:
     """A copy without hooks, in eval mode, its tensors contiguous.
 
     Raises:
-        ModelError: If the network can't be copied.
+        ModelError: If the network can't be copied, is a ScriptModule, or has lazy layers that no input has shaped yet.
     """
+    if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
+        raise ModelError("the network is a ScriptModule, which can't be narrowed; give the nn.Module it was made from")
+    if lazy := [name for name, p in network.named_parameters() if nn.parameter.is_lazy(p)]:
+        raise ModelError(f"'{lazy[0]}' has no shape yet (a lazy layer); run the network once: model(example_inputs)")
     try:
         network = copy.deepcopy(network).eval()
     except RuntimeError as error:
@@ -126,194 +163,3 @@ def check_finite(network: nn.Module) -> None:
     for name, tensor in network.state_dict().items():
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ModelError(f"'{name}' holds values that are not finite; load the trained weights again")
-
-
-@dataclass(frozen=True, eq=False)
-class _Port:
-    """One side of a layer: the channel classes at its positions."""
-
-    layer: str
-    side: Literal["makes", "passes", "reads"]
-    classes: Labels
-
-
-def build_space(network: nn.Module, tracer: LabelTracer, total: int, uncounted: Mapping[str, int]) -> PruningSpace:
-    """Group the channel classes that labels, ties and refusals leave."""
-    classes = _classes(tracer)
-    calls = {call.name: call for call in reversed(tracer.calls)}
-    calls = {name: calls[name] for name in dict.fromkeys(c.name for c in tracer.calls)}
-    reasons: dict[int, str] = {int(classes[DENSE]): "reads the network's input"}
-    for labels, reason in tracer.frozen:
-        for c in np.unique(classes[labels]):
-            reasons.setdefault(int(c), reason)
-    ports = _ports(calls, classes)
-    _freeze_uneven_blocks(calls, classes, ports, reasons)
-    groups, ids = _groups(ports, calls, classes, reasons)
-    refused = _refusals(calls, classes, ids, reasons)
-    layers = [LayerChannels(n, ids[classes[c.inputs]], ids[classes[c.outputs]]) for n, c in calls.items()]
-    layers += [
-        LayerChannels(n, ids[classes[labels]], ids[classes[labels]], dim) for n, (dim, labels) in tracer.vectors.items()
-    ]
-    flops, params = _costs(network, tracer, classes, ids, layers, groups, total)
-    return PruningSpace(tuple(groups), refused, tuple(layers), flops, params, dict(uncounted))
-
-
-def _refusals(
-    calls: Mapping[str, LayerCall], classes: Labels, ids: Labels, reasons: Mapping[int, str]
-) -> tuple[Refusal, ...]:
-    found: Counter[tuple[str, str]] = Counter()
-    for name, call in calls.items():
-        if not call.spec.coupled:
-            dense = [int(c) for c in classes[call.outputs] if ids[c] < 0]
-            found.update((name, reasons.get(c, "is read by no layer")) for c in dense)
-    return tuple(Refusal(name, channels, reason) for (name, reason), channels in found.items())
-
-
-def _classes(tracer: LabelTracer) -> Labels:
-    """Label -> class: labels that are tied, directly or not, are one class."""
-    rows = np.concatenate([a for a, _ in tracer.ties] or [np.zeros(0, np.int64)])
-    cols = np.concatenate([b for _, b in tracer.ties] or [np.zeros(0, np.int64)])
-    graph = coo_matrix((np.ones(len(rows), dtype=np.int8), (rows, cols)), shape=(tracer.size, tracer.size))
-    return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
-
-
-def _ports(calls: Mapping[str, LayerCall], classes: Labels) -> list[_Port]:
-    ports = []
-    for name, call in calls.items():
-        if call.spec.coupled:
-            ports.append(_Port(name, "passes", classes[call.outputs]))
-        else:
-            ports.append(_Port(name, "reads", classes[call.inputs]))
-            ports.append(_Port(name, "makes", classes[call.outputs]))
-    return ports
-
-
-def _freeze_uneven_blocks(
-    calls: Mapping[str, LayerCall], classes: Labels, ports: list[_Port], reasons: dict[int, str]
-) -> None:
-    """Blocks must be filled by one group: freeze channels that enter a blocked layer beside others, or twice."""
-    signature = _signatures(ports)
-    for port in ports:
-        if calls[port.layer].spec.blocks == 1:
-            continue
-        if len(set(port.classes)) < len(port.classes) or len({signature[int(c)] for c in port.classes}) > 1:
-            for c in set(port.classes):
-                reasons.setdefault(int(c), f"fills the blocks of '{port.layer}' together with other channels")
-    changed = True
-    while changed:  # a blocked port with one dense channel is dense
-        changed = False
-        for port in ports:
-            if calls[port.layer].spec.blocks > 1 and any(int(c) in reasons for c in port.classes):
-                for c in port.classes:
-                    if int(c) not in reasons:
-                        reasons[int(c)] = f"fills the blocks of '{port.layer}' together with channels that stay dense"
-                        changed = True
-
-
-def _signatures(ports: list[_Port]) -> dict[int, tuple[tuple[int, int], ...]]:
-    """Class -> the ports it stands in, with how often."""
-    found: dict[int, list[tuple[int, int]]] = {}
-    for p, port in enumerate(ports):
-        for c, n in zip(*np.unique(port.classes, return_counts=True), strict=True):
-            found.setdefault(int(c), []).append((p, int(n)))
-    return {c: tuple(where) for c, where in found.items()}
-
-
-def _groups(
-    ports: list[_Port], calls: Mapping[str, LayerCall], classes: Labels, reasons: dict[int, str]
-) -> tuple[list[FilterGroup], Labels]:
-    """Classes that stand in the same ports are the filters of one group; and the class -> channel id table."""
-    by_signature: dict[tuple[tuple[int, int], ...], list[int]] = {}
-    for c, signature in _signatures(ports).items():
-        sides = {ports[p].side for p, _ in signature}
-        if c not in reasons and sides >= {"makes", "reads"}:
-            by_signature.setdefault(signature, []).append(c)
-    ids = np.full(int(classes.max()) + 1, -1, dtype=np.int64)
-    groups: list[FilterGroup] = []
-    start = 0
-    names: dict[str, int] = {}
-    for signature, members in by_signature.items():
-        first = next(p for p, _ in signature if ports[p].side == "makes")
-        order = [c for c in dict.fromkeys(ports[first].classes.tolist()) if c in set(members)]
-        blocks, why = _blocks(signature, ports, calls, order)
-        if why or len(order) <= blocks:
-            for c in order:
-                reasons[c] = why or "has a single filter" + (" a block" if blocks > 1 else "")
-            continue
-        index = np.full(len(ids), -1, dtype=np.int64)
-        index[order] = np.arange(len(order))
-        found = []
-        for p, uses in signature:
-            at: Labels = np.flatnonzero(index[ports[p].classes] >= 0)
-            at = at[np.argsort(index[ports[p].classes[at]], kind="stable")].reshape(len(order), uses)
-            role = "reader" if ports[p].side == "reads" else calls[ports[p].layer].spec.role
-            found.append(Member(ports[p].layer, role, at))
-        name = ports[first].layer
-        names[name] = names.get(name, 0) + 1
-        name = name if names[name] == 1 else f"{name}:{names[name]}"
-        groups.append(FilterGroup(name, len(order), start, blocks, tuple(found)))
-        ids[order] = start + np.arange(len(order))
-        start += len(order)
-    return groups, ids
-
-
-def _blocks(
-    signature: tuple[tuple[int, int], ...],
-    ports: list[_Port],
-    calls: Mapping[str, LayerCall],
-    order: list[int],
-) -> tuple[int, str]:
-    """The number of equal parts of a group, or the reason why its layers' blocks can't be reconciled."""
-    blocks = 1
-    for p, _ in signature:
-        number = calls[ports[p].layer].spec.blocks
-        if number > 1:
-            if ports[p].classes.tolist() != order:
-                return 1, f"fills the blocks of '{ports[p].layer}' in another order"
-            blocks = math.lcm(blocks, number)
-    return (blocks, "") if len(order) % blocks == 0 else (1, "its layers have blocks of sizes that don't nest")
-
-
-def _costs(
-    network: nn.Module,
-    tracer: LabelTracer,
-    classes: Labels,
-    ids: Labels,
-    layers: list[LayerChannels],
-    groups: list[FilterGroup],
-    total: int,
-) -> tuple[CostPolynomial, CostPolynomial]:
-    sizes = [g.size for g in groups]
-    group_of = np.concatenate([np.full(g.size, i) for i, g in enumerate(groups)] + [[-1]]).astype(np.int64)
-    flops: list[Term] = []
-    for call in tracer.calls:
-        sides = {"in": ids[classes[call.inputs]], "out": ids[classes[call.outputs]]}
-        for powers, coefficient in call.flops:
-            factors = [sides[axis] for axis in powers.split("*") if axis != "1"]
-            first, second = [*factors, None, None][:2]
-            flops.append((coefficient, first, second))
-    flops += [(charge, ids[classes[labels]], None) for charge, labels in tracer.counted]
-    flops_of = CostPolynomial.build(flops, group_of, sizes)
-    # What runs on dense channels only (attention, functional layers) is a constant that the dense count reveals.
-    flops_of = CostPolynomial.build(flops, group_of, sizes, total - int(flops_of(sizes)))
-    parameters: list[Term] = []
-    for layer in layers:
-        parameters += _parameter_terms(network, layer)
-    params_of = CostPolynomial.build(parameters, group_of, sizes)
-    dense = sum(p.numel() for p in network.parameters())
-    return flops_of, CostPolynomial.build(parameters, group_of, sizes, dense - int(params_of(sizes)))
-
-
-def _parameter_terms(network: nn.Module, layer: LayerChannels) -> list[Term]:
-    if layer.dim is not None:
-        return [(network.get_parameter(layer.name).numel() / len(layer.outputs), layer.outputs, None)]
-    module = network.get_submodule(layer.name)
-    spec = describe_layer(module)
-    terms: list[Term] = []
-    for name, dims in (spec.tensors if spec else {}).items():
-        tensor = getattr(module, name)
-        if isinstance(tensor, nn.Parameter):
-            sides = [layer.inputs if axis == "in" else layer.outputs for axis in dims if axis]
-            first, second = [*sides, None, None][:2]
-            terms.append((tensor.numel() / math.prod(len(s) for s in sides), first, second))
-    return terms

@@ -28,6 +28,7 @@ from deap_prune.errors import MaskError, ModelError
 from deap_prune.structure import layers
 from deap_prune.structure.count import count_flops
 from deap_prune.structure.inputs import as_call, forward
+from deap_prune.structure.prove import difference
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -60,6 +61,8 @@ def test_a_wrong_mask_is_noticed(name: str) -> None:
     right = dp.Masks.random(space, keep=0.5, seed=4)
     small = outputs_slim(random, space, right, call)
     for group in space.groups:
+        if "head" in group.name:  # runs in training only, see below
+            continue
         differences = []
         for shift in (1, 2, 3):
             keep = np.roll(right[group.name].reshape(group.blocks, -1), shift, axis=1).reshape(-1)
@@ -162,7 +165,10 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "buffer": (nets.FixedGain(), "meets values of fixed width in 'mul'"),
     "parametrization": (nets.weight_normed(), "is parametrized: bake it"),
     "unknown norm": (nn.InstanceNorm2d(8, affine=True), "is read by 'native_batch_norm'"),
-    "grouped ConvTranspose": (nn.ConvTranspose2d(8, 8, 1, groups=2), "is read by 'convolution'"),
+    "split by size": (
+        lambda x: torch.cat(x.split(4, 1)[::-1], 1),
+        r"is split at fixed positions \(test_laws.py:\d+\)",
+    ),
 }
 
 
@@ -178,6 +184,16 @@ def test_refused_with_a_reason_and_the_rest_is_pruned(case: str) -> None:
     for seed in range(3):
         masks = draw_masks(space, seed)
         assert gap(outputs_slim(random, space, masks, call), outputs_masked(random, space, masks, call)) < 1e-9
+
+
+def test_a_line_that_splits_by_size_is_judged_once() -> None:
+    """Two blocks that split alike: one refusal covers both, and names the line of code."""
+    body = nn.Sequential(nets.SplitBySize(fixed=True), nets.SplitBySize(fixed=True))
+    space = dp.trace(Head(body, 6, 6), torch.randn(IMAGE))
+    assert [g.name for g in space.groups] == ["stem.0", "body.0.after", "body.1.after"]
+    reasons = {r.reason for r in space.refused if r.layer.endswith("before")}
+    assert len(reasons) == 1
+    assert re.fullmatch(r"is split at fixed positions \(networks.py:\d+\)", reasons.pop())
 
 
 def test_fixed_padding_keeps_only_what_meets_it_dense() -> None:
@@ -321,6 +337,29 @@ def test_ignored_modules_stay_dense() -> None:
     assert {r.layer for r in space.refused if r.reason == "was told to be ignored"} == {"body.conv3.0", "stem.0"}
     with pytest.raises(ModelError, match=r"ignore names 'body.conv33', which is no module.*did you mean 'body.conv3'"):
         dp.trace(model, inputs, ignore=("body.conv33",))
+
+
+# ------------------------------------------------------------------ training
+def test_a_head_that_runs_in_training_only_is_pruned_with_the_rest() -> None:
+    model, inputs, space, random, call = prepared("auxiliary")
+    assert {m.layer for m in space.group("body.before.0").layers("reader")} == {"body.after.0", "body.head.0.0"}
+    masks = draw_masks(space, 3)
+    assert difference(random, space, masks, call, in_training=True) < 1e-9
+    head = space.group("body.head.0.0")
+    some, others = (dp.Masks({head.name: np.arange(head.size) % 2 == odd}) for odd in (0, 1))
+    assert difference(random, space, some, call, small=dp.slim(random, space, others), in_training=True) > 1e-6
+    small = dp.slim(model, space, masks).train()
+    outputs, aux = small(torch.randn(4, *inputs.shape[1:]))
+    F.cross_entropy(outputs, torch.arange(4)).add(F.cross_entropy(aux, torch.arange(4))).backward()
+    assert all(p.grad is not None for p in small.parameters())
+
+
+def test_what_does_not_run_is_named() -> None:
+    model = Head(nets.Residual(), 6, 12)
+    model.spare = nets.conv(3, 4)
+    space = dp.trace(model, torch.randn(IMAGE))
+    assert space.idle == ("spare",)
+    assert "did not run, left as they are: spare" in str(space)
 
 
 # ------------------------------------------------------------------ blocks, and couplings

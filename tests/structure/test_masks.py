@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from helpers import assert_unchanged, draw_masks, gap, outputs_masked, prepared,
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import NETWORKS
-from torch import Tensor, nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, distributed, nn
 
 import deap_prune as dp
 from deap_prune.errors import MaskError
@@ -174,14 +176,48 @@ USES: dict[str, Callable[[nn.Module, dp.PruningSpace, dp.Masks], object]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A process group of this process alone, for DistributedDataParallel."""
+    store = tmp_path_factory.mktemp("ddp") / "store"
+    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "bare": lambda model: model,
+    "DataParallel": nn.DataParallel,
+    "DistributedDataParallel": nn.parallel.DistributedDataParallel,
+}
+
+
+@pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("use", USES)
-@pytest.mark.parametrize("wrap", [False, True])
-def test_model_comes_back_unchanged(use: str, wrap: bool) -> None:
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_model_comes_back_unchanged(use: str, wrapper: str) -> None:
     model = lived_in()
+    wrapped = WRAPPERS[wrapper](model)
     before = snapshot(model)
     space = prepared("residual").space
-    USES[use](nn.DataParallel(model) if wrap else model, space, draw_masks(space, 1))
+    USES[use](wrapped, space, draw_masks(space, 1))
     assert_unchanged(model, before)
+
+
+def test_slim_network_is_rebuilt_from_its_class_masks_and_weights(tmp_path: Path) -> None:
+    """No pickle: JSON, a safetensors file and the user's own code."""
+    model, inputs, space, *_ = prepared("resnet20_b")
+    masks = dp.Masks.random(space, seed=2)
+    small = dp.slim(model, space, masks).eval()
+    (tmp_path / "masks.json").write_text(masks.to_json())
+    save_file(small.state_dict(), tmp_path / "small.safetensors")
+
+    fresh = NETWORKS["resnet20_b"]().model
+    again = dp.Masks.from_json((tmp_path / "masks.json").read_text())
+    rebuilt = dp.slim(fresh, dp.trace(fresh, inputs), again).eval()
+    rebuilt.load_state_dict(load_file(tmp_path / "small.safetensors"))
+    with torch.no_grad():
+        assert torch.equal(rebuilt(inputs), small(inputs))
 
 
 def test_masked_is_undone_after_an_error() -> None:
