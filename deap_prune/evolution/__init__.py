@@ -2,7 +2,7 @@
 
 from deap_prune.evolution import methods as _methods  # noqa: F401  registers the algorithms
 from deap_prune.evolution.algorithms import ALGORITHMS, Algorithm, Loop, Variation, eaBlend, register_algorithm
-from deap_prune.evolution.front import ParetoFront, Solution
+from deap_prune.evolution.front import ParetoFront, Solution, best_per_bin
 from deap_prune.evolution.generation import Generation
 from deap_prune.evolution.individual import BlendIndividual, fitness_class
 from deap_prune.evolution.operators import (
@@ -37,6 +37,7 @@ __all__ = [
     "Solution",
     "Target",
     "Variation",
+    "best_per_bin",
     "bounded",
     "cxBlendLayers",
     "cxBlendMix",

@@ -296,3 +296,30 @@ def hypervolume(
             f"the hypervolume's reference is {reference!r}; give one value for each of {len(signs)} objectives"
         )
     return float(moocore.hypervolume(points, ref=-signs * worst))
+
+
+def best_per_bin(evaluate: Any, *, bins: int = 20) -> list[Solution]:
+    """The best network in every part of the range of FLOPs, of all that the evaluator's cache holds, cheapest first.
+
+    What a front leaves out, because something cheaper was as good, is here; after Mouret and Clune 2015,
+    "Illuminating search spaces by mapping elites" (arXiv 1504.04909). Parts without a network are left out.
+
+    Args:
+        evaluate: An evaluator that a search has used (``result.evaluator``).
+        bins: Equal parts of [0, 1], the kept share of the FLOPs.
+
+    Raises:
+        BudgetError: If there is not even one part.
+    """
+    if bins < 1:
+        raise BudgetError(f"bins is {bins}; give 1 or more")
+    space, best = evaluate.space, dict[int, tuple[float, Solution]]()
+    for masks, values in evaluate.cache.items():
+        counts = space.kept_counts(masks)
+        flops = int(space.flops_of(counts))
+        place = min(bins - 1, flops * bins // space.flops)
+        score = evaluate.weights[0] * values[0]
+        if place not in best or score > best[place][0]:
+            named = dict(zip(evaluate.names, values, strict=True))
+            best[place] = score, Solution(named, masks, flops, int(space.params_of(counts)))
+    return [best[place][1] for place in sorted(best)]
