@@ -298,13 +298,24 @@ def shipped(problem: Any) -> tuple[Callable[[str, str], Any], tuple[str, str]]:
 
     Args:
         problem: A ``BlendProblem``; the file holds its genome, and its evaluator without the cache.
+
+    Raises:
+        ConfigError: If the evaluator can't be pickled, or judges a candidate by who came before.
     """
     key = problem.__dict__.get("_key")
     if key is None:
         _check_alone(problem.evaluator)
         key, folder = uuid.uuid4().hex, Path(mkdtemp(prefix="deap_prune-"))
         problem._key, problem._folder = key, str(folder)
-        torch.save((type(problem), problem.genome, _Parcel(problem.evaluator)), folder / "problem.pt")
+        try:
+            torch.save((type(problem), problem.genome, _Parcel(problem.evaluator)), folder / "problem.pt")
+        except Exception as error:  # pickling fails in many ways
+            del problem._key
+            _remove(folder, os.getpid())
+            raise ConfigError(
+                f"the evaluator can't be sent to other processes: {error}; define functions such as forward at the "
+                "top level of a module"
+            ) from error
         weakref.finalize(problem, _remove, folder, os.getpid())
         _LOADED[key] = weakref.ref(problem)
     return received, (key, problem._folder)

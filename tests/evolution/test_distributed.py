@@ -189,6 +189,14 @@ def test_pickles_are_light(digits: Digits) -> None:
     assert not folder.exists()
 
 
+def test_what_can_not_be_sent_is_said(digits: Digits) -> None:
+    evaluate = digits.evaluator(forward=lambda model, batch: (model(batch[0]), batch[1]))
+    problem = dp.BlendProblem(digits.genome(), evaluate)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"can't be sent to other processes: .*lambda.*; define"):
+            pickle.dumps(problem.evaluate)
+
+
 def test_each_process_reads_the_problem_once(digits: Digits, tmp_path: Path) -> None:
     problem = dp.BlendProblem(fake_genome(), Known(prepared("residual").space))
     individual = problem.population(1)[0]
