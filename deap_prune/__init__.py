@@ -10,24 +10,55 @@ from importlib.metadata import version as _version
 
 from deap_prune import errors
 from deap_prune.blending import ALLOCATIONS as _ALLOCATIONS
-from deap_prune.blending import CriteriaClusters, Genome, Layout, Stability, cluster, register_allocation, stability
+from deap_prune.blending import (
+    AffineGenome,
+    CriteriaClusters,
+    Genome,
+    Layout,
+    Stability,
+    cluster,
+    register_allocation,
+    stability,
+)
 from deap_prune.criteria import CRITERIA as _CRITERIA
 from deap_prune.criteria import ScoreTable, register_criterion, score
 from deap_prune.errors import PruneError
+from deap_prune.evolution import ALGORITHMS as _ALGORITHMS
 from deap_prune.evolution import (
+    Algorithm,
     BlendIndividual,
     BlendProblem,
     Generation,
+    Loop,
+    MaxEvaluations,
+    MaxSeconds,
     ParetoFront,
+    Patience,
     Solution,
+    Target,
+    Variation,
+    best_per_bin,
+    bounded,
     cxBlendLayers,
+    cxBlendMix,
+    cxBlendSBX,
+    cxBlendStages,
     eaBlend,
     fitness_class,
     initBlend,
+    initBlendAffine,
+    initBlendSingle,
     make_toolbox,
     mutBlend,
+    mutBlendCandidates,
+    mutBlendFactors,
+    mutBlendTrade,
+    register_algorithm,
     selBlend,
+    selBlendNSGA3,
+    selBlendParents,
 )
+from deap_prune.evolution import distributed as distributed
 from deap_prune.finetune import Recipe, accuracy, finetune
 from deap_prune.fitness import OBJECTIVES as _OBJECTIVES
 from deap_prune.fitness import Evaluator, register_objective
@@ -59,12 +90,19 @@ def objectives() -> dict[str, str]:
     return _OBJECTIVES.describe()
 
 
+def algorithms() -> dict[str, str]:
+    """Names of the algorithms and baselines, each with a line and its reference."""
+    return _ALGORITHMS.describe()
+
+
 def allocations() -> dict[str, str]:
     """Names of the allocations, each with a line."""
     return _ALLOCATIONS.describe()
 
 
 __all__ = [
+    "AffineGenome",
+    "Algorithm",
     "BlendIndividual",
     "BlendProblem",
     "BlendedImportance",
@@ -75,8 +113,12 @@ __all__ = [
     "Genome",
     "LayerSpec",
     "Layout",
+    "Loop",
     "Masks",
+    "MaxEvaluations",
+    "MaxSeconds",
     "ParetoFront",
+    "Patience",
     "PruneError",
     "PruningSpace",
     "Recipe",
@@ -84,22 +126,37 @@ __all__ = [
     "ScoreTable",
     "Solution",
     "Stability",
+    "Target",
+    "Variation",
     "accuracy",
+    "algorithms",
     "allocations",
+    "best_per_bin",
+    "bounded",
     "cluster",
     "criteria",
     "cxBlendLayers",
+    "cxBlendMix",
+    "cxBlendSBX",
+    "cxBlendStages",
+    "distributed",
     "eaBlend",
     "errors",
     "finetune",
     "fitness_class",
     "flops",
     "initBlend",
+    "initBlendAffine",
+    "initBlendSingle",
     "make_toolbox",
     "masked",
     "mutBlend",
+    "mutBlendCandidates",
+    "mutBlendFactors",
+    "mutBlendTrade",
     "objectives",
     "params",
+    "register_algorithm",
     "register_allocation",
     "register_criterion",
     "register_layer",
@@ -108,6 +165,8 @@ __all__ = [
     "score",
     "search",
     "selBlend",
+    "selBlendNSGA3",
+    "selBlendParents",
     "slim",
     "stability",
     "trace",

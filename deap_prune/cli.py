@@ -24,6 +24,7 @@ out = Console()
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML config, or a run folder.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY.SUB=VALUE", help="Override a config value.")]
+Ray = Annotated[str | None, typer.Option("--ray", metavar="ADDRESS|local", help="Judge on a Ray cluster.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
@@ -80,6 +81,7 @@ def search(
     set: Overrides = None,
     folder: Annotated[str | None, typer.Option("--out", help="Run folder; the config's 'out' if left out.")] = None,
     quiet: Quiet = False,
+    ray: Ray = None,
 ) -> None:
     """Search blends for the config's network, and write a run folder."""
     from deap_prune.config import load_config
@@ -104,6 +106,7 @@ def search(
         out=target,
         config=loaded,
         progress=not quiet,
+        ray=ray,
     )
     _report(result, target)
 
@@ -113,11 +116,12 @@ def resume(
     run: RunPath,
     generations: Annotated[int | None, typer.Option(help="A new last generation, to run longer.")] = None,
     quiet: Quiet = False,
+    ray: Ray = None,
 ) -> None:
     """Go on with a run from its newest checkpoint, bit for bit as if it had never stopped."""
     from deap_prune.search import resume as go_on
 
-    _report(go_on(run, generations=generations, progress=not quiet), run)
+    _report(go_on(run, generations=generations, progress=not quiet, ray=ray), run)
 
 
 @_command

@@ -15,10 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deap_prune.blending.allocation import ALLOCATIONS
 from deap_prune.blending.clusters import check_clusters
-from deap_prune.blending.genome import NORMALISERS
+from deap_prune.blending.genome import CANDIDATES, NORMALISERS
 from deap_prune.criteria.registry import CRITERIA
 from deap_prune.criteria.table import REDUCTIONS
 from deap_prune.errors import ConfigError, RegistryError, did_you_mean
+from deap_prune.evolution.algorithms import ALGORITHMS
+from deap_prune.evolution.operators import CROSSOVERS, MUTATIONS
 from deap_prune.fitness.objectives import OBJECTIVES
 from deap_prune.fitness.sampling import Sampling
 from deap_prune.fitness.settings import Settings
@@ -51,6 +53,9 @@ class DataConfig(BaseModel):
     format: str = Field(description="npz, image_folder, torchvision, digits or factory")
 
 
+STOPS = ("max_seconds", "max_evaluations", "target", "stall")
+
+
 class SearchConfig(_Section):
     """The search; these are also the options of ``dp.search``."""
 
@@ -66,7 +71,10 @@ class SearchConfig(_Section):
         default="evolved", description="how many filters each group keeps: uniform, global, evolved"
     )
     objectives: tuple[str, ...] = Field(default=("accuracy", "flops"), description="one, or several for a Pareto front")
-    max_flops: float | None = Field(default=None, description="kept share of the FLOPs; null leaves it free")
+    candidates: str = Field(default="evolved", description="a cluster's criterion: evolved, or its medoid")
+    max_flops: float | tuple[float, float] | None = Field(
+        default=None, description="kept share of the FLOPs; [lowest, highest] and null leave it free"
+    )
     round_to: int = Field(default=1, ge=1, description="kept counts are multiples of this")
     ignore: tuple[str, ...] = Field(default=(), description="modules to leave dense")
     recalibrate: str | None = Field(default="data", description="BN statistics: data (re-estimated), closed_form, null")
@@ -84,6 +92,17 @@ class SearchConfig(_Section):
     patience: int | None = Field(
         default=None, ge=1, description="stop after so many generations without a better guard"
     )
+    algorithm: str = Field(default="mu_plus_lambda", description="dp.algorithms() lists them, and the baselines")
+    mate: str = Field(default="cxBlendLayers", description="crossover: cxBlendLayers, cxBlendStages, ...")
+    mutate: str = Field(default="mutBlend", description="mutation: mutBlend, mutBlendTrade, ...")
+    budgets: tuple[float, ...] = Field(default=(), description="of 'successive': kept shares, one after the other")
+    generations_per_budget: int | None = Field(default=None, ge=1, description="null: equal parts of the run")
+    fresh_duplicates: bool = Field(default=False, description="replace children whose masks are there already")
+    reference: tuple[float, ...] | None = Field(default=None, description="of the hypervolume; null: 0 and 1")
+    max_seconds: float | None = Field(default=None, gt=0, description="stop after this time (of one process)")
+    max_evaluations: int | None = Field(default=None, ge=1, description="stop after so many individuals")
+    target: float | None = Field(default=None, description="stop when the first objective reaches it")
+    stall: int | None = Field(default=None, ge=1, description="stop after so many generations without progress")
     population: int = Field(default=32, ge=2, description="individuals that survive")
     children: int | None = Field(
         default=None, ge=1, description="individuals made a generation; the population if left out"
@@ -116,9 +135,18 @@ class SearchConfig(_Section):
         for name in self.objectives:
             OBJECTIVES[name]
         ALLOCATIONS[self.allocation]
+        ALGORITHMS[self.algorithm]
+        if self.candidates not in CANDIDATES:
+            raise ConfigError(f"candidates is {self.candidates!r}; it is 'evolved' or 'medoid'")
+        if (self.algorithm == "successive") != bool(self.budgets):
+            raise ConfigError("algorithm 'successive' and budgets, such as [0.7, 0.5, 0.3], go together")
+        if self.budgets and self.max_flops is not None:
+            raise ConfigError("budgets take the place of max_flops; leave max_flops out")
         for what, name, known in (
             ("normaliser", self.normaliser, NORMALISERS),
             ("reduction", self.reduction, REDUCTIONS),
+            ("crossover", self.mate, CROSSOVERS),
+            ("mutation", self.mutate, MUTATIONS),
         ):
             if name not in known:
                 raise RegistryError(f"unknown {what} '{name}'; {did_you_mean(name, known)}")
@@ -130,6 +158,10 @@ class SearchConfig(_Section):
             raise ConfigError("criteria and objectives each need at least one name")
         if self.cxpb + self.mutpb > 1:
             raise ConfigError(f"cxpb {self.cxpb} + mutpb {self.mutpb} is above 1; they are shares of the children")
+        if self.reference is not None and len(self.reference) != len(self.objectives):
+            raise ConfigError(f"reference is {self.reference!r}; give one value for each of {self.objectives!r}")
+        if self.budgets and "flops" not in self.objectives[1:]:
+            raise ConfigError("with budgets the objectives end with 'flops', such as ['accuracy', 'flops']")
         if len(self.objectives) == 1 and self.max_flops is None and not OBJECTIVES[self.objectives[0]].of_masks:
             raise ConfigError(
                 f"'{self.objectives[0]}' alone and max_flops=None: the dense network would win; set max_flops "

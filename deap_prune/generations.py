@@ -10,8 +10,8 @@ from torch import Tensor
 
 from deap_prune.batches import Data, count_samples
 from deap_prune.errors import DataError
-from deap_prune.evolution.algorithms import Generation, non_dominated
 from deap_prune.evolution.front import ParetoFront
+from deap_prune.evolution.generation import Generation, non_dominated
 from deap_prune.evolution.toolbox import BlendProblem
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.fitness.sampling import EVERYTHING
@@ -26,14 +26,14 @@ class NextGeneration:
     """
 
     def __init__(self, evaluator: Evaluator, problem: BlendProblem) -> None:
-        self._evaluator, self._decode = evaluator, problem.genome.decode
+        self._evaluator, self._decode = evaluator, problem.genome.decode_many
 
     def __call__(self, state: Generation) -> None:
         """Give everybody who lives on the values of the new generation."""
         options = self._evaluator.options
         if not options.sampling.redraw and options.racing is None:
             return
-        parents, archive = ([self._decode(ind) for ind in group] for group in (state.population, state.archive))
+        parents, archive = self._decode(state.population), self._decode(state.archive)
         self._evaluator.next_generation(state.number + 1, parents, archive)
         for individuals, masks in ((state.population, parents), (state.archive, archive)):
             for individual, values in zip(individuals, self._evaluator.many(masks), strict=True):
@@ -51,14 +51,14 @@ class PreScreen:
     """
 
     def __init__(self, evaluator: Evaluator, problem: BlendProblem, children: int) -> None:
-        self._evaluator, self._decode, self._children = evaluator, problem.genome.decode, children
+        self._evaluator, self._decode, self._children = evaluator, problem.genome.decode_many, children
 
     def __call__(
         self, population: list[Any], toolbox: base.Toolbox, lambda_: int, cxpb: float, mutpb: float
     ) -> list[Any]:
         """``lambda_`` children, as ``algorithms.varOr`` makes them."""
         children = algorithms.varOr(population, toolbox, lambda_ * self._children, cxpb, mutpb)
-        chosen = self._evaluator.prescreen([self._decode(child) for child in children], lambda_)
+        chosen = self._evaluator.prescreen(self._decode(children), lambda_)
         return [children[k] for k in chosen]
 
 
@@ -79,7 +79,7 @@ class Guard:
     def __call__(self, state: Generation) -> None:
         """Log the figure of a generation (a callback of ``eaBlend``)."""
         evaluator = self._evaluator
-        values = [evaluator.on_guard(self._problem.genome.decode(ind)) for ind in state.archive]
+        values = [evaluator.on_guard(masks) for masks in self._problem.genome.decode_many(state.archive)]
         front = front_of(self._problem, evaluator, state.archive, values)
         single = len(evaluator.names) == 1
         state.logbook[-1]["guard"] = front.best().values[evaluator.names[0]] if single else front.hypervolume()
@@ -110,7 +110,8 @@ def final_front(problem: BlendProblem, evaluator: Evaluator, state: Generation) 
         return front_of(problem, evaluator, individuals, [ind.fitness.values for ind in individuals])
     if options.sampling.redraw:  # each was best on a draw of its own
         individuals = [*individuals, *state.population]
-    distinct = list({problem.genome.decode(ind): ind for ind in reversed(individuals)}.items())[::-1]
+    decoded = zip(problem.genome.decode_many(individuals), individuals, strict=True)
+    distinct = list({masks: ind for masks, ind in [*decoded][::-1]}.items())[::-1]
     values = [evaluator.measure(evaluator.slim(masks), masks) for masks, _ in distinct]
     return front_of(problem, evaluator, [ind for _, ind in distinct], values)
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from deap_prune.evolution.generation import Generation
+    from deap_prune.fitness.evaluator import Evaluator
 
 T = TypeVar("T")
 
@@ -18,3 +22,38 @@ def track(items: Sequence[T] | Iterable[T], description: str, *, shown: bool) ->
         yield from bar(items, description=description, console=console, transient=True)
     else:
         yield from items
+
+
+class SearchBar:
+    """Progress of a run: generation, best values, hypervolume, evaluations, cache hits, time left.
+
+    Args:
+        generations: After the initial one.
+        evaluator: Has the counters.
+        shown: If standard error is a terminal.
+    """
+
+    def __init__(self, generations: int, evaluator: Evaluator, *, shown: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        console = Console(stderr=True)
+        self._bar = Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))
+        self._evaluator = evaluator
+        self._task = self._bar.add_task("judging the first population", total=generations + 1)
+
+    def __enter__(self) -> Callable[[Generation], None]:
+        self._bar.start()
+        return self._update
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.stop()
+
+    def _update(self, state: Generation) -> None:
+        record, counters = state.logbook[-1], self._evaluator.counters
+        best = ", ".join(f"{name} {record[name]:.3f}" for name in self._evaluator.names)
+        judged = f"{counters.candidates} judged, {counters.cache_hits} cached"
+        volume = f"hypervolume {record['hypervolume']:.4f}; " if "hypervolume" in record else ""
+        text = f"best {best}; {volume}{judged}"
+        self._bar.update(self._task, completed=state.number + 1, description=text)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from deap_prune.blending.baselines import AnyGenome
 from deap_prune.blending.clusters import CriteriaClusters
-from deap_prune.blending.genome import Genome
 from deap_prune.blending.stability import Stability, stability
 from deap_prune.config import SearchConfig
 from deap_prune.criteria.table import ScoreTable, score
@@ -38,7 +38,7 @@ class Ranked:
     groups: int
 
 
-def rank_criteria(genome: Genome, evaluate: Evaluator, *, progress: bool = False) -> list[Ranked]:
+def rank_criteria(genome: AnyGenome, evaluate: Evaluator, *, progress: bool = False) -> list[Ranked]:
     """Every criterion alone, at the genome's allocation and budget, best first by the first objective.
 
     Args:
@@ -109,9 +109,11 @@ def compare_criteria(
     Raises:
         PruneError: Of the kind that fits.
     """
-    budget = next(b for b in (max_flops, work.config.search.max_flops, 0.5) if b is not None)
+    wanted = max_flops if max_flops is not None else work.config.search.max_flops
+    budget = 0.5 if wanted is None or isinstance(wanted, tuple) else wanted
     changed = {"allocation": "uniform", "max_flops": budget, "objectives": ("accuracy", "loss")}
-    options = work.config.search.model_copy(update=changed)
+    plain = {"algorithm": "singles", "budgets": (), "reference": None}
+    options = work.config.search.model_copy(update={**changed, **plain})
     genome, evaluate, _ = prepare(
         work.model, work.example, work.calibration, work.validation, options, progress=progress
     )
@@ -122,7 +124,7 @@ def compare_criteria(
     return Comparison(genome.clusters, stable, ranking, budget, evaluate.dense["values"])
 
 
-def _stability(work: Workspace, genome: Genome, network: nn.Module, options: SearchConfig) -> Stability | None:
+def _stability(work: Workspace, genome: AnyGenome, network: nn.Module, options: SearchConfig) -> Stability | None:
     """Agreement between parts of the calibration images; None if there are too few of them."""
     images, labels = work.calibration
     if len(images) < PARTS:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,19 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from deap_prune.batches import Data
-from deap_prune.config import SearchConfig
+from deap_prune.config import STOPS, SearchConfig
+from deap_prune.evolution.checkpoint import Journal
 from deap_prune.evolution.front import ParetoFront
 from deap_prune.files import write_text
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import unwrap
+from deap_prune.structure.space import PruningSpace
 
 
 def fingerprint(model: nn.Module, options: SearchConfig, calibration: Data, validation: Data) -> dict[str, str]:
-    """Hashes of what a run depends on; the number of generations may change."""
-    settings = options.model_dump(mode="json", exclude={"generations"})
+    """What a run depends on: settings as JSON, hashes of model and data; how long it runs may change."""
+    settings = options.model_dump(mode="json", exclude={"generations", *STOPS})
     weights = hashlib.sha256()
     for name, tensor in sorted(unwrap(model).state_dict().items()):
         weights.update(name.encode())
@@ -35,7 +38,7 @@ def fingerprint(model: nn.Module, options: SearchConfig, calibration: Data, vali
     for leaf in tree_leaves([calibration, validation]):
         images.update(_bytes(leaf) if isinstance(leaf, Tensor) else repr(leaf).encode())
     return {
-        "settings": hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest(),
+        "settings": json.dumps(settings, sort_keys=True),
         "model": weights.hexdigest(),
         "data": images.hexdigest(),
     }
@@ -45,31 +48,46 @@ def _bytes(tensor: Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def pack_cache(evaluator: Evaluator) -> dict[str, Any]:
-    """The evaluator's cache, a candidate's mask as hexadecimal bits in the order of the space's channels."""
-    rows = {np.packbits(evaluator.space.kept(m)[:-1]).tobytes().hex(): list(v) for m, v in evaluator.cache.items()}
-    return {"cache": rows, "candidates": evaluator.counters.candidates}
+def cache_journal(folder: Path, evaluator: Evaluator) -> Journal:
+    """The evaluator's cache as a file: a mask as hexadecimal bits in the order of the space's channels, its values."""
+
+    def line(masks: Masks, values: tuple[float, ...]) -> str:
+        return json.dumps([pack_masks(evaluator.space, masks), *values])
+
+    return Journal(folder / "cache.jsonl", evaluator.cache, line)
 
 
-def unpack_cache(extra: Mapping[str, Any], evaluator: Evaluator) -> None:
-    """Undo of :func:`pack_cache`."""
+def pack_masks(space: PruningSpace, masks: Masks) -> str:
+    """The kept filters of all groups as hexadecimal bits."""
+    dense = (masks[g.name] if g.name in masks else np.ones(g.size, dtype=np.bool_) for g in space.groups)
+    return np.packbits(np.concatenate(list(dense))).tobytes().hex()
+
+
+def unpack_cache(extra: Mapping[str, Any], lines: Sequence[str], evaluator: Evaluator) -> None:
+    """Bring the evaluator to where a checkpoint was."""
     space = evaluator.space
-    for text, values in extra["cache"].items():
+    for line in lines:
+        text, *values = json.loads(line)
         bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8)).astype(bool)
         masks = Masks({g.name: bits[g.start : g.start + g.size] for g in space.groups})
         evaluator.cache[masks] = tuple(values)
     evaluator.counters.candidates = extra["candidates"]
 
 
-def write_result(folder: Path, front: ParetoFront, logbook: tools.Logbook) -> None:
-    """history.csv, the front's files and its picture."""
-    from deap_prune.plot import plot_front
-
+def write_history(folder: Path, logbook: tools.Logbook) -> None:
+    """history.csv: one row a generation."""
     table = io.StringIO()
     writer = csv.DictWriter(table, fieldnames=list(logbook[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(logbook)
     write_text(folder / "history.csv", table.getvalue())
+
+
+def write_result(folder: Path, front: ParetoFront, logbook: tools.Logbook) -> None:
+    """history.csv, the front's files and its picture."""
+    from deap_prune.plot import plot_front
+
+    write_history(folder, logbook)
     front.save(folder)
     if len(front.weights) > 1:
         plot_front(front, folder / "front.png")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,25 +13,25 @@ from deap import tools
 from torch import nn
 
 from deap_prune.batches import Data, Forward, resolve_device
+from deap_prune.blending.baselines import GENOMES, AnyGenome
 from deap_prune.blending.clusters import CriteriaClusters, cluster
-from deap_prune.blending.genome import Genome, check_budget
+from deap_prune.blending.decoding import check_budget
 from deap_prune.config import Config, SearchConfig, dump_config, load_config, validated
 from deap_prune.criteria.table import ScoreTable, score
 from deap_prune.errors import RunError
-from deap_prune.evolution.algorithms import (
-    Callback,
-    Generation,
-    eaBlend,
-    random_states,
-    restore_random_states,
-)
+from deap_prune.evolution.algorithms import ALGORITHMS, Loop
 from deap_prune.evolution.checkpoint import Checkpoints
 from deap_prune.evolution.front import ParetoFront, Solution
+from deap_prune.evolution.generation import Callback, Generation
+from deap_prune.evolution.operators import CROSSOVERS, MUTATIONS
+from deap_prune.evolution.randomness import random_states, restore_random_states
 from deap_prune.evolution.toolbox import BlendProblem, make_toolbox
 from deap_prune.files import write_text
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.generations import Guard, NextGeneration, PreScreen, final_front, hold_out
-from deap_prune.runs import fingerprint, pack_cache, unpack_cache, write_result
+from deap_prune.loops import ray_workers, stops, variation
+from deap_prune.progress import SearchBar
+from deap_prune.runs import cache_journal, fingerprint, unpack_cache, write_history, write_result
 from deap_prune.structure.inputs import Inputs
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
@@ -57,7 +58,7 @@ class Result:
     scores: ScoreTable
     clusters: CriteriaClusters
     evaluator: Evaluator
-    genome: Genome
+    genome: AnyGenome
 
     @property
     def best(self) -> Solution:
@@ -84,6 +85,7 @@ def search(
     forward: Forward | None = None,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
+    ray: str | None = None,
     config: Config | None = None,
     **options: Any,
 ) -> Result:
@@ -101,6 +103,7 @@ def search(
         forward: Function of (model, batch) to (outputs, targets).
         callbacks: Called with the :class:`Generation` after each; one may set ``stop``.
         progress: Show bars.
+        ray: Judge on a Ray cluster: its address, or "local"; the result is the same (see ``dp.distributed``).
         config: A whole config (the command line's); its ``search`` section takes the place of ``options``.
         **options: Fields of ``SearchConfig``: criteria, n_clusters, allocation, objectives, max_flops, population,
             generations, seed, ...
@@ -113,7 +116,7 @@ def search(
     folder = None if out is None else Path(out)
     if folder is not None:
         check_folder(folder)
-    return _run(model, example_inputs, calibration, validation, folder, forward, callbacks, progress, config)
+    return _run(model, example_inputs, calibration, validation, folder, forward, callbacks, progress, ray, config)
 
 
 def check_folder(folder: Path) -> None:
@@ -139,6 +142,7 @@ def resume(
     forward: Forward | None = None,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
+    ray: str | None = None,
     generations: int | None = None,
 ) -> Result:
     """Go on with a run, from its newest checkpoint, bit for bit as if it had never stopped.
@@ -152,6 +156,7 @@ def resume(
         forward: As for :func:`search`.
         callbacks: As for :func:`search`.
         progress: Show bars.
+        ray: As for :func:`search`.
         generations: A new last generation, to run longer.
 
     Raises:
@@ -179,7 +184,7 @@ def resume(
             f"'{folder}' was started from Python: pass model, example_inputs, calibration= and validation= "
             "as to dp.search"
         )
-    return _run(model, example_inputs, calibration, validation, folder, forward, callbacks, progress, config)
+    return _run(model, example_inputs, calibration, validation, folder, forward, callbacks, progress, ray, config)
 
 
 def _run(
@@ -191,6 +196,7 @@ def _run(
     forward: Forward | None,
     callbacks: Sequence[Callback],
     progress: bool,
+    ray: str | None,
     config: Config,
 ) -> Result:
     """Both doors lead here: with a checkpoint in the folder the run goes on from it."""
@@ -206,28 +212,38 @@ def _run(
         guard = Guard(evaluator, problem, options.patience) if options.guard else None
         torch.manual_seed(options.seed)
         toolbox = make_toolbox(genome, evaluator, seed=options.seed, indpb=options.indpb, sigma=options.sigma)
+        toolbox.register("mate", CROSSOVERS[options.mate], layout=genome.layout)
+        step = {} if options.mutate == "mutBlendCandidates" else {"sigma": options.sigma}
+        toolbox.register("mutate", MUTATIONS[options.mutate], layout=genome.layout, indpb=options.indpb, **step)
         state, hooks = None, list(callbacks) if guard is None else [*callbacks, guard]
         if folder is not None:
             identity = fingerprint(model, options, calibration, validation)
-            checkpoints = Checkpoints(folder, identity, lambda: pack_cache(evaluator))
+            checkpoints = Checkpoints(
+                folder,
+                identity,
+                lambda: {"candidates": evaluator.counters.candidates},
+                cache_journal(folder, evaluator),
+            )
             state = _open_folder(folder, checkpoints, config, evaluator, problem)
             if state is not None and guard is not None:
                 state.stop = guard.is_patient_no_more(state)
-            hooks.append(checkpoints)
-        with _Bar(options, evaluator, shown=progress) as bar:
-            population = [] if state is not None else toolbox.population(n=options.population)
-            state = eaBlend(
-                population,
+            hooks += [checkpoints, lambda state: write_history(folder, state.logbook)]
+        screen = PreScreen(evaluator, problem, options.prescreen) if options.prescreen > 1 else None
+        workers = ray_workers(ray, evaluator)
+        with workers or nullcontext(), SearchBar(options.generations, evaluator, shown=progress) as bar:
+            loop = Loop(
+                options.algorithm,
                 toolbox,
-                options.children or options.population,
-                options.cxpb,
-                options.mutpb,
-                options.generations,
-                callbacks=[*hooks, bar],
-                state=state,
+                variation(options, screen),
+                [*hooks, bar],
+                stops(options, evaluator),
+                options.reference,
+                options.fresh_duplicates,
                 begin=NextGeneration(evaluator, problem),
-                **({"vary": PreScreen(evaluator, problem, options.prescreen)} if options.prescreen > 1 else {}),
             )
+            if workers is not None:
+                toolbox.register("map", workers)
+            state = loop.run(state or loop.start(options.population), options.generations)
         front = final_front(problem, evaluator, state)
         result = Result(front, state.logbook, genome.space, scores, genome.clusters, evaluator, genome)
         if folder is not None:
@@ -242,21 +258,22 @@ def _open_folder(
     folder: Path, checkpoints: Checkpoints, config: Config, evaluator: Evaluator, problem: BlendProblem
 ) -> Generation | None:
     """Where the run stands, if it has begun; from here on the folder exists, with the resolved config in it."""
-    stored = checkpoints.load(problem.individual)
-    if stored is not None:
-        if stored[0].number > config.search.generations:
-            wanted = config.search.generations
-            raise RunError(f"'{folder}' is at generation {stored[0].number} already, beyond generations={wanted}")
-        unpack_cache(stored[1], evaluator)
+    stored = checkpoints.load(problem.individual, lambda extra, lines: unpack_cache(extra, lines, evaluator))
+    wanted = config.search.generations
+    if stored is not None and stored.number > wanted:
+        raise RunError(f"'{folder}' is at generation {stored.number} already, beyond generations={wanted}")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", dump_config(config))
-    return stored[0] if stored is not None else None
+    return stored
 
 
 def _resolved(config: Config) -> Config:
     """With the device and the number of threads spelled out: sums in another order round differently."""
     options = config.search
     found = {"device": str(resolve_device(options.device)), "threads": options.threads or torch.get_num_threads()}
+    if options.budgets:
+        each = -(-(options.generations + 1) // len(options.budgets))
+        found["generations_per_budget"] = options.generations_per_budget or each
     return config.model_copy(update={"search": options.model_copy(update=found)})
 
 
@@ -269,16 +286,17 @@ def prepare(
     *,
     forward: Forward | None = None,
     progress: bool = False,
-) -> tuple[Genome, Evaluator, ScoreTable]:
+) -> tuple[AnyGenome, Evaluator, ScoreTable]:
     """Everything that a search stands on: space, scores, clusters, genome, evaluator; bad input ends here.
 
     Raises:
         PruneError: Of the kind that fits.
     """
     options.check()
-    check_budget(options.max_flops, 0.0)
+    max_flops = (min(options.budgets), max(options.budgets)) if options.budgets else options.max_flops
+    check_budget(max_flops, 0.0)
     space = trace(model, example_inputs, ignore=options.ignore)
-    check_budget(options.max_flops, space.min_flops / space.flops)
+    check_budget(max_flops, space.min_flops / space.flops)
     validation, guard = hold_out(validation, options.guard)
     evaluator = Evaluator(
         model,
@@ -299,14 +317,15 @@ def prepare(
         seed=options.seed,
         progress=progress,
     )
-    genome = Genome(
+    genome = GENOMES[ALGORITHMS[options.algorithm].genome](
         space,
         scores,
         cluster(scores, n_clusters=options.n_clusters, method=options.clustering, seed=options.seed),
         allocation=options.allocation,
-        max_flops=options.max_flops,
+        max_flops=max_flops,
         normaliser=options.normaliser,
         round_to=options.round_to,
+        candidates=options.candidates,
     )
     return genome, evaluator, scores
 
@@ -314,32 +333,3 @@ def prepare(
 def _keep(data: Data) -> Data:
     """An iterator can be read once only: keep its batches."""
     return data if isinstance(data, (tuple, list)) else list(data)
-
-
-class _Bar:
-    """Progress of a run: generation, best values, hypervolume, evaluations, cache hits."""
-
-    def __init__(self, options: SearchConfig, evaluator: Evaluator, *, shown: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        console = Console(stderr=True)
-        self._bar = Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))
-        self._evaluator = evaluator
-        self._task = self._bar.add_task("judging the first population", total=options.generations + 1)
-
-    def __enter__(self) -> Callable[[Generation], None]:
-        self._bar.start()
-        return self._update
-
-    def __exit__(self, *exc: object) -> None:
-        self._bar.stop()
-
-    def _update(self, state: Generation) -> None:
-        record, counters = state.logbook[-1], self._evaluator.counters
-        best = ", ".join(f"{name} {record[name]:.3f}" for name in self._evaluator.names)
-        judged = f"{counters.candidates} judged, {counters.cache_hits} cached"
-        volume = f"hypervolume {record['hypervolume']:.4f}; " if "hypervolume" in record else ""
-        text = f"best {best}; {volume}{judged}"
-        self._bar.update(self._task, completed=state.number + 1, description=text)

@@ -25,6 +25,15 @@ def test_own_loop(tmp_path):
     assert "solutions" in run("own_loop.py", "--generations", "1", "--epochs", "2", cwd=tmp_path)
 
 
+def test_islands(tmp_path):
+    assert "1 solutions" in run("islands.py", "--generations", "2", "--epochs", "2", cwd=tmp_path)
+
+
+def test_own_operator(tmp_path):
+    found = run("own_operator.py", "--generations", "2", "--epochs", "2", cwd=tmp_path)
+    assert "generation 2: hypervolume" in found and "knee:" in found
+
+
 def test_own_criterion(tmp_path):
     assert "linf" in run("own_criterion.py", "--epochs", "1", cwd=tmp_path)
 

@@ -6,8 +6,9 @@ never falling. The budget cuts the path at the last point that fits; what is lef
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,14 +79,16 @@ def uniform(wish: Wish) -> Path:
 @register_allocation("global", reference="Liu et al. 2017, arXiv 1708.06519")
 def global_threshold(wish: Wish) -> Path:
     """One threshold over the blended importance of all groups."""
-    ranked = [np.sort(scores) for scores in wish.importance]
-    levels = np.sort(np.concatenate(ranked))[::-1]
+    flat = np.concatenate(wish.importance)
+    order = np.argsort(-flat, kind="stable")
+    levels, owners = -flat[order], np.repeat(np.arange(len(wish.sizes)), wish.sizes)[order]
 
     def path(t: float) -> NDArray[np.float64]:
         if t <= 0:
-            return np.zeros(len(ranked))
-        threshold = levels[min(len(levels) - 1, int(np.ceil(t * len(levels))) - 1)]
-        return np.array([len(s) - np.searchsorted(s, threshold, side="left") for s in ranked], dtype=np.float64)
+            return np.zeros(len(wish.sizes))
+        last = levels[min(len(levels) - 1, int(np.ceil(t * len(levels))) - 1)]
+        above = np.searchsorted(levels, last, side="right")  # filters that tie with the last one stay too
+        return np.bincount(owners[:above], minlength=len(wish.sizes)).astype(np.float64)
 
     return path
 
@@ -100,6 +103,13 @@ def evolved(wish: Wish) -> Path:
     return lambda t: np.asarray(wanted * min(1.0, 2 * t) + rest * max(0.0, 2 * t - 1), dtype=np.float64)
 
 
+class Cost(Protocol):
+    """A ``CostPolynomial``."""
+
+    def __call__(self, kept: Counts) -> Counts: ...  # noqa: D102
+    def widened(self, kept: Counts, wider: Counts) -> Counts: ...  # noqa: D102
+
+
 @dataclass(frozen=True, eq=False)
 class Widths:
     """The admissible kept counts of every group, and the search along a path.
@@ -107,12 +117,12 @@ class Widths:
     Attributes:
         sizes: Filters of each group, shape (groups,).
         steps: Kept counts are multiples of the step, or dense.
-        flops: Function of kept counts (..., groups) to multiply-adds (...).
+        flops: Kept counts (..., groups) to multiply-adds (...).
     """
 
     sizes: Counts
     steps: Counts
-    flops: Callable[[Counts], NDArray[np.int64]]
+    flops: Cost
 
     @property
     def fewest(self) -> Counts:
@@ -128,33 +138,43 @@ class Widths:
         """The next admissible count of every group (its size at most)."""
         return np.minimum((counts // self.steps + 1) * self.steps, self.sizes)
 
-    def fit(self, path: Path, budget: float) -> Counts:
-        """The widest point of the path inside the budget, then filled until no single admissible step fits."""
-        low, high = 0.0, 1.0
-        counts = self.fewest
-        if self.flops(self.admissible(path(1.0))) <= budget:
-            low = 1.0
-            counts = self.admissible(path(1.0))
-        while high - low > 1e-5 and low < 1:
-            middle = (low + high) / 2
-            tried = self.admissible(path(middle))
-            if self.flops(tried) <= budget:
-                low, counts = middle, tried
-            else:
-                high = middle
-        return self._fill(counts, path(high), budget)
+    def fit(self, paths: Sequence[Path], budgets: NDArray[np.float64]) -> Counts:
+        """The widest point of each path inside its budget, then filled until no single admissible step fits.
 
-    def _fill(self, counts: Counts, wanted: NDArray[np.float64], budget: float) -> Counts:
+        Args:
+            paths: One an individual.
+            budgets: Multiply-adds, shape (individuals,).
+
+        Returns:
+            Kept counts, shape (individuals, groups).
+        """
+        low, high = np.zeros(len(paths)), np.ones(len(paths))
+        dense = self.admissible(_points(paths, high))
+        fits = self.flops(dense) <= budgets
+        low[fits] = 1.0
+        counts = np.where(fits[:, None], dense, self.fewest)
+        while (todo := np.flatnonzero((high - low > 1e-5) & (low < 1))).size:
+            middle = (low[todo] + high[todo]) / 2
+            tried = self.admissible(_points([paths[i] for i in todo.tolist()], middle))
+            inside = self.flops(tried) <= budgets[todo]
+            low[todo[inside]], high[todo[~inside]] = middle[inside], middle[~inside]
+            counts[todo[inside]] = tried[inside]
+        return self._fill(counts, _points(paths, high), budgets)
+
+    def _fill(self, counts: Counts, wanted: NDArray[np.float64], budgets: NDArray[np.float64]) -> Counts:
         """Spend what is left, one step at a time, first where the wish is least met."""
-        counts = counts.copy()
-        groups = np.arange(len(counts))
-        while True:
-            following = self.more(counts)
-            trials = np.tile(counts, (len(counts), 1))
-            trials[groups, groups] = following
-            fits = (following > counts) & (self.flops(trials) <= budget)
-            if not fits.any():
-                return counts
-            missing = np.where(fits, (wanted - counts) / self.sizes, -np.inf)
-            best = int(np.argmax(missing))
-            counts[best] = following[best]
+        rows = np.arange(len(counts))
+        while rows.size:
+            following = self.more(counts[rows])
+            spent = self.flops.widened(counts[rows], following)
+            fits = (following > counts[rows]) & (spent <= budgets[rows, None])
+            unfilled = fits.any(axis=1)
+            rows, following, fits = rows[unfilled], following[unfilled], fits[unfilled]
+            missing = np.where(fits, (wanted[rows] - counts[rows]) / self.sizes, -np.inf)
+            best, each = np.argmax(missing, axis=1), np.arange(len(rows))
+            counts[rows, best] = following[each, best]
+        return counts
+
+
+def _points(paths: Sequence[Path], at: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.array([path(t) for path, t in zip(paths, at.tolist(), strict=True)])

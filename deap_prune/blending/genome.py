@@ -7,24 +7,26 @@ lists of numbers) to masks, always inside the FLOPs budget.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deap_prune.blending.allocation import ALLOCATIONS, Counts, Widths, Wish
+from deap_prune.blending.allocation import ALLOCATIONS
 from deap_prune.blending.clusters import CriteriaClusters, Scored
-from deap_prune.errors import BudgetError, ConfigError, RegistryError, did_you_mean
+from deap_prune.blending.decoding import Matrix, MaxFlops, Planner, check_budget, chunks, genes_of
+from deap_prune.blending.layout import Layout
+from deap_prune.errors import ConfigError, RegistryError, did_you_mean
 from deap_prune.structure.masks import Masks
 
 if TYPE_CHECKING:
     from deap_prune.structure.space import PruningSpace
 
+__all__ = ["NORMALISERS", "Genome", "Layout", "check_budget"]
+
 Scores = NDArray[np.float64]
+CANDIDATES = ("evolved", "medoid")
 
 
 def _positive(scores: Scores) -> Scores:
@@ -45,33 +47,6 @@ NORMALISERS: Mapping[str, Callable[[Scores], Scores]] = {
 }
 
 
-@dataclass(frozen=True)
-class Layout:
-    """The genes of an individual, in order; all that operators need to know.
-
-    Attributes:
-        kinds: ``"candidate"`` (index into a cluster), ``"factor"``, ``"keep"`` (share of a group) or ``"budget"``
-            (share of the FLOPs) for each gene.
-        low: Lower bounds.
-        high: Upper bounds (inclusive); a candidate gene is a whole number.
-        loci: Genes of one filter group belong together: the group's number, -1 for the budget gene.
-    """
-
-    kinds: tuple[str, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    loci: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.kinds)
-
-    @cached_property
-    def spans(self) -> tuple[tuple[int, int], ...]:
-        """(start, stop) of the genes of every locus."""
-        starts = [i for i, locus in enumerate(self.loci) if i == 0 or self.loci[i - 1] != locus]
-        return tuple(zip(starts, [*starts[1:], len(self.loci)], strict=True))
-
-
 class Genome:
     """Layout of an individual, and the way from an individual to masks.
 
@@ -80,14 +55,17 @@ class Genome:
         scores: Scores of every group.
         clusters: Clusters of the criteria, from the same scores.
         allocation: ``"uniform"``, ``"global"``, ``"evolved"``, or another registered name.
-        max_flops: Kept share of the FLOPs, above 0 and up to 1; None leaves it free (a gene decides, for a front).
+        max_flops: Kept share of the FLOPs, above 0 and up to 1. A pair (lowest, highest): a gene decides in that range.
+            None leaves it free: the keep genes decide, or a budget gene where the allocation has none.
         normaliser: ``"max"``, ``"sum"``, ``"standard"`` or ``"rank"``, within each group.
         round_to: Kept counts are multiples of this (8 or 16 for hardware that wants it), or dense.
+        candidates: ``"evolved"``: a gene names each cluster's candidate; ``"medoid"``: it is the cluster's medoid, and
+            all genes are continuous (what CMA-ES needs).
 
     Raises:
         BudgetError: If the budget is outside (0, 1], or below what can be reached (the message names the minimum).
         RegistryError: If the allocation or the normaliser is unknown.
-        ConfigError: If the scores and clusters are not of this space.
+        ConfigError: If the scores and clusters are not of this space, or another option is illegal.
     """
 
     def __init__(
@@ -97,47 +75,51 @@ class Genome:
         clusters: CriteriaClusters,
         *,
         allocation: str = "evolved",
-        max_flops: float | None = None,
+        max_flops: MaxFlops = None,
         normaliser: str = "max",
         round_to: int = 1,
+        candidates: str = "evolved",
     ) -> None:
         if normaliser not in NORMALISERS:
             raise RegistryError(f"unknown normaliser '{normaliser}'; {did_you_mean(normaliser, NORMALISERS)}")
-        if not isinstance(round_to, int) or round_to < 1:
-            raise ConfigError(f"round_to is {round_to!r}; give a whole number from 1 up")
+        if candidates not in CANDIDATES:
+            raise ConfigError(f"candidates is {candidates!r}; it is 'evolved' or 'medoid'")
         names = [group.name for group in space.groups]
         if list(scores.scores) != names or list(clusters.groups) != names:
             raise ConfigError("scores, clusters and space belong to different networks; compute them from one space")
         self.space = space
         self.clusters = clusters
         self.allocation = ALLOCATIONS[allocation]
-        self.max_flops = max_flops
+        self.max_flops = tuple(max_flops) if isinstance(max_flops, list) else max_flops
         self.normaliser = normaliser
         self.round_to = round_to
-        steps = [min(math.lcm(round_to, group.blocks), group.size) for group in space.groups]
-        self._widths = Widths(space.sizes, np.array(steps, dtype=np.int64), space.flops_of)
-        self.min_flops = float(space.flops_of(self._widths.fewest)) / space.flops
-        check_budget(max_flops, self.min_flops)
-        normalise = NORMALISERS[normaliser]
-        self._scores = {g: {c: normalise(s) for c, s in by.items()} for g, by in scores.scores.items()}
+        self.candidates = candidates
+        self._planner = Planner(space, self.allocation, self.max_flops, round_to)
+        self.min_flops = self._planner.min_flops
         self._members = {name: clusters[name].members for name in names}
+        normalise = NORMALISERS[normaliser]
+        self._tables = [  # per group and cluster: normalised scores, shape (members, filters)
+            [np.stack([normalise(scores.scores[name][c]) for c in members]) for members in self._members[name]]
+            for name in names
+        ]
         self.layout = self._make_layout()
 
     def _make_layout(self) -> Layout:
         genes: list[tuple[str, float, float, int]] = []
         for locus, group in enumerate(self.space.groups):
             for members in self._members[group.name]:
-                genes += [("candidate", 0, len(members) - 1, locus), ("factor", 0.0, 1.0, locus)]
+                if self._chooses(members):
+                    genes.append(("candidate", 0, len(members) - 1, locus))
+                genes.append(("factor", 0.0, 1.0, locus))
             if self.allocation.genes:
                 genes.append(("keep", 0.0, 1.0, locus))
-        if self._has_budget_gene:
-            genes.append(("budget", self.min_flops, 1.0, -1))
-        kinds, low, high, loci = zip(*genes, strict=True)
-        return Layout(kinds, low, high, loci)
+        if self._planner.budget_bounds is not None:
+            genes.append(("budget", *self._planner.budget_bounds, -1))
+        return Layout.of(self.space, genes)
 
-    @property
-    def _has_budget_gene(self) -> bool:
-        return self.max_flops is None and not self.allocation.genes
+    def _chooses(self, members: Sized) -> bool:
+        """Whether a gene names the candidate of a cluster; of one member there is nothing to choose."""
+        return self.candidates == "evolved" and len(members) > 1
 
     def decode(self, individual: Sequence[float]) -> Masks:
         """The masks that an individual stands for.
@@ -147,10 +129,15 @@ class Genome:
         Raises:
             ConfigError: If the individual has another length than the layout, or holds NaN.
         """
-        genes = self._genes(individual)
-        importance, shares = self._read(genes)
-        budget = float(genes[-1]) if self._has_budget_gene else self.max_flops
-        return self._keep_best(importance, self._count(importance, shares, budget))
+        return self.decode_many([individual])[0]
+
+    def decode_many(self, individuals: Sequence[Sequence[float]]) -> list[Masks]:
+        """The masks of several individuals, the same as one by one, at a fraction of the time.
+
+        Raises:
+            ConfigError: As for :meth:`decode`.
+        """
+        return [masks for part in chunks(individuals) for masks in self._decode(genes_of(part, self.layout))]
 
     def importance(self, individual: Sequence[float]) -> dict[str, Scores]:
         """The blended scores of every group, shape (filters,), that an individual stands for; larger = keep.
@@ -158,56 +145,26 @@ class Genome:
         Raises:
             ConfigError: As :meth:`decode`.
         """
-        blended, _ = self._read(self._genes(individual))
-        return {group.name: scores for group, scores in zip(self.space.groups, blended, strict=True)}
+        blended, _ = self._read(genes_of([individual], self.layout))
+        return {group.name: scores[0] for group, scores in zip(self.space.groups, blended, strict=True)}
 
-    def _genes(self, individual: Sequence[float]) -> NDArray[np.float64]:
-        """The genes inside their bounds."""
-        if len(individual) != len(self.layout):
-            raise ConfigError(f"the individual has {len(individual)} genes; this genome has {len(self.layout)}")
-        try:
-            genes = np.asarray(individual, dtype=np.float64)
-        except (TypeError, ValueError) as error:  # DEAP's mutPolynomialBounded makes complex numbers outside bounds
-            wrong = next((i for i, g in enumerate(individual) if not isinstance(g, (int, float))), 0)
-            raise ConfigError(f"gene {wrong} of the individual is {individual[wrong]!r}; genes are numbers") from error
-        if np.isnan(genes).any():
-            raise ConfigError(f"gene {int(np.isnan(genes).argmax())} of the individual is NaN")
-        return np.asarray(np.clip(genes, self.layout.low, self.layout.high))
+    def _decode(self, genes: Matrix) -> list[Masks]:
+        budgets = genes[:, -1] if self._planner.budget_bounds is not None else None
+        return self._planner.masks(*self._read(genes), budgets)
 
-    def _read(self, genes: NDArray[np.float64]) -> tuple[tuple[Scores, ...], NDArray[np.float64]]:
-        """Blended scores and keep genes of every group."""
-        importance, shares, place = [], np.ones(len(self.space.groups)), 0
-        for number, group in enumerate(self.space.groups):
-            clusters = self._members[group.name]
-            pairs = genes[place : place + 2 * len(clusters)].reshape(-1, 2)
-            importance.append(self._blend(group.name, pairs))
-            place += 2 * len(clusters)
+    def _read(self, genes: Matrix) -> tuple[list[Matrix], Matrix]:
+        """Blended scores and keep genes of every group, of several individuals."""
+        importance, shares, columns = [], np.ones((len(genes), len(self._tables))), iter(genes.T)
+        for number, tables in enumerate(self._tables):
+            chosen, factors = [], []
+            for table in tables:
+                candidate = next(columns) if self._chooses(table) else np.zeros(len(genes))
+                chosen.append(table[np.rint(candidate).astype(np.intp)])
+                factors.append(next(columns))
+            importance.append(_blended(chosen, factors))
             if self.allocation.genes:
-                shares[number] = genes[place]
-                place += 1
-        return tuple(importance), shares
-
-    def _blend(self, name: str, pairs: NDArray[np.float64]) -> Scores:
-        """sum_k factor_k * score_k, with factors scaled to sum to 1 (they count only up to scale)."""
-        factors = pairs[:, 1] if pairs[:, 1].sum() > 0 else np.ones(len(pairs))
-        blend = np.zeros(len(next(iter(self._scores[name].values()))))
-        for members, candidate, factor in zip(self._members[name], pairs[:, 0], factors / factors.sum(), strict=True):
-            blend += factor * self._scores[name][members[round(candidate)]]
-        return blend
-
-    def _count(self, importance: tuple[Scores, ...], shares: NDArray[np.float64], budget: float | None) -> Counts:
-        if budget is None:  # the keep genes decide alone
-            return self._widths.admissible(self.space.sizes * shares)
-        path = self.allocation.path(Wish(self.space.sizes, importance, shares))
-        return self._widths.fit(path, budget * self.space.flops)
-
-    def _keep_best(self, importance: tuple[Scores, ...], counts: Counts) -> Masks:
-        keep = {}
-        for group, scores, count in zip(self.space.groups, importance, counts, strict=True):
-            blocks = scores.reshape(group.blocks, -1)
-            rank = np.argsort(np.argsort(-blocks, axis=1, kind="stable"), axis=1)
-            keep[group.name] = (rank < count // group.blocks).reshape(-1)
-        return Masks(keep)
+                shares[:, number] = next(columns)
+        return importance, shares
 
     def single(self, criterion: str, *, share: float = 1.0) -> list[float]:
         """The individual that ranks by one criterion alone (the group's first medoid where it does not apply).
@@ -219,39 +176,75 @@ class Genome:
         Raises:
             RegistryError: If no group was scored by the criterion.
         """
-        known = {c for group in self.clusters.groups.values() for c in group.criteria}
-        if criterion not in known:
-            raise RegistryError(f"criterion '{criterion}' was not scored; {did_you_mean(criterion, known)}")
+        return self._single(criterion, [share] * len(self._tables), share)
+
+    @property
+    def criteria(self) -> tuple[str, ...]:
+        """The criteria that score any group."""
+        return tuple(dict.fromkeys(c for group in self.clusters.groups.values() for c in group.criteria))
+
+    def _single(self, criterion: str, shares: Sequence[float], budget: float) -> list[float]:
+        if criterion not in self.criteria:
+            raise RegistryError(f"criterion '{criterion}' was not scored; {did_you_mean(criterion, self.criteria)}")
         genes: list[float] = []
-        for group in self.space.groups:
+        for group, share in zip(self.space.groups, shares, strict=True):
             clusters = self._members[group.name]
             home = next((k for k, members in enumerate(clusters) if criterion in members), 0)
             for k, members in enumerate(clusters):
-                candidate = members.index(criterion) if criterion in members else 0
-                genes += [candidate, float(k == home)]
+                if self._chooses(members):
+                    genes.append(members.index(criterion) if criterion in members else 0)
+                genes.append(float(k == home))
             if self.allocation.genes:
                 genes.append(share)
-        if self._has_budget_gene:
-            genes.append(min(1.0, max(self.min_flops, share)))
+        if self._planner.budget_bounds is not None:
+            low, high = self._planner.budget_bounds
+            genes.append(min(high, max(low, budget)))
         return genes
 
+    def affine(
+        self, criterion: str, scales: Sequence[float], shifts: Sequence[float], *, share: float = 0.5
+    ) -> list[float]:
+        """The individual with the widths of LeGR's global ranking: by scale * score + shift, one threshold for all.
 
-def check_budget(max_flops: float | None, reachable: float) -> None:
-    """A budget is a kept share of the FLOPs.
+        Chin et al. 2020, "Towards efficient model compression via learned global ranking" (arXiv 1904.12368).
 
-    Raises:
-        BudgetError: If it is not in (0, 1], or below the reachable minimum.
+        Args:
+            criterion: Ranks the filters.
+            scales: One a group.
+            shifts: One a group, in standard deviations of the group's normalised scores.
+            share: Kept share of the FLOPs at which the threshold stands; a fixed ``max_flops`` has precedence.
+
+        Raises:
+            ConfigError: If the allocation has no keep genes to hold the widths.
+            RegistryError: If no group was scored by the criterion.
+        """
+        if not self.allocation.genes:
+            raise ConfigError(f"allocation '{self.allocation.name}' has no keep genes; choose 'evolved'")
+        planner = Planner(self.space, ALLOCATIONS["global"], 1.0, self.round_to)
+        if isinstance(self.max_flops, (int, float)):
+            share = self.max_flops
+        share = min(1.0, max(share, self.min_flops))
+        importance = []
+        for group, tables, scale, shift in zip(self.space.groups, self._tables, scales, shifts, strict=True):
+            clusters = self._members[group.name]
+            k, i = next(((k, m.index(criterion)) for k, m in enumerate(clusters) if criterion in m), (0, 0))
+            importance.append((scale * tables[k][i] + shift * tables[k][i].std())[None])
+        counts = planner.counts(importance, np.ones((1, len(importance))), np.array([share]))[0]
+        return self._single(criterion, (counts / self.space.sizes).tolist(), share)
+
+
+def _blended(scores: Sequence[Matrix], factors: Sequence[Scores]) -> Matrix:
+    """sum_k factor_k * score_k, with factors scaled to sum to 1 (they count only up to scale).
+
+    Summed one by one, so that an individual's importance does not depend on how many are decoded together.
+
+    Args:
+        scores: Of each cluster's candidate, shape (individuals, filters).
+        factors: Of each cluster, shape (individuals,).
     """
-    if max_flops is None:
-        return
-    if not isinstance(max_flops, (int, float)) or not 0 < max_flops <= 1:
-        raise BudgetError(
-            f"max_flops is {max_flops!r}; it is the kept share of the FLOPs, above 0 and at most 1 (0.5 keeps half), "
-            "or None to leave it free"
-        )
-    if max_flops < reachable:
-        least = math.ceil(reachable * 1e4) / 1e4
-        raise BudgetError(
-            f"max_flops is {max_flops:g}, but one filter a group (or block) and what stays dense already cost "
-            f"{least:.4f} of the FLOPs: that is the reachable minimum; raise max_flops to {least:.4f} or above"
-        )
+    total = sum(factors[1:], factors[0])
+    silent = total <= 0
+    blend = np.zeros_like(scores[0])
+    for score, factor in zip(scores, factors, strict=True):
+        blend += np.where(silent, 1 / len(scores), factor / np.where(silent, 1.0, total))[:, None] * score
+    return blend

@@ -1,22 +1,60 @@
-"""DEAP's terms and signatures: individuals, operators, toolbox, loop, front."""
+"""DEAP's terms and signatures: individuals, operators, selection, toolbox, algorithms, front."""
 
-from deap_prune.evolution.algorithms import Generation, eaBlend
-from deap_prune.evolution.front import ParetoFront, Solution
+from deap_prune.evolution import methods as _methods  # noqa: F401  registers the algorithms
+from deap_prune.evolution.algorithms import ALGORITHMS, Algorithm, Loop, Variation, eaBlend, register_algorithm
+from deap_prune.evolution.front import ParetoFront, Solution, best_per_bin
+from deap_prune.evolution.generation import Generation
 from deap_prune.evolution.individual import BlendIndividual, fitness_class
-from deap_prune.evolution.operators import cxBlendLayers, initBlend, mutBlend, selBlend
+from deap_prune.evolution.operators import (
+    bounded,
+    cxBlendLayers,
+    cxBlendMix,
+    cxBlendSBX,
+    cxBlendStages,
+    initBlend,
+    initBlendAffine,
+    initBlendSingle,
+    mutBlend,
+    mutBlendCandidates,
+    mutBlendFactors,
+    mutBlendTrade,
+)
+from deap_prune.evolution.selection import selBlend, selBlendNSGA3, selBlendParents
+from deap_prune.evolution.stops import MaxEvaluations, MaxSeconds, Patience, Target
 from deap_prune.evolution.toolbox import BlendProblem, make_toolbox
 
 __all__ = [
+    "ALGORITHMS",
+    "Algorithm",
     "BlendIndividual",
     "BlendProblem",
     "Generation",
+    "Loop",
+    "MaxEvaluations",
+    "MaxSeconds",
     "ParetoFront",
+    "Patience",
     "Solution",
+    "Target",
+    "Variation",
+    "best_per_bin",
+    "bounded",
     "cxBlendLayers",
+    "cxBlendMix",
+    "cxBlendSBX",
+    "cxBlendStages",
     "eaBlend",
     "fitness_class",
     "initBlend",
+    "initBlendAffine",
+    "initBlendSingle",
     "make_toolbox",
     "mutBlend",
+    "mutBlendCandidates",
+    "mutBlendFactors",
+    "mutBlendTrade",
+    "register_algorithm",
     "selBlend",
+    "selBlendNSGA3",
+    "selBlendParents",
 ]

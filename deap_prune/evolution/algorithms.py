@@ -1,38 +1,186 @@
-"""The evolutionary loop: eaMuPlusLambda's shape, with callbacks, an archive, and a state that resumes exactly."""
+"""One loop, many algorithms: what differs is how children are made and who survives.
+
+An algorithm is a frozen record of two functions, registered by name. All that a generation depends on is in the
+:class:`Generation` and the global generators, so that every algorithm resumes bit for bit.
+"""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from deap import algorithms, base, tools
+from deap import algorithms, base
 
-from deap_prune.evolution.front import ParetoFront
+from deap_prune.errors import ConfigError
+from deap_prune.evolution.generation import Callback, Generation, judge
+from deap_prune.registry import Registry
 
-Callback = Callable[["Generation"], None]
+Stop = Callable[[Generation], bool]
 Vary = Callable[[list[Any], base.Toolbox, int, float, float], list[Any]]
 
 
-@dataclass
-class Generation:
-    """Where a run stands after a generation; all that the next one depends on, with the random generators.
+@dataclass(frozen=True)
+class Variation:
+    """How many children, and how they vary.
 
     Attributes:
-        number: 0 is the initial population, judged.
-        population: Individuals with fitness.
-        archive: Individuals whose fitness no other one dominated so far.
-        logbook: One record a generation.
-        stop: Set by a callback: the run ends after this generation.
+        children: Made a generation.
+        cxpb: Probability that a child comes from two parents.
+        mutpb: Probability that it is a mutant.
+        budgets: Kept shares of the FLOPs to be visited one after the other (``successive``).
+        generations_per_budget: How long each of them is searched.
+        vary: Makes the children of ``mu_plus_lambda`` and ``successive``, as ``algorithms.varOr`` does.
     """
 
-    number: int
-    population: list[Any]
-    archive: list[Any] = field(default_factory=list)
-    logbook: tools.Logbook = field(default_factory=tools.Logbook)
-    stop: bool = False
+    children: int
+    cxpb: float = 0.5
+    mutpb: float = 0.5
+    budgets: tuple[float, ...] = ()
+    generations_per_budget: int = 1
+    vary: Vary = algorithms.varOr
+
+
+Children = Callable[[Generation, base.Toolbox, Variation], list[Any]]
+Survivors = Callable[[Generation, base.Toolbox, list[Any]], list[Any]]
+First = Callable[[base.Toolbox, int, Variation], list[Any]]
+
+
+def _population(toolbox: base.Toolbox, n: int, variation: Variation) -> list[Any]:
+    return list(toolbox.population(n=n))
+
+
+def _selected(state: Generation, toolbox: base.Toolbox, children: list[Any]) -> list[Any]:
+    return list(toolbox.select(state.population + children, len(state.population)))
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """An evolutionary algorithm, or a baseline under the same interface.
+
+    Attributes:
+        children: Function of (state, toolbox, variation) to the next children; none: the run is over.
+        survivors: Function of (state, toolbox, judged children) to the next population; by default
+            ``toolbox.select`` from parents and children.
+        first: Function of (toolbox, n, variation) to the initial population; by default ``toolbox.population``.
+        genome: Key of ``GENOMES``: what an individual is.
+    """
+
+    name: str
+    children: Children
+    summary: str
+    reference: str
+    survivors: Survivors = _selected
+    first: First = _population
+    genome: str = "blend"
+
+
+ALGORITHMS: Registry[Algorithm] = Registry("algorithm", "algorithms")
+
+
+def register_algorithm(
+    name: str,
+    *,
+    reference: str = "",
+    survivors: Survivors = _selected,
+    first: First = _population,
+    genome: str = "blend",
+) -> Callable[[Children], Children]:
+    """Add an algorithm: decorate the function that makes its children. See :class:`Algorithm`.
+
+    Raises:
+        RegistryError: If the name is taken.
+    """
+
+    def decorate(children: Children) -> Children:
+        summary = (children.__doc__ or "").strip().split("\n")[0]
+        ALGORITHMS.add(Algorithm(name, children, summary, reference, survivors, first, genome))
+        return children
+
+    return decorate
+
+
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """An algorithm at work.
+
+    Attributes:
+        algorithm: A registered name, or an algorithm of your own.
+        toolbox: Aliases clone, evaluate, front, individual, map, mate, mutate, population, select.
+        variation: How many children, and how they vary.
+        callbacks: Called with the state after every generation, the initial one included.
+        stops: Asked before every generation; one that says True ends the run.
+        reference: Of the hypervolume in the logbook.
+        fresh_duplicates: Children that decode to masks of the population, or of another child, are replaced by random
+            individuals (needs the alias decode).
+        begin: Called with the state before the children of a generation are made; may judge the parents again.
+    """
+
+    algorithm: str | Algorithm
+    toolbox: base.Toolbox
+    variation: Variation
+    callbacks: Sequence[Callback] = ()
+    stops: Sequence[Stop] = ()
+    reference: Sequence[float] | None = None
+    fresh_duplicates: bool = False
+    begin: Callback | None = None
+    _chosen: Algorithm = field(init=False)
+
+    def __post_init__(self) -> None:
+        chosen = ALGORITHMS[self.algorithm] if isinstance(self.algorithm, str) else self.algorithm
+        object.__setattr__(self, "_chosen", chosen)
+
+    def start(self, n: int) -> Generation:
+        """The initial population, judged.
+
+        Args:
+            n: Its size.
+        """
+        return self._begin(self._chosen.first(self.toolbox, n, self.variation))
+
+    def _begin(self, population: list[Any]) -> Generation:
+        if not population:
+            raise ConfigError("the population is empty; give at least one individual, better 16 or more")
+        state = Generation(0, population)
+        state.advance(population, judge(population, self.toolbox), self.toolbox, self.reference)
+        self._notify(state)
+        return state
+
+    def run(self, state: Generation, ngen: int) -> Generation:
+        """Go on from a state to generation ``ngen``, or until something stops the run."""
+        while state.number < ngen and not state.stop and not any(stop(state) for stop in self.stops):
+            if self.begin is not None:
+                self.begin(state)
+            children = self._chosen.children(state, self.toolbox, self.variation)
+            if not children:
+                break
+            if self.fresh_duplicates:
+                children = _renewed(children, state.population, self.toolbox)
+            state.number += 1
+            fresh = judge(children, self.toolbox)
+            survivors = self._chosen.survivors(state, self.toolbox, children)
+            state.advance(survivors, fresh, self.toolbox, self.reference)
+            self._notify(state)
+        return state
+
+    def _notify(self, state: Generation) -> None:
+        for callback in self.callbacks:
+            callback(state)
+
+
+def _renewed(children: list[Any], population: list[Any], toolbox: base.Toolbox) -> list[Any]:
+    """The children, those that are somebody's double replaced; after ten draws a double stays."""
+    seen = set(toolbox.decode(population))
+    found = []
+    for child, masks in zip(children, toolbox.decode(children), strict=True):
+        for _ in range(10):
+            if masks not in seen:
+                break
+            child = toolbox.individual()
+            (masks,) = toolbox.decode([child])
+        seen.add(masks)
+        found.append(child)
+    return found
 
 
 def eaBlend(
@@ -44,11 +192,12 @@ def eaBlend(
     ngen: int,
     *,
     callbacks: Sequence[Callback] = (),
+    stops: Sequence[Stop] = (),
     state: Generation | None = None,
     begin: Callback | None = None,
     vary: Vary = algorithms.varOr,
 ) -> Generation:
-    """(mu + lambda) evolution with an archive of the non-dominated.
+    """(mu + lambda) evolution with an archive of the non-dominated; eaMuPlusLambda's shape.
 
     Per generation: ``lambda_`` children by ``algorithms.varOr``, evaluated through ``toolbox.map``; the best ``mu`` of
     parents and children survive (``toolbox.select``).
@@ -62,82 +211,19 @@ def eaBlend(
         mutpb: Probability that it is a mutant; ``cxpb + mutpb`` is at most 1.
         ngen: Last generation's number.
         callbacks: Called with the state after every generation, the initial one included.
+        stops: Asked before every generation; one that says True ends the run.
         state: Goes on from here instead of from ``population``.
-        vary: Makes the children, as ``algorithms.varOr`` does.
         begin: Called with the state before the children of a generation are made; may judge the parents again.
+        vary: Makes the children, as ``algorithms.varOr`` does.
     """
-    if state is None:
-        state = Generation(0, population)
-        _advance(state, toolbox, population, population)
-        _notify(state, callbacks)
-    mu = len(state.population)
-    while state.number < ngen and not state.stop:
-        if begin is not None:
-            begin(state)
-        children = vary(state.population, toolbox, lambda_, cxpb, mutpb)
-        state.number += 1
-        fresh = [ind for ind in children if not ind.fitness.valid]
-        _evaluate(toolbox, fresh)
-        _advance(state, toolbox, toolbox.select(state.population + children, mu), fresh)
-        _notify(state, callbacks)
-    return state
+    variation = Variation(lambda_, cxpb, mutpb, vary=vary)
+    loop = Loop("mu_plus_lambda", toolbox, variation, callbacks, stops, begin=begin)
+    return loop.run(loop._begin(population) if state is None else state, ngen)
 
 
-def _evaluate(toolbox: base.Toolbox, individuals: list[Any]) -> None:
-    for individual, values in zip(individuals, toolbox.map(toolbox.evaluate, individuals), strict=True):
-        individual.fitness.values = values
+def _vary(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
+    """(mu + lambda): crossover, mutation or reproduction; NSGA-II's survivors with several objectives."""
+    return variation.vary(state.population, toolbox, variation.children, variation.cxpb, variation.mutpb)
 
 
-def _advance(state: Generation, toolbox: base.Toolbox, survivors: list[Any], fresh: list[Any]) -> None:
-    if state.number == 0:
-        _evaluate(toolbox, [ind for ind in fresh if not ind.fitness.valid])
-    state.population = survivors
-    state.archive = non_dominated(state.archive + [toolbox.clone(ind) for ind in fresh])
-    front: ParetoFront = toolbox.front(state.archive)
-    values = np.array([ind.fitness.values for ind in state.population])
-    record: dict[str, Any] = {"gen": state.number, "nevals": len(fresh)}
-    if len(front.weights) > 1:
-        record |= {"hypervolume": front.hypervolume(), "front": len(front)}
-    for name, weight, column in zip(front.weights, front.weights.values(), values.T, strict=True):
-        record[name] = float(column.max() if weight > 0 else column.min())
-    state.logbook.record(**record)
-
-
-def non_dominated(individuals: Sequence[Any]) -> list[Any]:
-    """Those that no other one dominates, one for each set of fitness values, first come first kept."""
-    distinct = list({ind.fitness.wvalues: ind for ind in reversed(individuals)}.values())[::-1]
-    points = np.array([ind.fitness.wvalues for ind in distinct])
-    beaten = [bool(((points >= p).all(axis=1) & (points > p).any(axis=1)).any()) for p in points]
-    return [ind for ind, worse in zip(distinct, beaten, strict=True) if not worse]
-
-
-def _notify(state: Generation, callbacks: Sequence[Callback]) -> None:
-    for callback in callbacks:
-        callback(state)
-
-
-def random_states() -> dict[str, Any]:
-    """The states of ``random``, ``numpy.random`` and torch, as JSON takes them."""
-    import torch
-
-    version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    return {
-        "python": [version, list(internal), gauss],
-        "numpy": [str(name), np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)],
-        "torch": torch.get_rng_state().tolist(),
-        "cuda": [s.tolist() for s in torch.cuda.get_rng_state_all()] if torch.cuda.is_initialized() else [],
-    }
-
-
-def restore_random_states(states: dict[str, Any]) -> None:
-    """Undo of :func:`random_states`."""
-    import torch
-
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, position, has_gauss, cached = states["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(torch.tensor(states["torch"], dtype=torch.uint8))
-    if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([torch.tensor(s, dtype=torch.uint8) for s in states["cuda"]])
+register_algorithm("mu_plus_lambda", reference="Beyer and Schwefel 2002; DEAP's eaMuPlusLambda")(_vary)

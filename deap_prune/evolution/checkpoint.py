@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from deap import tools
 
 from deap_prune.errors import RunError
-from deap_prune.evolution.algorithms import Generation, random_states, restore_random_states
+from deap_prune.evolution.generation import Generation
+from deap_prune.evolution.randomness import random_states, restore_random_states
 from deap_prune.files import write_text
 
 KEPT = 3
@@ -23,22 +26,82 @@ _OTHER = {
 }
 
 
+class Journal:
+    """A file of lines that only grows, for what would be too much to write anew in every checkpoint.
+
+    A checkpoint stores a mark: from where to where the lines count, and their checksum. What a crash left behind the
+    mark is cut off when the run goes on.
+
+    Args:
+        path: The file.
+        entries: What is journalled: a mapping that grows, and is now and then emptied.
+        pack: One line, without its end, for a key and its value.
+    """
+
+    def __init__(self, path: Path, entries: Mapping[Any, Any], pack: Callable[[Any, Any], str]) -> None:
+        self.path, self._entries, self._pack = path, entries, pack
+        self._written, self._first, self._start, self._stop = 0, None, 0, 0
+        self._hash = hashlib.sha256()
+
+    def append(self) -> dict[str, Any]:
+        """Write what is new, to the disk; gives the mark."""
+        first = next(iter(self._entries), None)
+        if len(self._entries) < self._written or (self._written and first is not self._first):
+            self._written, self._start, self._hash = 0, self._stop, hashlib.sha256()  # it was emptied in between
+        new = islice(self._entries.items(), self._written, None)
+        data = "".join(self._pack(key, value) + "\n" for key, value in new).encode()
+        with self.path.open("ab") as file:
+            file.truncate(self._stop)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        self._hash.update(data)
+        self._written, self._first, self._stop = len(self._entries), first, self._stop + len(data)
+        return {"start": self._start, "stop": self._stop, "sha256": self._hash.hexdigest()}
+
+    def read(self, mark: Mapping[str, Any]) -> list[str] | None:
+        """The lines of a mark; None if they are damaged."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(mark["start"])
+                data = file.read(mark["stop"] - mark["start"])
+        except OSError:
+            return None
+        return data.decode().splitlines() if hashlib.sha256(data).hexdigest() == mark["sha256"] else None
+
+    def go_on(self, mark: Mapping[str, Any]) -> None:
+        """Append behind this mark from now on; the entries are those of the mark."""
+        lines = self.read(mark) or []
+        self._written, self._first = len(self._entries), next(iter(self._entries), None)
+        self._start, self._stop = mark["start"], mark["stop"]
+        self._hash = hashlib.sha256("".join(line + "\n" for line in lines).encode())
+
+
 class Checkpoints:
     """The checkpoints/ folder of a run.
 
     Args:
         folder: The run folder.
-        fingerprint: Name to hash of what the run depends on (settings, model, data): a resume must match.
-        extra: Gives more to store, such as the evaluator's cache.
+        fingerprint: Name to text of what the run depends on (settings as JSON, hashes of model and data): a resume must
+            match.
+        extra: Gives more to store.
+        journal: Stored by its mark, and checked with the checkpoint.
     """
 
-    def __init__(self, folder: Path, fingerprint: dict[str, str], extra: Callable[[], dict[str, Any]] = dict) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        fingerprint: dict[str, str],
+        extra: Callable[[], dict[str, Any]] = dict,
+        journal: Journal | None = None,
+    ) -> None:
         self.folder = folder / "checkpoints"
         self.fingerprint = fingerprint
         self.extra = extra
+        self.journal = journal
 
     def __call__(self, state: Generation) -> None:
-        """Store a generation (a callback of ``eaBlend``)."""
+        """Store a generation (a callback of the loop)."""
         self.folder.mkdir(parents=True, exist_ok=True)
         body = {
             "fingerprint": self.fingerprint,
@@ -46,8 +109,10 @@ class Checkpoints:
             "population": _pack(state.population),
             "archive": _pack(state.archive),
             "logbook": list(state.logbook),
+            "memory": state.memory,
             "random": random_states(),
             "extra": self.extra(),
+            "journal": self.journal.append() if self.journal is not None else None,
         }
         text = json.dumps(body)
         write_text(self._path(state.number), json.dumps({"sha256": _hash(text)}) + "\n" + text)
@@ -61,11 +126,14 @@ class Checkpoints:
         """The files there are, newest first."""
         return sorted(self.folder.glob("[0-9]*.json"), reverse=True)
 
-    def load(self, individual: Callable[[Iterable[float]], Any]) -> tuple[Generation, dict[str, Any]] | None:
+    def load(
+        self, individual: Callable[[Iterable[float]], Any], unpack: Callable[[dict[str, Any], list[str]], None]
+    ) -> Generation | None:
         """The newest whole checkpoint, with the random generators set to it; None if there is none.
 
         Args:
             individual: Makes an individual of genes.
+            unpack: Takes the extra and the journal's lines.
 
         Raises:
             RunError: If it was written with other settings, another model or other data (named).
@@ -77,8 +145,11 @@ class Checkpoints:
         for record in body["logbook"]:
             logbook.record(**record)
         population, archive = (_unpack(body[name], individual) for name in ("population", "archive"))
+        unpack(body["extra"], self.journal.read(body["journal"]) or [] if self.journal is not None else [])
+        if self.journal is not None:
+            self.journal.go_on(body["journal"])
         restore_random_states(body["random"])
-        return Generation(body["number"], population, archive, logbook), body["extra"]
+        return Generation(body["number"], population, archive, logbook, memory=body["memory"])
 
     def newest(self) -> dict[str, Any] | None:
         """The newest whole checkpoint as it is stored; None if there is none.
@@ -88,17 +159,32 @@ class Checkpoints:
         """
         for path in self.paths():
             body = _read(path)
-            if body is None:
+            if body is not None:
+                self._check(body["fingerprint"], path)
+            if body is None or (self.journal is not None and self.journal.read(body["journal"]) is None):
                 warnings.warn(f"checkpoint '{path}' is damaged; going back to the one before", stacklevel=3)
                 continue
-            differing = [_OTHER[k] for k, v in self.fingerprint.items() if body["fingerprint"].get(k) != v]
-            if differing:
-                raise RunError(
-                    f"'{path.parent.parent}' was run with {' and '.join(differing)}; go on with the same, "
-                    "or start a new run in another folder"
-                )
             return body
         return None
+
+    def _check(self, stored: Mapping[str, str], path: Path) -> None:
+        differing = [_named(name, stored.get(name, ""), now) for name, now in self.fingerprint.items()]
+        if any(differing):
+            raise RunError(
+                f"'{path.parent.parent}' was run with {' and '.join(filter(None, differing))}; go on with the same, "
+                "or start a new run in another folder"
+            )
+
+
+def _named(name: str, then: str, now: str) -> str:
+    """What differs in a part of the fingerprint, in words; empty if nothing does."""
+    if then == now:
+        return ""
+    if name == "settings":
+        old, new = json.loads(then or "{}"), json.loads(now)
+        keys = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
+        return f"{_OTHER[name]}: {', '.join(f'{k} {old.get(k)!r}, now {new.get(k)!r}' for k in keys)}"
+    return f"{_OTHER[name]} [{then[:8]}, now {now[:8]}]"
 
 
 def _pack(individuals: list[Any]) -> list[Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deap_prune.errors import BudgetError, RunError
+from deap_prune.errors import BudgetError, ConfigError, RunError
 from deap_prune.files import write_text
 from deap_prune.structure.masks import Masks
 
@@ -67,9 +67,11 @@ class ParetoFront(Sequence[Solution]):
         settings: Mapping[str, Any] | None = None,
     ) -> ParetoFront:
         """The non-dominated ones of the given solutions; of equal values the first stays."""
+        import moocore
+
         found = list({tuple(s.values.values()): s for s in reversed(list(solutions))}.values())[::-1]
-        points = _minimised(found, weights)
-        keep = [s for s, p in zip(found, points, strict=True) if not _dominated(p, points)]
+        kept = moocore.is_nondominated(_minimised(found, weights)) if found else []
+        keep = [s for s, stays in zip(found, kept, strict=True) if stays]
         keep.sort(key=lambda s: (s.flops, tuple(s.values.values())))
         return cls(tuple(keep), dict(weights), dict(dense), dict(settings or {}))
 
@@ -100,10 +102,7 @@ class ParetoFront(Sequence[Solution]):
         Raises:
             BudgetError: If no solution is that cheap (the message names the cheapest), or the objective unknown.
         """
-        name = next(iter(self.weights)) if by is None else by
-        if name not in self.weights:
-            raise BudgetError(f"the front has no objective '{name}'; it has {', '.join(self.weights)}")
-        self._check_not_empty()
+        name = self._objective(by)
         limits = {"flops": max_flops, "params": max_params}
         inside = [
             s
@@ -118,6 +117,13 @@ class ParetoFront(Sequence[Solution]):
                 f"{cheapest.params / self.dense['params']:.4f} of the parameters"
             )
         return max(inside, key=lambda s: (self.weights[name] * s.values[name], -s.flops))
+
+    def _objective(self, name: str | None) -> str:
+        name = next(iter(self.weights)) if name is None else name
+        if name not in self.weights:
+            raise BudgetError(f"the front has no objective '{name}'; it has {', '.join(self.weights)}")
+        self._check_not_empty()
+        return name
 
     def _check_not_empty(self) -> None:
         if not self.solutions:
@@ -134,6 +140,57 @@ class ParetoFront(Sequence[Solution]):
         scaled = (points - points.min(axis=0)) / np.where(span > 0, span, 1)
         return self.solutions[int(np.argmin(scaled.sum(axis=1)))]
 
+    def cheapest(self, *, at_least: float, by: str | None = None, cost: str = "flops") -> Solution:
+        """The cheapest solution that is good enough.
+
+        Args:
+            at_least: Value of the objective that must be reached (for a minimised one: not exceeded).
+            by: Objective; the first if left out.
+            cost: ``"flops"`` or ``"params"``.
+
+        Raises:
+            BudgetError: If no solution is that good (the message names the best), or the objective or cost unknown.
+        """
+        name = self._objective(by)
+        if cost not in ("flops", "params"):
+            raise BudgetError(f"cost is {cost!r}; it is 'flops' or 'params'")
+        weight = self.weights[name]
+        good = [s for s in self if weight * s.values[name] >= weight * at_least]
+        if not good:
+            best = self.best(by=name).values[name]
+            raise BudgetError(f"no solution reaches {name} {at_least:g}; the best has {best:g}")
+        return min(good, key=lambda s: (getattr(s, cost), -weight * s.values[name]))
+
+    def pseudo_weights(self) -> NDArray[np.float64]:
+        """How much each solution leans to each objective, shape (solutions, objectives); every row sums to 1.
+
+        Deb 2001, "Multi-objective optimization using evolutionary algorithms": the relative distance to the worst
+        value of the front.
+        """
+        points = _minimised(self.solutions, self.weights)
+        span = points.max(axis=0, initial=-np.inf) - points.min(axis=0, initial=np.inf)
+        distance = (points.max(axis=0, initial=-np.inf) - points) / np.where(span > 0, span, 1)
+        total = distance.sum(axis=1, keepdims=True)
+        return np.where(total > 0, distance / np.where(total > 0, total, 1), 1 / points.shape[1])
+
+    def closest(self, weights: Mapping[str, float]) -> Solution:
+        """The solution whose pseudo-weights are nearest to the wished ones.
+
+        Args:
+            weights: Objective name to weight; they count up to scale, objectives left out get 0.
+
+        Raises:
+            BudgetError: If an objective is unknown, or no weight is above 0.
+        """
+        wish = np.array([weights.get(name, 0.0) for name in self.weights], dtype=float)
+        unknown = set(weights) - set(self.weights)
+        if unknown or (wish < 0).any() or wish.sum() <= 0:
+            raise BudgetError(
+                f"weights is {dict(weights)!r}; give weights from 0 up, one of them above, to {', '.join(self.weights)}"
+            )
+        self._check_not_empty()
+        return self.solutions[int(np.abs(self.pseudo_weights() - wish / wish.sum()).sum(axis=1).argmin())]
+
     def hypervolume(self, reference: Sequence[float] | None = None) -> float:
         """Hypervolume dominated by the front.
 
@@ -141,11 +198,7 @@ class ParetoFront(Sequence[Solution]):
             reference: One value an objective, in the objective's own units; by default 0 for what is maximised and 1
                 for what is minimised, so (accuracy, flops) gives a figure in [0, 1].
         """
-        import moocore
-
-        signs = np.array(list(self.weights.values()))
-        worst = np.where(signs > 0, 0.0, 1.0) if reference is None else np.asarray(reference, dtype=float)
-        return float(moocore.hypervolume(_minimised(self.solutions, self.weights), ref=-signs * worst))
+        return hypervolume(_minimised(self.solutions, self.weights), list(self.weights.values()), reference)
 
     def save(self, folder: str | Path) -> None:
         """Write masks/, front.csv and front.json into a run folder.
@@ -221,5 +274,52 @@ def _minimised(solutions: Sequence[Solution], weights: Mapping[str, float]) -> N
     return np.array(rows, dtype=np.float64).reshape(len(rows), len(weights))
 
 
-def _dominated(point: NDArray[np.float64], points: NDArray[np.float64]) -> bool:
-    return bool(((points <= point).all(axis=1) & (points < point).any(axis=1)).any())
+def hypervolume(
+    points: NDArray[np.float64], weights: Sequence[float], reference: Sequence[float] | None = None
+) -> float:
+    """Hypervolume that minimised values dominate.
+
+    Args:
+        points: Shape (points, objectives), maximised objectives negated.
+        weights: +1 or -1 an objective.
+        reference: In the objectives' own units; by default 0 for what is maximised and 1 for what is minimised.
+
+    Raises:
+        ConfigError: If the reference has another number of values.
+    """
+    import moocore
+
+    signs = np.asarray(weights, dtype=float)
+    worst = np.where(signs > 0, 0.0, 1.0) if reference is None else np.asarray(reference, dtype=float)
+    if worst.shape != signs.shape:
+        raise ConfigError(
+            f"the hypervolume's reference is {reference!r}; give one value for each of {len(signs)} objectives"
+        )
+    return float(moocore.hypervolume(points, ref=-signs * worst))
+
+
+def best_per_bin(evaluate: Any, *, bins: int = 20) -> list[Solution]:
+    """The best network in every part of the range of FLOPs, of all that the evaluator's cache holds, cheapest first.
+
+    What a front leaves out, because something cheaper was as good, is here; after Mouret and Clune 2015,
+    "Illuminating search spaces by mapping elites" (arXiv 1504.04909). Parts without a network are left out.
+
+    Args:
+        evaluate: An evaluator that a search has used (``result.evaluator``).
+        bins: Equal parts of [0, 1], the kept share of the FLOPs.
+
+    Raises:
+        BudgetError: If there is not even one part.
+    """
+    if bins < 1:
+        raise BudgetError(f"bins is {bins}; give 1 or more")
+    space, best = evaluate.space, dict[int, tuple[float, Solution]]()
+    for masks, values in evaluate.cache.items():
+        counts = space.kept_counts(masks)
+        flops = int(space.flops_of(counts))
+        place = min(bins - 1, flops * bins // space.flops)
+        score = evaluate.weights[0] * values[0]
+        if place not in best or score > best[place][0]:
+            named = dict(zip(evaluate.names, values, strict=True))
+            best[place] = score, Solution(named, masks, flops, int(space.params_of(counts)))
+    return [best[place][1] for place in sorted(best)]

@@ -1,45 +1,30 @@
 """Operators for blends: plain functions on lists, with DEAP's signatures and DEAP's source of randomness.
 
-They need nothing but the :class:`~deap_prune.blending.genome.Layout`: usable in any ``toolbox.register``, on
-individuals of any list class.
+They need nothing but the :class:`~deap_prune.blending.layout.Layout`: usable in any ``toolbox.register``, on
+individuals of any list class. Genes outside their bounds (another operator's work) are clipped before they are used.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, MutableSequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping, MutableSequence, Sequence
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from deap import tools
 
-from deap_prune.blending.genome import Layout
+from deap_prune.blending.layout import Layout, Span
+from deap_prune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from deap_prune.blending.genome import Genome
 
 Ind = TypeVar("Ind", bound=MutableSequence[float])
+CONTINUOUS = ("factor", "keep", "budget", "scale", "shift")
 
 
-def initBlend(container: Callable[[Iterable[float]], Ind], layout: Layout) -> Ind:
-    """A random individual.
-
-    Candidates and factors are uniform. Keep genes scatter around a common share, so that a population covers the range
-    of costs and each member is balanced enough to work.
-
-    Args:
-        container: Makes an individual of an iterable of genes.
-        layout: Kinds and bounds of the genes.
-    """
-    common = random.uniform(0.15, 1.0)
-    genes: list[float] = []
-    for kind, low, high in zip(layout.kinds, layout.low, layout.high, strict=True):
-        if kind == "candidate":
-            genes.append(random.randint(int(low), int(high)))
-        elif kind == "keep":
-            genes.append(min(high, max(low, random.gauss(common, 0.1))))
-        else:
-            genes.append(random.uniform(low, high))
-    return container(genes)
-
-
+# ------------------------------------------------------------------ crossover
 def cxBlendLayers(ind1: Ind, ind2: Ind, layout: Layout, indpb: float = 0.5) -> tuple[Ind, Ind]:
     """Uniform crossover by layer: all genes of a filter group change places together.
 
@@ -49,18 +34,92 @@ def cxBlendLayers(ind1: Ind, ind2: Ind, layout: Layout, indpb: float = 0.5) -> t
         layout: Kinds and bounds of the genes.
         indpb: Probability that a layer is exchanged.
     """
-    for start, stop in layout.spans:
+    for span in layout.spans:
         if random.random() < indpb:
-            for i in range(start, stop):
-                ind1[i], ind2[i] = ind2[i], ind1[i]
+            _exchange(ind1, ind2, (span,))
     return ind1, ind2
 
 
+def cxBlendStages(ind1: Ind, ind2: Ind, layout: Layout, indpb: float = 0.5) -> tuple[Ind, Ind]:
+    """Uniform crossover by stage: the layers of one resolution change places together.
+
+    Args:
+        ind1: First parent, changed in place.
+        ind2: Second parent, changed in place.
+        layout: Kinds, bounds and stages of the genes.
+        indpb: Probability that a stage is exchanged.
+    """
+    for spans in layout.stage_spans:
+        if random.random() < indpb:
+            _exchange(ind1, ind2, spans)
+    return ind1, ind2
+
+
+def cxBlendMix(ind1: Ind, ind2: Ind, layout: Layout, alpha: float = 0.3) -> tuple[Ind, Ind]:
+    """BLX-alpha on continuous genes (Eshelman and Schaffer 1993).
+
+    Where the parents name different candidates, a factor means different things: candidate and factor then change
+    places together, or stay.
+
+    Args:
+        ind1: First parent, changed in place.
+        ind2: Second parent, changed in place.
+        layout: Kinds and bounds of the genes.
+        alpha: How far beyond the parents a gene may go, in their distance.
+    """
+    clip(ind1, layout)
+    clip(ind2, layout)
+    for i in _after_exchange(ind1, ind2, layout):
+        share = (1 + 2 * alpha) * random.random() - alpha
+        one, other = ind1[i], ind2[i]
+        ind1[i] = _clipped((1 - share) * one + share * other, layout, i)
+        ind2[i] = _clipped(share * one + (1 - share) * other, layout, i)
+    return ind1, ind2
+
+
+def cxBlendSBX(ind1: Ind, ind2: Ind, layout: Layout, eta: float = 10.0) -> tuple[Ind, Ind]:
+    """Simulated binary crossover on continuous genes (Deb and Agrawal 1995), bounded; candidates as in ``cxBlendMix``.
+
+    Args:
+        ind1: First parent, changed in place.
+        ind2: Second parent, changed in place.
+        layout: Kinds and bounds of the genes.
+        eta: Crowding: higher, closer to the parents.
+    """
+    clip(ind1, layout)
+    clip(ind2, layout)
+    places = _after_exchange(ind1, ind2, layout)
+    one, other = ([ind[i] for i in places] for ind in (ind1, ind2))
+    low, high = ([bound[i] for i in places] for bound in (layout.low, layout.high))
+    tools.cxSimulatedBinaryBounded(one, other, eta, low, high)
+    for i, a, b in zip(places, one, other, strict=True):
+        ind1[i], ind2[i] = _clipped(a, layout, i), _clipped(b, layout, i)
+    return ind1, ind2
+
+
+def _exchange(ind1: Ind, ind2: Ind, spans: Sequence[Span]) -> None:
+    for start, stop in spans:
+        for i in range(start, stop):
+            ind1[i], ind2[i] = ind2[i], ind1[i]
+
+
+def _after_exchange(ind1: Ind, ind2: Ind, layout: Layout) -> list[int]:
+    """Swap the pairs of different candidates, half of the time; the places of the genes that can be mixed."""
+    apart = [span for span in layout.pairs if ind1[span[0]] != ind2[span[0]]]
+    for candidate, factor in apart:
+        if random.random() < 0.5:
+            _exchange(ind1, ind2, ((candidate, factor + 1),))
+    taken = {factor for _, factor in apart}
+    return [i for i in layout.of_kind(*CONTINUOUS) if i not in taken]
+
+
+# ------------------------------------------------------------------ mutation
 def mutBlend(individual: Ind, layout: Layout, indpb: float = 0.1, sigma: float = 0.5) -> tuple[Ind]:
     """Mutate single genes, each by its kind; at least one is mutated.
 
     A candidate becomes another member of its cluster; a factor is multiplied by exp(N(0, sigma)), now and then drawn
-    anew (a factor of 0 would stay 0); a keep or budget gene moves by N(0, sigma / 5). All stay in their bounds.
+    anew (a factor of 0 would stay 0), and so is a scale; other genes move by N(0, sigma / 5) of their range. All stay
+    in their bounds.
 
     Args:
         individual: Changed in place.
@@ -68,46 +127,191 @@ def mutBlend(individual: Ind, layout: Layout, indpb: float = 0.1, sigma: float =
         indpb: Probability that a gene is mutated.
         sigma: Step.
     """
-    chosen = [i for i in range(len(individual)) if random.random() < indpb] or [random.randrange(len(individual))]
-    for i in chosen:
-        low, high = layout.low[i], layout.high[i]
-        if layout.kinds[i] == "candidate":
-            others = [c for c in range(int(low), int(high) + 1) if c != individual[i]]
-            individual[i] = random.choice(others) if others else individual[i]
-            continue
-        if layout.kinds[i] == "factor":
-            fresh = individual[i] <= 0 or random.random() < 0.1
-            value = random.uniform(low, high) if fresh else individual[i] * math.exp(random.gauss(0, sigma))
-        else:
-            value = individual[i] + random.gauss(0, sigma / 5)
-        individual[i] = min(high, max(low, value))
+    return _mutate(individual, layout, range(len(layout)), indpb, sigma)
+
+
+def mutBlendFactors(individual: Ind, layout: Layout, indpb: float = 0.2, sigma: float = 0.5) -> tuple[Ind]:
+    """Mutate calibration factors (and scales) alone: multiplied by exp(N(0, sigma)); arguments as for ``mutBlend``."""
+    return _mutate(individual, layout, layout.of_kind("factor", "scale"), indpb, sigma)
+
+
+def mutBlendCandidates(individual: Ind, layout: Layout, indpb: float = 0.2) -> tuple[Ind]:
+    """Switch blending candidates alone, to another member of the cluster; arguments as for ``mutBlend``."""
+    places = [i for i in layout.of_kind("candidate") if layout.high[i] > layout.low[i]]
+    return _mutate(individual, layout, places, indpb, 0.5)
+
+
+def mutBlendTrade(individual: Ind, layout: Layout, indpb: float = 0.1, sigma: float = 0.5) -> tuple[Ind]:
+    """Trade FLOPs between layers: one keeps more, another less, by the same amount; what they cost together stays.
+
+    Costs are first order: each group's FLOPs with all others dense. The decoder holds the budget exactly in any case.
+    Individuals with fewer than two keep genes are mutated by ``mutBlend``.
+
+    Args:
+        individual: Changed in place.
+        layout: Kinds, bounds and costs of the genes.
+        indpb: Trades for each keep gene, on average; at least one is made.
+        sigma: Step: a trade moves up to N(0, sigma / 5) of the cheaper layer.
+    """
+    clip(individual, layout)
+    keeps = [i for i in layout.of_kind("keep") if layout.costs[i] > 0]
+    if len(keeps) < 2:
+        return mutBlend(individual, layout, indpb, sigma)
+    for _ in range(max(1, sum(random.random() < indpb for _ in keeps))):
+        giver, taker = random.sample(keeps, 2)
+        amount = abs(random.gauss(0, sigma / 5)) * min(layout.costs[giver], layout.costs[taker])
+        amount = min(
+            amount,
+            (individual[giver] - layout.low[giver]) * layout.costs[giver],
+            (layout.high[taker] - individual[taker]) * layout.costs[taker],
+        )
+        individual[giver] = _clipped(individual[giver] - amount / layout.costs[giver], layout, giver)
+        individual[taker] = _clipped(individual[taker] + amount / layout.costs[taker], layout, taker)
     return (individual,)
 
 
-def selBlend(individuals: list[Any], k: int) -> list[Any]:
-    """Survivors if there are more individuals than places, else parents: works in every stock DEAP loop.
+def _mutate(individual: Ind, layout: Layout, places: Sequence[int], indpb: float, sigma: float) -> tuple[Ind]:
+    clip(individual, layout)
+    places = places or range(len(layout))  # a layout without such genes: any gene
+    chosen = [i for i in places if random.random() < indpb] or [random.choice(places)]
+    for i in chosen:
+        individual[i] = _mutated(individual[i], layout, i, sigma)
+    return (individual,)
 
-    With fewer places than individuals (``eaMuPlusLambda``) the best survive: by NSGA-II with several objectives, by
-    fitness with one; individuals with the same fitness values go last. With as many places (``eaSimple``, where
-    selNSGA2 would select nothing) parents are drawn by binary tournament, on rank and crowding distance.
+
+def _mutated(gene: float, layout: Layout, i: int, sigma: float) -> float:
+    low, high, kind = layout.low[i], layout.high[i], layout.kinds[i]
+    if kind == "candidate":
+        others = [c for c in range(int(low), int(high) + 1) if c != gene]
+        return random.choice(others) if others else gene
+    if kind in ("factor", "scale"):
+        fresh = gene <= 0 or random.random() < 0.1
+        return random.uniform(low, high) if fresh else _clipped(gene * math.exp(random.gauss(0, sigma)), layout, i)
+    width = 1.0 if kind in ("keep", "budget") else high - low
+    return _clipped(gene + random.gauss(0, sigma / 5) * width, layout, i)
+
+
+def clip(individual: MutableSequence[float], layout: Layout) -> None:
+    """Bring genes inside their bounds, in place: DEAP's own operators may leave them, and some then fail.
+
+    Raises:
+        ConfigError: If the individual has another length than the layout, or a gene is no real number.
+    """
+    if len(individual) != len(layout):
+        raise ConfigError(f"the individual has {len(individual)} genes; this layout has {len(layout)}")
+    for i, (gene, low, high, kind) in enumerate(zip(individual, layout.low, layout.high, layout.kinds, strict=True)):
+        try:
+            if not low <= gene <= high or (kind == "candidate" and gene != int(gene)):
+                individual[i] = _clipped(gene, layout, i)
+        except TypeError as error:  # DEAP's mutPolynomialBounded makes complex numbers outside bounds
+            raise ConfigError(
+                f"gene {i} of the individual is {gene!r}; genes are numbers (decorate your operators with "
+                "dp.bounded(layout), which clips before and after them)"
+            ) from error
+
+
+def bounded(layout: Layout) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Clip the individuals before and after an operator, as a decorator for ``toolbox.decorate``.
+
+    DEAP's bounded operators expect genes inside the bounds (``mutPolynomialBounded`` makes complex numbers of others),
+    and its unbounded ones (``mutGaussian``, ``cxBlend``) leave them.
 
     Args:
-        individuals: With valid fitness.
-        k: Places.
+        layout: Kinds and bounds of the genes.
     """
-    if k < len(individuals):
-        first = {ind.fitness.wvalues: i for i, ind in reversed(list(enumerate(individuals)))}
-        distinct = [ind for i, ind in enumerate(individuals) if first[ind.fitness.wvalues] == i]
-        repeated = [ind for i, ind in enumerate(individuals) if first[ind.fitness.wvalues] != i]
-        if len(distinct) <= k:
-            return distinct + repeated[: k - len(distinct)]
-        return _survivors(distinct, k)
-    place = {id(ind): i for i, ind in enumerate(_survivors(individuals, len(individuals)))}
-    pairs = ([random.choice(individuals), random.choice(individuals)] for _ in range(k))
-    return [min(pair, key=lambda ind: place[id(ind)]) for pair in pairs]
+
+    def decorate(operator: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(operator)
+        def wrapped(*individuals: Any, **options: Any) -> Any:
+            for individual in individuals:
+                clip(individual, layout)
+            found = operator(*individuals, **options)
+            for individual in found:
+                clip(individual, layout)
+            return found
+
+        return wrapped
+
+    return decorate
 
 
-def _survivors(individuals: list[Any], k: int) -> list[Any]:
-    if len(individuals[0].fitness.wvalues) == 1:
-        return tools.selBest(individuals, k)
-    return tools.selNSGA2(individuals, k, nd="log")
+def _clipped(gene: float, layout: Layout, i: int) -> float:
+    """Inside the bounds; a candidate gene whole; NaN, of which nothing is known, at the lower bound."""
+    inside = min(layout.high[i], max(layout.low[i], gene)) if gene == gene else layout.low[i]
+    return round(inside) if layout.kinds[i] == "candidate" else inside
+
+
+# ------------------------------------------------------------------ initialisers
+def initBlend(container: Callable[[Iterable[float]], Ind], layout: Layout) -> Ind:
+    """A random individual.
+
+    Candidates and factors are uniform, scales log-normal. Keep genes scatter around a common share, so that a
+    population covers the range of costs and each member is balanced enough to work.
+
+    Args:
+        container: Makes an individual of an iterable of genes.
+        layout: Kinds and bounds of the genes.
+    """
+    common = random.uniform(0.15, 1.0)
+    genes: list[float] = []
+    for i, (kind, low, high) in enumerate(zip(layout.kinds, layout.low, layout.high, strict=True)):
+        if kind == "candidate":
+            genes.append(random.randint(int(low), int(high)))
+        elif kind == "keep":
+            genes.append(_clipped(random.gauss(common, 0.1), layout, i))
+        elif kind == "scale":
+            genes.append(_clipped(math.exp(random.gauss(0, 1)), layout, i))
+        elif kind == "shift":
+            genes.append(_clipped(random.gauss(0, 1), layout, i))
+        else:
+            genes.append(random.uniform(low, high))
+    return container(genes)
+
+
+def initBlendSingle(
+    container: Callable[[Iterable[float]], Ind],
+    genome: Genome,
+    criterion: str | None = None,
+    share: float | None = None,
+) -> Ind:
+    """The individual of one criterion alone.
+
+    Args:
+        container: Makes an individual of an iterable of genes.
+        genome: Knows the criteria.
+        criterion: Drawn if left out.
+        share: Keep genes, or the budget gene; drawn from [0.25, 1] if left out.
+    """
+    criterion = random.choice(genome.criteria) if criterion is None else criterion
+    return container(genome.single(criterion, share=random.uniform(0.25, 1.0) if share is None else share))
+
+
+def initBlendAffine(
+    container: Callable[[Iterable[float]], Ind],
+    genome: Genome,
+    criterion: str | None = None,
+    share: float | None = None,
+) -> Ind:
+    """An individual with the widths of a random LeGR candidate: scales exp(N(0, 1)), shifts N(0, deviation).
+
+    Chin et al. 2020 (arXiv 1904.12368); the allocation must have keep genes.
+
+    Args:
+        container: Makes an individual of an iterable of genes.
+        genome: Knows the criteria and their scores.
+        criterion: Drawn if left out.
+        share: Kept share of the FLOPs; the genome's budget, or drawn from [0.25, 1], if left out.
+    """
+    criterion = random.choice(genome.criteria) if criterion is None else criterion
+    scales = [math.exp(random.gauss(0, 1)) for _ in genome.space.groups]
+    shifts = [random.gauss(0, 1) for _ in genome.space.groups]
+    share = random.uniform(0.25, 1.0) if share is None else share
+    return container(genome.affine(criterion, scales, shifts, share=share))
+
+
+CROSSOVERS: Mapping[str, Callable[..., Any]] = {
+    f.__name__: f for f in (cxBlendLayers, cxBlendStages, cxBlendMix, cxBlendSBX)
+}
+MUTATIONS: Mapping[str, Callable[..., Any]] = {
+    f.__name__: f for f in (mutBlend, mutBlendFactors, mutBlendCandidates, mutBlendTrade)
+}

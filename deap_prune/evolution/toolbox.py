@@ -11,17 +11,22 @@ from typing import Any, Protocol
 import numpy as np
 from deap import base
 
-from deap_prune.blending.genome import Genome
+from deap_prune.blending.layout import Layout
+from deap_prune.errors import ConfigError
+from deap_prune.evolution.distributed import shipped
 from deap_prune.evolution.front import ParetoFront, Solution
 from deap_prune.evolution.individual import BlendIndividual, fitness_class
-from deap_prune.evolution.operators import cxBlendLayers, initBlend, mutBlend, selBlend
+from deap_prune.evolution.operators import cxBlendLayers, initBlend, mutBlend
+from deap_prune.evolution.selection import selBlend
 from deap_prune.structure.masks import Masks
+from deap_prune.structure.space import PruningSpace
 
 Values = tuple[float, ...]
+Genes = Sequence[float]
 
 
 class Evaluate(Protocol):
-    """What the toolbox needs of an evaluator."""
+    """What the toolbox needs of an evaluator; ``many``, if it has it, judges a whole population."""
 
     @property
     def names(self) -> tuple[str, ...]: ...  # noqa: D102
@@ -35,71 +40,141 @@ class Evaluate(Protocol):
     def __call__(self, masks: Masks) -> Values: ...  # noqa: D102
 
 
+class Decoder(Protocol):
+    """What the toolbox needs of a genome."""
+
+    space: PruningSpace
+    layout: Layout
+    max_flops: float | tuple[float, float] | None
+
+    @property
+    def criteria(self) -> tuple[str, ...]: ...  # noqa: D102
+    def decode_many(self, individuals: Sequence[Genes]) -> list[Masks]: ...  # noqa: D102
+    def single(self, criterion: str, *, share: float = 1.0) -> list[float]: ...  # noqa: D102
+
+
 class BlendProblem:
     """Individuals judged: genome and evaluator together. DEAP's ``evaluate`` is its bound method.
 
     Args:
         genome: Decodes individuals to masks.
         evaluator: Judges masks.
+        individual: Makes an individual of genes (a ``creator`` class, say); a ``BlendIndividual`` if left out.
+
+    Raises:
+        ConfigError: If the individuals' fitness has other weights than the objectives.
     """
 
-    def __init__(self, genome: Genome, evaluator: Evaluate) -> None:
+    def __init__(
+        self, genome: Decoder, evaluator: Evaluate, individual: Callable[[Iterable[float]], Any] | None = None
+    ) -> None:
         self.genome = genome
         self.evaluator = evaluator
-        self._individual = partial(self._make, fitness_class(evaluator.weights))
+        self.individual = individual or partial(_individual, fitness_class(evaluator.weights))
+        weights = tuple(self.individual(genome.single(genome.criteria[0])).fitness.weights)
+        if weights != evaluator.weights:
+            raise ConfigError(
+                f"the individuals' fitness has weights {weights}; the objectives {', '.join(evaluator.names)} need "
+                f"{evaluator.weights}: +1 to maximise, -1 to minimise"
+            )
 
-    @staticmethod
-    def _make(fitness: type[base.Fitness], genes: Iterable[float]) -> BlendIndividual:
-        return BlendIndividual(genes, fitness())
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
+        return shipped(self)
 
-    def evaluate(self, individual: Sequence[float]) -> Values:
+    def evaluate(self, individual: Genes) -> Values:
         """Fitness values of an individual, in the order of the objectives."""
-        return self.evaluator(self.genome.decode(individual))
+        return self.evaluate_many([individual])[0]
 
-    def individual(self, genes: Iterable[float]) -> BlendIndividual:
-        """An individual of the given genes."""
-        return self._individual(genes)
+    def evaluate_many(self, individuals: Sequence[Genes]) -> list[Values]:
+        """Fitness values of several individuals: decoded together, judged by ``evaluator.many`` where there is one."""
+        masks = self.genome.decode_many(individuals)
+        many = getattr(self.evaluator, "many", None)
+        return list(many(masks)) if many is not None else [self.evaluator(m) for m in masks]
 
-    def population(self, n: int) -> list[BlendIndividual]:
-        """``n`` individuals: single criteria in the first half (without a budget over a range of widths), then random.
+    def map(self, function: Callable[..., Any], *items: Iterable[Any]) -> list[Any]:
+        """``map`` that judges whole populations at once: what stock DEAP loops call as ``toolbox.map``."""
+        if getattr(function, "func", function) == self.evaluate and len(items) == 1:
+            return self.evaluate_many(list(items[0]))
+        return list(map(function, *items))
+
+    def singles(self, n: int) -> list[Any]:
+        """The single criteria, each once; where the budget is free, ``n`` in turn over a range of costs, or one each.
+
+        Args:
+            n: At most so many, but every criterion once.
+        """
+        names = self.genome.criteria
+        if isinstance(self.genome.max_flops, (int, float)):
+            return self._distinct(self.genome.single(name) for name in names)
+        low, high = self.genome.max_flops or (0.25, 0.95)
+        shares = np.linspace(high, low, max(n, len(names))).tolist()
+        return self._distinct(
+            self.genome.single(name, share=share) for name, share in zip(itertools.cycle(names), shares, strict=False)
+        )
+
+    def population(self, n: int) -> list[Any]:
+        """``n`` different individuals: single criteria in the first half (over a range of costs), then random ones.
 
         Args:
             n: Size.
         """
-        names = list(dict.fromkeys(c for g in self.genome.clusters.groups.values() for c in g.criteria))
-        free = self.genome.max_flops is None
-        shares = np.linspace(0.95, 0.25, n // 2) if free else np.ones(min(len(names), n // 2))
+        names = self.genome.criteria
+        fixed = isinstance(self.genome.max_flops, (int, float))
+        low, high = (0.25, 0.95) if fixed or self.genome.max_flops is None else self.genome.max_flops  # type: ignore[misc]
+        shares = np.ones(min(len(names), n // 2)) if fixed else np.linspace(high, low, n // 2)
         pairs = zip(itertools.cycle(names), shares.tolist(), strict=False)
-        seeds = [self.genome.single(name, share=share) for name, share in pairs]
-        fresh = (initBlend(self.individual, self.genome.layout) for _ in range(n - len(seeds)))
-        return [*map(self.individual, seeds), *fresh]
+        found = self._distinct(self.genome.single(name, share=share) for name, share in pairs)
+        seen = {tuple(ind) for ind in found}
+        while len(found) < n:
+            for _ in range(10):  # a genome of few genes may have no more different ones
+                fresh = initBlend(self.individual, self.genome.layout)
+                if tuple(fresh) not in seen:
+                    break
+            seen.add(tuple(fresh))
+            found.append(fresh)
+        return found
+
+    def _distinct(self, genes: Iterable[Genes]) -> list[Any]:
+        return [self.individual(g) for g in dict.fromkeys(map(tuple, genes))]
 
     def front(self, population: Iterable[Any]) -> ParetoFront:
         """The Pareto front of evaluated individuals; those without valid fitness are left out."""
         names = self.evaluator.names
         judged = [ind for ind in population if ind.fitness.valid]
-        solutions = [self.solution(ind, dict(zip(names, ind.fitness.values, strict=True))) for ind in judged]
+        masks = self.genome.decode_many(judged)
+        solutions = [
+            self._solution(ind, m, dict(zip(names, ind.fitness.values, strict=True)))
+            for ind, m in zip(judged, masks, strict=True)
+        ]
         weights = dict(zip(names, self.evaluator.weights, strict=True))
         return ParetoFront.of(solutions, weights, self.evaluator.dense, self.evaluator.settings)
 
-    def solution(self, individual: Sequence[float], values: dict[str, float]) -> Solution:
+    def solution(self, individual: Genes, values: dict[str, float]) -> Solution:
         """An individual's solution, with its cost in whole numbers."""
-        space, masks = self.genome.space, self.genome.decode(individual)
+        return self._solution(individual, self.genome.decode_many([individual])[0], values)
+
+    def _solution(self, individual: Genes, masks: Masks, values: dict[str, float]) -> Solution:
+        space = self.genome.space
         counts = space.kept_counts(masks)
         return Solution(values, masks, int(space.flops_of(counts)), int(space.params_of(counts)), tuple(individual))
 
 
+def _individual(fitness: type[base.Fitness], genes: Iterable[float]) -> BlendIndividual:
+    return BlendIndividual(genes, fitness())
+
+
 def make_toolbox(
-    genome: Genome,
+    genome: Decoder,
     evaluate: Evaluate,
     *,
     seed: int | None = 0,
     indpb: float = 0.1,
     sigma: float = 0.5,
+    individual: Callable[[Iterable[float]], Any] | None = None,
 ) -> base.Toolbox:
-    """A toolbox with ``individual, population, evaluate, mate, mutate, select, map, clone, front``.
+    """A toolbox with ``individual, population, evaluate, mate, mutate, select, map, clone, front, decode, singles``.
 
-    Stock ``deap.algorithms`` loops run on it unmodified.
+    Stock ``deap.algorithms`` loops run on it unmodified. Its ``map`` judges whole populations at once.
 
     Args:
         genome: Decodes individuals to masks.
@@ -107,18 +182,26 @@ def make_toolbox(
         seed: Seeds ``random`` and ``numpy.random``, DEAP's sources of randomness, once; None leaves them alone.
         indpb: Probability that a gene is mutated.
         sigma: Mutation step.
+        individual: Makes an individual of genes: your own ``creator`` class, a list with a fitness.
+
+    Raises:
+        ConfigError: If your individuals' fitness has other weights than the objectives.
     """
     if seed is not None:
         random.seed(seed)
         np.random.seed(seed % 2**32)
-    problem = BlendProblem(genome, evaluate)
+    problem = BlendProblem(genome, evaluate, individual)
     toolbox = base.Toolbox()
     register: Callable[..., None] = toolbox.register
     register("individual", initBlend, problem.individual, genome.layout)
     register("population", problem.population)
+    register("singles", problem.singles)
     register("evaluate", problem.evaluate)
+    register("map", problem.map)
+    register("decode", genome.decode_many)
     register("mate", cxBlendLayers, layout=genome.layout)
     register("mutate", mutBlend, layout=genome.layout, indpb=indpb, sigma=sigma)
     register("select", selBlend)
     register("front", problem.front)
+    toolbox.layout = genome.layout
     return toolbox

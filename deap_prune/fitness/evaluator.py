@@ -241,6 +241,18 @@ class Evaluator:
                 for module, mode in modes.items():
                     module.training = mode
 
+    def map(self, function: Callable[..., Any], *items: Iterable[Any]) -> list[Any]:
+        """``map`` for DEAP's toolbox, ``toolbox.register("map", evaluate.map)``: whole populations reach :meth:`many`.
+
+        Args:
+            function: ``toolbox.evaluate``; other functions are mapped one by one.
+            *items: The individuals.
+        """
+        owner: Any = getattr(getattr(function, "func", function), "__self__", None)
+        if len(items) == 1 and getattr(owner, "evaluator", None) is self and hasattr(owner, "evaluate_many"):
+            return list(owner.evaluate_many(list(items[0])))
+        return list(map(function, *items))
+
     def measure(self, network: nn.Module, masks: Masks, data: Data | None = None) -> Values:
         """The objectives' values of a network that is at hand, on all validation data or on other data; not cached.
 

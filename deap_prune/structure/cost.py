@@ -38,6 +38,19 @@ class CostPolynomial:
         first, second = (fixed + counts @ slopes.T for fixed, slopes in zip(self.fixed, self.slopes, strict=True))
         return np.rint(self.constant + (first * second) @ self.coefficients).astype(np.int64)
 
+    def widened(self, kept: ArrayLike, wider: ArrayLike) -> NDArray[np.int64]:
+        """The costs with each group alone at its wider count, from kept and wider counts of shape (..., groups).
+
+        Last axis of the result: the group that is wider. The same numbers as a call for each group, from one product.
+        """
+        counts = np.asarray(kept, dtype=np.float64)
+        step = np.asarray(wider, dtype=np.float64) - counts
+        a, b = self.slopes
+        first, second = (fixed + counts @ slopes.T for fixed, slopes in zip(self.fixed, self.slopes, strict=True))
+        now = self.constant + (first * second) @ self.coefficients
+        slope = (first * self.coefficients) @ b + (second * self.coefficients) @ a
+        return np.rint(now[..., None] + step * slope + step**2 * (self.coefficients @ (a * b))).astype(np.int64)
+
     def variable(self, kept: ArrayLike) -> int:
         """The part of the cost that is in terms with a width that can shrink, for kept counts of shape (groups,)."""
         moving = self.slopes.any(axis=(0, 2))

@@ -150,7 +150,7 @@ def test_blend_is_the_weighted_sum() -> None:
         blend = np.zeros(g.size)
         for group_members in clusters:
             choice, factor = int(rng.integers(len(group_members))), float(rng.random())
-            genes += [choice, factor]
+            genes += [choice, factor] if len(group_members) > 1 else [factor]
             s = scores[g.name][group_members[choice]]
             s = s - min(0, s.min())
             blend += factor * s / s.max()

@@ -21,6 +21,7 @@ from deap_prune.blending import ALLOCATIONS, Layout
 from deap_prune.blending.allocation import Wish
 from deap_prune.criteria import CRITERIA
 from deap_prune.errors import RegistryError
+from deap_prune.evolution import ALGORITHMS
 from deap_prune.fitness import OBJECTIVES
 from deap_prune.registry import Registry
 
@@ -183,8 +184,16 @@ def containers() -> Iterator[dict[str, Callable[..., Any]]]:
 
 OPERATORS: dict[str, Callable[[list[Any], Layout], tuple[Any, ...]]] = {
     "cxBlendLayers": lambda parents, layout: dp.cxBlendLayers(*parents, layout=layout),
+    "cxBlendStages": lambda parents, layout: dp.cxBlendStages(*parents, layout=layout),
+    "cxBlendMix": lambda parents, layout: dp.cxBlendMix(*parents, layout=layout),
+    "cxBlendMix, far beyond": lambda parents, layout: dp.cxBlendMix(*parents, layout=layout, alpha=20.0),
+    "cxBlendSBX": lambda parents, layout: dp.cxBlendSBX(*parents, layout=layout),
     "mutBlend": lambda parents, layout: dp.mutBlend(parents[0], layout=layout, indpb=0.5),
     "mutBlend, no luck": lambda parents, layout: dp.mutBlend(parents[0], layout=layout, indpb=0.0),
+    "mutBlendFactors": lambda parents, layout: dp.mutBlendFactors(parents[0], layout=layout),
+    "mutBlendCandidates": lambda parents, layout: dp.mutBlendCandidates(parents[0], layout=layout),
+    "mutBlendTrade": lambda parents, layout: dp.mutBlendTrade(parents[0], layout=layout),
+    "mutBlendTrade, large steps": lambda parents, layout: dp.mutBlendTrade(parents[0], layout=layout, sigma=50.0),
     "mutBlend, large steps": lambda parents, layout: dp.mutBlend(parents[0], layout=layout, indpb=1.0, sigma=50.0),
 }
 
@@ -195,14 +204,20 @@ def in_bounds(individual: list[Any], layout: Layout) -> bool:
     return whole and inside and all(isinstance(g, (int, float)) for g in individual)
 
 
+def genome_of(kind: str, digits: Digits) -> Any:
+    if kind == "affine":
+        return dp.AffineGenome(digits.space, digits.scores, digits.clusters, max_flops=0.5)
+    return digits.genome(allocation=kind, candidates="medoid" if kind == "global" else "evolved")
+
+
 @pytest.mark.parametrize("name", OPERATORS)
 @pytest.mark.parametrize("kind", ["list", "own class", "creator"])
-@pytest.mark.parametrize("allocation", ["uniform", "evolved"])
+@pytest.mark.parametrize("genome", ["uniform", "evolved", "global", "affine"])
 def test_operator_contract(
-    name: str, kind: str, allocation: str, containers: dict[str, Callable[..., Any]], digits: Digits
+    name: str, kind: str, genome: str, containers: dict[str, Callable[..., Any]], digits: Digits
 ) -> None:
     """Length, bounds and type stay; the parents are changed in place; the same seed gives the same children."""
-    layout = digits.genome(allocation=allocation).layout
+    layout = genome_of(genome, digits).layout
 
     def children() -> tuple[list[Any], tuple[Any, ...]]:
         random.seed(3)
@@ -219,6 +234,28 @@ def test_operator_contract(
         type(c) is containers[kind] and len(c) == len(layout) and in_bounds(c, layout) for c in (*parents, *found)
     )
     assert [list(c) for c in children()[1]] == [list(c) for c in found]
+
+
+INITIALISERS: dict[str, Callable[[Any, Any], Any]] = {
+    "initBlend": lambda container, genome: dp.initBlend(container, genome.layout),
+    "initBlendSingle": lambda container, genome: dp.initBlendSingle(container, genome),
+    "initBlendAffine": lambda container, genome: dp.initBlendAffine(container, genome),
+}
+
+
+@pytest.mark.parametrize("name", INITIALISERS)
+@pytest.mark.parametrize("kind", ["list", "own class", "creator"])
+def test_initialiser_contract(name: str, kind: str, containers: dict[str, Callable[..., Any]], digits: Digits) -> None:
+    """The container's type, the layout's length and bounds; the seed decides; different draws differ."""
+    for genome in (digits.genome(), digits.genome(max_flops=0.5), digits.genome(max_flops=(0.3, 0.7))):
+        random.seed(4)
+        first, second = (INITIALISERS[name](containers[kind], genome) for _ in range(2))
+        random.seed(4)
+        again = INITIALISERS[name](containers[kind], genome)
+        assert list(again) == list(first) != list(second)
+        assert type(first) is containers[kind] and len(first) == len(genome.layout)
+        assert in_bounds(first, genome.layout) and in_bounds(second, genome.layout)
+        genome.decode(first)
 
 
 def test_crossover_exchanges_whole_layers(digits: Digits) -> None:
@@ -243,11 +280,17 @@ def test_layout_describes_every_gene(digits: Digits) -> None:
 
 
 # ------------------------------------------------------------------ registries
-REGISTRIES: dict[str, Registry[Any]] = {"criterion": CRITERIA, "objective": OBJECTIVES, "allocation": ALLOCATIONS}
+REGISTRIES: dict[str, Registry[Any]] = {
+    "criterion": CRITERIA,
+    "objective": OBJECTIVES,
+    "allocation": ALLOCATIONS,
+    "algorithm": ALGORITHMS,
+}
 REGISTER: dict[str, tuple[str, Callable[[str], object]]] = {
     "criterion": ("l1", lambda name: dp.register_criterion(name, needs="weight")(lambda weight: weight.sum(1))),
     "objective": ("accuracy", lambda name: dp.register_objective(name, maximise=True, worst=0)(lambda o, t, d: o)),
     "allocation": ("uniform", lambda name: dp.register_allocation(name)(lambda wish: lambda t: t * wish.sizes)),
+    "algorithm": ("random", lambda name: dp.register_algorithm(name)(lambda state, toolbox, variation: [])),
 }
 
 
@@ -265,7 +308,8 @@ def test_registry(kind: str) -> None:
         registry.remove("brand_new")
     assert "brand_new" not in registry
     described = registry.describe()
-    assert described == {"criterion": dp.criteria, "objective": dp.objectives, "allocation": dp.allocations}[kind]()
+    doors = {"criterion": dp.criteria, "objective": dp.objectives, "allocation": dp.allocations}
+    assert described == {**doors, "algorithm": dp.algorithms}[kind]()
     assert all(
         line.endswith(f"[{registry[name].reference}]") or not registry[name].reference
         for name, line in described.items()

@@ -10,54 +10,17 @@ import random
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from conftest import Digits
-from deap import algorithms, base, tools
-from helpers import prepared
+from deap import algorithms, tools
+from fakes import fake_toolbox
 
 import deap_prune as dp
 from deap_prune import files
 from deap_prune.errors import BudgetError, PruneError, RunError
-from deap_prune.evolution.algorithms import non_dominated
-
-
-class Table:
-    """Random scores for a space."""
-
-    def __init__(self, space: dp.PruningSpace) -> None:
-        rng = np.random.default_rng(0)
-        self.scores = {g.name: {c: rng.random(g.size) for c in "abc"} for g in space.groups}
-
-
-class Fake:
-    """An evaluator without a network: kept filters are good, so are even numbers of them."""
-
-    def __init__(self, space: dp.PruningSpace, objectives: int = 2) -> None:
-        self.space = space
-        self.settings: dict[str, Any] = {"recalibrate": None}
-        self.names = ("quality", "flops", "params")[:objectives]
-        self.weights = (1.0, -1.0, -1.0)[:objectives]
-        self.dense = {"flops": space.flops, "params": space.params, "values": {}}
-        self.calls = 0
-
-    def __call__(self, masks: dp.Masks) -> tuple[float, ...]:
-        self.calls += 1
-        counts = self.space.kept_counts(masks)
-        first = np.array([np.flatnonzero(k)[0] for k in masks.values()])
-        quality = float(np.log1p(counts).sum() - 0.1 * (counts % 2).sum() - 0.03 * first.sum())
-        costs = dp.flops(self.space, masks) / self.space.flops, dp.params(self.space, masks) / self.space.params
-        return (quality, *costs)[: len(self.names)]
-
-
-def fake_toolbox(objectives: int = 2, seed: int | None = 0, **options: Any) -> base.Toolbox:
-    space = prepared("residual").space
-    table = Table(space)
-    genome = dp.Genome(space, table, dp.cluster(table), **options)
-    return dp.make_toolbox(genome, Fake(space, objectives), seed=seed)
-
+from deap_prune.evolution.generation import non_dominated
 
 LOOPS = {
     "eaMuPlusLambda": lambda pop, tb, **k: algorithms.eaMuPlusLambda(pop, tb, 8, 8, 0.5, 0.4, 3, verbose=False, **k),

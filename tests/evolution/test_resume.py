@@ -83,7 +83,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dp.Result]:
 def test_run_folder(whole: tuple[Path, dp.Result]) -> None:
     out, result = whole
     found = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
-    assert {*FILES, "front.png", "checkpoints/000004.json", "checkpoints/000003.json"} <= found
+    assert {*FILES, "front.png", "cache.jsonl", "checkpoints/000004.json", "checkpoints/000003.json"} <= found
     assert not [name for name in found if name.endswith((".tmp", ".pkl", ".pickle", ".pt"))]
     assert len([name for name in found if name.startswith("checkpoints/")]) == 3
     again = dp.ParetoFront.load(out)
@@ -204,16 +204,16 @@ def test_resume_with_something_else_is_refused(tmp_path: Path) -> None:
     x, y = images(0)
     renamed = y.clone()
     renamed[0] = (renamed[0] + 1) % 5
-    with pytest.raises(RunError, match=r"was run with another model; go on with the same"):
+    with pytest.raises(RunError, match=r"was run with another model \[\w{8}, now \w{8}\]; go on with the same"):
         resume(out, other)
     for data in ((x, renamed), (x + 1e-6, y), iter([(x + 1e-6, y)])):
         with pytest.raises(RunError, match=r"was run with other data \(a DataLoader needs shuffle=False"):
             resume(out, calibration=data)
-    with pytest.raises(RunError, match=r"was run with another model and other data"):
+    with pytest.raises(RunError, match=r"was run with another model .* and other data"):
         resume(out, other, validation=images(5))
     config = out / "config.yaml"
     config.write_text(config.read_text().replace("seed: 0", "seed: 3", 1))
-    with pytest.raises(RunError, match=r"was run with other settings;"):
+    with pytest.raises(RunError, match=r"was run with other settings: seed 0, now 3;"):
         resume(out)
     config.write_bytes(before[config])
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before

@@ -1,0 +1,126 @@
+"""Genomes to compare blends with: the mean rank of all criteria (Borda), and LeGR's affine transformation per layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import e
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deap_prune.blending.allocation import ALLOCATIONS
+from deap_prune.blending.clusters import CriteriaClusters, Scored, Scores, cluster
+from deap_prune.blending.decoding import Matrix, MaxFlops, Planner, chunks, genes_of
+from deap_prune.blending.genome import NORMALISERS, Genome
+from deap_prune.blending.layout import Layout
+from deap_prune.errors import RegistryError, did_you_mean
+from deap_prune.structure.masks import Masks
+
+if TYPE_CHECKING:
+    from deap_prune.structure.space import PruningSpace
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Scores of every group: group -> criterion -> (filters,)."""
+
+    scores: Mapping[str, Mapping[str, Scores]]
+
+
+def borda(space: PruningSpace, scores: Scored, clusters: CriteriaClusters, **options: object) -> Genome:
+    """The genome of one criterion, ``"borda"``: the mean rank of a filter over all criteria that apply to its group.
+
+    Args:
+        space: What can be pruned.
+        scores: Scores of every group.
+        clusters: Not looked at; the arguments are those of ``Genome``.
+        **options: Those of ``Genome``.
+    """
+    rank = NORMALISERS["rank"]
+    table = Table({g: {"borda": np.mean([rank(s) for s in by.values()], axis=0)} for g, by in scores.scores.items()})
+    return Genome(space, table, cluster(table, n_clusters=1), **options)  # type: ignore[arg-type]
+
+
+class AffineGenome:
+    """LeGR's genome: a scale and a shift a group, one criterion, one threshold over all groups.
+
+    Importance = scale * score + shift. Chin et al. 2020 (arXiv 1904.12368): scales are log-normal around 1, shifts
+    normal around 0 with the deviation of the group's scores. The genes are the scale and the shift in such deviations.
+
+    Args:
+        space: What can be pruned.
+        scores: Scores of every group.
+        clusters: Clusters of the criteria; they name the criteria.
+        max_flops: As for ``Genome``; None: a budget gene decides.
+        round_to: As for ``Genome``.
+        criterion: Ranks the filters; the first scored one that applies to every group if left out.
+        **options: Other options of ``Genome`` are not looked at.
+
+    Raises:
+        RegistryError: If the criterion does not apply to every group.
+    """
+
+    def __init__(
+        self,
+        space: PruningSpace,
+        scores: Scored,
+        clusters: CriteriaClusters,
+        *,
+        max_flops: MaxFlops = None,
+        round_to: int = 1,
+        criterion: str | None = None,
+        **options: object,
+    ) -> None:
+        tables = list(scores.scores.values())
+        everywhere = [name for name in tables[0] if all(name in by for by in tables)]
+        criterion = criterion or next(iter(everywhere), "l2")
+        if criterion not in everywhere:
+            hint = did_you_mean(criterion, everywhere)
+            raise RegistryError(f"criterion '{criterion}' was not scored in every group; {hint}")
+        self.space = space
+        self.clusters = clusters
+        self.max_flops = max_flops
+        self.criteria = (criterion,)
+        self._planner = Planner(space, ALLOCATIONS["global"], max_flops, round_to)
+        self.min_flops = self._planner.min_flops
+        self._scores = [by[criterion] / (np.abs(by[criterion]).max() or 1.0) for by in tables]
+        number = len(space.groups)
+        genes = [g for locus in range(number) for g in (("scale", e**-3, e**3, locus), ("shift", -2.5, 2.5, locus))]
+        if self._planner.budget_bounds is not None:
+            genes.append(("budget", *self._planner.budget_bounds, -1))
+        self.layout = Layout.of(space, genes)
+
+    def decode(self, individual: Sequence[float]) -> Masks:
+        """The masks that an individual stands for; genes outside their bounds are clipped."""
+        return self.decode_many([individual])[0]
+
+    def decode_many(self, individuals: Sequence[Sequence[float]]) -> list[Masks]:
+        """The masks of several individuals, the same as one by one."""
+        return [masks for part in chunks(individuals) for masks in self._decode(genes_of(part, self.layout))]
+
+    def _decode(self, genes: Matrix) -> list[Masks]:
+        pairs = genes[:, : 2 * len(self._scores)].reshape(len(genes), -1, 2)
+        importance = [
+            pairs[:, g, :1] * scores + pairs[:, g, 1:] * scores.std() for g, scores in enumerate(self._scores)
+        ]
+        budgets = genes[:, -1] if self._planner.budget_bounds is not None else None
+        return self._planner.masks(importance, np.ones((len(genes), len(self._scores))), budgets)
+
+    def single(self, criterion: str, *, share: float = 1.0) -> list[float]:
+        """The individual that ranks by the criterion as it is: all scales 1, all shifts 0.
+
+        Raises:
+            RegistryError: If it is another criterion than the genome's.
+        """
+        if criterion not in self.criteria:
+            raise RegistryError(f"criterion '{criterion}' is not this genome's; it ranks by '{self.criteria[0]}'")
+        genes = [1.0, 0.0] * len(self._scores)
+        if self._planner.budget_bounds is not None:
+            low, high = self._planner.budget_bounds
+            genes.append(min(high, max(low, share)))
+        return genes
+
+
+AnyGenome = Genome | AffineGenome
+GENOMES: Mapping[str, Callable[..., AnyGenome]] = {"blend": Genome, "borda": borda, "affine": AffineGenome}

@@ -1,0 +1,171 @@
+"""From importance to masks, many individuals at once: how many filters fit the budget, and which ones stay."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deap_prune.blending.allocation import Allocation, Counts, Widths, Wish
+from deap_prune.blending.layout import Layout
+from deap_prune.errors import BudgetError, ConfigError
+from deap_prune.structure.masks import Masks
+
+if TYPE_CHECKING:
+    from deap_prune.structure.space import PruningSpace
+
+Matrix = NDArray[np.float64]
+MaxFlops = float | tuple[float, float] | None
+CHUNK = 256  # individuals decoded together: bounds the memory, and keeps the arrays in the cache
+
+
+def genes_of(individuals: Sequence[Sequence[float]], layout: Layout) -> Matrix:
+    """The genes as a matrix, inside their bounds, shape (individuals, genes).
+
+    Raises:
+        ConfigError: If an individual has another length than the layout, or holds what is no number.
+    """
+    for individual in individuals:
+        if len(individual) != len(layout):
+            raise ConfigError(f"the individual has {len(individual)} genes; this genome has {len(layout)}")
+    try:
+        genes = np.array([list(individual) for individual in individuals], dtype=np.float64)
+    except (TypeError, ValueError) as error:  # DEAP's mutPolynomialBounded makes complex numbers outside bounds
+        place, value = next((i, g) for row in individuals for i, g in enumerate(row) if not _is_number(g))
+        raise ConfigError(f"gene {place} of the individual is {value!r}; genes are numbers") from error
+    if np.isnan(genes).any():
+        raise ConfigError(f"gene {int(np.isnan(genes).any(axis=0).argmax())} of the individual is NaN")
+    return np.clip(genes, layout.low, layout.high)
+
+
+def _is_number(gene: Any) -> bool:
+    try:
+        float(gene)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def chunks(individuals: Sequence[Sequence[float]]) -> Iterator[Sequence[Sequence[float]]]:
+    """The individuals in parts that are decoded together."""
+    for start in range(0, len(individuals), CHUNK):
+        yield individuals[start : start + CHUNK]
+
+
+@dataclass(frozen=True, eq=False)
+class Planner:
+    """Turns the importance of all filters into masks: within the budget, tight, in whole steps.
+
+    Attributes:
+        space: What can be pruned.
+        allocation: How the kept filters are spread over the groups.
+        max_flops: Kept share of the FLOPs; a pair of them, or None: see ``Genome``.
+        round_to: Kept counts are multiples of this, or dense.
+
+    Raises:
+        BudgetError: If the budget is outside (0, 1], or below what can be reached.
+        ConfigError: If ``round_to`` is no whole number from 1 up.
+    """
+
+    space: PruningSpace
+    allocation: Allocation
+    max_flops: MaxFlops
+    round_to: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.round_to, int) or self.round_to < 1:
+            raise ConfigError(f"round_to is {self.round_to!r}; give a whole number from 1 up")
+        check_budget(self.max_flops, self.min_flops)
+
+    @cached_property
+    def widths(self) -> Widths:
+        """The admissible kept counts."""
+        steps = [min(math.lcm(self.round_to, group.blocks), group.size) for group in self.space.groups]
+        return Widths(self.space.sizes, np.array(steps, dtype=np.int64), self.space.flops_of)
+
+    @cached_property
+    def min_flops(self) -> float:
+        """The least share of the FLOPs that can be reached."""
+        return float(self.space.flops_of(self.widths.fewest)) / self.space.flops
+
+    @property
+    def budget_bounds(self) -> tuple[float, float] | None:
+        """Bounds of the budget gene; None if there is no such gene."""
+        if isinstance(self.max_flops, tuple):
+            return self.max_flops
+        return (self.min_flops, 1.0) if self.max_flops is None and not self.allocation.genes else None
+
+    def masks(self, importance: Sequence[Matrix], shares: Matrix, budgets: Matrix | None) -> list[Masks]:
+        """The masks of several individuals.
+
+        Args:
+            importance: Of every group's filters, shape (individuals, filters) each; larger = keep.
+            shares: Keep genes, shape (individuals, groups).
+            budgets: Budget genes, shape (individuals,), if there are any.
+        """
+        counts = self.counts(importance, shares, budgets)
+        kept = [
+            _top(scores.reshape(len(scores), group.blocks, -1), count // group.blocks)
+            for group, scores, count in zip(self.space.groups, importance, counts.T, strict=True)
+        ]
+        names = [group.name for group in self.space.groups]
+        return [Masks(dict(zip(names, rows, strict=True))) for rows in zip(*kept, strict=True)]
+
+    def counts(self, importance: Sequence[Matrix], shares: Matrix, budgets: Matrix | None) -> Counts:
+        """How many filters each group keeps, shape (individuals, groups); arguments as for ``masks``."""
+        if budgets is None and not isinstance(self.max_flops, (int, float)):  # the keep genes decide alone
+            return self.widths.admissible(self.space.sizes * shares)
+        if budgets is None:
+            budgets = np.full(len(shares), self.max_flops, dtype=np.float64)
+        wishes = [Wish(self.space.sizes, rows[:-1], rows[-1]) for rows in zip(*importance, shares, strict=True)]
+        return self.widths.fit([self.allocation.path(wish) for wish in wishes], budgets * self.space.flops)
+
+
+def _top(scores: Matrix, keep: Counts) -> NDArray[np.bool_]:
+    """The ``keep`` highest of each block, the first ones where scores tie.
+
+    Args:
+        scores: Shape (individuals, blocks, filters of a block).
+        keep: Shape (individuals,).
+
+    Returns:
+        Shape (individuals, filters).
+    """
+    number = keep[:, None, None]
+    place = np.broadcast_to(scores.shape[2] - number, (*scores.shape[:2], 1))
+    lowest = np.take_along_axis(np.sort(scores, axis=2), place, axis=2)  # values alone: far cheaper than an argsort
+    above, ties = scores > lowest, scores == lowest
+    kept = above | (ties & (ties.cumsum(axis=2) <= number - above.sum(axis=2, keepdims=True)))
+    return np.asarray(kept.reshape(len(scores), -1))
+
+
+def check_budget(max_flops: MaxFlops, reachable: float) -> None:
+    """A budget is a kept share of the FLOPs, or a range of shares.
+
+    Raises:
+        BudgetError: If a share is not in (0, 1], or below the reachable minimum, or the range is empty.
+    """
+    if isinstance(max_flops, (tuple, list)):
+        if len(max_flops) != 2 or not max_flops[0] <= max_flops[1]:
+            raise BudgetError(f"max_flops is {max_flops!r}; a range is a pair (lowest, highest), such as (0.3, 0.7)")
+        for share in max_flops:
+            check_budget(share, reachable)
+        return
+    if max_flops is None:
+        return
+    if not isinstance(max_flops, (int, float)) or not 0 < max_flops <= 1:
+        raise BudgetError(
+            f"max_flops is {max_flops!r}; it is the kept share of the FLOPs, above 0 and at most 1 (0.5 keeps half), "
+            "or None to leave it free"
+        )
+    if max_flops < reachable:
+        least = math.ceil(reachable * 1e4) / 1e4
+        raise BudgetError(
+            f"max_flops is {max_flops:g}, but one filter a group (or block) and what stays dense already cost "
+            f"{least:.4f} of the FLOPs: that is the reachable minimum; raise max_flops to {least:.4f} or above"
+        )

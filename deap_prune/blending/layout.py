@@ -1,0 +1,104 @@
+"""What an individual looks like: kind, bounds, layer, stage and cost of every gene. All that operators need to know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from deap_prune.structure.space import PruningSpace
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The genes of an individual, in order.
+
+    Attributes:
+        kinds: ``"candidate"`` (index into a cluster), ``"factor"``, ``"keep"`` (share of a group), ``"budget"`` (share
+            of the FLOPs), ``"scale"`` or ``"shift"`` (of a group's scores) for each gene.
+        low: Lower bounds.
+        high: Upper bounds (inclusive); a candidate gene is a whole number.
+        loci: Genes of one filter group belong together: the group's number, -1 for the budget gene.
+        stages: Stage of each gene (layers of one resolution, as far as their names tell); the locus if left out.
+        costs: Share of the dense FLOPs that goes with the gene's group, all others dense; 1 each if left out.
+    """
+
+    kinds: tuple[str, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    loci: tuple[int, ...]
+    stages: tuple[int, ...] = ()
+    costs: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            object.__setattr__(self, "stages", self.loci)
+        if not self.costs:
+            object.__setattr__(self, "costs", (1.0,) * len(self.kinds))
+
+    @classmethod
+    def of(cls, space: PruningSpace, genes: Sequence[tuple[str, float, float, int]]) -> Layout:
+        """The layout of genes (kind, low, high, group number), with the stages and the costs of the space's groups."""
+        kinds, low, high, loci = zip(*genes, strict=True)
+        stages = [*stages_of([g.name for g in space.groups], [g.size for g in space.groups]), -1]
+        without = np.tile(space.sizes, (len(space.groups), 1))
+        np.fill_diagonal(without, 0)
+        costs = [*(1 - space.flops_of(without) / space.flops).tolist(), 1.0]
+        return cls(kinds, low, high, loci, tuple(stages[i] for i in loci), tuple(costs[i] for i in loci))
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+    @cached_property
+    def spans(self) -> tuple[Span, ...]:
+        """(start, stop) of the genes of every locus."""
+        starts = [i for i, locus in enumerate(self.loci) if i == 0 or self.loci[i - 1] != locus]
+        return tuple(zip(starts, [*starts[1:], len(self.loci)], strict=True))
+
+    @cached_property
+    def stage_spans(self) -> tuple[tuple[Span, ...], ...]:
+        """The spans of every stage's layers."""
+        found: dict[int, list[Span]] = {}
+        for span in self.spans:
+            found.setdefault(self.stages[span[0]], []).append(span)
+        return tuple(map(tuple, found.values()))
+
+    def of_kind(self, *kinds: str) -> tuple[int, ...]:
+        """Places of the genes of some kinds."""
+        return tuple(i for i, kind in enumerate(self.kinds) if kind in kinds)
+
+    @cached_property
+    def pairs(self) -> tuple[Span, ...]:
+        """(candidate, factor) places that belong together."""
+        return tuple((i, i + 1) for i in self.of_kind("candidate"))
+
+
+def stages_of(names: Sequence[str], sizes: Sequence[int]) -> list[int]:
+    """Stage numbers of layers, from their names: the module in which they stand, below what all names share.
+
+    ``layer1.0.conv1`` is of ``layer1``. Where that gives every layer a stage of its own (a plain ``Sequential``),
+    neighbours of one width make a stage.
+
+    Args:
+        names: Qualified module names, in order of execution.
+        sizes: Filters of each.
+    """
+    parts = [name.split(".") for name in names]
+    depth = 0
+    while len({tuple(p[: depth + 1]) for p in parts}) == 1 and all(len(p) > depth + 1 for p in parts):
+        depth += 1
+    keys = [tuple(p[: depth + 1]) for p in parts]
+    if len(set(keys)) < len(keys):
+        numbers = {key: n for n, key in enumerate(dict.fromkeys(keys))}
+        return [numbers[key] for key in keys]
+    stage, found = 0, []
+    for i, size in enumerate(sizes):
+        stage += i > 0 and size != sizes[i - 1]
+        found.append(stage)
+    return found

@@ -1,0 +1,180 @@
+"""The registered algorithms beside (mu + lambda), and the baselines under the same interface."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+from deap import algorithms, base, cma
+
+from deap_prune.errors import ConfigError
+from deap_prune.evolution.algorithms import Variation, register_algorithm
+from deap_prune.evolution.generation import Generation
+from deap_prune.evolution.operators import CONTINUOUS, clip
+from deap_prune.evolution.selection import selBlendFirst, selBlendNSGA3, selBlendParents
+
+
+# ------------------------------------------------------------------ several objectives
+@register_algorithm("nsga2", reference="Deb et al. 2002, doi 10.1109/4235.996017")
+def nsga2(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
+    """NSGA-II: parents by binary tournament on rank and crowding, crossover and then mutation."""
+    parents = [toolbox.clone(ind) for ind in selBlendParents(state.population, variation.children)]
+    return list(algorithms.varAnd(parents, toolbox, variation.cxpb, variation.mutpb))
+
+
+def _by_directions(state: Generation, toolbox: base.Toolbox, children: list[Any]) -> list[Any]:
+    return selBlendNSGA3(state.population + children, len(state.population))
+
+
+@register_algorithm("nsga3", reference="Deb and Jain 2014, doi 10.1109/TEVC.2013.2281535", survivors=_by_directions)
+def nsga3(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
+    """NSGA-III, for three or four objectives: parents at random, survivors along reference directions."""
+    parents = [toolbox.clone(random.choice(state.population)) for _ in range(variation.children)]
+    return list(algorithms.varAnd(parents, toolbox, variation.cxpb, variation.mutpb))
+
+
+# ------------------------------------------------------------------ one objective
+def _oldest_leave(state: Generation, toolbox: base.Toolbox, children: list[Any]) -> list[Any]:
+    return [*state.population, *children][-len(state.population) :]
+
+
+def aging(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
+    """Ageing evolution: the best of a quarter is mutated, the oldest leave; one child a generation is LeGR's loop."""
+    size = max(2, len(state.population) // 4)
+    children = []
+    for _ in range(variation.children):
+        best = max(random.choices(state.population, k=size), key=lambda ind: ind.fitness)
+        (child,) = toolbox.mutate(toolbox.clone(best))
+        del child.fitness.values
+        children.append(child)
+    return children
+
+
+AGING = "Real et al. 2019, arXiv 1802.01548; as LeGR: Chin et al. 2020, arXiv 1904.12368"
+register_algorithm("aging", reference=AGING, survivors=_oldest_leave)(aging)
+register_algorithm("legr", reference=AGING, survivors=_oldest_leave, genome="affine")(aging)
+
+
+def _only_children(state: Generation, toolbox: base.Toolbox, children: list[Any]) -> list[Any]:
+    return children
+
+
+@register_algorithm("cma", reference="Hansen and Ostermeier 2001; DEAP's cma.Strategy", survivors=_only_children)
+def cma_es(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
+    """CMA-ES on the continuous genes, by the first objective.
+
+    It starts around the best of the initial population, whose candidates stay. Genes are repaired to their bounds
+    before the distribution learns from them.
+    """
+    layout = toolbox.layout
+    places = [i for i in layout.of_kind(*CONTINUOUS) if layout.high[i] > layout.low[i]]
+    low, high = (np.array(bound)[places] for bound in (layout.low, layout.high))
+    strategy = _strategy(state, places, low, high, variation.children)
+    if state.number > 0:
+        rows = sorted(state.population, key=lambda ind: ind.fitness, reverse=True)
+        strategy.update([_Row(((np.array(ind)[places] - low) / (high - low)).tolist(), ind.fitness) for ind in rows])
+    _remember(state, strategy)
+    children = []
+    for point in strategy.generate(lambda x: low + x * (high - low)):
+        child = toolbox.clone(state.population[0])
+        child[:] = state.memory["base"]
+        for place, gene in zip(places, point.tolist(), strict=True):
+            child[place] = gene
+        clip(child, layout)
+        del child.fitness.values
+        children.append(child)
+    return children
+
+
+class _Row(list[float]):
+    """What cma.Strategy.update reads of an individual."""
+
+    def __init__(self, genes: list[float], fitness: base.Fitness) -> None:
+        super().__init__(genes)
+        self.fitness = fitness
+
+
+ARRAYS = ("centroid", "pc", "ps", "C", "B", "diagD", "BD")
+
+
+def _strategy(state: Generation, places: list[int], low: Any, high: Any, children: int) -> cma.Strategy:
+    """The strategy as the state's memory has it; at first around the best individual, 0.3 of the ranges wide."""
+    if children < 4:
+        raise ConfigError(f"cma with {children} children a generation can't estimate a distribution; give 4 or more")
+    if "cma" not in state.memory:
+        best = max(state.population, key=lambda ind: ind.fitness)
+        state.memory["base"] = [float(g) for g in best]
+        return cma.Strategy(centroid=(np.array(best)[places] - low) / (high - low), sigma=0.3, lambda_=children)
+    memory = state.memory["cma"]
+    strategy = cma.Strategy(centroid=memory["centroid"], sigma=memory["sigma"], lambda_=children)
+    strategy.update_count = memory["update_count"]
+    for name in ARRAYS:
+        setattr(strategy, name, np.array(memory[name]))
+    return strategy
+
+
+def _remember(state: Generation, strategy: cma.Strategy) -> None:
+    memory = {name: getattr(strategy, name).tolist() for name in ARRAYS}
+    state.memory["cma"] = {**memory, "sigma": float(strategy.sigma), "update_count": strategy.update_count}
+
+
+# ------------------------------------------------------------------ several budgets in one run
+def _moved(individual: Any, budget: float, toolbox: base.Toolbox) -> Any:
+    """A copy at another budget; its fitness goes if the budget is another one."""
+    other = toolbox.clone(individual)
+    (place,) = toolbox.layout.of_kind("budget")
+    if other[place] != budget:
+        other[place] = budget
+        del other.fitness.values
+    return other
+
+
+def _first_budget(toolbox: base.Toolbox, n: int, variation: Variation) -> list[Any]:
+    if not variation.budgets or not toolbox.layout.of_kind("budget"):
+        raise ConfigError(
+            "successive needs budgets, such as (0.7, 0.5, 0.3), and a genome whose max_flops is their range"
+        )
+    return [_moved(ind, variation.budgets[0], toolbox) for ind in toolbox.population(n=n)]
+
+
+def _at_this_budget(state: Generation, toolbox: base.Toolbox, children: list[Any]) -> list[Any]:
+    (place,) = toolbox.layout.of_kind("budget")
+    present = [ind for ind in state.population + children if ind[place] == children[0][place]]
+    return selBlendFirst(present, len(state.population)) if len(present) > len(state.population) else present
+
+
+@register_algorithm(
+    "successive", reference="ours; one run for several budgets", first=_first_budget, survivors=_at_this_budget
+)
+def successive(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
+    """One budget after the other, by the first objective: each begins with the survivors of the one before."""
+
+    def budget(number: int) -> float:
+        return variation.budgets[min(number // variation.generations_per_budget, len(variation.budgets) - 1)]
+
+    now = budget(state.number + 1)
+    if now != budget(state.number):
+        return [_moved(ind, now, toolbox) for ind in state.population]
+    children = variation.vary(state.population, toolbox, variation.children, variation.cxpb, variation.mutpb)
+    return [_moved(child, now, toolbox) for child in children]
+
+
+# ------------------------------------------------------------------ baselines
+@register_algorithm("random", reference="Li and Talwalkar 2019, arXiv 1902.07638")
+def random_search(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
+    """Random search: every child is drawn anew; the best are kept."""
+    return [toolbox.individual() for _ in range(variation.children)]
+
+
+def _singles(toolbox: base.Toolbox, n: int, variation: Variation) -> list[Any]:
+    return list(toolbox.singles(n=n))
+
+
+def nothing_more(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
+    """Every single criterion (over a range of costs where the budget is free), and nothing more."""
+    return []
+
+
+register_algorithm("singles", reference="the method's own baseline", first=_singles)(nothing_more)
+register_algorithm("borda", reference="de Borda 1781: the mean rank", first=_singles, genome="borda")(nothing_more)

@@ -1,0 +1,97 @@
+"""Selection: survivors and parents, in every stock DEAP loop."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+from deap import tools
+
+Survivors = Callable[[list[Any], int], list[Any]]
+
+
+def selBlend(individuals: list[Any], k: int) -> list[Any]:
+    """Survivors if there are more individuals than places, else parents: works in every stock DEAP loop.
+
+    With fewer places than individuals (``eaMuPlusLambda``) the best survive: by NSGA-II with several objectives, by
+    fitness with one; individuals with the same fitness values go last. With as many places (``eaSimple``, where
+    selNSGA2 would select nothing) parents are drawn by binary tournament, on rank and crowding distance.
+
+    Args:
+        individuals: With valid fitness.
+        k: Places.
+    """
+    return _selected(individuals, k, _by_nsga2)
+
+
+def selBlendNSGA3(individuals: list[Any], k: int) -> list[Any]:
+    """As ``selBlend``, survivors by NSGA-III (Deb and Jain 2014): spread along reference directions, for 3 or more.
+
+    Uniform reference points, as many as there are places at most. Draws from ``numpy.random``, as DEAP does.
+
+    Args:
+        individuals: With valid fitness.
+        k: Places.
+    """
+    return _selected(individuals, k, _by_nsga3)
+
+
+def selBlendFirst(individuals: list[Any], k: int) -> list[Any]:
+    """As ``selBlend``, but by the first objective; the others decide where it is equal.
+
+    Args:
+        individuals: With valid fitness.
+        k: Places.
+    """
+    return _selected(individuals, k, tools.selBest)
+
+
+def selBlendParents(individuals: list[Any], k: int) -> list[Any]:
+    """Parents by binary tournament, on rank and crowding distance; any number of them.
+
+    DEAP's ``selTournamentDCD`` needs a multiple of four, and crowding distances that somebody assigned.
+
+    Args:
+        individuals: With valid fitness.
+        k: Parents drawn.
+    """
+    return _parents(individuals, k, _by_nsga2)
+
+
+def _selected(individuals: list[Any], k: int, survivors: Survivors) -> list[Any]:
+    if not individuals or k < 1:
+        return []
+    if k >= len(individuals):
+        return _parents(individuals, k, survivors)
+    first = {ind.fitness.wvalues: i for i, ind in reversed(list(enumerate(individuals)))}
+    distinct = [ind for i, ind in enumerate(individuals) if first[ind.fitness.wvalues] == i]
+    repeated = [ind for i, ind in enumerate(individuals) if first[ind.fitness.wvalues] != i]
+    if len(distinct) <= k:
+        return distinct + repeated[: k - len(distinct)]
+    return survivors(distinct, k)
+
+
+def _parents(individuals: list[Any], k: int, survivors: Survivors) -> list[Any]:
+    place = {id(ind): i for i, ind in enumerate(survivors(individuals, len(individuals)))}
+    pairs = ([random.choice(individuals), random.choice(individuals)] for _ in range(k))
+    return [min(pair, key=lambda ind: place[id(ind)]) for pair in pairs]
+
+
+def _by_nsga2(individuals: list[Any], k: int) -> list[Any]:
+    if len(individuals[0].fitness.wvalues) == 1:
+        return tools.selBest(individuals, k)
+    return tools.selNSGA2(individuals, k, nd="log")
+
+
+def _by_nsga3(individuals: list[Any], k: int) -> list[Any]:
+    objectives = len(individuals[0].fitness.wvalues)
+    if objectives == 1:
+        return tools.selBest(individuals, k)
+    if k >= len(individuals):  # an order for the tournament; nobody is dropped
+        return [ind for front in tools.sortLogNondominated(individuals, k) for ind in front]
+    divisions = 1
+    while math.comb(divisions + objectives, objectives - 1) <= k:
+        divisions += 1
+    return tools.selNSGA3(individuals, k, tools.uniform_reference_points(objectives, divisions), nd="log")

@@ -1,0 +1,255 @@
+"""Every registered algorithm: it searches, stays in its budget, resumes bit for bit; stops; choices from a front."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import Fake, Table, fake_genome, fake_toolbox
+from helpers import prepared
+from test_deap import front_of, solution
+from test_resume import files, interrupted, resume, search
+
+import deap_prune as dp
+from deap_prune.blending import GENOMES
+from deap_prune.errors import BudgetError, ConfigError, RegistryError
+from deap_prune.evolution import ALGORITHMS
+
+NAMES = [a.name for a in ALGORITHMS]
+BASELINES = {"singles", "borda"}
+EXTRA: dict[str, dict[str, Any]] = {
+    "successive": {"budgets": (0.7, 0.5, 0.3), "generations": 5},
+    "cma": {"max_flops": 0.5, "objectives": ("agreement",)},
+    "aging": {"max_flops": 0.5, "objectives": ("agreement",), "children": 3},
+    "legr": {"max_flops": 0.5, "objectives": ("agreement",), "children": 3},
+    "nsga3": {"objectives": ("accuracy", "flops", "params")},
+}
+
+
+def toolbox_for(name: str, **options: Any) -> Any:
+    space = prepared("residual").space
+    plain = fake_genome(space)
+    genome = GENOMES[ALGORITHMS[name].genome](space, Table(space), plain.clusters, **options)
+    return dp.make_toolbox(genome, Fake(space, 2), seed=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_algorithm_contract(name: str) -> None:
+    """Inside the budget; the population keeps its size; nothing good is lost; the same seed, the same run."""
+    budgets = (0.7, 0.5, 0.3)
+
+    def run() -> tuple[Any, Any]:
+        toolbox = toolbox_for(name, max_flops=(0.3, 0.7) if name == "successive" else 0.5)
+        variation = dp.Variation(8, 0.5, 0.5, budgets if name == "successive" else (), 2)
+        loop = dp.Loop(name, toolbox, variation)
+        return toolbox, loop.run(loop.start(8), 5)
+
+    toolbox, state = run()
+    _, again = run()
+    assert [list(ind) for ind in again.population] == [list(ind) for ind in state.population]
+    assert list(again.logbook) == list(state.logbook)
+    space = toolbox.evaluate.func.__self__.genome.space
+    most = 0.7 if name == "successive" else 0.5
+    assert all(dp.flops(space, m) <= most * space.flops for m in toolbox.decode(state.archive))
+    volumes = [record["hypervolume"] for record in state.logbook]
+    assert volumes == sorted(volumes)
+    if name not in BASELINES:
+        assert state.number == 5 and len(state.population) == 8 and volumes[-1] > volumes[0]
+    assert ALGORITHMS[name].summary and ALGORITHMS[name].reference
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_algorithm_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
+    options = {"algorithm": name, **EXTRA.get(name, {})}
+    search(tmp_path / "whole", **options)
+    if name in BASELINES:
+        interrupted(tmp_path / "run", 0, **options)
+    else:
+        interrupted(tmp_path / "run", 2, **options)
+    random.seed(1), np.random.seed(2)
+    resume(tmp_path / "run")
+    assert files(tmp_path / "run") == files(tmp_path / "whole")
+    assert (tmp_path / "run/cache.jsonl").read_bytes() == (tmp_path / "whole/cache.jsonl").read_bytes()
+
+
+def test_successive_budgets_in_one_run(tmp_path: Path) -> None:
+    """One run, networks for 70, 50 and 30 % of the FLOPs."""
+    result = search(tmp_path / "run", algorithm="successive", budgets=(0.7, 0.5, 0.3), generations=5)
+    for budget in (0.7, 0.5, 0.3):
+        assert result.front.best(max_flops=budget).flops <= budget * result.space.flops
+    shares = [record["flops"] for record in result.logbook]
+    assert shares[0] > 0.6 and shares[-1] <= 0.3
+    with pytest.raises(ConfigError, match="algorithm 'successive' and budgets, such as"):
+        search(None, algorithm="successive")
+    with pytest.raises(ConfigError, match="with budgets the objectives end with 'flops'"):
+        search(None, algorithm="successive", budgets=(0.5,), objectives=("accuracy",))
+
+
+def test_aging_forgets_the_oldest() -> None:
+    toolbox = toolbox_for("aging", max_flops=0.5)
+    loop = dp.Loop("aging", toolbox, dp.Variation(1))
+    state = loop.start(6)
+    first = [list(ind) for ind in state.population]
+    loop.run(state, 2)
+    assert [list(ind) for ind in state.population[:4]] == first[2:]
+
+
+def test_cma_learns() -> None:
+    """On a sphere of factors its distribution shrinks around the optimum."""
+    genome = fake_genome(candidates="medoid", max_flops=0.5)
+
+    class Sphere(Fake):
+        def __call__(self, masks: dp.Masks) -> tuple[float, ...]:
+            return (0.0,)
+
+    toolbox = dp.make_toolbox(genome, Sphere(genome.space, 1), seed=0)
+    toolbox.register("evaluate", lambda ind: (-sum((g - 0.3) ** 2 for g in ind),))
+    toolbox.register("map", map)
+    loop = dp.Loop("cma", toolbox, dp.Variation(12))
+    state = loop.start(12)
+    begin = state.logbook[0]["quality"]
+    loop.run(state, 60)
+    assert state.logbook[-1]["quality"] > begin / 20
+    with pytest.raises(ConfigError, match="cma with 3 children a generation can't estimate a distribution; give 4"):
+        dp.Loop("cma", toolbox, dp.Variation(3)).run(loop.start(4), 1)
+
+
+def test_singles_are_every_criterion() -> None:
+    toolbox = toolbox_for("singles", max_flops=0.5)
+    loop = dp.Loop("singles", toolbox, dp.Variation(4))
+    state = loop.run(loop.start(2), 9)
+    genome = toolbox.evaluate.func.__self__.genome
+    assert [list(ind) for ind in state.population] == [genome.single(c) for c in "abc"] and state.number == 0
+    free = dp.Loop("singles", toolbox_for("singles"), dp.Variation(4))
+    assert len(free.start(9).population) == 9
+
+
+def test_an_algorithm_of_your_own() -> None:
+    @dp.register_algorithm("always_dense", reference="this test")
+    def dense(state: dp.Generation, toolbox: Any, variation: dp.Variation) -> list[Any]:
+        """Children that keep everything."""
+        child = toolbox.individual()
+        child[:] = list(toolbox.layout.high)
+        return [child]
+
+    try:
+        assert "always_dense" in dp.algorithms()
+        loop = dp.Loop("always_dense", fake_toolbox(), dp.Variation(1))
+        state = loop.run(loop.start(4), 1)
+        assert max(ind.fitness.values[1] for ind in state.archive) == 1.0
+    finally:
+        ALGORITHMS.remove("always_dense")
+    with pytest.raises(RegistryError, match="unknown algorithm 'nsga4'; did you mean 'nsga3'"):
+        dp.Loop("nsga4", fake_toolbox(), dp.Variation(1))
+    with pytest.raises(ConfigError, match="the population is empty"):
+        dp.eaBlend([], fake_toolbox(), 1, 0.5, 0.5, 1)
+
+
+# ------------------------------------------------------------------ stops
+def run_with(*stops: Any, ngen: int = 30) -> dp.Generation:
+    loop = dp.Loop("mu_plus_lambda", fake_toolbox(), dp.Variation(6), stops=stops)
+    return loop.run(loop.start(6), ngen)
+
+
+def test_stops() -> None:
+    assert run_with(dp.MaxSeconds(0.0)).number == 0
+    state = run_with(dp.MaxEvaluations(20))
+    judged = [record["nevals"] for record in state.logbook]
+    assert sum(judged) >= 20 > sum(judged[:-1])
+    goal = run_with(ngen=10).logbook[6]["hypervolume"]
+    reached = run_with(dp.Target("hypervolume", goal), ngen=10)
+    assert reached.number <= 6 and reached.logbook[-1]["hypervolume"] >= goal > reached.logbook[-2]["hypervolume"]
+    cheap = run_with(dp.Target("flops", 0.99, maximise=False))
+    assert cheap.number == 0
+    patient = dp.Patience(3)
+    state = run_with(patient)
+    values = [record["hypervolume"] for record in state.logbook]
+    if state.number < 30:
+        assert max(values[-3:]) == values[-4]
+
+
+def test_patience_by_hand() -> None:
+    state = dp.Generation(0, [])
+    for number, value in enumerate([1.0, 2.0, 2.0, 3.0, 3.0, 3.0]):
+        state.logbook.record(gen=number, quality=value, loss=-value)
+    assert dp.Patience(2, "quality")(state) and not dp.Patience(3, "quality")(state)
+    assert dp.Patience(2, "loss", maximise=False)(state) and not dp.Patience(3, "loss", maximise=False)(state)
+    assert dp.Patience(5, "quality", least=2.0)(state) and not dp.Patience(6, "quality", least=2.0)(state)
+
+
+def test_a_stopped_run_stays_stopped(tmp_path: Path) -> None:
+    """A stop that follows from the logbook holds for a resumed run too; a longer one is another question."""
+    result = search(tmp_path / "run", max_evaluations=12, generations=8)
+    before = files(tmp_path / "run")
+    assert len(result.logbook) < 9
+    resume(tmp_path / "run")
+    assert files(tmp_path / "run") == before
+
+
+def test_fixed_reference() -> None:
+    volumes = [search(None, reference=r, generations=1).logbook[-1]["hypervolume"] for r in (None, (0, 1), (0, 2))]
+    assert volumes[0] == volumes[1] < volumes[2]
+    with pytest.raises(ConfigError, match=r"reference is \(0.0,\); give one value for each of"):
+        search(None, reference=(0,))
+
+
+def test_operators_by_name() -> None:
+    search(None, mate="cxBlendStages", mutate="mutBlendTrade", generations=1)
+    with pytest.raises(RegistryError, match="unknown mutation 'mutTrade'; did you mean 'mutBlendTrade'"):
+        search(None, mutate="mutTrade")
+
+
+def test_history_is_written_as_the_run_goes(tmp_path: Path) -> None:
+    interrupted(tmp_path / "run", 2)
+    assert (tmp_path / "run/history.csv").read_text().count("\n") in (3, 4)
+
+
+# ------------------------------------------------------------------ choices from a front
+def test_cheapest_that_is_good_enough() -> None:
+    front = front_of(solution(0.6, 0.2, 0.9), solution(0.8, 0.5, 0.3), solution(0.9, 0.9, 0.6))
+    assert front.cheapest(at_least=0.7).values["flops"] == 0.5
+    assert front.cheapest(at_least=0.0, cost="params").values["flops"] == 0.5
+    assert front.cheapest(at_least=0.4, by="flops").values["accuracy"] == 0.6
+    with pytest.raises(BudgetError, match=r"no solution reaches accuracy 0.95; the best has 0.9"):
+        front.cheapest(at_least=0.95)
+    with pytest.raises(BudgetError, match="cost is 'latency'; it is 'flops' or 'params'"):
+        front.cheapest(at_least=0.5, cost="latency")
+
+
+def test_pseudo_weights_by_hand() -> None:
+    front = front_of(solution(0.1, 0.1), solution(0.6, 0.3), solution(0.9, 0.9))
+    weights = front.pseudo_weights()
+    assert weights[0] == pytest.approx([0, 1]) and weights[2] == pytest.approx([1, 0])
+    up, down = 0.5 / 0.8, 0.6 / 0.8
+    assert weights[1] == pytest.approx([up / (up + down), down / (up + down)])
+    assert front.closest({"accuracy": 1}).values["accuracy"] == 0.9
+    assert front.closest({"accuracy": 2, "flops": 2}).values["accuracy"] == 0.6
+    for bad in ({"acc": 1.0}, {"accuracy": 0.0}, {"accuracy": -1.0}):
+        with pytest.raises(BudgetError, match="give weights from 0 up, one of them above, to accuracy, flops"):
+            front.closest(bad)
+
+
+def test_best_of_every_part_of_the_costs() -> None:
+    """One for each part where anything was judged, and nobody there is better."""
+    result = search(None, generations=2)
+    found, space = dp.best_per_bin(result.evaluator, bins=5), result.space
+
+    def part(masks: dp.Masks) -> int:
+        return min(4, dp.flops(space, masks) * 5 // space.flops)
+
+    cache = result.evaluator.cache
+    assert [part(s.masks) for s in found] == sorted({part(m) for m in cache}) and len(found) > 1
+    for s in found:
+        assert s.values["accuracy"] == max(v[0] for m, v in cache.items() if part(m) == part(s.masks))
+        assert s.flops == dp.flops(space, s.masks) and s.params == dp.params(space, s.masks)
+    with pytest.raises(BudgetError, match="bins is 0; give 1 or more"):
+        dp.best_per_bin(result.evaluator, bins=0)
+
+
+def test_callbacks_see_every_generation() -> None:
+    seen: list[int] = []
+    search(None, generations=2, callbacks=[lambda state: seen.append(state.number)])
+    assert seen == [0, 1, 2]

@@ -1,0 +1,220 @@
+"""More than one process: the result is that of one, whoever dies; pickles stay light."""
+
+from __future__ import annotations
+
+import builtins
+import gc
+import importlib.util
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Digits
+from fakes import Fake, fake_genome
+from helpers import prepared
+from test_resume import files, search
+
+import deap_prune as dp
+from deap_prune.errors import ConfigError, RunError
+from deap_prune.evolution import distributed
+from deap_prune.fitness.evaluator import Counters
+
+
+class Known(Fake):
+    """A fake with a cache and counters; a file tells it to kill its process, or to raise."""
+
+    def __init__(self, space: dp.PruningSpace, orders: Path | None = None) -> None:
+        super().__init__(space)
+        self.cache: dict[dp.Masks, tuple[float, ...]] = {}
+        self.counters = Counters()
+        self.orders, self.driver = orders, os.getpid()
+
+    def __call__(self, masks: dp.Masks) -> tuple[float, ...]:
+        if self.orders is not None and os.getpid() != self.driver:
+            with (self.orders.parent / "log").open("a") as log:
+                log.write(f"{os.getpid()}\n")
+            if self.orders.exists() and self.orders.read_text() == "raise":
+                raise dp.errors.MaskError("no such masks")
+            if self.orders.exists() and self.orders.read_text() == "always die":
+                os._exit(1)
+            try:
+                self.orders.unlink()  # whoever takes the order away dies
+            except FileNotFoundError:
+                pass
+            else:
+                os._exit(1)
+        return super().__call__(masks)
+
+
+def draws(n: int) -> list[dp.Masks]:
+    return [dp.Masks.random(prepared("residual").space, keep=0.5, seed=s) for s in range(n)]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("needs the extra 'ray'")
+    ray = distributed._import_ray("local")
+    distributed._connect("local")
+    yield ray
+    ray.shutdown()
+
+
+@pytest.mark.slow
+def test_ray_finds_what_one_process_finds(cluster: Any, tmp_path: Path) -> None:
+    """In order, each once, warnings and errors included; a cluster of this machine alone."""
+    assert all(node["NodeManagerAddress"] == "127.0.0.1" for node in cluster.nodes())
+    alone, evaluate = Known(prepared("residual").space), Known(prepared("residual").space, tmp_path / "orders")
+    masks = draws(6)
+    with distributed.ray_map(evaluate, workers=1) as workers:
+        assert workers.many([*masks, masks[0]]) == [alone(m) for m in [*masks, masks[0]]]
+        assert list(evaluate.cache) == masks and evaluate.counters.candidates == 6
+        assert workers.many(masks[:2]) == [alone(m) for m in masks[:2]]
+        assert evaluate.counters.candidates == 6 and evaluate.counters.cache_hits == 3
+        genome = fake_genome()
+        toolbox = dp.make_toolbox(genome, evaluate, seed=0)
+        toolbox.register("map", workers)
+        population = toolbox.population(n=5)
+        assert toolbox.map(toolbox.evaluate, population) == [alone(m) for m in genome.decode_many(population)]
+        assert toolbox.map(len, population) == [len(population[0])] * 5
+        assert workers.deaths == 0 and len((tmp_path / "log").read_text().split()) == len(evaluate.cache)
+        # a worker dies: nothing is lost, and another one comes
+        (tmp_path / "orders").write_text("die")
+        more = draws(12)[6:]
+        assert workers.many(more) == [alone(m) for m in more] and workers.deaths == 1
+        (tmp_path / "orders").write_text("raise")
+        with pytest.raises(dp.errors.MaskError, match="no such masks"):
+            workers.many(draws(14)[12:13])
+        (tmp_path / "orders").write_text("always die")
+        with pytest.raises(RunError, match="5 Ray workers died judging one candidate; give each more memory"):
+            workers.many(draws(14)[13:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_the_number_of_workers_changes_nothing(cluster: Any, workers: int, tmp_path: Path, digits: Digits) -> None:
+    """Law 5, on a real network."""
+
+    def run(map_: Any) -> list[Any]:
+        evaluate = digits.evaluator()
+        toolbox = dp.make_toolbox(digits.genome(), evaluate, seed=0)
+        if map_:
+            toolbox.register("map", map_(evaluate))
+        state = dp.eaBlend(toolbox.population(n=8), toolbox, 8, 0.5, 0.5, 2)
+        return [(list(ind), ind.fitness.values) for ind in state.archive]
+
+    assert run(lambda evaluate: distributed.ray_map(evaluate, workers=workers, cpus=0.4)) == run(None)
+
+
+@pytest.mark.slow
+def test_a_search_on_ray_is_the_search(tmp_path: Path) -> None:
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("needs the extra 'ray'")
+    distributed._import_ray("local").shutdown()
+    search(tmp_path / "one")
+    search(tmp_path / "two", ray="local")
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+    assert (tmp_path / "two/cache.jsonl").read_bytes() == (tmp_path / "one/cache.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_workers_killed_every_few_seconds(cluster: Any, digits: Digits) -> None:
+    """A run whose workers are killed ends where an undisturbed one does."""
+
+    def killer(state: dp.Generation) -> None:
+        for actor in [*workers._idle][:1]:
+            cluster.kill(actor)  # at the turn of a generation: dead before it gets its next candidate
+
+    evaluate = digits.evaluator()
+    toolbox = dp.make_toolbox(digits.genome(), evaluate, seed=0)
+    with distributed.ray_map(evaluate, workers=2, cpus=0.5) as workers:
+        toolbox.register("map", workers)
+        state = dp.eaBlend(toolbox.population(n=8), toolbox, 8, 0.5, 0.5, 3, callbacks=[killer])
+        assert workers.deaths >= 2
+    toolbox = dp.make_toolbox(digits.genome(), digits.evaluator(), seed=0)
+    whole = dp.eaBlend(toolbox.population(n=8), toolbox, 8, 0.5, 0.5, 3)
+    assert [(list(i), i.fitness.values) for i in state.archive] == [(list(i), i.fitness.values) for i in whole.archive]
+
+
+def test_ray_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = builtins.__import__
+
+    def without(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "ray":
+            raise ImportError(name)
+        return original(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ConfigError, match=r"Ray is not installed; pip install 'deap-prune\[ray\]'"):
+        distributed.ray_map(Known(prepared("residual").space))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra 'ray'")
+def test_bad_numbers_and_settings() -> None:
+    evaluate = Known(prepared("residual").space)
+    with pytest.raises(ConfigError, match="workers is 0; give 1 or more"):
+        distributed.ray_map(evaluate, workers=0)
+    evaluate.options = type("Options", (), {"racing": 0.99})()  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="racing and redrawn images depend on the generation before"):
+        distributed.ray_map(evaluate)
+    with pytest.raises(ConfigError, match="racing and redrawn images depend on the generation before"):
+        pickle.dumps(dp.BlendProblem(fake_genome(), evaluate))
+
+
+# ------------------------------------------------------------------ pools
+def test_pickles_are_light(digits: Digits) -> None:
+    """What a pool pickles for every chunk is a name; the network and the data are written once, without the cache."""
+    evaluate = digits.evaluator()
+    toolbox = dp.make_toolbox(digits.genome(), evaluate, seed=0)
+    (individual,) = toolbox.population(n=1)
+    values = toolbox.evaluate(individual)
+    data = pickle.dumps(toolbox.evaluate)
+    problem = toolbox.evaluate.func.__self__
+    assert len(data) < 1000 and pickle.dumps(toolbox.evaluate) == data
+    assert pickle.loads(data).func.__self__ is problem
+    parcel = Path(problem._folder) / "problem.pt"
+    assert parcel.stat().st_mode & 0o77 == 0 or parcel.parent.stat().st_mode & 0o77 == 0
+    _, _, sent = torch.load(parcel, weights_only=False)
+    assert sent.evaluate.cache == {} and len(evaluate.cache) == 1
+    assert tuple(sent.evaluate(digits.genome().decode(individual))) == values
+    folder = parcel.parent
+    del toolbox, problem, sent
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_what_can_not_be_sent_is_said(digits: Digits) -> None:
+    evaluate = digits.evaluator(forward=lambda model, batch: (model(batch[0]), batch[1]))
+    problem = dp.BlendProblem(digits.genome(), evaluate)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"can't be sent to other processes: .*lambda.*; define"):
+            pickle.dumps(problem.evaluate)
+
+
+def test_each_process_reads_the_problem_once(digits: Digits, tmp_path: Path) -> None:
+    problem = dp.BlendProblem(fake_genome(), Known(prepared("residual").space))
+    individual = problem.population(1)[0]
+    (tmp_path / "evaluate").write_bytes(pickle.dumps(problem.evaluate))
+    code = """
+import pickle, sys
+one, two = (pickle.loads(open(sys.argv[1], "rb").read()) for _ in range(2))
+print(one.__self__ is two.__self__, one(eval(sys.argv[2])))
+"""
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": f"{here}:{here.parent}:{os.environ.get('PYTHONPATH', '')}"}
+    command = [sys.executable, "-c", code, str(tmp_path / "evaluate"), repr(list(individual))]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.stdout.strip() == f"True {problem.evaluate(individual)}", done.stderr
+    folder, key = problem._folder, problem._key
+    distributed._remove(Path(folder), os.getpid())
+    distributed._LOADED.pop(key)
+    with pytest.raises(RunError, match="the process that pickled this toolbox has ended"):
+        distributed.received(key, folder)
+    Path(folder).mkdir()
+    (Path(folder) / "problem.pt").touch()  # for the clean-up at the end
