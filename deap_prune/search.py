@@ -228,7 +228,7 @@ def _run(
                 begin=NextGeneration(evaluator, problem),
                 **({"vary": PreScreen(evaluator, problem, options.prescreen)} if options.prescreen > 1 else {}),
             )
-        front = final_front(problem, evaluator, state)
+        front, evaluator = final_front(problem, evaluator, state, refine=options.refine)
         result = Result(front, state.logbook, genome.space, scores, genome.clusters, evaluator, genome)
         if folder is not None:
             write_result(folder, result.front, result.logbook)
