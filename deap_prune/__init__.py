@@ -10,7 +10,7 @@ from importlib.metadata import version as _version
 
 from deap_prune import errors
 from deap_prune.blending import ALLOCATIONS as _ALLOCATIONS
-from deap_prune.blending import CriteriaClusters, Genome, Layout, cluster, register_allocation
+from deap_prune.blending import CriteriaClusters, Genome, Layout, Stability, cluster, register_allocation, stability
 from deap_prune.criteria import CRITERIA as _CRITERIA
 from deap_prune.criteria import ScoreTable, register_criterion, score
 from deap_prune.errors import PruneError
@@ -31,6 +31,7 @@ from deap_prune.evolution import (
 from deap_prune.finetune import Recipe, accuracy, finetune
 from deap_prune.fitness import OBJECTIVES as _OBJECTIVES
 from deap_prune.fitness import Evaluator, register_objective
+from deap_prune.interop import BlendedImportance
 from deap_prune.reconstruction import refine
 from deap_prune.search import Result, resume, search
 from deap_prune.structure import (
@@ -67,6 +68,7 @@ def allocations() -> dict[str, str]:
 __all__ = [
     "BlendIndividual",
     "BlendProblem",
+    "BlendedImportance",
     "CriteriaClusters",
     "Evaluator",
     "FilterGroup",
@@ -82,6 +84,7 @@ __all__ = [
     "Result",
     "ScoreTable",
     "Solution",
+    "Stability",
     "accuracy",
     "allocations",
     "cluster",
@@ -108,5 +111,6 @@ __all__ = [
     "search",
     "selBlend",
     "slim",
+    "stability",
     "trace",
 ]

@@ -48,8 +48,15 @@ def _plain(text: str) -> str:
 
 
 @_command
-def inspect(config: ConfigPath, set: Overrides = None) -> None:
-    """Show what can be pruned in the config's network: groups, couplings, refusals, cost."""
+def inspect(
+    config: ConfigPath,
+    set: Overrides = None,
+    criteria: Annotated[bool, typer.Option("--criteria", help="Compare the config's criteria as well.")] = False,
+    max_flops: Annotated[float | None, typer.Option(help="Kept share of the FLOPs for their ranking.")] = None,
+    folder: Annotated[Path | None, typer.Option("--out", help="Where criteria.png goes; the config's folder.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Show what can be pruned in the config's network: groups, couplings, refusals, cost; and how criteria compare."""
     from deap_prune.config import load_config
     from deap_prune.structure.trace import trace
     from deap_prune.workspace import Workspace
@@ -57,6 +64,14 @@ def inspect(config: ConfigPath, set: Overrides = None) -> None:
     work = Workspace.open(load_config(config, set or ()))
     space = trace(work.model, work.example, ignore=work.config.search.ignore)
     out.print(_plain(str(space)), highlight=False, soft_wrap=True)
+    if criteria:
+        from deap_prune.ranking import compare_criteria
+
+        target = folder or (config if config.is_dir() else config.parent)
+        target.mkdir(parents=True, exist_ok=True)
+        picture = target / "criteria.png"
+        found = compare_criteria(work, max_flops=max_flops, picture=picture, progress=not quiet)
+        out.print(_plain(f"\n{found}\n\nheat maps in {picture}"), highlight=False, soft_wrap=True)
 
 
 @_command

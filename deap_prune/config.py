@@ -59,6 +59,7 @@ class SearchConfig(_Section):
         description="the pool of criteria that is clustered",
     )
     n_clusters: int | str = Field(default=3, description="clusters a group, or 'auto' (silhouette)")
+    clustering: str = Field(default="kmeans", description="kmeans (on ranks) or agglomerative (on 1 - rho)")
     normaliser: str = Field(default="max", description="max, sum, standard or rank")
     reduction: str = Field(default="mean", description="over a group's layers: mean, sum, max or first")
     allocation: str = Field(
@@ -122,7 +123,7 @@ class SearchConfig(_Section):
         ):
             if name not in known:
                 raise RegistryError(f"unknown {what} '{name}'; {did_you_mean(name, known)}")
-        check_clusters(self.n_clusters)
+        check_clusters(self.n_clusters, self.clustering)
         Settings.of(self.fitness())
         if self.patience is not None and not self.guard:
             raise ConfigError("patience follows the guard images: set guard to how many are held out, such as 500")

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from deap_prune.blending.clusters import CriteriaClusters
 from deap_prune.evolution.front import ParetoFront
 
 INK, BLUE, ORANGE = "#1b1f24", "#1f6feb", "#d9622b"
@@ -51,3 +56,64 @@ def plot_front(
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right", fontsize=8)
     figure.savefig(path)
+
+
+def plot_agreement(clusters: CriteriaClusters, path: str | Path, *, title: str = "", columns: int = 8) -> None:
+    """Draw Spearman's rho between criteria: the mean over the network large, and every layer small below it.
+
+    Criteria that agree stand side by side (the order of a hierarchical clustering of the means); a criterion that does
+    not apply to a layer is left blank there.
+
+    Args:
+        clusters: What ``dp.cluster`` found.
+        path: Picture to write; its suffix chooses the format.
+        title: Above the picture.
+        columns: Layers in a row.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names, mean = clusters.correlation()
+    order = _side_by_side(mean)
+    rows = -(-len(clusters.groups) // columns)
+    side = 1.6 + 0.3 * len(names)
+    figure = Figure(figsize=(max(side + 1, 7), side + 1.15 * rows), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    halves: Any = figure.subfigures(2, 1, height_ratios=(side, 1.15 * rows))
+    above, below = halves
+    axes = above.add_subplot()
+    image = _heat(axes, mean[np.ix_(order, order)])
+    axes.set_xticks(range(len(order)), [names[i] for i in order], rotation=90, fontsize=7)
+    axes.set_yticks(range(len(order)), [names[i] for i in order], fontsize=7)
+    axes.set_title(
+        f"{title}: Spearman's rho, mean over {len(clusters.groups)} layers", loc="left", fontsize=9, color=INK
+    )
+    above.colorbar(image, ax=axes, shrink=0.7)
+    panels = below.subplots(rows, columns, squeeze=False)
+    for panel in panels.flat:
+        panel.set_axis_off()
+    for panel, (name, group) in zip(panels.flat, clusters.groups.items(), strict=False):
+        at = {criterion: i for i, criterion in enumerate(group.criteria)}
+        whole = np.full((len(names), len(names)), np.nan)
+        found = [i for i, criterion in enumerate(names) if criterion in at]
+        index = [at[names[i]] for i in found]
+        whole[np.ix_(found, found)] = group.correlation[np.ix_(index, index)]
+        _heat(panel, whole[np.ix_(order, order)])
+        panel.set_title(name, fontsize=5, color=INK, pad=2)
+    figure.savefig(path)
+
+
+def _heat(axes: Any, values: NDArray[np.float64]) -> Any:
+    return axes.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+
+
+def _side_by_side(rho: NDArray[np.float64]) -> list[int]:
+    """Order in which what agrees is near each other."""
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+
+    if len(rho) < 3:
+        return list(range(len(rho)))
+    distance = 1 - (rho + rho.T) / 2
+    np.fill_diagonal(distance, 0.0)
+    return [int(i) for i in leaves_list(linkage(squareform(np.clip(distance, 0, 2)), "average", optimal_ordering=True))]

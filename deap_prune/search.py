@@ -302,7 +302,7 @@ def prepare(
     genome = Genome(
         space,
         scores,
-        cluster(scores, n_clusters=options.n_clusters, seed=options.seed),
+        cluster(scores, n_clusters=options.n_clusters, method=options.clustering, seed=options.seed),
         allocation=options.allocation,
         max_flops=options.max_flops,
         normaliser=options.normaliser,

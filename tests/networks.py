@@ -369,12 +369,20 @@ NETWORKS: dict[str, Callable[[], Example]] = {
     "flip": lambda: Example(Head(Flip(), 6, 4), torch.randn(IMAGE)),
     "digits_resnet": lambda: Example(zoo.digits_resnet(), torch.randn(1, 1, 8, 8)),
     "resnet20_a": lambda: Example(zoo.resnet20(10, "A"), torch.randn(1, 3, 16, 16)),
+    "polyphase": lambda: Example(zoo.digits_resnet(width=6, shift_invariant=True), torch.randn(1, 1, 8, 8)),
+    "points": lambda: Example(
+        zoo.PointClassifier(2, 5, widths=(6, 9, 7), dims=3), (torch.randn(1, 2, 12), torch.randn(1, 12, 3))
+    ),
+    "points_by_name": lambda: Example(
+        zoo.PointClassifier(1, 3, widths=(4, 6)), {"features": torch.randn(1, 1, 7), "points": torch.randn(1, 7, 2)}
+    ),
     "resnet20_b": lambda: Example(zoo.resnet20(100, "B"), torch.randn(1, 3, 16, 16)),
 }
 
 LARGE: dict[str, Callable[[], Example]] = {
     "resnet56_a": lambda: Example(zoo.resnet56(10, "A"), torch.randn(1, 3, 16, 16)),
     "vgg16": lambda: Example(zoo.vgg16(10), torch.randn(1, 3, 16, 16)),
+    "polyphase_a": lambda: Example(zoo.cifar_resnet(14, 10, "A", shift_invariant=True), torch.randn(1, 3, 16, 16)),
 }
 
 

@@ -63,7 +63,7 @@ def test_no_torch_in_blending_and_operators(folder: str) -> None:
     assert offenders(folder, ("torch", "torchvision")) == []
 
 
-UP = ("search", "cli", "workspace", "report", "plot", "config")
+UP = ("search", "cli", "workspace", "report", "plot", "config", "ranking", "interop")
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,18 @@ def test_own_criterion(tmp_path):
     assert "linf" in run("own_criterion.py", "--epochs", "1", cwd=tmp_path)
 
 
+def test_shift_invariance(tmp_path):
+    """Whatever the training gives, shifts change no label of the polyphase network: untrained to fine-tuned."""
+    lines = run("shift_invariance.py", "--generations", "0", "--epochs", "1", cwd=tmp_path).splitlines()
+    figures = [line.split()[-2:] for line in lines if line.startswith("polyphase")]
+    assert [consistency for consistency, _ in figures] == ["100.0%"] * 4
+    assert [float(share.rstrip("%")) <= 50 for _, share in figures] == [False, False, True, True]
+
+
+def test_point_sets(tmp_path):
+    assert "of the FLOPs; test accuracy" in run("point_sets.py", "--generations", "0", "--epochs", "1", cwd=tmp_path)
+
+
 @pytest.mark.slow
 def test_demo(tmp_path):
     """The main job whole: trained, searched, compared, slimmed, fine-tuned; a second run gets its own folder."""

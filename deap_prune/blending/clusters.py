@@ -1,19 +1,19 @@
 """Stage one: criteria that rank a layer's filters alike form a cluster (He et al. 2021, arXiv 2107.05033).
 
 For rank vectors a, b of n filters, ||a - b||^2 = n (n^2 - 1) / 6 * (1 - rho) with Spearman's rho (no ties), so k-means
-on rank vectors clusters by Spearman correlation.
+on rank vectors clusters by Spearman correlation. Agglomerative clustering (average linkage) works on 1 - rho itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deap_prune.errors import ConfigError
+from deap_prune.errors import ConfigError, RegistryError, did_you_mean
 
 Scores = NDArray[np.float64]
 
@@ -74,12 +74,26 @@ class CriteriaClusters:
 
     def correlation(self) -> tuple[tuple[str, ...], NDArray[np.float64]]:
         """Criteria, and Spearman's rho between them, averaged over the groups where both apply."""
+        return self._mean({name: group.correlation for name, group in self.groups.items()})
+
+    def overlap(self, share: float = 0.5) -> tuple[tuple[str, ...], NDArray[np.float64]]:
+        """Criteria, and the share of the lowest filters that two have in common, averaged likewise.
+
+        Full-rank agreement is not enough: only the ranking near the cut changes a mask.
+
+        Args:
+            share: Of each group's filters, how many would go (at least one).
+        """
+        pruned = {name: max(1, round(share * group.ranks.shape[1])) for name, group in self.groups.items()}
+        return self._mean({name: group.overlap(pruned[name]) for name, group in self.groups.items()})
+
+    def _mean(self, tables: Mapping[str, NDArray[np.float64]]) -> tuple[tuple[str, ...], NDArray[np.float64]]:
         names = tuple(dict.fromkeys(name for group in self.groups.values() for name in group.criteria))
         at = {name: i for i, name in enumerate(names)}
         total, count = np.zeros((len(names), len(names))), np.zeros((len(names), len(names)))
-        for group in self.groups.values():
+        for name, group in self.groups.items():
             index = np.ix_([at[n] for n in group.criteria], [at[n] for n in group.criteria])
-            total[index] += group.correlation
+            total[index] += tables[name]
             count[index] += 1
         return names, total / np.maximum(count, 1)
 
@@ -90,19 +104,21 @@ class CriteriaClusters:
         )
 
 
-def cluster(scores: Scored, *, n_clusters: int | str = 3, seed: int = 0) -> CriteriaClusters:
-    """Cluster the criteria of every group by how they rank its filters: k-means on rank vectors.
+def cluster(scores: Scored, *, n_clusters: int | str = 3, method: str = "kmeans", seed: int = 0) -> CriteriaClusters:
+    """Cluster the criteria of every group by how they rank its filters.
 
     Args:
         scores: A score table.
         n_clusters: Clusters a group (fewer where fewer criteria differ), or ``"auto"``: the number from 2 up with
             the best silhouette on 1 - rho.
+        method: ``"kmeans"`` on rank vectors, or ``"agglomerative"`` on 1 - rho (average linkage).
         seed: Of k-means.
 
     Raises:
         ConfigError: If ``n_clusters`` is neither a positive number nor "auto", or a group has no criterion.
+        RegistryError: If the method is unknown.
     """
-    check_clusters(n_clusters)
+    check_clusters(n_clusters, method)
     from scipy.stats import rankdata  # slow to import: when first used
 
     groups = {}
@@ -112,17 +128,21 @@ def cluster(scores: Scored, *, n_clusters: int | str = 3, seed: int = 0) -> Crit
         criteria = tuple(by_criterion)
         ranks = np.stack([rankdata(by_criterion[c]) for c in criteria])
         rho = spearman(ranks)
-        labels = _best_labels(ranks, rho, seed) if n_clusters == "auto" else _kmeans(ranks, int(n_clusters), seed)
+        split = METHODS[method]
+        labels = _best_labels(split, ranks, seed) if n_clusters == "auto" else split(ranks, int(n_clusters), seed)
         groups[name] = GroupClusters(criteria, labels, rho, ranks)
     return CriteriaClusters(groups)
 
 
-def check_clusters(n_clusters: int | str) -> None:
-    """A positive number, or "auto".
+def check_clusters(n_clusters: int | str, method: str = "kmeans") -> None:
+    """A positive number, or "auto"; and a known method.
 
     Raises:
-        ConfigError: If it is neither.
+        ConfigError: If the number is neither.
+        RegistryError: If the method is unknown.
     """
+    if method not in METHODS:
+        raise RegistryError(f"unknown clustering method '{method}'; {did_you_mean(method, METHODS)}")
     if n_clusters != "auto" and not (isinstance(n_clusters, int) and n_clusters >= 1):
         raise ConfigError(f"n_clusters is {n_clusters!r}; give a whole number from 1 up, or 'auto'")
 
@@ -137,28 +157,59 @@ def spearman(ranks: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _kmeans(ranks: NDArray[np.float64], k: int, seed: int) -> NDArray[np.intp]:
-    """k-means labels, renumbered in order of first appearance; identical rank vectors always share a cluster."""
+    """k-means labels; identical rank vectors always share a cluster."""
     from sklearn.cluster import KMeans
 
     distinct, inverse = np.unique(ranks, axis=0, return_inverse=True)
     labels = inverse.reshape(-1)
     if k < len(distinct):
         labels = KMeans(n_clusters=k, n_init=10, random_state=seed).fit(ranks).labels_
+    return _renumbered(labels)
+
+
+def _agglomerative(ranks: NDArray[np.float64], k: int, seed: int) -> NDArray[np.intp]:
+    """Labels of average linkage on 1 - rho; identical rank vectors always share a cluster."""
+    from scipy.cluster.hierarchy import cut_tree, linkage
+    from scipy.spatial.distance import squareform
+
+    distinct, inverse = np.unique(ranks, axis=0, return_inverse=True)
+    inverse = inverse.reshape(-1)
+    if k >= len(distinct):
+        return _renumbered(inverse)
+    tree = linkage(squareform(_distance(distinct), checks=False), "average")
+    return _renumbered(cut_tree(tree, n_clusters=k)[:, 0][inverse])
+
+
+METHODS: Mapping[str, Callable[[NDArray[np.float64], int, int], NDArray[np.intp]]] = {
+    "kmeans": _kmeans,
+    "agglomerative": _agglomerative,
+}
+
+
+def _renumbered(labels: NDArray[np.intp]) -> NDArray[np.intp]:
+    """The same clusters, numbered in order of first appearance."""
     seen: dict[int, int] = {}
     return np.array([seen.setdefault(int(label), len(seen)) for label in labels], dtype=np.intp)
 
 
-def _best_labels(ranks: NDArray[np.float64], rho: NDArray[np.float64], seed: int) -> NDArray[np.intp]:
+def _distance(ranks: NDArray[np.float64]) -> NDArray[np.float64]:
+    distance = 1 - spearman(ranks)
+    np.fill_diagonal(distance, 0.0)
+    return distance
+
+
+def _best_labels(
+    split: Callable[[NDArray[np.float64], int, int], NDArray[np.intp]], ranks: NDArray[np.float64], seed: int
+) -> NDArray[np.intp]:
     from sklearn.metrics import silhouette_score
 
     distinct = len(np.unique(ranks, axis=0))
     if distinct <= 2:
-        return _kmeans(ranks, distinct, seed)
-    distance = 1 - rho
-    np.fill_diagonal(distance, 0.0)
-    best, best_score = _kmeans(ranks, 1, seed), -np.inf
+        return split(ranks, distinct, seed)
+    distance = _distance(ranks)
+    best, best_score = split(ranks, 1, seed), -np.inf
     for k in range(2, distinct):
-        labels = _kmeans(ranks, k, seed)
+        labels = split(ranks, k, seed)
         value = silhouette_score(distance, labels, metric="precomputed")
         if value > best_score:
             best, best_score = labels, value

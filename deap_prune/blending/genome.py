@@ -147,6 +147,22 @@ class Genome:
         Raises:
             ConfigError: If the individual has another length than the layout, or holds NaN.
         """
+        genes = self._genes(individual)
+        importance, shares = self._read(genes)
+        budget = float(genes[-1]) if self._has_budget_gene else self.max_flops
+        return self._keep_best(importance, self._count(importance, shares, budget))
+
+    def importance(self, individual: Sequence[float]) -> dict[str, Scores]:
+        """The blended scores of every group, shape (filters,), that an individual stands for; larger = keep.
+
+        Raises:
+            ConfigError: As :meth:`decode`.
+        """
+        blended, _ = self._read(self._genes(individual))
+        return {group.name: scores for group, scores in zip(self.space.groups, blended, strict=True)}
+
+    def _genes(self, individual: Sequence[float]) -> NDArray[np.float64]:
+        """The genes inside their bounds."""
         if len(individual) != len(self.layout):
             raise ConfigError(f"the individual has {len(individual)} genes; this genome has {len(self.layout)}")
         try:
@@ -156,7 +172,10 @@ class Genome:
             raise ConfigError(f"gene {wrong} of the individual is {individual[wrong]!r}; genes are numbers") from error
         if np.isnan(genes).any():
             raise ConfigError(f"gene {int(np.isnan(genes).argmax())} of the individual is NaN")
-        genes = np.clip(genes, self.layout.low, self.layout.high)
+        return np.asarray(np.clip(genes, self.layout.low, self.layout.high))
+
+    def _read(self, genes: NDArray[np.float64]) -> tuple[tuple[Scores, ...], NDArray[np.float64]]:
+        """Blended scores and keep genes of every group."""
         importance, shares, place = [], np.ones(len(self.space.groups)), 0
         for number, group in enumerate(self.space.groups):
             clusters = self._members[group.name]
@@ -166,8 +185,7 @@ class Genome:
             if self.allocation.genes:
                 shares[number] = genes[place]
                 place += 1
-        budget = float(genes[-1]) if self._has_budget_gene else self.max_flops
-        return self._keep_best(tuple(importance), self._count(tuple(importance), shares, budget))
+        return tuple(importance), shares
 
     def _blend(self, name: str, pairs: NDArray[np.float64]) -> Scores:
         """sum_k factor_k * score_k, with factors scaled to sum to 1 (they count only up to scale)."""

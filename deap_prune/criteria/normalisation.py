@@ -11,3 +11,9 @@ from deap_prune.criteria.registry import register_criterion
 def bn_scale(scale: Tensor) -> Tensor:
     """Absolute scale of the batch normalisation after the filter: |gamma|."""
     return scale.abs()
+
+
+@register_criterion("bn_shift", needs="shift", reference="Huang et al. 2021, arXiv 2004.11627")
+def bn_shift(shift: Tensor) -> Tensor:
+    """Absolute shift of the batch normalisation after the filter: |beta|."""
+    return shift.abs()

@@ -12,14 +12,34 @@ from deap_prune.registry import Registry
 
 # What a criterion may ask for, filter by filter: one tensor for each layer of the group that has it.
 STATISTICS = {
+    # read off the weights
     "weight": "(filters, k): the filters of a convolution or linear layer, flattened",
-    "weight_taylor": "(batches, filters): sum over the filter of weight x dL/dweight",
+    "out_weight": "(filters, k): the weights by which a next layer multiplies the filter's channel",
     "scale": "(filters,): the normalisation's scale, gamma",
     "shift": "(filters,): the normalisation's shift, beta",
-    "gate_taylor": "(batches, filters): gamma dL/dgamma + beta dL/dbeta, the change when a unit gate closes",
+    "filter_flops": "(filters,): multiply-adds that go with one filter of the group",
+    "noise": "(filters,): uniform noise from the seed",
+    # one pass: forward, and backward where a gradient is asked for
     "activation_mean": "(filters,): mean |activation| as the next layers read it, over images and positions",
     "activation_rate": "(filters,): share of activations above zero, only where the next layers read a ReLU's output",
-    "noise": "(filters,): uniform noise from the seed",
+    "activation_pooled": "(images, filters): mean over positions of what a next layer reads",
+    "activation_taylor": "(images, filters): sum over positions of activation x dL/dactivation in a next layer",
+    "group_taylor": "(images, filters): the same, summed over all next layers of the group",
+    "weight_taylor": "(batches, filters): sum over the filter of weight x dL/dweight",
+    "gate_taylor": "(batches, filters): gamma dL/dgamma + beta dL/dbeta, the change when a unit gate closes",
+    "gradient": "(filters, k): dL/dweight, mean over the images",
+    "gradient_square": "(filters, k): the square of one image's dL/dweight, mean over the images",
+    "output_square": "(filters,): the square of the layer's output without its bias, mean over images and positions",
+    "output_gradient_square": "(filters,): the square of one image's dL/doutput, mean over images and positions",
+    # a pass of their own
+    "hessian_gradient": "(filters, k): the loss's Hessian times its gradient (a second backward pass)",
+    "flow_gradient": "(filters, k): dR/d|weight| of the network of absolute weights, R its output for ones",
+    "map_rank": "(filters,): rank of the feature map, mean over images, where it is one",
+    "independence": "(filters,): nuclear norm that the feature maps lose without the filter's, mean over images",
+    "contribution": "(filters, samples): what the filter alone adds to outputs of a next layer, drawn at random",
+    "loss_rise": "(filters,): rise of the loss when the next layers read zero instead of the filter",
+    "divergence": "(filters,): KL divergence from the network's outputs to those without the filter, in nats",
+    "attention": "(filters,): mean gate of a squeeze-and-excitation block trained before the next layer",
 }
 
 Score = Callable[..., Tensor]

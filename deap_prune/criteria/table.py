@@ -66,25 +66,29 @@ class ScoreTable:
 def score(
     model: nn.Module,
     space: PruningSpace,
-    calibration: Data | None = None,
+    calibration: Data | Tensor | None = None,
     *,
     criteria: Iterable[str] = ("l1", "fpgm", "bn_scale", "taylor_gate", "mean_activation"),
     reduction: str = "mean",
     forward: Forward | None = None,
     loss: Loss = F.cross_entropy,
+    labels: bool = True,
     seed: int = 0,
     progress: bool = False,
 ) -> ScoreTable:
-    """Score every filter by every criterion, in one pass over the calibration data.
+    """Score every filter by every criterion: one pass over the calibration data, and those few more that some need.
 
     Args:
         model: The network that was traced; it comes back unchanged.
         space: Its space.
-        calibration: Batches or a pair of tensors; may be None for criteria on weights alone.
+        calibration: Batches or a pair of tensors; may be None for criteria on weights alone, and inputs alone
+            without labels.
         criteria: Registry names (``dp.criteria()`` lists them).
         reduction: How a group's layers are put together: mean, sum, max or first.
         forward: Function of (model, batch) to (outputs, targets).
-        loss: Function of (outputs, targets), for gradient criteria.
+        loss: Function of (outputs, targets) to the mean over a batch, for gradient criteria.
+        labels: False: no targets (self-supervised networks); criteria on the loss ask how far the network's own outputs
+            or features move instead.
         seed: Of the random criterion.
         progress: Show a bar.
 
@@ -101,7 +105,15 @@ def score(
         raise DataError(f"unknown reduction '{reduction}'; known: {', '.join(REDUCTIONS)}")
     needs = {need for criterion in chosen for need in criterion.needs}
     statistics = collect(
-        model, space, calibration, needs=needs, forward=forward, loss=loss, seed=seed, progress=progress
+        model,
+        space,
+        calibration,
+        needs=needs,
+        forward=forward,
+        loss=loss,
+        labels=labels,
+        seed=seed,
+        progress=progress,
     )
     table: dict[str, dict[str, Scores]] = {}
     for group in space.groups:
@@ -115,8 +127,7 @@ def score(
 
 def _score_group(criterion: Criterion, group: FilterGroup, statistics: Statistics, reduction: str) -> Scores | None:
     """A group's scores: the criterion on each of its layers, reduced; None where it does not apply."""
-    columns = [statistics.of(group, need) for need in criterion.needs]
-    layers = [criterion.score(*tensors).double() for tensors in zip(*columns, strict=False)]
+    layers = [criterion.score(*tensors).double() for tensors in statistics.of(group, *criterion.needs)]
     if not layers:
         return None
     scores = REDUCTIONS[reduction](torch.stack(layers)).cpu().numpy()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from deap_prune.batches import (
     Data,
@@ -22,7 +23,6 @@ from deap_prune.batches import (
     default_forward,
     first_forward,
     resolve_device,
-    to_batches,
 )
 from deap_prune.errors import DataError
 from deap_prune.fitness.builder import Builder
@@ -30,9 +30,9 @@ from deap_prune.fitness.executors import Executor, make_executor
 from deap_prune.fitness.fold import find_pairs
 from deap_prune.fitness.objectives import OBJECTIVES
 from deap_prune.fitness.racing import Floats, Rivals
-from deap_prune.fitness.sampling import EVERYTHING, first_samples, full_precision, load
+from deap_prune.fitness.sampling import EVERYTHING, channels_last, first_samples, full_precision, load
 from deap_prune.fitness.settings import Counters, Settings
-from deap_prune.fitness.verdict import Values, Verdict
+from deap_prune.fitness.verdict import Part, Values, Verdict
 from deap_prune.reconstruction import reconstruction_error
 from deap_prune.structure.masking import masked
 from deap_prune.structure.masks import Masks
@@ -271,11 +271,14 @@ class Evaluator:
             data: Other data, for instance the test images, once, at the end.
         """
         start = time.perf_counter()
-        batches = self._all if data is None else to_batches(data, name="data", device=self.device)
+        batches = self._all if data is None else load(data, "data", True, self.options.batch_size, self.device)
         with torch.no_grad(), full_precision():
             outputs = [self.forward(network, batch) for batch in batches]
+            dense = self._verdict.dense_outputs(batches)
+            run = partial(self.forward, network)
             parts = [
-                (out, target, d) for (out, target), d in zip(outputs, self._verdict.dense_outputs(batches), strict=True)
+                (out, target, d, partial(self._rerun, run, batch))
+                for batch, (out, target), d in zip(batches, outputs, dense, strict=True)
             ]
             found = self._verdict.values(masks, parts)
         self.counters.samples += sum(count_samples(b) for b in batches)
@@ -300,13 +303,13 @@ class Evaluator:
             return self._verdict.values(masks, []), True
         network = self._build(masks)
         start = time.perf_counter()
-        parts: list[Any] = []
+        parts: list[Part] = []
         losses = np.zeros(0)
         estimate = None
         with torch.no_grad(), full_precision():
             self._executor.load(network, masks)
             for batch, dense in self._sample:
-                parts.append((*self._executor(batch), dense))
+                parts.append((*self._executor(batch), dense, partial(self._rerun, self._executor, batch)))
                 self.counters.samples += count_samples(batch)
                 if self.options.racing is not None:
                     losses = np.append(losses, self._verdict.losses(parts[-1]))
@@ -318,6 +321,11 @@ class Evaluator:
             self._losses[masks] = losses
         self.counters.clock("forward", start, self.device)
         return values, estimate is None
+
+    def _rerun(self, run: Callable[[Any], tuple[Any, Any]], batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
+        """Outputs on a changed batch."""
+        self.counters.samples += count_samples(batch)
+        return run(channels_last(tree_map(lambda x: change(x) if isinstance(x, Tensor) else x, batch)))[0]
 
     def _draw(self) -> list[tuple[Any, Any]]:
         """The batches of the generation, each with the dense network's outputs for it (None if nobody needs them)."""

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deap_prune.errors import DataError
 from deap_prune.registry import Registry
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
 from deap_prune.structure.space import flops as count_flops
 from deap_prune.structure.space import params as count_params
 
-PerSample = Callable[[Any, Any, Any], Tensor]
+PerSample = Callable[..., Tensor]
+Rerun = Callable[[Callable[[Tensor], Tensor]], Any]
 OfMasks = Callable[[PruningSpace, Masks], float]
 
 
@@ -31,10 +34,13 @@ class Objective:
     Attributes:
         maximise: Direction.
         worst: What a NaN or infinite value becomes.
-        batch: Function of (outputs, targets, dense_outputs) to values of shape (samples, ...); None for a cost.
+        batch: Function of (outputs, targets, dense_outputs) to values of shape (samples, ...); None for a cost. With
+            ``needs_network`` a fourth argument, ``rerun``, is a function of a change: the network's outputs on the
+            same batch with the change (a function of a tensor) applied to each of its tensors.
         finish: Function of (sum over all samples, number of samples) to the value.
         of_masks: For a cost: function of (space, masks).
         needs_dense: ``batch`` looks at the dense network's outputs.
+        needs_network: ``batch`` runs the pruned network again, on changed inputs.
     """
 
     name: str
@@ -46,6 +52,7 @@ class Objective:
     finish: Callable[[Tensor, int], float] = _mean
     of_masks: OfMasks | None = None
     needs_dense: bool = False
+    needs_network: bool = False
 
     @property
     def weight(self) -> float:
@@ -64,6 +71,7 @@ def register_objective(
     reference: str = "",
     cost: bool = False,
     needs_dense: bool = False,
+    needs_network: bool = False,
     finish: Callable[[Tensor, int], float] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Add an objective: decorate ``f(outputs, targets, dense_outputs) -> (samples, ...)``, or with ``cost=True``
@@ -76,6 +84,8 @@ def register_objective(
         reference: Paper.
         cost: The objective follows from the masks alone.
         needs_dense: The dense network's outputs are wanted (else ``dense_outputs`` is None).
+        needs_network: The function takes a fourth argument, ``rerun``: ``rerun(change)`` gives the pruned network's
+            outputs on the same batch, each tensor in it changed by ``change`` (shifts, noise, other sizes, ...).
         finish: Function of (sum over samples, number of samples) to the value; the mean if left out.
 
     Raises:
@@ -94,6 +104,7 @@ def register_objective(
                 batch=None if cost else function,
                 of_masks=function if cost else None,
                 needs_dense=needs_dense,
+                needs_network=needs_network,
                 **({"finish": finish} if finish else {}),
             )
         )
@@ -105,16 +116,25 @@ def register_objective(
 @register_objective("accuracy", maximise=True, worst=0.0)
 def accuracy(outputs: Tensor, targets: Tensor, dense_outputs: None) -> Tensor:
     """Share of samples whose largest output is the label (top-1), in [0, 1]."""
-    correct = (outputs.argmax(dim=1) == targets).float()
-    return torch.where(
-        outputs.isfinite().flatten(1).all(dim=1).view(-1, *[1] * (correct.dim() - 1)), correct, torch.nan
-    )
+    scores = _scores(outputs)
+    return _where_finite(scores, (scores.argmax(dim=1) == targets).float())
+
+
+def _scores(outputs: Tensor | Mapping[str, Tensor]) -> Tensor:
+    """The outputs, or what a dict has under "out" (torchvision's segmentation networks)."""
+    return outputs["out"] if isinstance(outputs, Mapping) else outputs
+
+
+def _where_finite(outputs: Tensor, values: Tensor) -> Tensor:
+    """Values of shape (samples, ...), NaN for samples whose outputs are not finite."""
+    finite = outputs.isfinite().flatten(1).all(dim=1)
+    return torch.where(finite.view(-1, *[1] * (values.dim() - 1)), values, torch.nan)
 
 
 @register_objective("loss", maximise=False, worst=1e6)
 def loss(outputs: Tensor, targets: Tensor, dense_outputs: None) -> Tensor:
     """Mean cross-entropy, in nats."""
-    return F.cross_entropy(outputs.float(), targets, reduction="none")
+    return F.cross_entropy(_scores(outputs).float(), targets, reduction="none")
 
 
 @register_objective(
@@ -122,8 +142,88 @@ def loss(outputs: Tensor, targets: Tensor, dense_outputs: None) -> Tensor:
 )
 def agreement(outputs: Tensor, targets: Tensor, dense_outputs: Tensor) -> Tensor:
     """Mean KL divergence from the dense network's outputs to the pruned one's, in nats; needs no labels."""
-    dense, pruned = dense_outputs.float().log_softmax(dim=1), outputs.float().log_softmax(dim=1)
+    dense, pruned = (_scores(x).float().log_softmax(dim=1) for x in (dense_outputs, outputs))
     return F.kl_div(pruned, dense, log_target=True, reduction="none").sum(dim=1)
+
+
+def _mean_iou(total: Tensor, samples: int) -> float:
+    """Mean of intersection / union over the classes that occur; they count alike, however large they are."""
+    intersection, union = total
+    return float((intersection / union)[union != 0].mean())
+
+
+@register_objective("miou", maximise=True, worst=0.0, finish=_mean_iou, reference="Everingham et al. 2010, PASCAL VOC")
+def miou(outputs: Tensor | Mapping[str, Tensor], targets: Tensor, dense_outputs: None) -> Tensor:
+    """Mean intersection over union of the classes, in [0, 1]; labels below 0, and 255, mark what is left out.
+
+    Args:
+        outputs: Shape (N, classes, ...), or a dict with that under "out" (torchvision's segmentation networks).
+        targets: Labels, shape (N, ...).
+        dense_outputs: Not needed.
+
+    Returns:
+        Intersections and unions of each sample, in positions, shape (N, 2, classes); the areas are summed over all
+        samples before the ratio is taken.
+
+    Raises:
+        DataError: If a label is outside the classes.
+    """
+    scores = _scores(outputs)
+    n, classes = scores.shape[:2]
+    known = (targets >= 0) & ((targets != 255) | (classes > 255))
+    if bool((targets[known] >= classes).any()):
+        raise DataError(
+            f"labels reach {int(targets[known].max())}; the network has classes 0 to {classes - 1} (mark what is to be "
+            "left out by 255 or a negative label)"
+        )
+    first = (torch.arange(n, device=targets.device) * (classes + 1)).view(-1, *[1] * (targets.dim() - 1))
+
+    def areas(labels: Tensor, where: Tensor) -> Tensor:
+        index = labels.where(where, classes) + first  # one bin more for what is left out
+        return torch.bincount(index.flatten(), minlength=n * (classes + 1)).view(n, -1)[:, :classes]
+
+    found = scores.argmax(dim=1)
+    hits = areas(targets, known & (found == targets))
+    unions = areas(targets, known) + areas(found, known) - hits
+    return _where_finite(scores, torch.stack([hits, unions], dim=1).double())
+
+
+SHIFTS = ((0, 1), (1, 0), (1, 1), (2, 3), (3, 2))
+"""Rows and columns that ``shift_consistency`` shifts by: every offset of a grid with stride 2, and some of 4."""
+
+
+@register_objective(
+    "shift_consistency",
+    maximise=True,
+    worst=0.0,
+    needs_network=True,
+    reference="Chaman and Dokmanic 2021, arXiv 2011.14214",
+)
+def shift_consistency(outputs: Tensor, targets: Any, dense_outputs: None, rerun: Rerun) -> Tensor:
+    """Share of images whose label (largest output) stays the same under five circular shifts, in [0, 1].
+
+    Every tensor (N, C, H, W) of the batch is shifted. It says nothing of whether the label is right.
+
+    Raises:
+        DataError: If the network does not give one label for an image, or the batch holds no images.
+    """
+    labels, images = outputs.argmax(dim=1), []
+
+    def moved(by: tuple[int, int], x: Tensor) -> Tensor:
+        if x.dim() != 4:
+            return x
+        images.append(x)
+        return x.roll(by, dims=(2, 3))
+
+    same = torch.ones_like(labels, dtype=torch.bool)
+    for shift in SHIFTS:
+        same &= rerun(partial(moved, shift)).argmax(dim=1) == labels
+    if labels.dim() != 1 or not images:
+        raise DataError(
+            "shift_consistency compares one label for each image: it takes outputs (N, classes) and batches with "
+            f"images (N, C, H, W), not outputs {tuple(outputs.shape)} of {len(images)} image tensors"
+        )
+    return _where_finite(outputs, same.float())
 
 
 @register_objective(
@@ -141,11 +241,12 @@ def params(space: PruningSpace, masks: Masks) -> float:
 
 
 @torch.no_grad()
-def judge(objective: Objective, parts: list[tuple[Any, Any, Any]]) -> float:
-    """Value of a data objective over (outputs, targets, dense_outputs) of all batches."""
+def judge(objective: Objective, parts: Sequence[tuple[Any, Any, Any, Rerun]]) -> float:
+    """Value of a data objective over (outputs, targets, dense_outputs, rerun) of all batches."""
     total, samples = None, 0
     for part in parts:
-        values = objective.batch(*part) if objective.batch else torch.zeros(1)
+        given = part if objective.needs_network else part[:3]
+        values = objective.batch(*given) if objective.batch else torch.zeros(1)
         summed = values.double().sum(dim=0)
         total = summed if total is None else total + summed
         samples += len(values)

@@ -44,7 +44,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def count_flops(model: nn.Module, call: Call) -> tuple[int, dict[str, int]]:
+def count_flops(model: nn.Module, call: Call, *, consume: bool = False) -> tuple[int, dict[str, int]]:
     """Multiply-adds as fvcore counts them, eval mode, and the operators that it does not count.
 
     ``padding="same"`` convolutions, which fvcore counts as nothing, are counted by its own formula.
@@ -52,6 +52,7 @@ def count_flops(model: nn.Module, call: Call) -> tuple[int, dict[str, int]]:
     Args:
         model: The network; it is not changed.
         call: Arguments of one forward pass (one sample).
+        consume: The network is not needed any more: it may be changed to single precision.
     """
 
     def single(x: Any) -> Any:
@@ -59,7 +60,7 @@ def count_flops(model: nn.Module, call: Call) -> tuple[int, dict[str, int]]:
 
     try:
         with default_dtype(torch.float32):
-            return _count(copy_with(model, single), tree_map(single, call))
+            return _count(model.float() if consume else copy_with(model, single), tree_map(single, call))
     except RuntimeError:  # a forward that casts to a precision of its own
         return _count(copy.deepcopy(model), call)
 

@@ -107,8 +107,8 @@ def _cells(ports: list[_Port], n: int) -> Labels:
     last = 0
     for port in ports:  # each port splits the cells that reach into it
         there, counts = np.unique(port.classes, return_counts=True)
-        _, split = np.unique(np.stack([cells[there], counts]), axis=1, return_inverse=True)
-        cells[there] = last + 1 + split.reshape(-1)
+        _, split = np.unique(cells[there] * (counts.max() + 1) + counts, return_inverse=True)
+        cells[there] = last + 1 + split
         last += len(there)
     return cells
 

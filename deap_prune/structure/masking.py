@@ -18,7 +18,8 @@ from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import check_network, unwrap
 from deap_prune.structure.space import PruningSpace
 
-Saved = list[tuple[Tensor, Tensor]]
+Index = tuple[Tensor | slice, ...]
+Saved = list[tuple[Tensor, Index | None, Tensor]]  # a tensor, the part that was overwritten (None: all), what it held
 
 
 @contextmanager
@@ -69,8 +70,11 @@ def masked(
                     _overwrite(network.get_buffer(name), (), value, saved)
         yield model
     finally:
-        for tensor, original in reversed(saved):
-            tensor.data = original
+        for tensor, part, original in reversed(saved):
+            if part is None:
+                tensor.data = original
+            else:
+                tensor.data[part] = original
         for layer, own in reversed(replaced):
             vars(layer).pop("forward", None)
             if own is not None:
@@ -90,21 +94,22 @@ def _mask_layer(
         tensor = getattr(layer, name)
         if tensor is None or (donor is None and ("in" not in dims or keep_in.all())):
             continue
-        value = tensor.detach().clone()
+        if donor is not None:
+            saved.append((tensor, None, tensor.data))
+            tensor.data = tensor.detach().clone()
         if "in" in dims and not keep_in.all():
-            every = np.arange(spec.out_channels)
-            value[selection(tensor, spec, name, np.flatnonzero(~keep_in), every)] = 0
+            part = selection(tensor, spec, name, np.flatnonzero(~keep_in), np.arange(spec.out_channels))
+            saved.append((tensor, part, tensor.data[part]))
+            tensor.data[part] = 0
         if donor is not None:
             index = selection(tensor, spec, name, np.flatnonzero(keep_in), outs)
-            value[index] = getattr(donor, name).detach().to(value).reshape(value[index].shape)
-        saved.append((tensor, tensor.data))
-        tensor.data = value
+            tensor.data[index] = getattr(donor, name).detach().to(tensor).reshape(tensor[index].shape)
 
 
 def _overwrite(tensor: Tensor, index: tuple[Any, ...], value: Tensor, saved: Saved) -> None:
     full = tensor.detach().clone()
     full[index] = value.detach().to(full)
-    saved.append((tensor, tensor.data))
+    saved.append((tensor, None, tensor.data))
     tensor.data = full
 
 
@@ -117,9 +122,9 @@ def _run_narrowed(layer: nn.Module, donor: nn.Module | None, spec: LayerSpec, in
         small.load_state_dict(donor.state_dict())
     dim = spec.channel_dim
 
-    def forward(x: Tensor) -> Tensor:
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         index = torch.as_tensor(ins, device=x.device)
-        narrow = small(x.index_select(dim, index))
+        narrow = small(x.index_select(dim, index), *args, **kwargs)
         shape = list(narrow.shape)
         shape[dim] = spec.out_channels
         return narrow.new_zeros(shape).index_copy_(dim % x.dim(), torch.as_tensor(outs, device=x.device), narrow)

@@ -45,7 +45,8 @@ def trace(model: nn.Module, example_inputs: Inputs, *, ignore: Iterable[str] = (
     except Exception as error:
         raise ModelError(f"the network fails on the example inputs: {first_line(error)}") from error
     try:
-        total, uncounted = count_flops(network, inputs)
+        usual = all(p.dtype == torch.float32 for p in network.parameters())
+        total, uncounted = count_flops(network, inputs, consume=usual)
     except Exception as error:
         raise ModelError(
             f"torch.jit, by which flops are counted, can't trace the network: {first_line(error)}; layers and tensors "

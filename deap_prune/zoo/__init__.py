@@ -1,4 +1,8 @@
-"""Small networks to prune: CIFAR ResNets and VGGs, and a residual network for the 8x8 digits."""
+"""Small networks to prune: CIFAR ResNets and VGGs, networks for the 8x8 digits as images and as points.
+
+Two of their layers show how a layer type is taught with ``register_layer``: ``AdaptivePolyphase`` (downsampling that
+shifts can't disturb) and ``ContinuousConv`` (convolution on points that lie on no grid).
+"""
 
 from __future__ import annotations
 
@@ -15,13 +19,19 @@ from deap_prune.zoo.cifar_resnet import (
     resnet56,
 )
 from deap_prune.zoo.cifar_vgg import CifarVGG, vgg16, vgg19
+from deap_prune.zoo.continuous import ContinuousConv, PointClassifier, brightest_points
 from deap_prune.zoo.digits import digits_resnet
+from deap_prune.zoo.polyphase import AdaptivePolyphase
 
 __all__ = [
+    "AdaptivePolyphase",
     "BasicBlock",
     "CifarResNet",
     "CifarVGG",
+    "ContinuousConv",
     "PadShortcut",
+    "PointClassifier",
+    "brightest_points",
     "cifar10_resnet20",
     "cifar10_resnet56",
     "cifar100_resnet20",

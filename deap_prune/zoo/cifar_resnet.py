@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from deap_prune.errors import ModelError
 from deap_prune.structure.layers import Indices, LayerSpec, register_layer
+from deap_prune.zoo.polyphase import AdaptivePolyphase
 
+Padding = Literal["zeros", "circular"]
 Shortcut = Literal["A", "B"]
 """What joins two stages: A, strided slice and zero channels; B, strided 1x1 convolution and batch norm."""
 
@@ -61,6 +63,10 @@ class PadShortcut(nn.Module):
         return f"{self.in_channels}, {self.out_channels}, stride={self.stride}"
 
 
+def _conv3x3(in_channels: int, out_channels: int, stride: int, padding_mode: Padding) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, padding_mode=padding_mode, bias=False)
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions with batch norm, and a shortcut around them.
 
@@ -69,13 +75,16 @@ class BasicBlock(nn.Module):
         out_channels: Channels of the output.
         stride: Stride of the first convolution and of the shortcut, in pixels.
         shortcut: "A" or "B"; used only where the shapes differ, else the shortcut is the identity.
+        padding_mode: Of the 3x3 convolutions: "zeros" or "circular".
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: Shortcut) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, shortcut: Shortcut, padding_mode: Padding = "zeros"
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.conv1 = _conv3x3(in_channels, out_channels, stride, padding_mode)
         self.bn1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.conv2 = _conv3x3(out_channels, out_channels, 1, padding_mode)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.downsample: nn.Module
         if stride == 1 and in_channels == out_channels:
@@ -105,6 +114,9 @@ class CifarResNet(nn.Module):
         shortcut: "A" or "B".
         widths: Channels of the three stages.
         in_channels: Channels of the images.
+        shift_invariant: Circular padding throughout, and adaptive polyphase sampling before a stage in the place of
+            its stride: for images whose sides are multiples of 4, circular shifts then leave the label as it is.
+            Parameters and multiply-adds are the same.
 
     Raises:
         ModelError: If the shortcut is neither "A" nor "B", or a count is not positive.
@@ -118,6 +130,7 @@ class CifarResNet(nn.Module):
         shortcut: Shortcut = "B",
         widths: Sequence[int] = (16, 32, 64),
         in_channels: int = 3,
+        shift_invariant: bool = False,
     ) -> None:
         super().__init__()
         if shortcut not in ("A", "B"):
@@ -127,11 +140,12 @@ class CifarResNet(nn.Module):
                 f"blocks={blocks}, num_classes={num_classes}, widths={tuple(widths)}, in_channels="
                 f"{in_channels}: give positive numbers, and three widths"
             )
-        self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
+        padding_mode: Padding = "circular" if shift_invariant else "zeros"
+        self.conv1 = _conv3x3(in_channels, widths[0], 1, padding_mode)
         self.bn1 = nn.BatchNorm2d(widths[0])
-        self.layer1 = _stage(blocks, widths[0], widths[0], 1, shortcut)
-        self.layer2 = _stage(blocks, widths[0], widths[1], 2, shortcut)
-        self.layer3 = _stage(blocks, widths[1], widths[2], 2, shortcut)
+        self.layer1 = _stage(blocks, widths[0], widths[0], 1, shortcut, shift_invariant)
+        self.layer2 = _stage(blocks, widths[0], widths[1], 2, shortcut, shift_invariant)
+        self.layer3 = _stage(blocks, widths[1], widths[2], 2, shortcut, shift_invariant)
         self.head_name = "linear" if shortcut == "A" else "fc"
         self.add_module(self.head_name, nn.Linear(widths[2], num_classes))
 
@@ -143,18 +157,29 @@ class CifarResNet(nn.Module):
         return cast(Tensor, self.get_submodule(self.head_name)(x))
 
 
-def _stage(blocks: int, in_channels: int, out_channels: int, stride: int, shortcut: Shortcut) -> nn.Sequential:
-    first = BasicBlock(in_channels, out_channels, stride, shortcut)
-    return nn.Sequential(first, *(BasicBlock(out_channels, out_channels, 1, shortcut) for _ in range(blocks - 1)))
+def _stage(
+    blocks: int, in_channels: int, out_channels: int, stride: int, shortcut: Shortcut, shift_invariant: bool
+) -> nn.Sequential:
+    padding_mode: Padding = "circular" if shift_invariant else "zeros"
+    layers: list[nn.Module] = []
+    if shift_invariant and stride > 1:
+        layers.append(AdaptivePolyphase(in_channels, stride))
+        stride = 1
+    layers.append(BasicBlock(in_channels, out_channels, stride, shortcut, padding_mode))
+    layers += [BasicBlock(out_channels, out_channels, 1, shortcut, padding_mode) for _ in range(blocks - 1)]
+    return nn.Sequential(*layers)
 
 
-def cifar_resnet(depth: int = 56, num_classes: int = 10, shortcut: Shortcut = "A") -> CifarResNet:
+def cifar_resnet(
+    depth: int = 56, num_classes: int = 10, shortcut: Shortcut = "A", *, shift_invariant: bool = False
+) -> CifarResNet:
     """A CIFAR ResNet by its depth (He et al. 2016).
 
     Args:
         depth: Layers with weights along the main path, 6 n + 2: 20, 32, 44, 56, 110, ...
         num_classes: Outputs.
         shortcut: "A" (zero-padded channels, no parameters) or "B" (1x1 convolution).
+        shift_invariant: Circular padding, and adaptive polyphase sampling in the place of strides; see CifarResNet.
 
     Returns:
         The network with random weights, for inputs (N, 3, 32, 32).
@@ -164,7 +189,7 @@ def cifar_resnet(depth: int = 56, num_classes: int = 10, shortcut: Shortcut = "A
     """
     if depth < 8 or depth % 6 != 2:
         raise ModelError(f"depth {depth} is not 6 n + 2 with n >= 1; give 8, 14, 20, 32, 44, 56 or 110, say")
-    return CifarResNet((depth - 2) // 6, num_classes, shortcut=shortcut)
+    return CifarResNet((depth - 2) // 6, num_classes, shortcut=shortcut, shift_invariant=shift_invariant)
 
 
 def resnet20(num_classes: int = 10, shortcut: Shortcut = "A") -> CifarResNet:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from deap_prune.zoo.cifar_resnet import CifarResNet
 
 
-def digits_resnet(num_classes: int = 10, width: int = 16) -> CifarResNet:
+def digits_resnet(num_classes: int = 10, width: int = 16, *, shift_invariant: bool = False) -> CifarResNet:
     """A residual network of 14 layers for one-channel 8x8 images (after He et al. 2016, section 4.2).
 
     Two basic blocks in each of three stages of ``width``, ``2 * width`` and ``4 * width`` channels; the image
@@ -14,6 +14,7 @@ def digits_resnet(num_classes: int = 10, width: int = 16) -> CifarResNet:
     Args:
         num_classes: Outputs.
         width: Channels of the first stage.
+        shift_invariant: Circular padding, and adaptive polyphase sampling in the place of strides; see CifarResNet.
 
     Returns:
         The network with random weights, for inputs (N, 1, 8, 8).
@@ -21,4 +22,5 @@ def digits_resnet(num_classes: int = 10, width: int = 16) -> CifarResNet:
     Raises:
         ModelError: If an argument is not positive.
     """
-    return CifarResNet(2, num_classes, widths=(width, 2 * width, 4 * width), in_channels=1)
+    widths = (width, 2 * width, 4 * width)
+    return CifarResNet(2, num_classes, widths=widths, in_channels=1, shift_invariant=shift_invariant)

@@ -1,0 +1,152 @@
+"""What every pass over the calibration data works on, and the table of passes."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from deap_prune.batches import Forward, count_samples, first_forward
+from deap_prune.structure.layers import describe_layer
+from deap_prune.structure.space import FilterGroup, Member, PruningSpace
+
+Loss = Callable[[Any, Any], Tensor]
+Found = dict[str, dict[str, dict[str, Tensor]]]  # group -> statistic -> layer, or the group itself -> tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """The dense network in eval mode, and the data on its device.
+
+    Attributes:
+        network: Gradients can be taken of every parameter.
+        batches: Contiguous, on the network's device; empty if only weights are looked at.
+        forward: Function of (model, batch) to (outputs, targets).
+        loss: Function of (outputs, targets) to a scalar, the mean over the batch's samples.
+        labels: False: the network's own outputs are the target, and the loss is half the squared distance to them.
+        seed: Of noise, samples and initial weights.
+        gradients: Mean gradient of every parameter, by name, once a pass has computed it.
+    """
+
+    network: nn.Module
+    space: PruningSpace
+    batches: list[Any]
+    forward: Forward
+    loss: Loss
+    labels: bool
+    seed: int
+    progress: bool
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def samples(self) -> int:
+        """Samples in all batches."""
+        return sum(count_samples(batch) for batch in self.batches)
+
+    def run(self, batch: Any) -> tuple[Any, Any]:
+        """Outputs and targets of a batch."""
+        return first_forward(self.forward, self.network, batch, name="calibration")
+
+    def loss_of(self, batch: Any) -> Tensor:
+        """The loss whose gradients the criteria look at.
+
+        Without labels the target is the network's own output plus standard normal noise e. The gradient is then
+        -J^T e, with J the Jacobian of the outputs, and the mean square of its product with a change of the weights is
+        the squared change of the outputs, to first order: what a label would say is replaced by "stay as you are".
+        """
+        outputs, targets = self.run(batch)
+        if self.labels:
+            return self.loss(outputs, targets)
+        generator = torch.Generator().manual_seed(self.seed)
+        own = [out.detach() for out in floats(outputs)]
+        noise = [torch.randn(out.shape, generator=generator, dtype=out.dtype).to(out.device) for out in own]
+        return half_square(outputs, [out + e for out, e in zip(own, noise, strict=True)])
+
+    def error(self, outputs: Any, targets: Any, dense: list[Tensor]) -> Tensor:
+        """How wrong a changed network is: its loss, or without labels the distance to the dense outputs."""
+        return self.loss(outputs, targets) if self.labels else half_square(outputs, dense)
+
+    def first(self, samples: int, size: int) -> list[Any]:
+        """The first samples, in batches of at most a size: enough for the passes that cost much an image."""
+        chosen = []
+        for batch in self.batches:
+            count = min(count_samples(batch), samples)
+            chosen += [part(batch, start, min(start + size, count)) for start in range(0, count, size)]
+            samples -= count
+        return chosen
+
+
+Pass = Callable[[Calibration, frozenset[str]], Found]
+PASSES: list[tuple[frozenset[str], Pass]] = []
+
+
+def gathers(*statistics: str) -> Callable[[Pass], Pass]:
+    """Enter a pass that gathers statistics: decorate a function of (calibration, what is wanted of them)."""
+
+    def decorate(function: Pass) -> Pass:
+        PASSES.append((frozenset(statistics), function))
+        return function
+
+    return decorate
+
+
+def floats(outputs: Any) -> list[Tensor]:
+    """The floating-point tensors of a network's outputs."""
+    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def half_square(outputs: Any, targets: list[Tensor]) -> Tensor:
+    """Half the squared distance of all outputs to their targets, mean over the samples."""
+    parts = [(out - t).square().sum() / (2 * len(out)) for out, t in zip(floats(outputs), targets, strict=True)]
+    return torch.stack(parts).sum()
+
+
+def part(batch: Any, start: int, stop: int) -> Any:
+    """Some samples of a batch."""
+    count = count_samples(batch)
+    return tree_map(lambda x: x[start:stop] if isinstance(x, Tensor) and x.dim() and len(x) == count else x, batch)
+
+
+def channel_maps(layer: nn.Module, x: Tensor) -> Tensor:
+    """What a layer reads or makes, as (images, channels, positions)."""
+    spec = describe_layer(layer)
+    moved = x.movedim(spec.channel_dim if spec is not None else 1, 1)
+    return moved.flatten(2) if moved.dim() > 2 else moved.unsqueeze(2)
+
+
+def by_image(x: Tensor, samples: int) -> Tensor:
+    """(images, rows of an image, ...): some networks fold time or regions into the batch dimension.
+
+    Where the rows don't divide by the images (regions of interest, say), every row counts as an image.
+    """
+    return x.reshape(samples if samples and len(x) % samples == 0 else len(x), -1, *x.shape[1:])
+
+
+def index_of(member: Member, tensor: Tensor) -> Tensor:
+    """A member's positions, shape (filters, uses), on a tensor's device."""
+    return torch.as_tensor(member.positions, device=tensor.device)
+
+
+def add(found: Found, group: FilterGroup, need: str, tensor: Tensor, member: Member | None = None) -> None:
+    """One more layer's tensor of a statistic, or the group's."""
+    found.setdefault(group.name, {}).setdefault(need, {})[member.layer if member else group.name] = tensor
+
+
+def channel_dot(a: Tensor, b: Tensor) -> Tensor:
+    """Sum over positions of a x b, (images, channels)."""
+    return (a * b).sum(dim=2)
+
+
+def unhooked(layer: nn.Module) -> nn.Module:
+    """The same layer, its parameters shared, without hooks."""
+    clean = copy.copy(layer)
+    clean._parameters = dict(layer._parameters)
+    clean._forward_hooks, clean._forward_pre_hooks = OrderedDict(), OrderedDict()
+    clean._backward_hooks, clean._backward_pre_hooks = OrderedDict(), OrderedDict()
+    return clean

@@ -1,0 +1,76 @@
+"""A blend in other hands: an importance that drives Torch-Pruning's pruners."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deap_prune.blending.genome import Genome
+from deap_prune.errors import ConfigError, MaskError
+from deap_prune.structure.layers import describe_layer
+from deap_prune.structure.slim import check_network, unwrap
+
+
+class BlendedImportance:
+    """The importance of a blend, in the form that every pruner of Torch-Pruning (1.5 or newer) takes.
+
+    A group of Torch-Pruning gets the blended scores of the filters that it would remove. A group with filters that
+    ``trace`` refused has no scores; the pruner leaves it as it is.
+
+    Example:
+        >>> importance = dp.BlendedImportance(model, genome, solution.individual)
+        >>> pruner = tp.pruner.BasePruner(model, inputs, importance, pruning_ratio=0.5, ignored_layers=[model.fc])
+        >>> pruner.step()
+
+    Args:
+        model: The network that was traced, the same object that the pruner will prune.
+        genome: Where the individual comes from.
+        individual: A blend: candidates and factors (keep genes are the pruner's business, and not looked at).
+
+    Raises:
+        ConfigError: If torch-pruning is not installed, or the individual does not belong to the genome.
+        MaskError: If the genome's space is another network's.
+    """
+
+    def __init__(self, model: nn.Module, genome: Genome, individual: Sequence[float]) -> None:
+        try:
+            from torch_pruning import pruner
+        except ImportError as error:
+            raise ConfigError("BlendedImportance needs the package torch-pruning: pip install torch-pruning") from error
+        network, blended = unwrap(model), genome.importance(individual)
+        check_network(network, genome.space)
+        names = ("prune_conv_out_channels", "prune_linear_out_channels", "prune_depthwise_conv_out_channels")
+        self._makes_filters = [getattr(pruner.function, name) for name in names]
+        self._scores: dict[nn.Module, Tensor] = {}
+        for group in genome.space.groups:
+            for member in group.layers("filter"):
+                layer = network.get_submodule(member.layer)
+                scores = self._scores.setdefault(layer, torch.full((_width(layer),), torch.nan, dtype=torch.float64))
+                scores[torch.as_tensor(member.positions)] = torch.as_tensor(blended[group.name]).unsqueeze(1)
+
+    def __call__(self, group: Any) -> Tensor | None:
+        """Scores of a Torch-Pruning group's channels, shape (channels,); None where some of them have no score.
+
+        Raises:
+            MaskError: If the layer has been pruned since it was scored.
+        """
+        found = torch.full((len(group[0].idxs),), torch.nan, dtype=torch.float64)
+        for item in group:
+            layer = item.dep.target.module
+            if layer not in self._scores or item.dep.handler not in self._makes_filters:
+                continue
+            if _width(layer) != len(self._scores[layer]):
+                raise MaskError(
+                    f"'{item.dep.target.name}' has {_width(layer)} filters, {len(self._scores[layer])} when it was "
+                    "scored: prune in one step (iterative_steps=1), or score the pruned network for the next step"
+                )
+            found[torch.as_tensor(item.root_idxs)] = self._scores[layer][torch.as_tensor(item.idxs)]
+        return None if bool(found.isnan().any()) else found.float()
+
+
+def _width(layer: nn.Module) -> int:
+    spec = describe_layer(layer)
+    return spec.out_channels if spec is not None else 0

@@ -1,0 +1,61 @@
+"""Pruning where there is no grid: digits as sets of points, classified by parametric continuous convolutions.
+
+The layer is in deap_prune/zoo/continuous.py, and the few lines that teach it to deap_prune stand below it. Inputs are a
+pair (features, coordinates); all else is as for images.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+import deap_prune as dp
+from deap_prune.data import load_data
+from deap_prune.zoo import PointClassifier, brightest_points
+
+
+def as_points(pair: tuple[Tensor, Tensor], *, shuffle: bool = False) -> DataLoader:
+    """Batches ((features, coordinates), labels) of the 32 brightest pixels of each image."""
+    images, labels = pair
+    features, points = brightest_points(images, 32)
+    samples = [((f, p), y) for f, p, y in zip(features, points, labels, strict=True)]
+    return DataLoader(samples, batch_size=64, shuffle=shuffle)
+
+
+def main() -> None:
+    """Train, search at half the FLOPs, fine-tune."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--generations", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=6)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    data = load_data(format="digits")
+    train, validation, test = as_points(data.train, shuffle=True), as_points(data.validation), as_points(data.test)
+    model = PointClassifier()
+    dp.finetune(model, train, epochs=args.epochs, recipe=dp.Recipe(lr=0.1), progress=False)
+    result = dp.search(
+        model,
+        brightest_points(data.calibration[0][:1]),
+        calibration=as_points(data.calibration),
+        validation=validation,
+        objectives=("accuracy",),
+        max_flops=0.5,
+        population=8,
+        generations=args.generations,
+        progress=False,
+    )
+    print(result.space)
+    small = result.slim(result.best)
+    pruned = dp.accuracy(small, test)
+    recipe = dp.Recipe(lr=0.02)
+    dp.finetune(small, train, epochs=-(-args.epochs // 2), recipe=recipe, teacher=model, progress=False)
+    share = result.best.flops / result.space.flops
+    dense, tuned = dp.accuracy(model, test), dp.accuracy(small, test)
+    print(f"{share:.1%} of the FLOPs; test accuracy: dense {dense:.1%}, pruned {pruned:.1%}, fine-tuned {tuned:.1%}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""A blend drives Torch-Pruning's pruners: the filters that it removes are the blend's lowest."""
+
+from __future__ import annotations
+
+import copy
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import Digits
+from networks import conv_bn
+from torch import nn
+
+import deap_prune as dp
+from deap_prune.errors import ConfigError, MaskError
+
+tp = pytest.importorskip("torch_pruning")
+
+
+def blend(model: nn.Module, inputs: torch.Tensor, seed: int = 0) -> tuple[dp.Genome, list[float]]:
+    """A genome of three weight criteria, and an individual drawn by NumPy."""
+    space = dp.trace(model, inputs)
+    scores = dp.score(model, space, criteria=("l2", "bn_scale", "out_l1"))
+    genome = dp.Genome(space, scores, dp.cluster(scores))
+    rng = np.random.default_rng(seed)
+    low, high = np.array(genome.layout.low), np.array(genome.layout.high)
+    return genome, (low + rng.random(len(low)) * (high - low)).tolist()
+
+
+@pytest.mark.parametrize("kind", ["BasePruner", "MagnitudePruner"])
+def test_resnet18_keeps_the_upper_half_of_every_layer(kind: str) -> None:
+    """Weight for weight the network that our own surgery gives, with BN statistics that tell the channels apart."""
+    torchvision = pytest.importorskip("torchvision")
+    model, inputs = torchvision.models.resnet18(weights=None).eval(), torch.randn(1, 3, 32, 32)
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.copy_(torch.arange(layer.num_features))
+            layer.weight.data.uniform_(0.5, 1.5)
+    genome, individual = blend(model, inputs, seed=3)
+    masks = {}
+    for group in genome.space.groups:
+        scores = genome.importance(individual)[group.name]
+        masks[group.name] = scores.argsort().argsort() >= group.size // 2
+    wanted = dp.slim(model, genome.space, dp.Masks(masks))
+    importance = dp.BlendedImportance(model, genome, individual)
+    getattr(tp.pruner, kind)(model, inputs, importance, pruning_ratio=0.5, ignored_layers=[model.fc]).step()
+    theirs, ours = model.state_dict(), wanted.state_dict()
+    assert all(torch.equal(theirs[name], ours[name]) for name in ours)
+    torch.testing.assert_close(model(inputs), wanted(inputs))
+
+
+def test_global_pruning_and_digits(digits: Digits) -> None:
+    model = copy.deepcopy(digits.model).eval()
+    genome = digits.genome()
+    individual = genome.single("l2")
+    importance = dp.BlendedImportance(model, genome, individual)
+    pruner = tp.pruner.BasePruner(
+        model, digits.example, importance, global_pruning=True, pruning_ratio=0.3, ignored_layers=[model.fc]
+    )
+    pruner.step()
+    assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in digits.model.parameters())
+    assert model(digits.example).shape == (1, 10)
+
+
+def test_what_was_refused_is_left_alone() -> None:
+    """Filters that trace does not prune have no score, so the pruner goes by them."""
+    model = nn.Sequential(conv_bn(3, 8), nn.ReLU(), conv_bn(8, 6), nn.ReLU(), conv_bn(6, 4)).eval()
+    inputs = torch.randn(1, 3, 8, 8)
+    space = dp.trace(model, inputs, ignore=("2",))
+    scores = dp.score(model, space, criteria=("l2",))
+    genome = dp.Genome(space, scores, dp.cluster(scores))
+    importance = dp.BlendedImportance(model, genome, genome.single("l2"))
+    tp.pruner.BasePruner(model, inputs, importance, pruning_ratio=0.5, ignored_layers=[model[4][0]]).step()
+    assert [model[i][0].out_channels for i in (0, 2, 4)] == [4, 6, 4]
+
+
+def test_messages(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, genome = copy.deepcopy(digits.model).eval(), digits.genome()
+    importance = dp.BlendedImportance(model, genome, genome.single("l1"))
+    pruner = tp.pruner.BasePruner(
+        model, digits.example, importance, pruning_ratio=0.5, ignored_layers=[model.fc], iterative_steps=2
+    )
+    pruner.step()
+    with pytest.raises(MaskError, match=r"has \d+ filters, \d+ when it was scored: prune in one step"):
+        pruner.step()
+    with pytest.raises(MaskError, match="the space was traced on another network"):
+        dp.BlendedImportance(nn.Sequential(nn.Conv2d(3, 4, 3)), genome, genome.single("l1"))
+    with pytest.raises(ConfigError, match="the individual has 1 genes"):
+        dp.BlendedImportance(digits.model, genome, [0.5])
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    with pytest.raises(ConfigError, match="needs the package torch-pruning: pip install torch-pruning"):
+        dp.BlendedImportance(digits.model, genome, genome.single("l1"))
+
+
+def test_importance_is_what_decode_cuts(digits: Digits) -> None:
+    genome = digits.genome(allocation="uniform", max_flops=0.5)
+    individual = genome.single("taylor_gate")
+    masks, blended = genome.decode(individual), genome.importance(individual)
+    for name, keep in masks.items():
+        assert keep.all() or blended[name][keep].min() >= blended[name][~keep].max()
