@@ -28,11 +28,11 @@ from deap_prune.errors import DataError
 from deap_prune.fitness.builder import Builder
 from deap_prune.fitness.executors import Executor, make_executor
 from deap_prune.fitness.fold import find_pairs
-from deap_prune.fitness.objectives import OBJECTIVES
+from deap_prune.fitness.objectives import OBJECTIVES, Part, Rerun
 from deap_prune.fitness.racing import Floats, Rivals
 from deap_prune.fitness.sampling import EVERYTHING, channels_last, first_samples, full_precision, load
 from deap_prune.fitness.settings import Counters, Settings
-from deap_prune.fitness.verdict import Part, Values, Verdict
+from deap_prune.fitness.verdict import Values, Verdict
 from deap_prune.reconstruction import reconstruction_error
 from deap_prune.structure.masking import masked
 from deap_prune.structure.masks import Masks
@@ -271,15 +271,12 @@ class Evaluator:
             data: Other data, for instance the test images, once, at the end.
         """
         start = time.perf_counter()
-        batches = self._all if data is None else load(data, "data", True, self.options.batch_size, self.device)
+        size = self.options.batch_size
+        batches = self._all if data is None else load(data, "data", True, size, self.device)
         with torch.no_grad(), full_precision():
-            outputs = [self.forward(network, batch) for batch in batches]
-            dense = self._verdict.dense_outputs(batches)
             run = partial(self.forward, network)
-            parts = [
-                (out, target, d, partial(self._rerun, run, batch))
-                for batch, (out, target), d in zip(batches, outputs, dense, strict=True)
-            ]
+            dense = self._verdict.dense_outputs(batches)
+            parts = [(*run(batch), d, self._again(run, batch)) for batch, d in zip(batches, dense, strict=True)]
             found = self._verdict.values(masks, parts)
         self.counters.samples += sum(count_samples(b) for b in batches)
         self.counters.clock("forward", start, self.device)
@@ -309,7 +306,7 @@ class Evaluator:
         with torch.no_grad(), full_precision():
             self._executor.load(network, masks)
             for batch, dense in self._sample:
-                parts.append((*self._executor(batch), dense, partial(self._rerun, self._executor, batch)))
+                parts.append((*self._executor(batch), dense, self._again(self._executor, batch)))
                 self.counters.samples += count_samples(batch)
                 if self.options.racing is not None:
                     losses = np.append(losses, self._verdict.losses(parts[-1]))
@@ -322,10 +319,14 @@ class Evaluator:
         self.counters.clock("forward", start, self.device)
         return values, estimate is None
 
-    def _rerun(self, run: Callable[[Any], tuple[Any, Any]], batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
-        """Outputs on a changed batch."""
-        self.counters.samples += count_samples(batch)
-        return run(channels_last(tree_map(lambda x: change(x) if isinstance(x, Tensor) else x, batch)))[0]
+    def _again(self, run: Callable[[Any], tuple[Any, Any]], batch: Any) -> Rerun:
+        """For objectives that look at changed inputs: a change to the network's outputs on the batch so changed."""
+
+        def rerun(change: Callable[[Tensor], Tensor]) -> Any:
+            self.counters.samples += count_samples(batch)
+            return run(channels_last(tree_map(lambda x: change(x) if isinstance(x, Tensor) else x, batch)))[0]
+
+        return rerun
 
     def _draw(self) -> list[tuple[Any, Any]]:
         """The batches of the generation, each with the dense network's outputs for it (None if nobody needs them)."""

@@ -12,14 +12,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from deap_prune.batches import Forward
-from deap_prune.fitness.objectives import Objective, Rerun, judge
+from deap_prune.fitness.objectives import Objective, Part, judge, values_of
 from deap_prune.fitness.sampling import full_precision
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
 
 Values = tuple[float, ...]
-Part = tuple[Any, Any, Any, Rerun]
-"""Outputs, targets and the dense network's outputs of one batch, and a function that runs it again, changed."""
 
 
 class Verdict:
@@ -53,8 +51,7 @@ class Verdict:
     def losses(self, part: Part) -> NDArray[np.float64]:
         """The data objective of each sample of a batch, minimised, shape (samples,)."""
         objective = next(o for o in self._objectives if o.batch is not None)
-        given = part if objective.needs_network else part[:3]
-        values = objective.batch(*given) if objective.batch else torch.zeros(0)
+        values = values_of(objective, part)
         return -objective.weight * values.double().reshape(len(values), -1).mean(1).cpu().numpy()
 
     def values(self, masks: Masks, parts: Sequence[Part], estimate: float | None = None) -> Values:

@@ -247,14 +247,20 @@ def test_images_and_labels_per_pixel() -> None:
     def finish(total: Tensor, samples: int) -> float:
         return float((total[:, 0] / total[:, 1].clamp_min(1)).mean())
 
-    @dp.register_objective("overlap", maximise=True, worst=0.0, finish=finish)
-    def miou(outputs: Tensor, targets: Tensor, dense: None) -> Tensor:
+    @dp.register_objective("class_iou", maximise=True, worst=0.0, finish=finish)
+    def class_iou(outputs: Tensor, targets: Tensor, dense: None) -> Tensor:
         predicted, wanted = (F.one_hot(t, 4).flatten(1, 2).bool() for t in (outputs.argmax(1), targets))
         return torch.stack([(predicted & wanted).sum(1), (predicted | wanted).sum(1)], dim=2)
 
     try:
         evaluate = dp.Evaluator(
-            model, space, calibration=data, validation=data, objectives=("overlap", "flops"), batch_size=3, device="cpu"
+            model,
+            space,
+            calibration=data,
+            validation=data,
+            objectives=("class_iou", "flops"),
+            batch_size=3,
+            device="cpu",
         )
         masks = dp.Masks.random(space)
         with torch.no_grad():
@@ -265,7 +271,7 @@ def test_images_and_labels_per_pixel() -> None:
         ]
         assert evaluate(masks)[0] == pytest.approx(np.mean(ious))
     finally:
-        OBJECTIVES.remove("overlap")
+        OBJECTIVES.remove("class_iou")
 
 
 # ------------------------------------------------------------------ what is not finite
