@@ -72,8 +72,8 @@ def candidates(bench: Bench, count: int, generations: int, device: str) -> list[
     toolbox = dp.make_toolbox(genome, evaluator(bench, {"objectives": ("loss",), "sampling": FEW}, device), seed=0)
     first = toolbox.population(n=count)
     random.seed(1)
-    parents = [toolbox.clone(ind) for ind in first[: count // 4]]
-    size = max(2, len(parents))
+    parents = [toolbox.clone(ind) for ind in first[: max(2, count // 4)]]
+    size = len(parents)
     evolved, _ = algorithms.eaMuPlusLambda(parents, toolbox, count // 2, size, 0.5, 0.5, generations, verbose=False)
     masks = [genome.decode(ind) for ind in (*evolved, *first)]
     return list(dict.fromkeys(masks))[:count]

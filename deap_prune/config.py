@@ -81,6 +81,7 @@ class SearchConfig(_Section):
     compensate: str | None = Field(
         default="auto", description="re-fit what reads pruned channels: auto (as memory allows), full, channel, null"
     )
+    refine: bool = Field(default=True, description="refine the front's networks at the end, and judge them again")
     executor: str = Field(default="auto", description="how candidates are run: slim, masked, or auto (by device)")
     precision: str = Field(default="fp32", description="of the forward pass in the search: fp32, bf16, auto")
     images: int | None = Field(default=None, ge=1, description="validation images drawn for judging; null: all")

@@ -102,18 +102,27 @@ def front_of(
     return ParetoFront.of(solutions, weights, evaluator.dense, evaluator.settings)
 
 
-def final_front(problem: BlendProblem, evaluator: Evaluator, state: Generation) -> ParetoFront:
-    """The front of a run, its figures measured on all validation images as they are, in fp32."""
-    options = evaluator.options
-    individuals = state.archive
-    if options.sampling == EVERYTHING and options.precision == "fp32":
-        return front_of(problem, evaluator, individuals, [ind.fitness.values for ind in individuals])
+def final_front(
+    problem: BlendProblem, evaluator: Evaluator, state: Generation, *, refine: bool
+) -> tuple[ParetoFront, Evaluator]:
+    """The front of a run, its figures measured on all validation images in fp32, and the evaluator that they are from.
+
+    Args:
+        problem: Decodes individuals.
+        evaluator: The fitness of the search.
+        state: Where the search ended.
+        refine: The front's networks are refined before they are measured.
+    """
+    options, individuals = evaluator.options, state.archive
+    if not refine and options.sampling == EVERYTHING and options.precision == "fp32":
+        return front_of(problem, evaluator, individuals, [ind.fitness.values for ind in individuals]), evaluator
     if options.sampling.redraw:  # each was best on a draw of its own
         individuals = [*individuals, *state.population]
     decoded = zip(problem.genome.decode_many(individuals), individuals, strict=True)
-    distinct = list({masks: ind for masks, ind in [*decoded][::-1]}.items())[::-1]
-    values = [evaluator.measure(evaluator.slim(masks), masks) for masks, _ in distinct]
-    return front_of(problem, evaluator, [ind for _, ind in distinct], values)
+    distinct = list(dict([*decoded][::-1]).items())[::-1]  # the first of equals
+    judge = evaluator.in_full(refine=refine)
+    values = [judge.measure(judge.slim(masks), masks) for masks, _ in distinct]
+    return front_of(problem, judge, [ind for _, ind in distinct], values), judge
 
 
 def hold_out(validation: Data, count: int) -> tuple[Data, Data | None]:

@@ -51,4 +51,4 @@ def recall(
         validation=hold_out(work.validation, config.search.guard)[0],
         **config.search.fitness(),
     )
-    return evaluator, solution, work
+    return evaluator.in_full(refine=bool(front.settings.get("refine"))), solution, work

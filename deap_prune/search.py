@@ -244,7 +244,7 @@ def _run(
             if workers is not None:
                 toolbox.register("map", workers)
             state = loop.run(state or loop.start(options.population), options.generations)
-        front = final_front(problem, evaluator, state)
+        front, evaluator = final_front(problem, evaluator, state, refine=options.refine)
         result = Result(front, state.logbook, genome.space, scores, genome.clusters, evaluator, genome)
         if folder is not None:
             write_result(folder, result.front, result.logbook)

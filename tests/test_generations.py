@@ -90,8 +90,8 @@ def test_the_front_is_judged_in_full(name: str) -> None:
 
 def test_guard_is_logged_and_changes_nothing() -> None:
     x, y = DATA["validation"]
-    guarded = search(guard=60)
-    plain = search(validation=(x[:-60], y[:-60]))
+    guarded = search(guard=60, refine=False)
+    plain = search(validation=(x[:-60], y[:-60]), refine=False)
     assert [dict(s.values) for s in guarded.front] == [dict(s.values) for s in plain.front]
     figures = [record["guard"] for record in guarded.logbook]
     assert all(0 < f < 1 for f in figures)

@@ -1,7 +1,8 @@
-"""From masks to the pruned network as it is judged: kept weights, compensation, BN statistics."""
+"""From masks to the pruned network as it is judged: kept weights, compensation, BN statistics, refinement."""
 
 from __future__ import annotations
 
+import copy
 import time
 from functools import cached_property
 from typing import Any, cast
@@ -15,7 +16,7 @@ from deap_prune.fitness.recalibrate import recalibrate_bn
 from deap_prune.fitness.resident import Resident
 from deap_prune.fitness.sampling import full_precision
 from deap_prune.fitness.settings import Counters, Settings
-from deap_prune.reconstruction import Grams, collect_grams, compensate, propagate_bn
+from deap_prune.reconstruction import Grams, collect_grams, compensate, propagate_bn, refine
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
 
@@ -83,5 +84,16 @@ class Builder:
             with full_precision():
                 recalibrate_bn(network, self._calibration, forward=self._forward)
             self._counters.samples += sum(count_samples(b) for b in self._calibration)
-            clock("recalibrate", start, self._device)
+            start = clock("recalibrate", start, self._device)
+        if self._settings.refine:
+            with full_precision():
+                batches, forward = self._calibration, self._forward
+                network = refine(self._network, self._space, masks, batches, start=network, forward=forward)
+            clock("refine", start, self._device)
         return network
+
+    def with_settings(self, settings: Settings) -> Builder:
+        """One that builds otherwise, from the same moments."""
+        other = copy.copy(self)
+        other._settings = settings
+        return other

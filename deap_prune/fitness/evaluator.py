@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -27,9 +28,9 @@ from deap_prune.errors import DataError
 from deap_prune.fitness.builder import Builder
 from deap_prune.fitness.executors import Executor, make_executor
 from deap_prune.fitness.fold import find_pairs
-from deap_prune.fitness.objectives import OBJECTIVES, Rerun
+from deap_prune.fitness.objectives import OBJECTIVES, Part, Rerun
 from deap_prune.fitness.racing import Floats, Rivals
-from deap_prune.fitness.sampling import channels_last, first_samples, full_precision, load
+from deap_prune.fitness.sampling import EVERYTHING, channels_last, first_samples, full_precision, load
 from deap_prune.fitness.settings import Counters, Settings
 from deap_prune.fitness.verdict import Values, Verdict
 from deap_prune.reconstruction import reconstruction_error
@@ -50,8 +51,8 @@ class Evaluator:
         validation: What the objectives are measured on; never the test images.
         guard: Images that never drive anything, for :meth:`on_guard`.
         forward: Function of (model, batch) to (outputs, targets), for batches of other shapes.
-        **options: Fields of :class:`Settings`: objectives, recalibrate, compensate, executor, precision, sampling,
-            racing, batch_size, device.
+        **options: Fields of :class:`Settings`: objectives, recalibrate, compensate, refine, executor, precision,
+            sampling, racing, batch_size, device.
 
     Raises:
         ConfigError: If an option is unknown or not legal.
@@ -82,18 +83,12 @@ class Evaluator:
         check_finite(self.network)
         size, on_data = self.options.batch_size, any(o.batch for o in self.objectives)
         self._all = load(validation, "validation", on_data, size, self.device)
-        needed = self.options.recalibrate is not None or self.options.compensate in ("full", "channel")
+        asked = self.options
+        needed = asked.recalibrate is not None or asked.compensate in ("full", "channel") or asked.refine
         self._calibration = load(calibration, "calibration", needed, size, self.device)
         self._guard = load(guard, "guard", False, size, self.device)
         self._check()
         self._verdict = Verdict(self.objectives, space, self.network, self.forward)
-        self.cache: dict[Masks, Values] = {}
-        self.generation = 0
-        self._sample = self._draw()
-        self._rivals: Rivals | None = None
-        self._dropped: dict[Masks, Values] = {}
-        self._losses: dict[Masks, Floats] = {}
-        self._guarded: dict[Masks, Values] = {}
         self._build = Builder(
             self.network,
             space,
@@ -103,6 +98,17 @@ class Evaluator:
             counters=self.counters,
             device=self.device,
         )
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nothing has been judged."""
+        self.cache: dict[Masks, Values] = {}
+        self.generation = 0
+        self._sample = self._draw()
+        self._rivals: Rivals | None = None
+        self._dropped: dict[Masks, Values] = {}
+        self._losses: dict[Masks, Floats] = {}
+        self._guarded: dict[Masks, Values] = {}
 
     @cached_property
     def _executor(self) -> Executor:
@@ -140,7 +146,7 @@ class Evaluator:
     @property
     def settings(self) -> dict[str, Any]:
         """How candidates are judged; stored with a front."""
-        return {"recalibrate": self.options.recalibrate, "compensate": self.options.compensate}
+        return {name: getattr(self.options, name) for name in ("recalibrate", "compensate", "refine")}
 
     def __call__(self, masks: Masks) -> Values:
         """The objectives' values of a pruned network, in order.
@@ -222,8 +228,23 @@ class Evaluator:
         ranges = (range(slot * share, (slot + 1) * share) for slot in range(slots))
         return [min(each, key=lambda k: (beaten[k], points[k, 0], k)) for each in ranges]
 
+    def in_full(self, *, refine: bool) -> Evaluator:
+        """The same fitness on all validation images as they are, without races and in fp32.
+
+        Network, data and counters are shared; the cache is not.
+
+        Args:
+            refine: Candidates are refined.
+        """
+        other = copy.copy(self)
+        vars(other).pop("_executor", None)
+        other.options = replace(self.options, sampling=EVERYTHING, racing=None, precision="fp32", refine=refine)
+        other._build = self._build.with_settings(other.options)
+        other._begin()
+        return other
+
     def slim(self, masks: Masks) -> nn.Module:
-        """The smaller network exactly as it is judged: BN statistics re-estimated, in eval mode, on the device."""
+        """The smaller network exactly as it is judged: compensated, BN statistics re-estimated, in eval mode."""
         return copy.deepcopy(self._build(masks))
 
     @contextmanager
@@ -291,7 +312,7 @@ class Evaluator:
             return self._verdict.values(masks, []), True
         network = self._build(masks)
         start = time.perf_counter()
-        parts: list[Any] = []
+        parts: list[Part] = []
         losses = np.zeros(0)
         estimate = None
         with torch.no_grad(), full_precision():

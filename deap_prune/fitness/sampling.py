@@ -104,13 +104,12 @@ def load(data: Data | None, name: str, needed: bool, batch_size: int, device: to
     return channels_last(to_batches(data, name=name, batch_size=batch_size, device=device))
 
 
-def channels_last(batches: list[Any]) -> list[Any]:
+def channels_last(batches: Any) -> Any:
     """Images with channels innermost: convolutions run faster so, forward. Weights stay as they are."""
-    found: list[Any] = tree_map(
+    return tree_map(
         lambda x: x.contiguous(memory_format=torch.channels_last) if isinstance(x, Tensor) and x.dim() == 4 else x,
         batches,
     )
-    return found
 
 
 def first_samples(batch: Any, count: int) -> Any:

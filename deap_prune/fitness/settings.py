@@ -14,7 +14,7 @@ from deap_prune.errors import ConfigError, did_you_mean
 from deap_prune.fitness.objectives import OBJECTIVES, Objective
 from deap_prune.fitness.sampling import EVERYTHING, Sampling
 
-PHASES = ("plan", "compensate", "recalibrate", "forward")
+PHASES = ("plan", "compensate", "recalibrate", "refine", "forward")
 _LEGAL: dict[str, tuple[str | None, ...]] = {
     "recalibrate": ("data", "closed_form", None),
     "compensate": ("auto", "full", "channel", None),
@@ -34,6 +34,7 @@ class Settings:
         compensate: Layers that read pruned channels are re-fitted to those that stay, in closed form: ``"full"``
             matrices, ``"channel"``-wise ones, or ``"auto"``: as memory allows, and not at all without calibration
             data. None: never.
+        refine: Every candidate is refined after that (see :func:`deap_prune.refine`); takes several times as long.
         executor: ``"slim"``: kept weights in one resident network; ``"masked"``: full shapes, on CUDA as a captured
             graph; ``"auto"``: by device.
         precision: ``"fp32"``; ``"bf16"``, for the forward pass over the validation data; ``"auto"``: bf16 where the
@@ -51,6 +52,7 @@ class Settings:
     objectives: tuple[str, ...] = ("accuracy", "flops")
     recalibrate: str | None = "data"
     compensate: str | None = "auto"
+    refine: bool = False
     executor: str = "auto"
     precision: str = "fp32"
     sampling: Sampling = EVERYTHING
@@ -126,7 +128,7 @@ class Counters:
         dropped: Those of them that racing dropped early.
         cache_hits: Candidates answered without.
         samples: Samples forwarded.
-        seconds: By phase: plan, compensate, recalibrate, forward.
+        seconds: By phase: plan, compensate, recalibrate, refine, forward.
     """
 
     candidates: int = 0

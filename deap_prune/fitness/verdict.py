@@ -54,7 +54,7 @@ class Verdict:
         values = values_of(objective, part)
         return -objective.weight * values.double().reshape(len(values), -1).mean(1).cpu().numpy()
 
-    def values(self, masks: Masks, parts: list[Part], estimate: float | None = None) -> Values:
+    def values(self, masks: Masks, parts: Sequence[Part], estimate: float | None = None) -> Values:
         """The objectives' values, in order.
 
         Args:
