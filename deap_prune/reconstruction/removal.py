@@ -28,15 +28,16 @@ def removal_errors(gram: LayerGram, positions: Ids, *, ridge: float = RIDGE) -> 
     Returns:
         Shape (filters,), as shares of the outputs' energy.
     """
-    blocks, n = gram.mean.shape
-    scale = gram.moments.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(torch.finfo(gram.mean.dtype).tiny ** 0.5)
-    ridged = gram.moments + torch.diag_embed((ridge * scale).unsqueeze(1).expand(blocks, n))
+    blocks = len(gram.mean)
+    ridged = gram.moments.to(torch.float64, copy=True)  # an inverse in single precision would rank nearly equal filters by its rounding
+    diagonal = ridged.diagonal(dim1=1, dim2=2)
+    diagonal.add_(ridge * diagonal.mean(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny))
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(ridged))
     channels = len(gram.channels.inputs) // blocks
     places = positions if blocks == 1 else positions.reshape(-1, 1)
     block = torch.as_tensor(places[:, 0] // channels, device=inverse.device)
     own = torch.as_tensor(features(places % channels, gram.taps, gram.form), device=inverse.device)
     precision = inverse[block[:, None, None], own[:, :, None], own[:, None, :]]
-    weight = gram.weight[block[:, None], own].flatten(2)
+    weight = gram.weight[block[:, None], own].flatten(2).double()
     errors = (weight * torch.linalg.solve(precision, weight)).sum(dim=(1, 2))
     return errors.view(len(positions), -1).sum(dim=1) / gram.energy.sum().clamp_min(torch.finfo(errors.dtype).tiny)
