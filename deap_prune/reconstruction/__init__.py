@@ -4,6 +4,7 @@ from deap_prune.reconstruction.bn import propagate_bn
 from deap_prune.reconstruction.compensate import compensate, reconstruction_error
 from deap_prune.reconstruction.gram import Grams, LayerGram, collect_grams
 from deap_prune.reconstruction.refine import refine
+from deap_prune.reconstruction.removal import removal_errors
 
 __all__ = [
     "Grams",
@@ -13,4 +14,5 @@ __all__ = [
     "propagate_bn",
     "reconstruction_error",
     "refine",
+    "removal_errors",
 ]
