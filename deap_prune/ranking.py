@@ -136,6 +136,7 @@ def _stability(work: Workspace, genome: Genome, network: nn.Module, options: Sea
                 part,
                 criteria=options.criteria,
                 reduction=options.reduction,
+                labels=options.labels,
                 seed=options.seed,
             )
         )

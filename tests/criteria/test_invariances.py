@@ -186,6 +186,28 @@ def test_without_labels_nothing_looks_at_them() -> None:
     assert all(np.array_equal(alone["0"][n], whole["0"][n]) for n in names)
 
 
+def test_a_search_without_labels() -> None:
+    """Labels that mean nothing change nothing: the objective compares with the dense network as well."""
+    net, data = conv_net().eval(), batches()
+    options = {"criteria": ("taylor_gate", "oracle", "l2"), "objectives": ("agreement", "flops"), "labels": False}
+    fronts = []
+    for turn in (0, 1):
+        given = [(x, y.roll(turn)) for x, y in data]
+        result = dp.search(
+            net,
+            data[0][0],
+            calibration=given,
+            validation=given,
+            population=4,
+            generations=1,
+            progress=False,
+            device="cpu",
+            **options,
+        )
+        fronts.append([s.values for s in result.front])
+    assert fronts[0] == fronts[1]
+
+
 def test_without_labels_taylor_is_the_change_of_the_outputs() -> None:
     """E[(w J^T e)^2] = |J w|^2: with many noise vectors the score nears the squared change of all outputs."""
     net, (x, _) = conv_net().double().eval(), batches()[0]
