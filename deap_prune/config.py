@@ -65,6 +65,7 @@ class SearchConfig(_Section):
     )
     n_clusters: int | str = Field(default=3, description="clusters a group, or 'auto' (silhouette)")
     clustering: str = Field(default="kmeans", description="kmeans (on ranks) or agglomerative (on 1 - rho)")
+    labels: bool = Field(default=True, description="false: criteria on the loss look at the network's own outputs")
     normaliser: str = Field(default="max", description="max, sum, standard or rank")
     reduction: str = Field(default="mean", description="over a group's layers: mean, sum, max or first")
     allocation: str = Field(

@@ -138,6 +138,7 @@ def _stability(work: Workspace, genome: AnyGenome, network: nn.Module, options: 
                 part,
                 criteria=options.criteria,
                 reduction=options.reduction,
+                labels=options.labels,
                 seed=options.seed,
             )
         )

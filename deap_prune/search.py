@@ -314,6 +314,7 @@ def prepare(
         criteria=options.criteria,
         reduction=options.reduction,
         forward=forward,
+        labels=options.labels,
         seed=options.seed,
         progress=progress,
     )

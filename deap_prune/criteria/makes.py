@@ -36,7 +36,7 @@ class Makes:
         self.sums: dict[tuple[str, str], Tensor] = {}
         self.counts: Counter[tuple[str, str]] = Counter()
         self._open: Counter[str] = Counter()  # calls whose gradient is still to come
-        self._calls: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._calls: dict[str, list[tuple[Any, ...]]] = {}
         self.handles: list[RemovableHandle] = []
         for name in sorted({m.layer for group in calibration.space.groups for m in group.layers("filter")}):
             layer = calibration.network.get_submodule(name)
@@ -50,7 +50,7 @@ class Makes:
                 self._add(name, "output_square", channel_dot(maps, maps).sum(dim=0), len(maps) * maps.shape[2])
             if not output.requires_grad:
                 return
-            x, samples = args[0].detach(), self.samples
+            read, samples = tuple(a.detach() if isinstance(a, Tensor) else a for a in args), self.samples
 
             def note(gradient: Tensor) -> None:
                 if "output_gradient_square" in self.needs:
@@ -60,7 +60,7 @@ class Makes:
                     )
                 if "gradient_square" in self.needs:
                     self._open[name] -= 1
-                    self._calls.setdefault(name, []).append((x, gradient))
+                    self._calls.setdefault(name, []).append((*read, gradient))
                     if not self._open[name]:  # a layer that runs twice has one gradient, the sum
                         square = _gradient_square(clean, self._calls.pop(name), samples)
                         self._add(name, "gradient_square", square * samples**2, samples)
@@ -108,18 +108,31 @@ class Makes:
             handle.remove()
 
 
-def _gradient_square(layer: nn.Module, calls: list[tuple[Tensor, Tensor]], samples: int) -> Tensor:
-    """Sum over the images of the square of each image's weight gradient, a few images at once."""
+def _gradient_square(layer: nn.Module, calls: list[tuple[Any, ...]], samples: int) -> Tensor:
+    """Sum over the images of the square of each image's weight gradient, a few images at once.
+
+    Args:
+        layer: Without hooks.
+        calls: What it was called with, and the gradient of its output, call by call.
+        samples: Images in the batch.
+    """
     weight: Tensor = layer.weight.detach()  # type: ignore[operator]
 
-    def of_image(x: Tensor, gradient: Tensor) -> Tensor:
-        pull = vjp(lambda w: functional_call(layer, {"weight": w}, (x,)), weight)[1]
+    def of_image(*values: Any) -> Tensor:
+        *args, gradient = values
+        pull = vjp(lambda w: functional_call(layer, {"weight": w}, tuple(args)), weight)[1]
         return pull(gradient)[0]
 
+    # What has a row an image is mapped over; another argument (points that all images share, say) is passed on.
+    rows = [[isinstance(v, Tensor) and v.dim() > 0 and len(v) == len(values[0]) for v in values] for values in calls]
+    both = list(zip(calls, rows, strict=True))
+    folded = [[by_image(v, samples) if r else v for v, r in zip(*pair, strict=True)] for pair in both]
     step = max(1, CHUNK // weight.numel())
     total = torch.zeros_like(weight)
-    folded = [(by_image(x, samples), by_image(gradient, samples)) for x, gradient in calls]
     for start in range(0, len(folded[0][0]), step):
-        pairs = [(x[start : start + step], gradient[start : start + step]) for x, gradient in folded]
-        total += torch.stack([vmap(of_image)(x, g) for x, g in pairs]).sum(dim=0).square().sum(dim=0)
+        gradients = []
+        for values, mapped in zip(folded, rows, strict=True):
+            chunk = [v[start : start + step] if r else v for v, r in zip(values, mapped, strict=True)]
+            gradients.append(vmap(of_image, in_dims=tuple(0 if r else None for r in mapped))(*chunk))
+        total += torch.stack(gradients).sum(dim=0).square().sum(dim=0)
     return total

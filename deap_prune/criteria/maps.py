@@ -18,7 +18,7 @@ IMAGES = 128  # for ranks and independence
 FEW = 16  # images at once, and images for the contributions
 DRAWN = 2048  # outputs of a layer for the contributions
 
-Look = Callable[[nn.Module, Tensor, Member], Tensor | None]
+Look = Callable[[nn.Module, tuple[Any, ...], Member], Tensor | None]
 
 
 @gathers("map_rank", "independence")
@@ -32,16 +32,17 @@ def feature_maps(calibration: Calibration, needs: frozenset[str]) -> Found:
 def contributions(calibration: Calibration, needs: frozenset[str]) -> Found:
     """What each filter alone adds to outputs of a next layer, drawn at random; the layer is linear in what it reads."""
 
-    def look(layer: nn.Module, x: Tensor, member: Member) -> Tensor:
+    def look(layer: nn.Module, args: tuple[Any, ...], member: Member) -> Tensor:
+        x, *rest = args
         clean, dim = unhooked(layer), _channel_dim(layer)
         nothing = torch.zeros_like(x)
-        bias = clean(nothing).flatten()
+        bias = clean(nothing, *rest).flatten()
         generator = torch.Generator().manual_seed(calibration.seed)
         drawn = torch.randperm(len(bias), generator=generator)[:DRAWN].to(x.device)
         rows = []
         for positions in index_of(member, x):
             alone = nothing.index_copy(dim, positions, x.index_select(dim, positions))
-            rows.append((clean(alone).flatten() - bias)[drawn])
+            rows.append((clean(alone, *rest).flatten() - bias)[drawn])
         return torch.stack(rows)
 
     return _look(calibration, {"contribution": look}, FEW, "contributions of filters")
@@ -59,7 +60,7 @@ def _look(calibration: Calibration, looks: dict[str, Look], images: int, title: 
     def hook(layer: nn.Module, args: tuple[Any, ...], *, name: str) -> None:
         for number, k, member in readers[name]:
             for need, look in looks.items():
-                value = look(layer, args[0].detach(), member)
+                value = look(layer, args, member)
                 if value is not None:
                     values.setdefault((number, k, need), []).append(value)
 
@@ -79,9 +80,9 @@ def _look(calibration: Calibration, looks: dict[str, Look], images: int, title: 
     return found
 
 
-def _ranks(layer: nn.Module, x: Tensor, member: Member) -> Tensor | None:
+def _ranks(layer: nn.Module, args: tuple[Any, ...], member: Member) -> Tensor | None:
     """Rank of every filter's maps, (filters, images); None where they are not two-dimensional."""
-    maps = x.movedim(_channel_dim(layer), 1)
+    maps = args[0].movedim(_channel_dim(layer), 1)
     if maps.dim() < 4 or min(maps.shape[-2:]) < 2:
         return None
     chosen = maps[:, index_of(member, maps)]  # (images, filters, uses, ..., height, width)
@@ -89,9 +90,9 @@ def _ranks(layer: nn.Module, x: Tensor, member: Member) -> Tensor | None:
     return ranks.flatten(2).mean(dim=2).T
 
 
-def _independence(layer: nn.Module, x: Tensor, member: Member) -> Tensor:
+def _independence(layer: nn.Module, args: tuple[Any, ...], member: Member) -> Tensor:
     """Nuclear norm of (filters, positions) less that without row i, (filters, images)."""
-    maps = channel_maps(layer, x)
+    maps = channel_maps(layer, args[0])
     found = []
     for image in maps[:, index_of(member, maps)].flatten(2):
         rows = torch.linalg.qr(image.T).R.T  # the same singular values, in no more columns than rows

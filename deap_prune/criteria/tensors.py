@@ -18,6 +18,7 @@ def read_weights(calibration: Calibration, needs: frozenset[str]) -> Found:
     """Weights, scales, shifts; weights that read a filter; what a filter costs; noise."""
     found: Found = {}
     network, space = calibration.network, calibration.space
+    device = next(network.parameters()).device
     for number, group in enumerate(space.groups):
         for need in _SOURCES.keys() & needs:
             role, name = _SOURCES[need]
@@ -30,10 +31,15 @@ def read_weights(calibration: Calibration, needs: frozenset[str]) -> Found:
             if columns is not None:
                 add(found, group, "out_weight", columns, member)
         if "filter_flops" in needs:
-            add(found, group, "filter_flops", torch.full((group.size,), filter_flops(space, group, number)))
+            add(
+                found,
+                group,
+                "filter_flops",
+                torch.full((group.size,), filter_flops(space, group, number), device=device),
+            )
         if "noise" in needs:
             noise = np.random.default_rng([calibration.seed, number]).random(group.size)
-            add(found, group, "noise", torch.from_numpy(noise))
+            add(found, group, "noise", torch.from_numpy(noise).to(device))
     return found
 
 

@@ -133,6 +133,38 @@ def test_no_second_derivative_is_said() -> None:
     assert set(table.criteria) == {"l1"}
 
 
+@pytest.mark.parametrize("name", ["shared", "grouped", "transposed", "channels_last", "sequence", "points", "norms"])
+def test_one_image_s_gradients_of_every_kind_of_layer(name: str) -> None:
+    """Linear, grouped, transposed, one-dimensional, run twice, with a second argument: as image by image."""
+    from deap_prune.criteria import collect
+    from deap_prune.criteria.tensors import filter_rows
+
+    _, inputs, space, model, _ = prepared(name)
+    batch = tree_map(lambda x: torch.randn(5, *x.shape[1:], dtype=torch.float64), inputs)
+
+    def forward(model: nn.Module, batch: Any) -> tuple[Any, Any]:
+        return (model(*batch) if isinstance(batch, tuple) else model(batch)), None
+
+    def loss(outputs: Any, targets: None) -> Tensor:
+        return sum((out.square().sum(dim=1).mean() for out in tree_leaves(outputs)), torch.zeros(()))
+
+    found = collect(model, space, [batch], needs=("gradient_square",), forward=forward, loss=loss)
+    total = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
+    for i in range(5):
+        model.zero_grad()
+        loss(forward(model, tree_map(lambda x, i=i: x[i : i + 1], batch))[0], None).backward()
+        for n, p in model.named_parameters():
+            total[n] += p.grad.square() / 5 if p.grad is not None else 0
+    model.zero_grad()
+    for group in space.groups:
+        members = list(group.layers("filter"))
+        wanted = [filter_rows(model, m, "weight", total[f"{m.layer}.weight"].detach()) for m in members]
+        for (square,), rows in zip(
+            found.of(group, "gradient_square"), [w for w in wanted if w is not None], strict=True
+        ):
+            torch.testing.assert_close(square, rows)
+
+
 # ------------------------------------------------------------------ without labels
 def test_without_labels_nothing_looks_at_them() -> None:
     net, data = conv_net().eval(), batches()
@@ -152,6 +184,28 @@ def test_without_labels_nothing_looks_at_them() -> None:
     whole = dp.score(net, space, (inputs, torch.zeros(len(inputs)).long()), **options)
     alone = dp.score(net, space, inputs, **options)
     assert all(np.array_equal(alone["0"][n], whole["0"][n]) for n in names)
+
+
+def test_a_search_without_labels() -> None:
+    """Labels that mean nothing change nothing: the objective compares with the dense network as well."""
+    net, data = conv_net().eval(), batches()
+    options = {"criteria": ("taylor_gate", "oracle", "l2"), "objectives": ("agreement", "flops"), "labels": False}
+    fronts = []
+    for turn in (0, 1):
+        given = [(x, y.roll(turn)) for x, y in data]
+        result = dp.search(
+            net,
+            data[0][0],
+            calibration=given,
+            validation=given,
+            population=4,
+            generations=1,
+            progress=False,
+            device="cpu",
+            **options,
+        )
+        fronts.append([s.values for s in result.front])
+    assert fronts[0] == fronts[1]
 
 
 def test_without_labels_taylor_is_the_change_of_the_outputs() -> None:
