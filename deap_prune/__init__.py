@@ -32,6 +32,7 @@ from deap_prune.finetune import Recipe, accuracy, finetune
 from deap_prune.fitness import OBJECTIVES as _OBJECTIVES
 from deap_prune.fitness import Evaluator, register_objective
 from deap_prune.interop import BlendedImportance
+from deap_prune.report import report
 from deap_prune.search import Result, resume, search
 from deap_prune.structure import (
     FilterGroup,
@@ -104,6 +105,7 @@ __all__ = [
     "register_criterion",
     "register_layer",
     "register_objective",
+    "report",
     "resume",
     "score",
     "search",

@@ -1,4 +1,4 @@
-"""The command line: ``deap-prune inspect | search | resume | slim | finetune | criteria``."""
+"""The command line: ``deap-prune inspect | search | resume | report | slim | finetune | criteria``."""
 
 from __future__ import annotations
 
@@ -179,6 +179,20 @@ def finetune(
     if test is not None:
         out.print(f"test accuracy {before:.4f} as pruned, {accuracy(small, test):.4f} after fine-tuning (last epoch)")
     out.print(_plain(f"weights in {run / 'finetuned.safetensors'}"), soft_wrap=True)
+
+
+@_command
+def report(
+    run: RunPath,
+    singles: Annotated[int, typer.Option(help="Budgets at which every single criterion is judged; 0: none.")] = 6,
+    network: Annotated[bool, typer.Option(help="Open the config's network and data, which imports code.")] = True,
+    quiet: Quiet = False,
+) -> None:
+    """Write a run's report.html (one page, opened in any browser), and its pictures as PNG and SVG in RUN/report."""
+    from deap_prune.report import report as write
+
+    path = write(run, singles=singles, network=network, progress=not quiet)
+    out.print(_plain(f"{path}, pictures in {run / 'report'}"), soft_wrap=True)
 
 
 @_command

@@ -34,15 +34,8 @@ def recall(
     if number is not None and not 0 <= number < len(front):
         raise RunError(f"'{run}' has solutions 0 to {len(front) - 1}; number is {number}")
     solution: Solution = front[number] if number is not None else front.best(max_flops=max_flops)
-    config = load_config(run, overrides)
-    if config.model is None or config.data is None:
-        raise RunError(
-            f"'{run}' was started from Python, so its config.yaml names no model; there, use result.slim(solution) "
-            "or dp.Evaluator(model, ...).slim(dp.Masks.from_json(...))"
-        )
-    work = Workspace.open(config)
-    identity = fingerprint(work.model, config.search, work.calibration, work.validation)
-    Checkpoints(Path(run), identity).newest()  # the same weights and data, or an error that names what differs
+    work = reopen(run, overrides)
+    config = work.config
     evaluator = Evaluator(
         work.model,
         trace(work.model, work.example, ignore=config.search.ignore),
@@ -54,3 +47,25 @@ def recall(
         device=config.search.device,
     )
     return evaluator, solution, work
+
+
+def reopen(run: str | Path, overrides: Sequence[str] = ()) -> Workspace:
+    """Model and data of a run that its config describes.
+
+    Args:
+        run: The run folder.
+        overrides: ``key.sub=value`` each, for the config (of fine-tuning, say).
+
+    Raises:
+        RunError: If the run was started from Python, or with another model or other data.
+    """
+    config = load_config(run, overrides)
+    if config.model is None or config.data is None:
+        raise RunError(
+            f"'{run}' was started from Python, so its config.yaml names no model; there, use result.slim(solution) "
+            "or dp.Evaluator(model, ...).slim(dp.Masks.from_json(...))"
+        )
+    work = Workspace.open(config)
+    identity = fingerprint(work.model, config.search, work.calibration, work.validation)
+    Checkpoints(Path(run), identity).newest()  # the same weights and data, or an error that names what differs
+    return work

@@ -29,7 +29,7 @@ from deap_prune.evolution.front import ParetoFront, Solution
 from deap_prune.evolution.toolbox import BlendProblem, make_toolbox
 from deap_prune.files import write_text
 from deap_prune.fitness.evaluator import Evaluator
-from deap_prune.runs import fingerprint, pack_cache, unpack_cache, write_result
+from deap_prune.runs import fingerprint, pack_cache, unpack_cache, write_result, write_versions
 from deap_prune.structure.inputs import Inputs
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
@@ -244,6 +244,7 @@ def _open_folder(
         unpack_cache(stored[1], evaluator)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", dump_config(config))
+    write_versions(folder)
     return stored[0] if stored is not None else None
 
 

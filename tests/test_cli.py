@@ -56,7 +56,8 @@ def run(home):
 
 def test_run_folder_holds_everything_and_no_pickle(run):
     names = {p.name for p in run.iterdir()}
-    assert names == {"config.yaml", "front.json", "front.csv", "history.csv", "front.png", "masks", "checkpoints"}
+    files = {"config.yaml", "versions.json", "front.json", "front.csv", "history.csv", "front.png"}
+    assert names == files | {"masks", "checkpoints"}
     assert {p.suffix for p in run.rglob("*") if p.is_file()} <= {".yaml", ".json", ".csv", ".png"}
     assert len((run / "history.csv").read_text().splitlines()) == 4
     assert not list(run.rglob("*.tmp"))
