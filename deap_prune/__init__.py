@@ -28,6 +28,7 @@ from deap_prune.evolution import (
     mutBlend,
     selBlend,
 )
+from deap_prune.export import Exported, export, rebuild
 from deap_prune.finetune import Recipe, accuracy, finetune
 from deap_prune.fitness import OBJECTIVES as _OBJECTIVES
 from deap_prune.fitness import Evaluator, register_objective
@@ -71,6 +72,7 @@ __all__ = [
     "BlendedImportance",
     "CriteriaClusters",
     "Evaluator",
+    "Exported",
     "FilterGroup",
     "Generation",
     "Genome",
@@ -92,6 +94,7 @@ __all__ = [
     "cxBlendLayers",
     "eaBlend",
     "errors",
+    "export",
     "finetune",
     "fitness_class",
     "flops",
@@ -101,6 +104,7 @@ __all__ = [
     "mutBlend",
     "objectives",
     "params",
+    "rebuild",
     "register_allocation",
     "register_criterion",
     "register_layer",

@@ -1,4 +1,4 @@
-"""The command line: ``deap-prune inspect | search | resume | report | slim | finetune | criteria``."""
+"""The command line: ``deap-prune inspect | search | resume | report | slim | finetune | export | criteria``."""
 
 from __future__ import annotations
 
@@ -179,6 +179,42 @@ def finetune(
     if test is not None:
         out.print(f"test accuracy {before:.4f} as pruned, {accuracy(small, test):.4f} after fine-tuning (last epoch)")
     out.print(_plain(f"weights in {run / 'finetuned.safetensors'}"), soft_wrap=True)
+
+
+@_command
+def export(
+    run: RunPath,
+    max_flops: Annotated[float | None, typer.Option(help="Best solution with at most this share of the FLOPs.")] = None,
+    number: Annotated[int | None, typer.Option(help="Solution by its place in front.json.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Of the same solution, fine-tuned; as judged if left out.")
+    ] = None,
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", help="safetensors, torch or onnx; all if left out.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option(help="Folder; RUN/export if left out.")] = None,
+) -> None:
+    """Write a run's solution as safetensors with a recipe, torch.export and ONNX, and check and time them."""
+    from deap_prune.export import FORMATS
+    from deap_prune.export import export as write
+    from deap_prune.recall import recall
+    from deap_prune.weights import load_weights
+
+    evaluator, solution, work = recall(run, max_flops=max_flops, number=number)
+    small = evaluator.slim(solution.masks)
+    if weights is not None:
+        load_weights(small, weights)
+    found = write(
+        small,
+        work.validation[0][:32],
+        to or run / "export",
+        formats=tuple(formats or FORMATS),
+        dense=work.model,
+        masks=solution.masks,
+        model=work.config.model,
+        ignore=work.config.search.ignore,
+    )
+    out.print(_plain(f"{solution}\n{found}"), highlight=False, soft_wrap=True)
 
 
 @_command

@@ -95,6 +95,12 @@ def test_inspect_criteria_slim_finetune(run, home, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert "test accuracy" in done.stdout
     assert (run / "finetuned.safetensors").is_file()
+    options = ("--number", "0", "--format", "safetensors", "--weights", run / "finetuned.safetensors")
+    done = cli("export", run, *options, cwd=home)
+    assert done.returncode == 0, done.stderr
+    tuned = dp.rebuild(run / "export").state_dict()
+    expected = read_weights(run / "finetuned.safetensors")
+    assert all(torch.equal(value, tuned[name]) for name, value in expected.items())
 
 
 def test_resume_of_a_finished_run_and_beyond(run, home):
