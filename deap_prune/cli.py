@@ -149,11 +149,12 @@ def finetune(
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the training images; the config's if left out.")
     ] = None,
+    state: Annotated[Path | None, typer.Option(help="File to keep after every epoch, and to go on from.")] = None,
     set: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
     """Slim a run's solution, fine-tune it, and say its test accuracy before and after (the last epoch's)."""
-    from deap_prune.finetune import Recipe, accuracy
+    from deap_prune.finetune import Recipe, accuracy, best_epoch
     from deap_prune.finetune import finetune as train
     from deap_prune.recall import recall
     from deap_prune.weights import save_weights
@@ -163,7 +164,7 @@ def finetune(
     small = evaluator.slim(solution.masks)
     test = work.splits.test
     before = accuracy(small, test) if test is not None else None
-    train(
+    records = train(
         small,
         work.splits.train,
         work.validation,
@@ -172,10 +173,15 @@ def finetune(
         teacher=work.model if options.distill else None,
         augment=options.augment,
         from_scratch=options.from_scratch,
+        state=state,
         seed=options.seed,
         progress=not quiet,
     )
     save_weights(small, run / "finetuned.safetensors")
+    best = best_epoch(records)
+    if best is not None:
+        last = f"{records[-1].validation_accuracy:.4f} after the last epoch ({records[-1].epoch})"
+        out.print(f"validation accuracy {last}, {best.validation_accuracy:.4f} after the best ({best.epoch})")
     if test is not None:
         out.print(f"test accuracy {before:.4f} as pruned, {accuracy(small, test):.4f} after fine-tuning (last epoch)")
     out.print(_plain(f"weights in {run / 'finetuned.safetensors'}"), soft_wrap=True)
