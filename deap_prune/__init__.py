@@ -59,11 +59,13 @@ from deap_prune.evolution import (
     selBlendParents,
 )
 from deap_prune.evolution import distributed as distributed
+from deap_prune.export import Exported, export, rebuild
 from deap_prune.finetune import Recipe, accuracy, finetune
 from deap_prune.fitness import OBJECTIVES as _OBJECTIVES
 from deap_prune.fitness import Evaluator, register_objective
 from deap_prune.interop import BlendedImportance
 from deap_prune.reconstruction import refine
+from deap_prune.report import report
 from deap_prune.search import Result, resume, search
 from deap_prune.structure import (
     FilterGroup,
@@ -109,6 +111,7 @@ __all__ = [
     "BlendedImportance",
     "CriteriaClusters",
     "Evaluator",
+    "Exported",
     "FilterGroup",
     "Generation",
     "Genome",
@@ -143,6 +146,7 @@ __all__ = [
     "distributed",
     "eaBlend",
     "errors",
+    "export",
     "finetune",
     "fitness_class",
     "flops",
@@ -157,12 +161,14 @@ __all__ = [
     "mutBlendTrade",
     "objectives",
     "params",
+    "rebuild",
     "refine",
     "register_algorithm",
     "register_allocation",
     "register_criterion",
     "register_layer",
     "register_objective",
+    "report",
     "resume",
     "score",
     "search",

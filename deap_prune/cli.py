@@ -1,4 +1,4 @@
-"""The command line: ``deap-prune inspect | search | resume | slim | finetune | criteria``."""
+"""The command line: ``deap-prune inspect | search | resume | report | slim | finetune | export | criteria``."""
 
 from __future__ import annotations
 
@@ -153,11 +153,12 @@ def finetune(
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the training images; the config's if left out.")
     ] = None,
+    state: Annotated[Path | None, typer.Option(help="File to keep after every epoch, and to go on from.")] = None,
     set: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
     """Slim a run's solution, fine-tune it, and say its test accuracy before and after (the last epoch's)."""
-    from deap_prune.finetune import Recipe, accuracy
+    from deap_prune.finetune import Recipe, accuracy, best_epoch
     from deap_prune.finetune import finetune as train
     from deap_prune.recall import recall
     from deap_prune.weights import save_weights
@@ -167,7 +168,7 @@ def finetune(
     small = evaluator.slim(solution.masks)
     test = work.splits.test
     before = accuracy(small, test) if test is not None else None
-    train(
+    records = train(
         small,
         work.splits.train,
         work.validation,
@@ -176,13 +177,68 @@ def finetune(
         teacher=work.model if options.distill else None,
         augment=options.augment,
         from_scratch=options.from_scratch,
+        state=state,
         seed=options.seed,
         progress=not quiet,
     )
     save_weights(small, run / "finetuned.safetensors")
+    best = best_epoch(records)
+    if best is not None:
+        last = f"{records[-1].validation_accuracy:.4f} after the last epoch ({records[-1].epoch})"
+        out.print(f"validation accuracy {last}, {best.validation_accuracy:.4f} after the best ({best.epoch})")
     if test is not None:
         out.print(f"test accuracy {before:.4f} as pruned, {accuracy(small, test):.4f} after fine-tuning (last epoch)")
     out.print(_plain(f"weights in {run / 'finetuned.safetensors'}"), soft_wrap=True)
+
+
+@_command
+def export(
+    run: RunPath,
+    max_flops: Annotated[float | None, typer.Option(help="Best solution with at most this share of the FLOPs.")] = None,
+    number: Annotated[int | None, typer.Option(help="Solution by its place in front.json.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Of the same solution, fine-tuned; as judged if left out.")
+    ] = None,
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", help="safetensors, torch or onnx; all if left out.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option(help="Folder; RUN/export if left out.")] = None,
+) -> None:
+    """Write a run's solution as safetensors with a recipe, torch.export and ONNX, and check and time them."""
+    from deap_prune.export import FORMATS
+    from deap_prune.export import export as write
+    from deap_prune.recall import recall
+    from deap_prune.weights import load_weights
+
+    evaluator, solution, work = recall(run, max_flops=max_flops, number=number)
+    small = evaluator.slim(solution.masks)
+    if weights is not None:
+        load_weights(small, weights)
+    found = write(
+        small,
+        work.validation[0][:32],
+        to or run / "export",
+        formats=tuple(formats or FORMATS),
+        dense=work.model,
+        masks=solution.masks,
+        model=work.config.model,
+        ignore=work.config.search.ignore,
+    )
+    out.print(_plain(f"{solution}\n{found}"), highlight=False, soft_wrap=True)
+
+
+@_command
+def report(
+    run: RunPath,
+    singles: Annotated[int, typer.Option(help="Budgets at which every single criterion is judged; 0: none.")] = 6,
+    network: Annotated[bool, typer.Option(help="Open the config's network and data, which imports code.")] = True,
+    quiet: Quiet = False,
+) -> None:
+    """Write a run's report.html (one page, opened in any browser), and its pictures as PNG and SVG in RUN/report."""
+    from deap_prune.report import report as write
+
+    path = write(run, singles=singles, network=network, progress=not quiet)
+    out.print(_plain(f"{path}, pictures in {run / 'report'}"), soft_wrap=True)
 
 
 @_command

@@ -42,6 +42,10 @@ class RunError(PruneError, RuntimeError):
     """A run folder that cannot be written, read or resumed."""
 
 
+class ExportError(PruneError, RuntimeError):
+    """A network that cannot be exported, or whose exported form gives other outputs."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The part of a message that helps after a miss: the nearest name if there is one, and all known names."""
     names = sorted(known)

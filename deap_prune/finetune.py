@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from operator import length_hint
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,30 +22,12 @@ from deap_prune.batches import Data, Forward, check_labels, default_forward, res
 from deap_prune.data import augment as shift_and_mirror
 from deap_prune.errors import ConfigError, DataError, ModelError
 from deap_prune.recipe import Recipe
+from deap_prune.training import Average, EpochRecord, best_epoch, load_state, reset, save_state
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """A batch of inputs and a generator on the CPU to inputs of the same shape."""
 
-__all__ = ["Augment", "EpochRecord", "Recipe", "accuracy", "finetune"]
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """One epoch of finetune.
-
-    Attributes:
-        epoch: From 1.
-        train_loss: Mean over the images of the epoch, while the weights changed, in nats.
-        validation_accuracy: In 0 .. 1, after the epoch; None without validation data.
-        lr: Learning rate of the last batch.
-        seconds: Wall-clock time, validation included.
-    """
-
-    epoch: int
-    train_loss: float
-    validation_accuracy: float | None
-    lr: float
-    seconds: float
+__all__ = ["Augment", "EpochRecord", "Recipe", "accuracy", "best_epoch", "finetune"]
 
 
 def finetune(
@@ -57,6 +40,7 @@ def finetune(
     teacher: nn.Module | None = None,
     augment: bool | Augment = False,
     from_scratch: bool = False,
+    state: str | Path | None = None,
     device: str | torch.device = "auto",
     seed: int = 0,
     forward: Forward | None = None,
@@ -73,13 +57,16 @@ def finetune(
         model: The network; parameters with ``requires_grad=False`` stay as they are.
         train: Float inputs (N, ...) and int64 targets (N,). Two tensors are shuffled anew for each epoch into
             batches of nearly equal size.
-        validation: What to measure the accuracy on after each epoch. No decision rests on it.
+        validation: What to measure the accuracy on after each epoch. It decides nothing but when to stop, and that only
+            with ``recipe.patience``.
         epochs: How often to go through ``train``.
         recipe: Optimizer, schedule and distillation; default ``Recipe()``.
         teacher: A network with the same classes, left unchanged.
         augment: True for random shifts and mirror images (see deap_prune.data.augment), or a function of
             inputs and generator.
         from_scratch: First reset all weights and buffers by each module's ``reset_parameters``.
+        state: File (safetensors) to keep after every epoch; if it is there, training goes on from it, on a CPU as if
+            it had never stopped.
         device: Where to train; "auto" is CUDA where there is any, else the CPU.
         seed: Of the resetting, the order, the augmentation and dropout.
         forward: Model and batch to (logits, targets); default: ``model(inputs)``, batch (inputs, targets).
@@ -91,7 +78,8 @@ def finetune(
     Raises:
         DataError: If there is no batch, targets do not fit to inputs or network, or there is no such device.
         ModelError: If nothing can be trained or reset, the teacher does not fit, or the loss is not finite.
-        ConfigError: If the epochs do not fit the recipe.
+        ConfigError: If the epochs or the validation data do not fit the recipe.
+        RunError: If ``state`` is of another training.
     """
     recipe = recipe or Recipe()
     if epochs < 1 or recipe.warmup_epochs >= epochs:
@@ -99,6 +87,8 @@ def finetune(
             f"epochs={epochs} with warmup_epochs={recipe.warmup_epochs}; give at least 1 epoch, "
             "and more than the warm-up takes"
         )
+    if recipe.patience is not None and validation is None:
+        raise ConfigError(f"patience={recipe.patience} follows the validation accuracy; give validation data")
     if teacher is model:
         raise ModelError("the teacher is the network itself; give the unpruned one (copy.deepcopy before pruning)")
     place = resolve_device(device)
@@ -109,8 +99,10 @@ def finetune(
     with torch.random.fork_rng(cuda), _placed(place, model, keep_modes=False), _placed(place, teacher):
         torch.manual_seed(seed)
         if from_scratch:
-            _reset(model)
-        return trainer.run(_shuffled(train, recipe.batch_size, generator), validation, progress)
+            reset(model)
+        settings = {**asdict(recipe), "epochs": epochs, "seed": seed, "from_scratch": from_scratch}
+        kept = None if state is None else (Path(state), settings)
+        return trainer.run(_shuffled(train, recipe.batch_size, generator), validation, kept, progress)
 
 
 def accuracy(
@@ -160,35 +152,58 @@ class _Trainer:
     place: torch.device
     generator: torch.Generator
 
-    def run(self, batches: Iterable[Any], validation: Data | None, progress: bool) -> list[EpochRecord]:
+    def run(
+        self,
+        batches: Iterable[Any],
+        validation: Data | None,
+        kept: tuple[Path, Mapping[str, Any]] | None,
+        progress: bool,
+    ) -> list[EpochRecord]:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         for parameter in parameters:
             parameter.data = parameter.data.contiguous()  # see loss
         if not parameters:
             raise ModelError("no parameter has requires_grad=True; call model.requires_grad_(True) to train it")
         optimizer = self.recipe.make_optimizer(parameters)
+        average = Average(self.model, self.recipe.ema) if self.recipe.ema is not None else None
         records: list[EpochRecord] = []
+        if kept is not None and kept[0].is_file():
+            about = load_state(kept[0], self.model, optimizer, average, self.generator, kept[1])
+            records = [EpochRecord(**record) for record in about["records"]]
         columns = TextColumn("epoch {task.completed:.1f}/{task.total}"), BarColumn(), TimeRemainingColumn()
         console = Console(stderr=True)
         with Progress(*columns, TextColumn("{task.fields[note]}"), console=console, disable=not progress) as bar:
-            task = bar.add_task("", total=self.epochs, note="")
-            for epoch in range(self.epochs):
-                start = time.perf_counter()
-                loss = self.epoch(epoch, batches, optimizer, lambda done: bar.update(task, completed=done))
+            task = bar.add_task("", total=self.epochs, note="", completed=len(records))
+            while len(records) < self.epochs and not self.is_patient_no_more(records):
+                start, epoch = time.perf_counter(), len(records)
+                loss = self.epoch(epoch, batches, optimizer, average, lambda done: bar.update(task, completed=done))
                 score = None
                 if validation is not None:
-                    score = accuracy(self.model, validation, device=self.place, forward=self.forward)
+                    with average.shown() if average else nullcontext():
+                        score = accuracy(self.model, validation, device=self.place, forward=self.forward)
                 lr = optimizer.param_groups[0]["lr"]
                 records.append(EpochRecord(epoch + 1, loss, score, lr, time.perf_counter() - start))
+                if kept is not None:
+                    about = {"settings": kept[1], "records": [asdict(r) for r in records]}
+                    save_state(kept[0], self.model, optimizer, average, self.generator, about)
                 note = f"loss {loss:.4f}" + ("" if score is None else f", accuracy {score:.2%}")
                 bar.update(task, completed=epoch + 1, note=note)
+        if average is not None:
+            self.model.load_state_dict(average.tensors)
         return records
+
+    def is_patient_no_more(self, records: Sequence[EpochRecord]) -> bool:
+        best = best_epoch(records)
+        return (
+            self.recipe.patience is not None and best is not None and len(records) - best.epoch >= self.recipe.patience
+        )
 
     def epoch(
         self,
         epoch: int,
         batches: Iterable[Any],
         optimizer: torch.optim.Optimizer,
+        average: Average | None,
         report: Callable[[float], None],
     ) -> float:
         """Go through the batches once; the mean loss."""
@@ -202,6 +217,8 @@ class _Trainer:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            if average is not None:
+                average.update()
             total += loss.detach() * size
             count += size
             report(done)
@@ -221,11 +238,13 @@ class _Trainer:
         batch = tree_map(lambda leaf: leaf.to(self.place).contiguous() if isinstance(leaf, Tensor) else leaf, batch)
         if self.augment:
             batch = (self.augment(batch[0], self.generator), *batch[1:])
-        logits, targets = _logits(self.forward, self.model, batch)
+        with self.autocast():
+            logits, targets = _logits(self.forward, self.model, batch)
+        logits = logits.float()
         hard = F.cross_entropy(logits, targets)
         if self.teacher is None:
             return hard, len(targets)
-        with torch.no_grad():
+        with torch.no_grad(), self.autocast():
             wanted, _ = _logits(self.forward, self.teacher, batch)
         if wanted.shape != logits.shape:
             raise ModelError(
@@ -233,9 +252,12 @@ class _Trainer:
                 "teacher with the same classes"
             )
         t, weight = self.recipe.temperature, self.recipe.distill
-        student, master = F.log_softmax(logits / t, 1), F.log_softmax(wanted / t, 1)
+        student, master = F.log_softmax(logits / t, 1), F.log_softmax(wanted.float() / t, 1)
         soft = F.kl_div(student, master, reduction="batchmean", log_target=True) * t**2
         return (1 - weight) * hard + weight * soft, len(targets)
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.place.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
 
 
 @dataclass(frozen=True)
@@ -299,16 +321,3 @@ def _placed(place: torch.device, model: nn.Module | None, *, keep_modes: bool = 
         if keep_modes:
             for module, mode in modes:
                 module.training = mode
-
-
-def _reset(model: nn.Module) -> None:
-    """Start all weights anew; nothing is touched if some cannot be."""
-    for name, module in model.named_modules():
-        if next(module.parameters(recurse=False), None) is not None and not hasattr(module, "reset_parameters"):
-            raise ModelError(
-                f"'{name}' ({type(module).__name__}) has weights and no reset_parameters(); add the method, "
-                "or train a newly built network without from_scratch"
-            )
-    for module in model.modules():
-        if hasattr(module, "reset_parameters"):
-            cast(Callable[[], None], module.reset_parameters)()

@@ -35,6 +35,28 @@ def recall(
     if number is not None and not 0 <= number < len(front):
         raise RunError(f"'{run}' has solutions 0 to {len(front) - 1}; number is {number}")
     solution: Solution = front[number] if number is not None else front.best(max_flops=max_flops)
+    work = reopen(run, overrides)
+    config = work.config
+    evaluator = Evaluator(
+        work.model,
+        trace(work.model, work.example, ignore=config.search.ignore),
+        calibration=work.calibration,
+        validation=hold_out(work.validation, config.search.guard)[0],
+        **config.search.fitness(),
+    )
+    return evaluator.in_full(refine=bool(front.settings.get("refine"))), solution, work
+
+
+def reopen(run: str | Path, overrides: Sequence[str] = ()) -> Workspace:
+    """Model and data of a run that its config describes.
+
+    Args:
+        run: The run folder.
+        overrides: ``key.sub=value`` each, for the config (of fine-tuning, say).
+
+    Raises:
+        RunError: If the run was started from Python, or with another model or other data.
+    """
     config = load_config(run, overrides)
     if config.model is None or config.data is None:
         raise RunError(
@@ -44,11 +66,4 @@ def recall(
     work = Workspace.open(config)
     identity = fingerprint(work.model, config.search, work.calibration, work.validation)
     Checkpoints(Path(run), identity).newest()  # the same weights and data, or an error that names what differs
-    evaluator = Evaluator(
-        work.model,
-        trace(work.model, work.example, ignore=config.search.ignore),
-        calibration=work.calibration,
-        validation=hold_out(work.validation, config.search.guard)[0],
-        **config.search.fitness(),
-    )
-    return evaluator.in_full(refine=bool(front.settings.get("refine"))), solution, work
+    return work

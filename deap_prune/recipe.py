@@ -18,6 +18,7 @@ _SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
 }
 _OPTIMIZERS = ("sgd", "adam", "adamw")
+_PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,9 @@ class Recipe:
         warmup_epochs: Epochs in which the learning rate first rises from 0 in a straight line.
         temperature: Of the softmax that teacher and student are compared under.
         distill: Weight of the teacher in the loss, 0 .. 1; the targets have the rest.
+        precision: Of the forward pass: "fp32", or "bf16" by autocast (the weights stay fp32).
+        ema: Decay of a moving average of the weights, such as 0.999; validation and the final network have the average.
+        patience: Stop after so many epochs without a better validation accuracy; the last epoch's weights stay.
 
     Raises:
         ConfigError: If a value is out of range or a name is unknown.
@@ -49,12 +53,17 @@ class Recipe:
     warmup_epochs: float = 0
     temperature: float = 4.0
     distill: float = 0.5
+    precision: Literal["fp32", "bf16"] = "fp32"
+    ema: float | None = None
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         if self.optimizer not in _OPTIMIZERS:
             raise ConfigError(f"unknown optimizer '{self.optimizer}'; {did_you_mean(self.optimizer, _OPTIMIZERS)}")
         if self.schedule not in _SCHEDULES:
             raise ConfigError(f"unknown schedule '{self.schedule}'; {did_you_mean(self.schedule, _SCHEDULES)}")
+        if self.precision not in _PRECISIONS:
+            raise ConfigError(f"unknown precision '{self.precision}'; {did_you_mean(self.precision, _PRECISIONS)}")
         legal = {
             "lr": (self.lr > 0, "above 0"),
             "batch_size": (self.batch_size >= 1, "at least 1"),
@@ -63,6 +72,8 @@ class Recipe:
             "warmup_epochs": (self.warmup_epochs >= 0, "at least 0"),
             "temperature": (self.temperature > 0, "above 0"),
             "distill": (0 <= self.distill <= 1, "in [0, 1]"),
+            "ema": (self.ema is None or 0 < self.ema < 1, "in (0, 1), or None"),
+            "patience": (self.patience is None or self.patience >= 1, "from 1 up, or None"),
         }
         for name, (ok, rule) in legal.items():
             if not ok:

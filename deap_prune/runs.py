@@ -6,7 +6,9 @@ import csv
 import hashlib
 import io
 import json
+import platform
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,22 @@ def unpack_cache(extra: Mapping[str, Any], lines: Sequence[str], evaluator: Eval
         masks = Masks({g.name: bits[g.start : g.start + g.size] for g in space.groups})
         evaluator.cache[masks] = tuple(values)
     evaluator.counters.candidates = extra["candidates"]
+
+
+def versions() -> dict[str, str]:
+    """What computes: Python, the machine, and the packages that figures depend on."""
+    packages = ("deap-prune", "torch", "torchvision", "deap", "numpy", "scikit-learn")
+    return {
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        **{name: version(name) for name in packages},
+    }
+
+
+def write_versions(folder: Path) -> None:
+    """versions.json, as of the run's start; a resumed run keeps it."""
+    if not (folder / "versions.json").exists():
+        write_text(folder / "versions.json", json.dumps(versions(), indent=1))
 
 
 def write_history(folder: Path, logbook: tools.Logbook) -> None:

@@ -31,7 +31,7 @@ from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.generations import Guard, NextGeneration, PreScreen, final_front, hold_out
 from deap_prune.loops import ray_workers, stops, variation
 from deap_prune.progress import SearchBar
-from deap_prune.runs import cache_journal, fingerprint, unpack_cache, write_history, write_result
+from deap_prune.runs import cache_journal, fingerprint, unpack_cache, write_history, write_result, write_versions
 from deap_prune.structure.inputs import Inputs
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
@@ -264,6 +264,7 @@ def _open_folder(
         raise RunError(f"'{folder}' is at generation {stored.number} already, beyond generations={wanted}")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", dump_config(config))
+    write_versions(folder)
     return stored
 
 

@@ -56,7 +56,8 @@ def run(home):
 
 def test_run_folder_holds_everything_and_no_pickle(run):
     names = {p.name for p in run.iterdir()}
-    assert names == {"config.yaml", "front.json", "front.csv", "history.csv", "front.png", "masks", "checkpoints"}
+    files = {"config.yaml", "versions.json", "front.json", "front.csv", "history.csv", "front.png"}
+    assert names == files | {"masks", "checkpoints"}
     assert {p.suffix for p in run.rglob("*") if p.is_file()} <= {".yaml", ".json", ".csv", ".png"}
     assert len((run / "history.csv").read_text().splitlines()) == 4
     assert not list(run.rglob("*.tmp"))
@@ -94,6 +95,12 @@ def test_inspect_criteria_slim_finetune(run, home, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert "test accuracy" in done.stdout
     assert (run / "finetuned.safetensors").is_file()
+    options = ("--number", "0", "--format", "safetensors", "--weights", run / "finetuned.safetensors")
+    done = cli("export", run, *options, cwd=home)
+    assert done.returncode == 0, done.stderr
+    tuned = dp.rebuild(run / "export").state_dict()
+    expected = read_weights(run / "finetuned.safetensors")
+    assert all(torch.equal(value, tuned[name]) for name, value in expected.items())
 
 
 def test_resume_of_a_finished_run_and_beyond(run, home):

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deap_prune.errors import ConfigError, DataError, ModelError
-from deap_prune.finetune import EpochRecord, Recipe, accuracy, finetune
+from deap_prune.errors import ConfigError, DataError, ModelError, RunError
+from deap_prune.finetune import EpochRecord, Recipe, accuracy, best_epoch, finetune
 
 Pair = tuple[Tensor, Tensor]
 
@@ -239,3 +239,78 @@ def test_progress_shows_loss_and_accuracy(data: Pair, capsys: pytest.CaptureFixt
     assert "accuracy" in out
     quick(make_net(), data)
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_stopped_training_goes_on_as_if_it_had_not(data: Pair, optimizer: Any, tmp_path: Any) -> None:
+    recipe = Recipe(optimizer=optimizer, ema=0.9, batch_size=16)
+    options = {"epochs": 4, "augment": True, "recipe": recipe, "teacher": make_net()}
+    whole, parts = make_net(), make_net()
+    records = quick(whole, data, data, **options)
+    calls = iter(range(100))
+
+    def stop(inputs: Tensor, generator: torch.Generator) -> Tensor:
+        if next(calls) == 17:  # in the third epoch, of 7 batches each
+            raise KeyboardInterrupt
+        from deap_prune.data import augment
+
+        return augment(inputs, generator)
+
+    with pytest.raises(KeyboardInterrupt):
+        quick(parts, data, data, **{**options, "augment": stop}, state=tmp_path / "state")
+    fresh = make_net()
+    with torch.no_grad():
+        fresh[0].weight.zero_()
+    again = quick(fresh, data, data, **options, state=tmp_path / "state")
+    assert same(whole, fresh)
+    assert [(r.epoch, r.train_loss, r.lr) for r in again] == [(r.epoch, r.train_loss, r.lr) for r in records]
+    assert quick(fresh, data, data, **options, state=tmp_path / "state") == again  # nothing left to do
+    assert same(whole, fresh)
+
+
+def test_a_state_of_another_training_is_an_error(data: Pair, tmp_path: Any) -> None:
+    quick(make_net(), data, state=tmp_path / "state")
+    with pytest.raises(RunError, match="of a training with another lr, seed; give the same"):
+        quick(make_net(), data, state=tmp_path / "state", recipe=Recipe(lr=0.5), seed=1)
+    with pytest.raises(RunError, match="is of another network"):
+        quick(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), data, state=tmp_path / "state")
+    (tmp_path / "state").write_text("nothing")
+    with pytest.raises(RunError, match="can't be read as the state of a training"):
+        quick(make_net(), data, state=tmp_path / "state")
+
+
+def test_averaged_weights_follow_the_formula(data: Pair) -> None:
+    """One step: the average of the weights before and after, by the decay as it warms up."""
+    model, plain, start = make_net(), make_net(), make_net()
+    flat = {"epochs": 1, "recipe": Recipe(batch_size=101, schedule="constant")}
+    record = quick(model, data, data, **{**flat, "recipe": Recipe(batch_size=101, schedule="constant", ema=0.5)})[0]
+    quick(plain, data, **flat)
+    decay = min(0.5, 2 / 11)
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            wanted = decay * start.state_dict()[name] + (1 - decay) * plain.state_dict()[name]
+            torch.testing.assert_close(value, wanted)
+    assert record.validation_accuracy == accuracy(model, data)
+
+
+def test_early_stop_keeps_the_last_epoch(data: Pair) -> None:
+    """Targets turned round: validation gets worse as training goes well."""
+    model, known = make_net(), make_net()
+    recipe = Recipe(lr=0.05, batch_size=16, patience=2, schedule="constant")
+    records = quick(model, data, (data[0], 1 - data[1]), epochs=20, recipe=recipe)
+    best = best_epoch(records)
+    assert best is not None and len(records) == best.epoch + 2 < 20
+    quick(known, data, epochs=len(records), recipe=Recipe(lr=0.05, batch_size=16, schedule="constant"))
+    assert same(model, known)
+    assert best_epoch(quick(make_net(), data)) is None
+    with pytest.raises(ConfigError, match="patience=2 follows the validation accuracy"):
+        quick(make_net(), data, recipe=recipe)
+
+
+def test_mixed_precision_trains_weights_that_stay_single(data: Pair) -> None:
+    model, single = make_net(), make_net()
+    recipe = Recipe(lr=0.05, batch_size=16, precision="bf16")
+    records = quick(model, data, data, epochs=6, recipe=recipe, teacher=make_net())
+    quick(single, data, data, epochs=6, recipe=Recipe(lr=0.05, batch_size=16), teacher=make_net())
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert records[-1].train_loss < records[0].train_loss and not same(model, single)

@@ -1,0 +1,277 @@
+"""The slimmed network for others: safetensors with a recipe, torch.export, ONNX; each checked against the network."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from deap_prune.config import ModelConfig, validated
+from deap_prune.errors import ExportError, RegistryError, did_you_mean
+from deap_prune.files import write_text
+from deap_prune.structure.inputs import Call, Inputs, as_call, first_line, forward
+from deap_prune.structure.masks import Masks
+from deap_prune.structure.slim import slim, unwrap
+from deap_prune.structure.trace import trace
+from deap_prune.weights import build_model, load_weights, save_weights
+
+FORMATS = ("safetensors", "torch", "onnx")
+WEIGHTS, RECIPE, PROGRAM, ONNX = "network.safetensors", "recipe.json", "network.pt2", "network.onnx"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote, and how it was checked.
+
+    Attributes:
+        files: Those written.
+        difference: Largest difference of an output from the network's, relative to the largest output; by format.
+        milliseconds: Median time of ONNX Runtime for one sample on the CPU, of ``"slim"`` and, if it was given,
+            ``"dense"``; empty without ONNX.
+    """
+
+    files: tuple[Path, ...]
+    difference: Mapping[str, float]
+    milliseconds: Mapping[str, float]
+
+    def __str__(self) -> str:
+        lines = [f"wrote {', '.join(map(str, self.files))}"]
+        lines += [f"{name}: same labels, outputs within {gap:.1e}" for name, gap in self.difference.items()]
+        if self.milliseconds:
+            times = ", ".join(f"{name} {ms:.2f} ms" for name, ms in self.milliseconds.items())
+            lines.append(f"one sample in ONNX Runtime on the CPU (median): {times}")
+        return "\n".join(lines)
+
+
+def export(
+    network: nn.Module,
+    example_inputs: Inputs,
+    folder: str | Path,
+    *,
+    formats: Sequence[str] = FORMATS,
+    masks: Masks | None = None,
+    model: ModelConfig | None = None,
+    ignore: Sequence[str] = (),
+    dense: nn.Module | None = None,
+    tolerance: float = 1e-4,
+    repeats: int = 30,
+) -> Exported:
+    """Write a slimmed network in formats that need nothing of deap_prune (but for the recipe), and check them.
+
+    The batch stays free. A file whose outputs differ from the network's is removed, and that is an error.
+
+    Args:
+        network: What ``result.slim`` gave, fine-tuned or not; it is not changed.
+        example_inputs: Real samples, 2 or more, to check the files with: the network's inputs, as for ``dp.trace``.
+        folder: Where to; made if need be.
+        formats: ``"safetensors"`` (weights and recipe.json: see :func:`rebuild`), ``"torch"`` (torch.export's .pt2),
+            ``"onnx"``.
+        masks: Of the network, for the recipe.
+        model: Factory of the dense network, for the recipe; without it ``rebuild`` is given the network.
+        ignore: Modules that were left dense, as given to ``dp.trace``.
+        dense: The unpruned network, to time beside.
+        tolerance: Largest difference allowed, relative to the largest output.
+        repeats: Timed runs.
+
+    Raises:
+        RegistryError: If a format is unknown.
+        ExportError: If a package is missing, masks are needed, the network can't be exported, or outputs differ.
+    """
+    _check(formats, masks)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    plain, call = _plain(network), _call(example_inputs)
+    files: list[Path] = []
+    difference: dict[str, float] = {}
+    milliseconds: dict[str, float] = {}
+    if "safetensors" in formats and masks is not None:
+        save_weights(plain, folder / WEIGHTS)
+        write_text(folder / RECIPE, _recipe(masks, model, ignore, call))
+        files += [folder / WEIGHTS, folder / RECIPE]
+    if "torch" in formats or "onnx" in formats:
+        program = _program(plain, call)
+    if "torch" in formats:
+        torch.export.save(program, folder / PROGRAM)
+        run = torch.export.load(folder / PROGRAM).module()
+        difference["torch"] = _compare(plain, call, lambda c: _arrays(forward(run, c)), tolerance, folder / PROGRAM)
+        files.append(folder / PROGRAM)
+    if "onnx" in formats:
+        _write_onnx(program, folder / ONNX)
+        session = _session(folder / ONNX)
+        difference["onnx"] = _compare(plain, call, lambda c: _run(session, c), tolerance, folder / ONNX)
+        files.append(folder / ONNX)
+        milliseconds = _time(session, dense, call, repeats)
+    return Exported(tuple(files), difference, milliseconds)
+
+
+def rebuild(folder: str | Path, *, model: nn.Module | None = None, example_inputs: Inputs | None = None) -> nn.Module:
+    """The network that ``export`` wrote as safetensors and recipe: its class from a factory, no pickle.
+
+    A recipe's factory imports code: treat recipe.json as code, or give the dense network.
+
+    Args:
+        folder: Where recipe.json is.
+        model: The dense network, with any weights; built by the recipe's factory if left out.
+        example_inputs: As for ``dp.trace``; zeros of the shape that was exported if left out.
+
+    Returns:
+        The slimmed network in eval mode.
+
+    Raises:
+        ExportError: If there is no recipe, or it names no factory and no model is given.
+        PruneError: Of the kind that fits, if network, masks and weights do not go together.
+    """
+    path = Path(folder) / RECIPE
+    if not path.is_file():
+        raise ExportError(f"no {RECIPE} in '{folder}'; export with the format 'safetensors' writes it")
+    try:
+        recipe = json.loads(path.read_text(encoding="utf-8"))
+        source, shapes, ignore = recipe["model"], recipe["inputs"], recipe["ignore"]
+        masks = Masks.from_json(json.dumps({"masks": recipe["masks"]}))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ExportError(f"'{path}' can't be read as a recipe: {error!r}") from error
+    if model is None and source is None:
+        raise ExportError(f"'{path}' names no factory; give rebuild(..., model=), the dense network with any weights")
+    network = model if model is not None else build_model(validated(ModelConfig, source))
+    inputs = example_inputs if example_inputs is not None else tuple(torch.zeros(shape) for shape in shapes)
+    small = slim(network, trace(network, inputs, ignore=tuple(ignore)), masks)
+    load_weights(small, path.parent / WEIGHTS)
+    return small.eval()
+
+
+def _check(formats: Sequence[str], masks: Masks | None) -> None:
+    for name in (formats,) if isinstance(formats, str) else formats:
+        if name not in FORMATS:
+            raise RegistryError(f"unknown format '{name}'; {did_you_mean(name, FORMATS)}")
+    if "safetensors" in formats and masks is None:
+        raise ExportError("the format 'safetensors' needs masks=, of the slimmed network, for its recipe")
+    if "onnx" in formats:
+        missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+        if missing:
+            raise ExportError(f"ONNX needs {', '.join(missing)}: pip install 'deap-prune[onnx]', or leave 'onnx' out")
+
+
+def _plain(network: nn.Module) -> nn.Module:
+    """A copy on the CPU in eval mode."""
+    return copy.deepcopy(unwrap(network)).cpu().eval()
+
+
+def _call(inputs: Inputs) -> Call:
+    """On the CPU, with two samples at least: torch.export takes a batch of one for a constant."""
+
+    def several(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        leaf = leaf.detach().cpu().contiguous()
+        return torch.cat([leaf, leaf]) if leaf.dim() and len(leaf) == 1 else leaf
+
+    call: Call = tree_map(several, as_call(inputs))
+    return call
+
+
+def _recipe(masks: Masks, model: ModelConfig | None, ignore: Sequence[str], call: Call) -> str:
+    recipe = {
+        "what": "a network slimmed by deap_prune; deap_prune.rebuild(FOLDER) makes it",
+        "weights": WEIGHTS,
+        "model": None if model is None else model.model_copy(update={"weights": None}).model_dump(mode="json"),
+        "inputs": [[1, *x.shape[1:]] for x in tree_leaves(call) if isinstance(x, Tensor)],
+        "ignore": list(ignore),
+        **json.loads(masks.to_json()),
+    }
+    return json.dumps(recipe, indent=1)
+
+
+def _program(network: nn.Module, call: Call) -> Any:
+    """torch.export's program, the batch free."""
+    args, kwargs = call
+    free = tree_map(lambda x: {0: torch.export.Dim.DYNAMIC} if isinstance(x, Tensor) and x.dim() else None, call)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(network, args, kwargs, dynamic_shapes=free[1] if kwargs else free[0])
+    except Exception as error:
+        raise ExportError(
+            f"torch.export can't follow this network ({first_line(error)}); export it with formats=('safetensors',), "
+            "or change what the message names"
+        ) from error
+
+
+def _write_onnx(program: Any, path: Path) -> None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(program, (), str(path), dynamo=True, external_data=False, verbose=False)
+    except Exception as error:
+        raise ExportError(
+            f"the network can't be written as ONNX ({first_line(error)}); leave 'onnx' out of formats"
+        ) from error
+
+
+def _session(path: Path) -> Any:
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def _arrays(tensors: Sequence[Tensor]) -> list[NDArray[Any]]:
+    return [t.detach().numpy() for t in tensors]
+
+
+def _run(session: Any, call: Call) -> list[NDArray[Any]]:
+    tensors = _arrays([leaf for leaf in tree_leaves(call) if isinstance(leaf, Tensor)])
+    names = [entry.name for entry in session.get_inputs()]
+    return list(session.run(None, dict(zip(names, tensors, strict=True))))
+
+
+def _compare(
+    network: nn.Module, call: Call, run: Callable[[Call], list[NDArray[Any]]], tolerance: float, path: Path
+) -> float:
+    """The largest difference relative to the largest output, on the whole batch and on one sample alone."""
+    gap = 0.0
+    single = tree_map(lambda x: x[:1] if isinstance(x, Tensor) and x.dim() else x, call)
+    for inputs in (call, single):
+        with torch.no_grad():
+            wanted = _arrays(forward(network, inputs))
+            found = run(inputs)
+        scale = max(float(np.abs(w).max()) for w in wanted) or 1.0
+        differences = [np.abs(f - w).max() / scale for f, w in zip(found, wanted, strict=True)]
+        gap = max(gap, *(math.inf if np.isnan(d) else float(d) for d in differences))
+        same = all((f.argmax(1) == w.argmax(1)).all() for f, w in zip(found, wanted, strict=True) if w.ndim > 1)
+        if gap > tolerance or not same:
+            path.unlink()
+            labels = "" if same else "other labels, "
+            raise ExportError(f"'{path}' gave {labels}outputs {gap:.1e} off (tolerance {tolerance:g}); it was removed")
+    return gap
+
+
+def _time(session: Any, dense: nn.Module | None, call: Call, repeats: int) -> dict[str, float]:
+    """Median milliseconds for one sample, the networks in turn, after a warm-up."""
+    single = tree_map(lambda x: x[:1] if isinstance(x, Tensor) and x.dim() else x, call)
+    with TemporaryDirectory() as folder:
+        sessions = {"slim": session}
+        if dense is not None:
+            _write_onnx(_program(_plain(dense), call), Path(folder) / ONNX)
+            sessions = {"dense": _session(Path(folder) / ONNX), **sessions}
+    seconds: dict[str, list[float]] = {name: [] for name in sessions}
+    for turn in range(repeats + 3):
+        for name, each in sessions.items():
+            start = time.perf_counter()
+            _run(each, single)
+            if turn >= 3:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: 1000 * statistics.median(found) for name, found in seconds.items()} if repeats else {}

@@ -1,0 +1,222 @@
+"""What a report tells: read from a run folder, and computed from the network where it is at hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deap_prune.blending.clusters import CriteriaClusters
+from deap_prune.blending.genome import Genome, Layout
+from deap_prune.criteria.table import ScoreTable
+from deap_prune.errors import BudgetError, PruneError
+from deap_prune.evolution.front import ParetoFront, Solution
+from deap_prune.fitness.evaluator import Evaluator
+from deap_prune.progress import track
+from deap_prune.recall import reopen
+from deap_prune.runs import versions
+
+if TYPE_CHECKING:
+    from deap_prune.search import Result
+
+Blend = Mapping[str, float]
+"""Criterion to its share of a group's importance; they sum to 1."""
+
+
+@dataclass(frozen=True)
+class Single:
+    """A single criterion at a budget, judged as the blends were."""
+
+    criterion: str
+    values: Mapping[str, float]
+    flops: int
+    params: int
+
+
+@dataclass(frozen=True)
+class Insight:
+    """What only the network can tell.
+
+    Attributes:
+        clusters: Of the criteria, group by group.
+        blends: For each solution and group its blend; empty where the individuals name none.
+        singles: Single criteria with uniform widths.
+    """
+
+    clusters: CriteriaClusters
+    blends: Sequence[Mapping[str, Blend]]
+    singles: Sequence[Single]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The contents of a report.
+
+    Attributes:
+        folder: The run folder.
+        front: Its front.
+        layers: Group name to its number of filters, in order of execution.
+        history: One record a generation, as text, ``evaluations`` (individuals judged so far) added.
+        config: The resolved config as YAML; empty where there is none.
+        versions: Of Python and the packages; ``written`` tells whether they are the run's or of today.
+        insight: None where the network is not at hand.
+        why: And why it is not.
+    """
+
+    folder: Path
+    front: ParetoFront
+    layers: Mapping[str, int]
+    history: Sequence[Mapping[str, float]]
+    config: str
+    versions: Mapping[str, str]
+    insight: Insight | None = None
+    why: str = ""
+    run_versions: bool = field(default=False)
+
+    def kept(self) -> NDArray[np.float64]:
+        """Kept share of each layer's filters, shape (layers, solutions)."""
+        return np.array([[mean_kept(s, name) for s in self.front] for name in self.layers]).reshape(
+            len(self.layers), -1
+        )
+
+    def shares(self) -> tuple[tuple[str, ...], NDArray[np.float64]]:
+        """Criteria, and their mean share of the blends over the front, shape (layers, criteria)."""
+        names = self.insight.clusters.correlation()[0] if self.insight else ()
+        blends = self.insight.blends if self.insight else ()
+        table = [[np.mean([b[g].get(c, 0.0) for b in blends]) for c in names] for g in self.layers] if blends else []
+        return names, np.array(table)
+
+
+def mean_kept(solution: Solution, layer: str) -> float:
+    """Kept share of a layer's filters; a layer that the masks leave out is dense."""
+    return float(solution.masks[layer].mean()) if layer in solution.masks else 1.0
+
+
+def gather(folder: Path, *, result: Result | None, singles: int, network: bool, progress: bool) -> Facts:
+    """Read a run folder, and look at its network.
+
+    Raises:
+        RunError: If there is no front, or it can't be read.
+    """
+    front = ParetoFront.load(folder)
+    layers = {name: len(keep) for solution in front for name, keep in solution.masks.items()}
+    insight, why = None, "the network was not opened (network=False, --no-network)"
+    if network:
+        try:
+            insight, layers = _look(folder, front, result, singles, progress)
+        except PruneError as error:
+            why = str(error)
+    stored = folder / "versions.json"
+    config = folder / "config.yaml"
+    return Facts(
+        folder,
+        front,
+        layers,
+        _history(folder / "history.csv"),
+        config.read_text(encoding="utf-8") if config.is_file() else "",
+        json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else versions(),
+        insight,
+        why,
+        stored.is_file(),
+    )
+
+
+def _history(path: Path) -> list[dict[str, float]]:
+    """The records of history.csv, numbers alone; none where there is no such file."""
+    if not path.is_file():
+        return []
+    records, evaluations = [], 0.0
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            record = {name: number for name, text in row.items() if (number := _number(text)) is not None}
+            evaluations += record.get("nevals", 0.0)
+            records.append({**record, "evaluations": evaluations})
+    return records
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text or "")
+    except ValueError:
+        return None
+
+
+def _look(
+    folder: Path, front: ParetoFront, result: Result | None, singles: int, progress: bool
+) -> tuple[Insight, dict[str, int]]:
+    """Clusters, blends and single criteria, and the layers in order of execution."""
+    from deap_prune.search import prepare
+
+    if result is not None:
+        genome, evaluator, scores = result.genome, result.evaluator, result.scores
+    else:
+        work = reopen(folder)
+        genome, evaluator, scores = prepare(
+            work.model, work.example, work.calibration, work.validation, work.config.search, progress=progress
+        )
+    space, clusters = evaluator.space, genome.clusters
+    for solution in front:
+        space.kept(solution.masks)  # the front is this network's, or an error that says what differs
+    blends = [blend_of(s.individual, genome.layout, clusters) for s in front]
+    judged = _singles(front, evaluator, scores, clusters, singles, progress)
+    insight = Insight(clusters, blends if all(blends) else (), judged)
+    return insight, {g.name: g.size for g in space.groups}
+
+
+def blend_of(individual: Sequence[float], layout: Layout, clusters: CriteriaClusters) -> dict[str, Blend]:
+    """The blend of every group that an individual stands for; none if it was made for another layout.
+
+    Args:
+        individual: Genes.
+        layout: Their kinds and groups.
+        clusters: The clusters that candidates are chosen from.
+    """
+    if len(individual) != len(layout):
+        return {}
+    found: dict[str, Blend] = {}
+    for number, (name, group) in enumerate(clusters.groups.items()):
+        genes = [(layout.kinds[i], individual[i]) for i, locus in enumerate(layout.loci) if locus == number]
+        chosen, pairs = 0, list[tuple[str, float]]()
+        for kind, value in genes:
+            if kind == "candidate":
+                chosen = round(value)
+            elif kind == "factor" and len(pairs) < len(group.members):
+                members = group.members[len(pairs)]
+                pairs.append((members[min(max(chosen, 0), len(members) - 1)], min(max(value, 0.0), 1.0)))
+                chosen = 0
+        total = sum(factor for _, factor in pairs)
+        if pairs:
+            found[name] = {c: f / total if total > 0 else 1 / len(pairs) for c, f in pairs}
+    return found if len(found) == len(clusters.groups) else {}
+
+
+def _singles(
+    front: ParetoFront,
+    evaluator: Evaluator,
+    scores: ScoreTable,
+    clusters: CriteriaClusters,
+    budgets: int,
+    progress: bool,
+) -> list[Single]:
+    """Every criterion with uniform widths at budgets that the front spans; a budget that it can't reach is left out."""
+    shares = sorted({s.flops / front.dense["flops"] for s in front})
+    chosen = sorted({shares[round(i)] for i in np.linspace(0, len(shares) - 1, budgets)}) if shares else []
+    found = []
+    for share in track(chosen, "single criteria", shown=progress):
+        try:
+            genome = Genome(evaluator.space, scores, clusters, allocation="uniform", max_flops=share)
+        except BudgetError:
+            continue
+        for criterion in scores.criteria:
+            masks = genome.decode(genome.single(criterion))
+            values: dict[str, Any] = dict(zip(evaluator.names, evaluator(masks), strict=True))
+            counts = evaluator.space.kept_counts(masks)
+            costs = int(evaluator.space.flops_of(counts)), int(evaluator.space.params_of(counts))
+            found.append(Single(criterion, values, *costs))
+    return found

@@ -1,0 +1,113 @@
+"""Exports: every file gives the network's outputs, rebuilds without a pickle, and holds nothing of ours."""
+
+import importlib.util
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import deap_prune as dp
+from deap_prune.config import ModelConfig
+from deap_prune.errors import ExportError, ModelError, RegistryError
+from deap_prune.zoo import digits_resnet
+
+
+@pytest.fixture(scope="module")
+def small(digits):
+    """A slimmed network as judged, its masks, and images."""
+    masks = dp.Masks.random(digits.space, keep=(0.3, 0.7), seed=1)
+    return digits.evaluator().slim(masks), masks, digits.validation[0][:16]
+
+
+def test_rebuilt_from_recipe_and_safetensors(small, tmp_path):
+    network, masks, images = small
+    source = ModelConfig(factory="deap_prune.zoo:digits_resnet")
+    done = dp.export(network, images, tmp_path, formats=("safetensors",), masks=masks, model=source)
+    assert [f.name for f in done.files] == ["network.safetensors", "recipe.json"] and done.milliseconds == {}
+    again = dp.rebuild(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(again(images), network(images))
+    given = dp.rebuild(tmp_path, model=digits_resnet(), example_inputs=images[:1])
+    assert all(
+        torch.equal(a, b) for a, b in zip(given.state_dict().values(), network.state_dict().values(), strict=True)
+    )
+
+
+def test_a_network_of_plain_torch_modules():
+    """Nothing of deap_prune is in a slimmed network: classes, attributes, hooks."""
+    dense = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4)).eval()
+    space = dp.trace(dense, torch.zeros(1, 3, 8, 8))
+    found = dp.slim(dense, space, dp.Masks.random(space, keep=0.5))
+    for mine, theirs in zip(found.modules(), dense.modules(), strict=True):
+        assert type(mine) is type(theirs) and type(mine).__module__.startswith("torch.nn")
+        assert vars(mine).keys() == vars(theirs).keys()
+        assert not (mine._forward_hooks or mine._forward_pre_hooks or mine._backward_hooks)
+
+
+def test_torch_export_with_a_free_batch(small, tmp_path):
+    network, _, images = small
+    done = dp.export(network, images[:1], tmp_path, formats=("torch",))
+    assert done.difference["torch"] < 1e-5
+    program = torch.export.load(tmp_path / "network.pt2").module()
+    with torch.no_grad():
+        torch.testing.assert_close(program(images), network(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_onnx_in_onnxruntime(small, digits, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    network, _, images = small
+    done = dp.export(network, images, tmp_path, formats=("onnx",), dense=digits.model, repeats=3)
+    assert done.difference["onnx"] < 1e-4 and set(done.milliseconds) == {"dense", "slim"}
+    assert "same labels" in str(done) and "dense" in str(done)
+    session = onnxruntime.InferenceSession(str(tmp_path / "network.onnx"), providers=["CPUExecutionProvider"])
+    more = digits.validation[0][:50]
+    (logits,) = session.run(None, {session.get_inputs()[0].name: more.numpy()})
+    with torch.no_grad():
+        assert (logits.argmax(1) == network(more).argmax(1).numpy()).all()
+
+
+def test_a_file_that_differs_is_removed(small, tmp_path, monkeypatch):
+    network, _, images = small
+    wrong = digits_resnet().eval()
+    program = torch.export.export(wrong, (images,))
+    monkeypatch.setattr(torch.export, "export", lambda *args, **kwargs: program)
+    with pytest.raises(ExportError, match=r"outputs .* off \(tolerance 0.0001\); it was removed"):
+        dp.export(network, images, tmp_path, formats=("torch",))
+    assert not (tmp_path / "network.pt2").exists()
+
+
+class Unfollowable(nn.Module):
+    def forward(self, x):
+        return x * 2 if float(x.sum()) > 0 else x
+
+
+def test_errors(small, tmp_path, monkeypatch):
+    network, _, images = small
+    with pytest.raises(RegistryError, match="unknown format 'onxx'; did you mean 'onnx'"):
+        dp.export(network, images, tmp_path, formats=("onxx",))
+    with pytest.raises(ExportError, match="needs masks="):
+        dp.export(network, images, tmp_path)
+    with pytest.raises(ExportError, match=r"torch\.export can't follow this network"):
+        dp.export(Unfollowable(), images, tmp_path, formats=("torch",))
+    module, found = sys.modules["deap_prune.export"], importlib.util.find_spec
+    monkeypatch.setattr(module, "find_spec", lambda name: None if name == "onnxruntime" else found(name))
+    with pytest.raises(ExportError, match=r"needs onnxruntime: pip install 'deap-prune\[onnx\]'"):
+        dp.export(network, images, tmp_path, formats=("onnx",))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_of_rebuild(small, tmp_path):
+    network, masks, images = small
+    with pytest.raises(ExportError, match=r"no recipe\.json in"):
+        dp.rebuild(tmp_path)
+    dp.export(network, images, tmp_path, formats=("safetensors",), masks=masks)
+    with pytest.raises(ExportError, match="names no factory; give rebuild"):
+        dp.rebuild(tmp_path)
+    (tmp_path / "network.safetensors").unlink()
+    with pytest.raises(ModelError, match="no weights at"):
+        dp.rebuild(tmp_path, model=digits_resnet())
+    (tmp_path / "recipe.json").write_text("{}")
+    with pytest.raises(ExportError, match="can't be read as a recipe: KeyError"):
+        dp.rebuild(tmp_path, model=digits_resnet())
