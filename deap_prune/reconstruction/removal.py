@@ -29,9 +29,8 @@ def removal_errors(gram: LayerGram, positions: Ids, *, ridge: float = RIDGE) -> 
         Shape (filters,), as shares of the outputs' energy.
     """
     blocks = len(gram.mean)
-    ridged = gram.moments.to(
-        torch.float64, copy=True
-    )  # an inverse in single precision would rank nearly equal filters by its rounding
+    # An inverse in single precision would rank nearly equal filters by its rounding.
+    ridged = gram.moments.to(torch.float64, copy=True)
     diagonal = ridged.diagonal(dim1=1, dim2=2)
     diagonal.add_(ridge * diagonal.mean(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny))
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(ridged))
