@@ -7,15 +7,18 @@ depends on the masks alone, so that neither the number of workers nor their deat
 from __future__ import annotations
 
 import os
+import random
 import sys
 import uuid
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from deap_prune.errors import ConfigError, RunError
@@ -101,7 +104,8 @@ class RayMap:
         """
         cache, counters = self._evaluate.cache, self._evaluate.counters
         missing = [m for m in dict.fromkeys(masks) if m not in cache]
-        found = self._judge(missing)
+        with _undisturbed():
+            found = self._judge(missing)
         cache.update(zip(missing, found, strict=True))  # in order: the cache is that of a run without workers
         counters.candidates += len(missing)
         counters.cache_hits += len(masks) - len(missing)
@@ -233,16 +237,29 @@ def ray_map(
     if workers is not None and workers < 1:
         raise ConfigError(f"workers is {workers}; give 1 or more, or leave it out to use the whole cluster")
     _check_alone(evaluate)
-    owned = not ray.is_initialized()
-    if owned:
-        _connect(address)
 
     def wanted() -> int:
         there = _resources()
         room = there.get("GPU", 0.0) / gpus if gpus else there.get("CPU", 1.0) / cpus
         return workers or max(1, int(room))
 
-    return RayMap(evaluate, wanted, threads or torch.get_num_threads(), {"num_cpus": cpus, "num_gpus": gpus}, owned)
+    resources = {"num_cpus": cpus, "num_gpus": gpus}
+    with _undisturbed():
+        owned = not ray.is_initialized()
+        if owned:
+            _connect(address)
+        return RayMap(evaluate, wanted, threads or torch.get_num_threads(), resources, owned)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """The global generators as they were: Ray draws from them (for ports, say), and so would change the run."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 def _check_alone(evaluate: Any) -> None:

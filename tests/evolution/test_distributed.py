@@ -7,6 +7,7 @@ import gc
 import importlib.util
 import os
 import pickle
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -70,6 +71,7 @@ def cluster() -> Iterator[Any]:
 def test_ray_finds_what_one_process_finds(cluster: Any, tmp_path: Path) -> None:
     """In order, each once, warnings and errors included; a cluster of this machine alone."""
     assert all(node["NodeManagerAddress"] == "127.0.0.1" for node in cluster.nodes())
+    state = random.getstate()
     alone, evaluate = Known(prepared("residual").space), Known(prepared("residual").space, tmp_path / "orders")
     masks = draws(6)
     with distributed.ray_map(evaluate, workers=1) as workers:
@@ -77,6 +79,7 @@ def test_ray_finds_what_one_process_finds(cluster: Any, tmp_path: Path) -> None:
         assert list(evaluate.cache) == masks and evaluate.counters.candidates == 6
         assert workers.many(masks[:2]) == [alone(m) for m in masks[:2]]
         assert evaluate.counters.candidates == 6 and evaluate.counters.cache_hits == 3
+        assert random.getstate() == state  # Ray draws from it, and must not change the run
         genome = fake_genome()
         toolbox = dp.make_toolbox(genome, evaluate, seed=0)
         toolbox.register("map", workers)
