@@ -23,7 +23,7 @@ from test_resume import files, search
 
 import deap_prune as dp
 from deap_prune.errors import ConfigError, RunError
-from deap_prune.evolution import distributed
+from deap_prune.evolution import distributed, shipping
 from deap_prune.fitness.evaluator import Counters
 
 
@@ -215,9 +215,9 @@ print(one.__self__ is two.__self__, one(eval(sys.argv[2])))
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.stdout.strip() == f"True {problem.evaluate(individual)}", done.stderr
     folder, key = problem._folder, problem._key
-    distributed._remove(Path(folder), os.getpid())
-    distributed._LOADED.pop(key)
+    shipping._remove(Path(folder), os.getpid())
+    shipping._LOADED.pop(key)
     with pytest.raises(RunError, match="the process that pickled this toolbox has ended"):
-        distributed.received(key, folder)
+        shipping.received(key, folder)
     Path(folder).mkdir()
     (Path(folder) / "problem.pt").touch()  # for the clean-up at the end
