@@ -63,6 +63,7 @@ from deap_prune.finetune import Recipe, accuracy, finetune
 from deap_prune.fitness import OBJECTIVES as _OBJECTIVES
 from deap_prune.fitness import Evaluator, register_objective
 from deap_prune.interop import BlendedImportance
+from deap_prune.reconstruction import refine
 from deap_prune.search import Result, resume, search
 from deap_prune.structure import (
     FilterGroup,
@@ -156,6 +157,7 @@ __all__ = [
     "mutBlendTrade",
     "objectives",
     "params",
+    "refine",
     "register_algorithm",
     "register_allocation",
     "register_criterion",

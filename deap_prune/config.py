@@ -22,6 +22,8 @@ from deap_prune.errors import ConfigError, RegistryError, did_you_mean
 from deap_prune.evolution.algorithms import ALGORITHMS
 from deap_prune.evolution.operators import CROSSOVERS, MUTATIONS
 from deap_prune.fitness.objectives import OBJECTIVES
+from deap_prune.fitness.sampling import Sampling
+from deap_prune.fitness.settings import Settings
 
 
 class _Section(BaseModel):
@@ -75,7 +77,22 @@ class SearchConfig(_Section):
     )
     round_to: int = Field(default=1, ge=1, description="kept counts are multiples of this")
     ignore: tuple[str, ...] = Field(default=(), description="modules to leave dense")
-    recalibrate: str | None = Field(default="data", description="BN statistics: data (re-estimated) or null")
+    recalibrate: str | None = Field(default="data", description="BN statistics: data (re-estimated), closed_form, null")
+    compensate: str | None = Field(
+        default="auto", description="re-fit what reads pruned channels: auto (as memory allows), full, channel, null"
+    )
+    refine: bool = Field(default=True, description="refine the front's networks at the end, and judge them again")
+    executor: str = Field(default="auto", description="how candidates are run: slim, masked, or auto (by device)")
+    precision: str = Field(default="fp32", description="of the forward pass in the search: fp32, bf16, auto")
+    images: int | None = Field(default=None, ge=1, description="validation images drawn for judging; null: all")
+    augment: bool = Field(default=False, description="judge on shifted and mirrored validation images")
+    redraw: bool = Field(default=False, description="draw anew for every generation; parents are judged again")
+    racing: float | None = Field(default=None, description="drop who can't survive at this confidence, such as 0.99")
+    prescreen: int = Field(default=1, ge=1, description="children made for each that is judged; a surrogate picks one")
+    guard: int = Field(default=0, ge=0, description="validation images held out, logged every generation")
+    patience: int | None = Field(
+        default=None, ge=1, description="stop after so many generations without a better guard"
+    )
     algorithm: str = Field(default="mu_plus_lambda", description="dp.algorithms() lists them, and the baselines")
     mate: str = Field(default="cxBlendLayers", description="crossover: cxBlendLayers, cxBlendStages, ...")
     mutate: str = Field(default="mutBlend", description="mutation: mutBlend, mutBlendTrade, ...")
@@ -100,6 +117,12 @@ class SearchConfig(_Section):
     batch_size: int = Field(default=250, ge=1, description="samples a batch when judging")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...; a run folder holds the one used")
     threads: int | None = Field(default=None, ge=1, description="torch's threads on the CPU; null: as they are set")
+
+    def fitness(self) -> dict[str, Any]:
+        """The options of the Evaluator."""
+        names = ("objectives", "recalibrate", "compensate", "executor", "precision", "racing", "batch_size", "device")
+        sampling = Sampling(images=self.images, augment=self.augment, redraw=self.redraw, seed=self.seed)
+        return {**{name: getattr(self, name) for name in names}, "sampling": sampling}
 
     def check(self) -> None:
         """Names and combinations that a type can't tell.
@@ -129,6 +152,9 @@ class SearchConfig(_Section):
             if name not in known:
                 raise RegistryError(f"unknown {what} '{name}'; {did_you_mean(name, known)}")
         check_clusters(self.n_clusters, self.clustering)
+        Settings.of(self.fitness())
+        if self.patience is not None and not self.guard:
+            raise ConfigError("patience follows the guard images: set guard to how many are held out, such as 500")
         if not self.criteria or not self.objectives:
             raise ConfigError("criteria and objectives each need at least one name")
         if self.cxpb + self.mutpb > 1:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 
 from deap_prune.config import SearchConfig
-from deap_prune.evolution.algorithms import Variation
+from deap_prune.errors import ConfigError
+from deap_prune.evolution.algorithms import Variation, Vary
 from deap_prune.evolution.distributed import RayMap, ray_map
 from deap_prune.evolution.generation import Generation
 from deap_prune.evolution.stops import MaxEvaluations, MaxSeconds, Patience, Target
@@ -18,18 +19,21 @@ def ray_workers(address: str | None, evaluator: Evaluator) -> RayMap | None:
     """Workers on Ray, with the threads of this process: one a GPU, or one for so many cores."""
     if address is None:
         return None
+    if evaluator.options.sampling.redraw or evaluator.options.racing is not None:
+        raise ConfigError("redraw and racing follow the run from generation to generation: leave them out with --ray")
     threads, gpus = torch.get_num_threads(), float(evaluator.device.type == "cuda")
     return ray_map(evaluator, address=address, threads=threads, cpus=threads, gpus=gpus)
 
 
-def variation(options: SearchConfig) -> Variation:
-    """How many children, and how they vary."""
+def variation(options: SearchConfig, vary: Vary | None = None) -> Variation:
+    """How many children, and how they vary (``vary``: in another way than DEAP's ``varOr``)."""
     return Variation(
         options.children or options.population,
         options.cxpb,
         options.mutpb,
         options.budgets,
         options.generations_per_budget or 1,
+        **({} if vary is None else {"vary": vary}),
     )
 
 

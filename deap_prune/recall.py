@@ -10,6 +10,7 @@ from deap_prune.errors import RunError
 from deap_prune.evolution.checkpoint import Checkpoints
 from deap_prune.evolution.front import ParetoFront, Solution
 from deap_prune.fitness.evaluator import Evaluator
+from deap_prune.generations import hold_out
 from deap_prune.runs import fingerprint
 from deap_prune.structure.trace import trace
 from deap_prune.workspace import Workspace
@@ -47,10 +48,7 @@ def recall(
         work.model,
         trace(work.model, work.example, ignore=config.search.ignore),
         calibration=work.calibration,
-        validation=work.validation,
-        objectives=config.search.objectives,
-        recalibrate=config.search.recalibrate,
-        batch_size=config.search.batch_size,
-        device=config.search.device,
+        validation=hold_out(work.validation, config.search.guard)[0],
+        **config.search.fitness(),
     )
-    return evaluator, solution, work
+    return evaluator.in_full(refine=bool(front.settings.get("refine"))), solution, work

@@ -28,6 +28,7 @@ from deap_prune.evolution.randomness import random_states, restore_random_states
 from deap_prune.evolution.toolbox import BlendProblem, make_toolbox
 from deap_prune.files import write_text
 from deap_prune.fitness.evaluator import Evaluator
+from deap_prune.generations import Guard, NextGeneration, PreScreen, final_front, hold_out
 from deap_prune.loops import ray_workers, stops, variation
 from deap_prune.progress import SearchBar
 from deap_prune.runs import cache_journal, fingerprint, unpack_cache, write_history, write_result
@@ -207,13 +208,14 @@ def _run(
         genome, evaluator, scores = prepare(
             model, example_inputs, calibration, validation, config.search, forward=forward, progress=progress
         )
-        options = config.search
+        options, problem = config.search, BlendProblem(genome, evaluator)
+        guard = Guard(evaluator, problem, options.patience) if options.guard else None
         torch.manual_seed(options.seed)
         toolbox = make_toolbox(genome, evaluator, seed=options.seed, indpb=options.indpb, sigma=options.sigma)
         toolbox.register("mate", CROSSOVERS[options.mate], layout=genome.layout)
         step = {} if options.mutate == "mutBlendCandidates" else {"sigma": options.sigma}
         toolbox.register("mutate", MUTATIONS[options.mutate], layout=genome.layout, indpb=options.indpb, **step)
-        state, hooks = None, list(callbacks)
+        state, hooks = None, list(callbacks) if guard is None else [*callbacks, guard]
         if folder is not None:
             identity = fingerprint(model, options, calibration, validation)
             checkpoints = Checkpoints(
@@ -222,23 +224,27 @@ def _run(
                 lambda: {"candidates": evaluator.counters.candidates},
                 cache_journal(folder, evaluator),
             )
-            state = _open_folder(folder, checkpoints, config, evaluator, BlendProblem(genome, evaluator))
+            state = _open_folder(folder, checkpoints, config, evaluator, problem)
+            if state is not None and guard is not None:
+                state.stop = guard.is_patient_no_more(state)
             hooks += [checkpoints, lambda state: write_history(folder, state.logbook)]
+        screen = PreScreen(evaluator, problem, options.prescreen) if options.prescreen > 1 else None
         workers = ray_workers(ray, evaluator)
         with workers or nullcontext(), SearchBar(options.generations, evaluator, shown=progress) as bar:
             loop = Loop(
                 options.algorithm,
                 toolbox,
-                variation(options),
+                variation(options, screen),
                 [*hooks, bar],
                 stops(options, evaluator),
                 options.reference,
                 options.fresh_duplicates,
+                begin=NextGeneration(evaluator, problem),
             )
             if workers is not None:
                 toolbox.register("map", workers)
             state = loop.run(state or loop.start(options.population), options.generations)
-        front = toolbox.front(state.archive)
+        front, evaluator = final_front(problem, evaluator, state, refine=options.refine)
         result = Result(front, state.logbook, genome.space, scores, genome.clusters, evaluator, genome)
         if folder is not None:
             write_result(folder, result.front, result.logbook)
@@ -291,16 +297,15 @@ def prepare(
     check_budget(max_flops, 0.0)
     space = trace(model, example_inputs, ignore=options.ignore)
     check_budget(max_flops, space.min_flops / space.flops)
+    validation, guard = hold_out(validation, options.guard)
     evaluator = Evaluator(
         model,
         space,
         calibration=calibration,
         validation=validation,
-        objectives=options.objectives,
-        recalibrate=options.recalibrate,
+        guard=guard,
         forward=forward,
-        batch_size=options.batch_size,
-        device=options.device,
+        **options.fitness(),
     )
     scores = score(
         evaluator.network,

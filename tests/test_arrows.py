@@ -53,7 +53,7 @@ def of(*parts: str) -> tuple[str, ...]:
     return tuple(f"deap_prune.{p}" for p in parts)
 
 
-@pytest.mark.parametrize("folder", ["structure", "criteria", "fitness"])
+@pytest.mark.parametrize("folder", ["structure", "reconstruction", "criteria", "fitness"])
 def test_no_deap_below_evolution(folder: str) -> None:
     assert offenders(folder, ("deap",)) == []
 
@@ -69,11 +69,12 @@ UP = ("search", "cli", "workspace", "report", "plot", "config", "ranking", "inte
 @pytest.mark.parametrize(
     ("folder", "above"),
     [
-        ("errors.py", ("registry", "structure", "criteria", "blending", "fitness", "evolution", *UP)),
-        ("registry.py", ("structure", "criteria", "blending", "fitness", "evolution", *UP)),
-        ("structure", ("criteria", "blending", "fitness", "evolution", *UP)),
+        ("errors.py", ("registry", "structure", "reconstruction", "criteria", "blending", "fitness", "evolution", *UP)),
+        ("registry.py", ("structure", "reconstruction", "criteria", "blending", "fitness", "evolution", *UP)),
+        ("structure", ("reconstruction", "criteria", "blending", "fitness", "evolution", *UP)),
+        ("reconstruction", ("criteria", "blending", "fitness", "evolution", *UP)),
         ("criteria", ("blending", "fitness", "evolution", *UP)),
-        ("blending", ("fitness", "evolution", *UP)),
+        ("blending", ("reconstruction", "fitness", "evolution", *UP)),
         ("fitness", ("blending", "evolution", *UP)),
         ("evolution", ("fitness", *UP)),
         ("search.py", ("cli",)),

@@ -236,6 +236,13 @@ def ray_map(
         return RayMap(evaluate, wanted, threads or torch.get_num_threads(), resources, owned)
 
 
+def _resources() -> dict[str, float]:
+    import ray
+
+    found: Any = ray.cluster_resources
+    return dict(found())
+
+
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """The global generators as they were: Ray draws from them (for ports, say), and so would change the run."""

@@ -36,13 +36,6 @@ def check_alone(evaluate: Any) -> None:
         )
 
 
-def _resources() -> dict[str, float]:
-    import ray
-
-    found: Any = ray.cluster_resources
-    return dict(found())
-
-
 _LOADED: dict[str, Any] = {}
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
@@ -22,36 +23,22 @@ from deap_prune.batches import (
     default_forward,
     first_forward,
     resolve_device,
-    to_batches,
 )
-from deap_prune.errors import ConfigError, DataError
-from deap_prune.fitness.objectives import OBJECTIVES, judge
-from deap_prune.fitness.recalibrate import recalibrate_bn
+from deap_prune.errors import DataError
+from deap_prune.fitness.builder import Builder
+from deap_prune.fitness.executors import Executor, make_executor
+from deap_prune.fitness.fold import find_pairs
+from deap_prune.fitness.objectives import OBJECTIVES, Part, Rerun
+from deap_prune.fitness.racing import Floats, Rivals
+from deap_prune.fitness.sampling import EVERYTHING, channels_last, first_samples, full_precision, load
+from deap_prune.fitness.settings import Counters, Settings
+from deap_prune.fitness.verdict import Values, Verdict
+from deap_prune.reconstruction import reconstruction_error
 from deap_prune.structure.masking import masked
 from deap_prune.structure.masks import Masks
-from deap_prune.structure.slim import slim, unwrap
+from deap_prune.structure.slim import unwrap
 from deap_prune.structure.space import PruningSpace
 from deap_prune.structure.trace import check_finite, pristine
-
-Values = tuple[float, ...]
-RECALIBRATIONS = ("data", None)
-
-
-@dataclass
-class Counters:
-    """What judging has cost so far.
-
-    Attributes:
-        candidates: Networks built and judged.
-        cache_hits: Candidates answered without.
-        samples: Samples forwarded.
-        seconds: By phase: slim, recalibrate, forward.
-    """
-
-    candidates: int = 0
-    cache_hits: int = 0
-    samples: int = 0
-    seconds: dict[str, float] = field(default_factory=lambda: {"slim": 0.0, "recalibrate": 0.0, "forward": 0.0})
 
 
 class Evaluator:
@@ -62,13 +49,13 @@ class Evaluator:
         space: Its space.
         calibration: For the BN statistics: batches, or (inputs, targets) tensors. May be None if ``recalibrate`` is.
         validation: What the objectives are measured on; never the test images.
-        objectives: Registry names (``dp.objectives()`` lists them), in the order of the fitness values.
-        recalibrate: ``"data"``: BN statistics re-estimated on the calibration data; None: the dense network's.
+        guard: Images that never drive anything, for :meth:`on_guard`.
         forward: Function of (model, batch) to (outputs, targets), for batches of other shapes.
-        batch_size: Samples a batch where tensors are given.
-        device: ``"auto"``: CUDA where there is a device, else the CPU. Data and network stay there.
+        **options: Fields of :class:`Settings`: objectives, recalibrate, compensate, refine, executor, precision,
+            sampling, racing, batch_size, device.
 
     Raises:
+        ConfigError: If an option is unknown or not legal.
         RegistryError: If an objective is unknown.
         DataError: If data is missing, empty or not finite, or labels are outside the network's classes.
         ModelError: If the weights are not finite.
@@ -81,32 +68,60 @@ class Evaluator:
         *,
         calibration: Data | None = None,
         validation: Data | None = None,
-        objectives: Sequence[str] = ("accuracy", "flops"),
-        recalibrate: str | None = "data",
+        guard: Data | None = None,
         forward: Forward | None = None,
-        batch_size: int = 250,
-        device: str | torch.device = "auto",
+        **options: Any,
     ) -> None:
-        if recalibrate not in RECALIBRATIONS:
-            raise ConfigError(f"recalibrate is {recalibrate!r}; it is 'data' or None")
-        if isinstance(objectives, str) or not objectives or len(set(objectives)) < len(tuple(objectives)):
-            raise ConfigError(
-                f"objectives is {objectives!r}; give a tuple of different names, such as ('accuracy', 'flops')"
-            )
+        self.options = Settings.of(options)
         self.space = space
-        self.objectives = tuple(OBJECTIVES[name] for name in objectives)
-        self.recalibrate = recalibrate
+        self.objectives = tuple(OBJECTIVES[name] for name in self.options.objectives)
         self.forward = forward or default_forward
-        self.device = resolve_device(device)
+        self.device = resolve_device(self.options.device)
         self.counters = Counters()
         self._user_model = model
         self.network = pristine(unwrap(model)).to(self.device)
         check_finite(self.network)
-        on_data = any(o.batch for o in self.objectives)
-        self._validation = _load(validation, "validation", on_data, batch_size, self.device)
-        self._calibration = _load(calibration, "calibration", recalibrate is not None, batch_size, self.device)
+        size, on_data = self.options.batch_size, any(o.batch for o in self.objectives)
+        self._all = load(validation, "validation", on_data, size, self.device)
+        asked = self.options
+        needed = asked.recalibrate is not None or asked.compensate in ("full", "channel") or asked.refine
+        self._calibration = load(calibration, "calibration", needed, size, self.device)
+        self._guard = load(guard, "guard", False, size, self.device)
+        self._check()
+        self._verdict = Verdict(self.objectives, space, self.network, self.forward)
+        self._build = Builder(
+            self.network,
+            space,
+            self._calibration,
+            settings=self.options,
+            forward=self.forward,
+            counters=self.counters,
+            device=self.device,
+        )
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nothing has been judged."""
         self.cache: dict[Masks, Values] = {}
-        self._dense = self._dense_outputs()
+        self.generation = 0
+        self._sample = self._draw()
+        self._rivals: Rivals | None = None
+        self._dropped: dict[Masks, Values] = {}
+        self._losses: dict[Masks, Floats] = {}
+        self._guarded: dict[Masks, Values] = {}
+
+    @cached_property
+    def _executor(self) -> Executor:
+        batch = first_samples(self._all[0], 2)
+        return make_executor(
+            self.options.executor,
+            self.network,
+            self.space,
+            forward=self.forward,
+            pairs=find_pairs(self.network, self.forward, batch),
+            dtype=self.options.dtype(self.device),
+            device=self.device,
+        )
 
     @property
     def weights(self) -> Values:
@@ -121,8 +136,7 @@ class Evaluator:
     @cached_property
     def dense(self) -> dict[str, Any]:
         """The dense network: ``flops`` and ``params`` in whole numbers, and its ``values`` (own BN statistics)."""
-        everything = Masks({})
-        values = self.measure(self.network, everything)
+        values = self.measure(self.network, Masks({}))
         return {
             "flops": self.space.flops,
             "params": self.space.params,
@@ -132,7 +146,7 @@ class Evaluator:
     @property
     def settings(self) -> dict[str, Any]:
         """How candidates are judged; stored with a front."""
-        return {"recalibrate": self.recalibrate}
+        return {name: getattr(self.options, name) for name in ("recalibrate", "compensate", "refine")}
 
     def __call__(self, masks: Masks) -> Values:
         """The objectives' values of a pruned network, in order.
@@ -140,30 +154,98 @@ class Evaluator:
         Raises:
             MaskError: If the masks don't fit the space.
         """
-        if masks in self.cache:
-            self.counters.cache_hits += 1
-            return self.cache[masks]
-        needs_network = any(o.batch for o in self.objectives)
-        values = self.measure(self.slim(masks), masks) if needs_network else self._costs(masks)
-        self.cache[masks] = values
+        for known in (self.cache, self._dropped):
+            if masks in known:
+                self.counters.cache_hits += 1
+                return known[masks]
+        values, whole = self._judge(masks, self._rivals)
+        (self.cache if whole else self._dropped)[masks] = values
         self.counters.candidates += 1
+        self.counters.dropped += not whole
         return values
 
     def many(self, masks: Iterable[Masks]) -> list[Values]:
         """Values of several candidates, in order; equal ones are judged once."""
         return [self(m) for m in masks]
 
+    def next_generation(self, number: int, survivors: Iterable[Masks], archive: Iterable[Masks] = ()) -> list[Values]:
+        """Begin a generation: draw its images, judge on them who lives on, and race its children against those.
+
+        The values and everything after depend on the arguments alone, not on what was judged before.
+
+        Args:
+            number: Of the generation whose children come next, from 1.
+            survivors: The parents; all that children are compared with.
+            archive: Others that are judged in full as well, and answered from the cache from then on.
+
+        Returns:
+            The survivors' values on the images of this generation.
+        """
+        survivors = list(survivors)
+        if self.options.sampling.redraw and number != self.generation:
+            self.cache.clear()
+            self._losses.clear()
+            self.generation = number
+            self._sample = self._draw()
+        self._dropped.clear()
+        self._rivals = None
+        values = self.many(survivors)
+        self.many(archive)
+        if self.options.racing is not None and survivors:
+            for masks in survivors:
+                if masks not in self._losses:  # judged by another process, or before a stop
+                    self._judge(masks, None)
+            self._losses = {masks: self._losses[masks] for masks in survivors}
+            rows = list(self._losses)
+            costs = np.array([self._verdict.costs(masks) for masks in rows]).reshape(len(rows), -1)
+            self._rivals = Rivals.of(self.options.racing, np.stack([self._losses[m] for m in rows]), costs)
+        return values
+
+    def surrogate(self, masks: Masks) -> float:
+        """What compensation can't bring back, in closed form, without a forward pass; smaller is better.
+
+        See :func:`deap_prune.reconstruction.reconstruction_error`.
+
+        Raises:
+            DataError: If there is no calibration data.
+            MaskError: If the masks don't fit the space.
+        """
+        return reconstruction_error(self.space, masks, self._build.grams)
+
+    def prescreen(self, candidates: Sequence[Masks], slots: int) -> list[int]:
+        """Positions of the candidates that are worth judging, one for each slot.
+
+        Candidates are dealt to the slots in order. A slot's is the one that the fewest of all candidates dominate by
+        surrogate and cost objectives; of equals, the one with the smaller surrogate.
+
+        Args:
+            candidates: A multiple of ``slots``.
+            slots: How many are wanted.
+        """
+        points = np.array([[self.surrogate(masks), *self._verdict.costs(masks)] for masks in candidates])
+        beaten = [int(((points <= p).all(axis=1) & (points < p).any(axis=1)).sum()) for p in points]
+        share = len(candidates) // slots
+        ranges = (range(slot * share, (slot + 1) * share) for slot in range(slots))
+        return [min(each, key=lambda k: (beaten[k], points[k, 0], k)) for each in ranges]
+
+    def in_full(self, *, refine: bool) -> Evaluator:
+        """The same fitness on all validation images as they are, without races and in fp32.
+
+        Network, data and counters are shared; the cache is not.
+
+        Args:
+            refine: Candidates are refined.
+        """
+        other = copy.copy(self)
+        vars(other).pop("_executor", None)
+        other.options = replace(self.options, sampling=EVERYTHING, racing=None, precision="fp32", refine=refine)
+        other._build = self._build.with_settings(other.options)
+        other._begin()
+        return other
+
     def slim(self, masks: Masks) -> nn.Module:
-        """The smaller network exactly as it is judged: BN statistics re-estimated, in eval mode, on the device."""
-        start = time.perf_counter()
-        network = slim(self.network, self.space, masks)
-        start = self._clock("slim", start)
-        if self.recalibrate == "data":
-            with _full_precision():
-                recalibrate_bn(network, self._calibration, forward=self.forward)
-            self.counters.samples += sum(count_samples(b) for b in self._calibration)
-            self._clock("recalibrate", start)
-        return network
+        """The smaller network exactly as it is judged: compensated, BN statistics re-estimated, in eval mode."""
+        return copy.deepcopy(self._build(masks))
 
     @contextmanager
     def masked(self, masks: Masks) -> Iterator[nn.Module]:
@@ -193,7 +275,7 @@ class Evaluator:
         return list(map(function, *items))
 
     def measure(self, network: nn.Module, masks: Masks, data: Data | None = None) -> Values:
-        """The objectives' values of a network that is at hand, on the validation data or on other data; not cached.
+        """The objectives' values of a network that is at hand, on all validation data or on other data; not cached.
 
         Args:
             network: A slimmed (perhaps fine-tuned) network on the evaluator's device.
@@ -201,79 +283,73 @@ class Evaluator:
             data: Other data, for instance the test images, once, at the end.
         """
         start = time.perf_counter()
-        batches = self._validation if data is None else _load(data, "data", True, 250, self.device)
-        dense = self._dense if data is None else self._dense_outputs(batches)
-        with torch.no_grad(), _full_precision():
-            outputs = [self.forward(network, batch) for batch in batches]
-            again = [partial(self._rerun, network, batch) for batch in batches]
-            parts = [(out, target, d, r) for (out, target), d, r in zip(outputs, dense, again, strict=True)]
-            found = [o.of_masks(self.space, masks) if o.of_masks else judge(o, parts) for o in self.objectives]
+        size = self.options.batch_size
+        batches = self._all if data is None else load(data, "data", True, size, self.device)
+        with torch.no_grad(), full_precision():
+            run = partial(self.forward, network)
+            dense = self._verdict.dense_outputs(batches)
+            parts = [(*run(batch), d, self._again(run, batch)) for batch, d in zip(batches, dense, strict=True)]
+            found = self._verdict.values(masks, parts)
         self.counters.samples += sum(count_samples(b) for b in batches)
-        self._clock("forward", start)
-        return tuple(self._guard(v, k) for k, v in enumerate(found))
-
-    def _rerun(self, network: nn.Module, batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
-        """Outputs on a changed batch."""
-        self.counters.samples += count_samples(batch)
-        batch = tree_map(lambda x: _channels_last(change(x)) if isinstance(x, Tensor) else x, batch)
-        return self.forward(network, batch)[0]
-
-    def _costs(self, masks: Masks) -> Values:
-        costs = [o.of_masks(self.space, masks) for o in self.objectives if o.of_masks]
-        return tuple(self._guard(cost, k) for k, cost in enumerate(costs))
-
-    def _guard(self, value: float, k: int) -> float:
-        """NaN and infinity become the objective's worst value."""
-        objective = self.objectives[k]
-        if value == value and abs(value) != float("inf"):
-            return value
-        warnings.warn(f"{objective.name} was {value}; counted as the worst value, {objective.worst:g}", stacklevel=4)
-        return objective.worst
-
-    def _clock(self, phase: str, start: float) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        now = time.perf_counter()
-        self.counters.seconds[phase] += now - start
-        return now
-
-    @torch.no_grad()
-    def _dense_outputs(self, batches: list[Any] | None = None) -> list[Any]:
-        """The dense network's outputs where an objective needs them; one batch is always run, to check the labels."""
-        batches = self._validation if batches is None else batches
-        needed = any(o.needs_dense for o in self.objectives)
-        found: list[Any] = []
-        with _full_precision():
-            for number, batch in enumerate(batches):
-                if needed or number == 0:
-                    outputs, _ = first_forward(self.forward, self.network, batch, name="validation")
-                found.append(outputs if needed else None)
-        for batch in batches[1:] if self.forward is default_forward else ():
-            check_labels(outputs, batch[1], name="validation")
+        self.counters.clock("forward", start, self.device)
         return found
 
+    def on_guard(self, masks: Masks) -> Values:
+        """The values on the guard images, which never decide who survives.
 
-def _load(data: Data | None, name: str, needed: bool, batch_size: int, device: torch.device) -> list[Any]:
-    if data is None and needed:
-        raise DataError(f"{name} data is needed: give {name}=(inputs, targets) tensors or an iterable of such batches")
-    if data is None:
-        return []
-    batches = to_batches(data, name=name, batch_size=batch_size, device=device)
-    return tree_map(lambda x: _channels_last(x) if isinstance(x, Tensor) else x, batches)
+        Raises:
+            DataError: If there are none.
+        """
+        if not self._guard:
+            raise DataError("there are no guard images; give guard=(inputs, targets) to the Evaluator")
+        if masks not in self._guarded:
+            self._guarded[masks] = self.measure(self._build(masks), masks, self._guard)
+        return self._guarded[masks]
 
+    def _judge(self, masks: Masks, rivals: Rivals | None) -> tuple[Values, bool]:
+        """The values, and whether all images were seen."""
+        if not any(o.batch for o in self.objectives):
+            return self._verdict.values(masks, []), True
+        network = self._build(masks)
+        start = time.perf_counter()
+        parts: list[Part] = []
+        losses = np.zeros(0)
+        estimate = None
+        with torch.no_grad(), full_precision():
+            self._executor.load(network, masks)
+            for batch, dense in self._sample:
+                parts.append((*self._executor(batch), dense, self._again(self._executor, batch)))
+                self.counters.samples += count_samples(batch)
+                if self.options.racing is not None:
+                    losses = np.append(losses, self._verdict.losses(parts[-1]))
+                    estimate = rivals.beat(self._verdict.costs(masks), losses) if rivals else None
+                    if estimate is not None:
+                        break
+            values = self._verdict.values(masks, parts, estimate)
+        if self.options.racing is not None and estimate is None:
+            self._losses[masks] = losses
+        self.counters.clock("forward", start, self.device)
+        return values, estimate is None
 
-def _channels_last(x: Tensor) -> Tensor:
-    """Channels innermost: convolutions run faster so, forward. The weights stay as they are, for whoever trains."""
-    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+    def _again(self, run: Callable[[Any], tuple[Any, Any]], batch: Any) -> Rerun:
+        """For objectives that look at changed inputs: a change to the network's outputs on the batch so changed."""
 
+        def rerun(change: Callable[[Tensor], Tensor]) -> Any:
+            self.counters.samples += count_samples(batch)
+            return run(channels_last(tree_map(lambda x: change(x) if isinstance(x, Tensor) else x, batch)))[0]
 
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """fp32 means fp32: TF32 off, and deterministic cuDNN choices, so that a resumed run judges alike."""
-    cudnn = torch.backends.cudnn
-    before = (cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic)
-    cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = False, False, True
-    try:
-        yield
-    finally:
-        cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = before
+        return rerun
+
+    def _draw(self) -> list[tuple[Any, Any]]:
+        """The batches of the generation, each with the dense network's outputs for it (None if nobody needs them)."""
+        batches = self.options.sampling.draw(self._all, self.generation, self.options.batch_size)
+        return list(zip(batches, self._verdict.dense_outputs(batches), strict=True))
+
+    @torch.no_grad()
+    def _check(self) -> None:
+        """The network takes the data, and the labels are of its classes."""
+        for name, batches in (("validation", self._all), ("guard", self._guard)):
+            if batches:
+                outputs, _ = first_forward(self.forward, self.network, batches[0], name=name)
+                for batch in batches[1:] if self.forward is default_forward else ():
+                    check_labels(outputs, batch[1], name=name)

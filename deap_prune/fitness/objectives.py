@@ -20,6 +20,8 @@ from deap_prune.structure.space import params as count_params
 
 PerSample = Callable[..., Tensor]
 Rerun = Callable[[Callable[[Tensor], Tensor]], Any]
+Part = tuple[Any, Any, Any, Rerun]
+"""Of one batch: outputs, targets, the dense network's outputs, and the way to run it again."""
 OfMasks = Callable[[PruningSpace, Masks], float]
 
 
@@ -240,13 +242,18 @@ def params(space: PruningSpace, masks: Masks) -> float:
     return count_params(space, masks) / space.params
 
 
+def values_of(objective: Objective, part: Part) -> Tensor:
+    """A data objective's values for one batch, shape (samples, ...)."""
+    given = part if objective.needs_network else part[:3]
+    return objective.batch(*given) if objective.batch else torch.zeros(1)
+
+
 @torch.no_grad()
-def judge(objective: Objective, parts: Sequence[tuple[Any, Any, Any, Rerun]]) -> float:
-    """Value of a data objective over (outputs, targets, dense_outputs, rerun) of all batches."""
+def judge(objective: Objective, parts: Sequence[Part]) -> float:
+    """Value of a data objective over all batches."""
     total, samples = None, 0
     for part in parts:
-        given = part if objective.needs_network else part[:3]
-        values = objective.batch(*given) if objective.batch else torch.zeros(1)
+        values = values_of(objective, part)
         summed = values.double().sum(dim=0)
         total = summed if total is None else total + summed
         samples += len(values)

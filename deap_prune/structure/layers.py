@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deap_prune.errors import RegistryError
+from deap_prune.structure.patches import conv_patches, conv_transpose_patches, linear_patches
 
 Axis = Literal["in", "out"]
 Shape = tuple[int, ...]
@@ -43,6 +44,9 @@ class LayerSpec:
         whole: The layer looks at all its input channels at once in a way that zeroed weights can't imitate (LayerNorm,
             GroupNorm, index maps): under a mask the narrowed layer runs on the kept channels alone.
         narrow: Replaces the slicing of ``tensors``: function of (layer, kept inputs, kept outputs), in place.
+        patches: For a layer whose output is a weighted sum of what it reads: function of (layer, input, picks) to what
+            the picked output positions read, shape (picks, in_channels, taps), taps in the weight's order. Positions
+            are numbered as in the output, (samples, *space). Layers without it are not re-fitted after pruning.
     """
 
     in_channels: int
@@ -56,6 +60,7 @@ class LayerSpec:
     coupled: int = 0
     whole: bool = False
     narrow: Callable[[Any, Indices, Indices], None] | None = None
+    patches: Callable[[Any, Tensor, Tensor], Tensor] | None = None
 
 
 Describe = Callable[[Any], LayerSpec | None]
@@ -169,6 +174,7 @@ def _conv(layer: nn.Conv2d) -> LayerSpec:
             flops=(lambda x, y: {"out": y[0] * kernel * prod(y[2:])}) if plain else None,
             role="filter",
             coupled=n_out // n_in,
+            patches=conv_patches if plain else None,
         )
     return LayerSpec(
         in_channels=n_in,
@@ -179,6 +185,7 @@ def _conv(layer: nn.Conv2d) -> LayerSpec:
         role="filter",
         blocks=groups,
         whole=not plain,
+        patches=conv_patches if plain else None,
     )
 
 
@@ -229,6 +236,7 @@ def _conv_transpose(layer: nn.ConvTranspose2d) -> LayerSpec:
         flops=lambda x, y: {"in*out": x[0] * kernel * prod(x[2:]) / groups},
         role="filter",
         blocks=groups,
+        patches=conv_transpose_patches if groups == 1 else None,
     )
 
 
@@ -242,6 +250,7 @@ def _linear(layer: nn.Linear) -> LayerSpec:
         flops=lambda x, y: {"in*out": prod(y[:-1])},
         role="filter",
         channel_dim=-1,
+        patches=linear_patches,
     )
 
 

@@ -123,7 +123,7 @@ def test_bn_statistics_are_plain_averages(batches: int, digits: Digits) -> None:
     x, _y = digits.calibration
     masks = dp.Masks.random(digits.space, keep=0.5)
     size = len(x) // batches
-    small = digits.evaluator(batch_size=size).slim(masks)
+    small = digits.evaluator(batch_size=size, compensate=None).slim(masks)
     parts = []
     for k in range(batches):
         plain = dp.slim(digits.model, digits.space, masks)
@@ -142,7 +142,7 @@ def test_bn_statistics_are_plain_averages(batches: int, digits: Digits) -> None:
 
 def test_re_estimation_repairs_and_can_be_left_out(digits: Digits) -> None:
     masks = dp.Masks.random(digits.space, keep=0.75)
-    with_data, without = digits.evaluator(), digits.evaluator(recalibrate=None)
+    with_data, without = (digits.evaluator(recalibrate=r, compensate=None) for r in ("data", None))
     assert with_data(masks)[0] > without(masks)[0]
     raw = dp.slim(digits.model, digits.space, masks).state_dict()
     assert all(torch.equal(v, raw[k]) for k, v in without.slim(masks).state_dict().items())
@@ -168,7 +168,8 @@ def test_a_calibration_set_one_larger_than_a_batch() -> None:
 
 def test_batch_size_does_not_change_figures_without_re_estimation(digits: Digits) -> None:
     masks = dp.Masks.random(digits.space, keep=0.9)
-    values = [digits.evaluator(recalibrate=None, batch_size=n, objectives=("loss",))(masks)[0] for n in (7, 64, 500)]
+    options: dict[str, Any] = {"recalibrate": None, "compensate": None, "objectives": ("loss",)}
+    values = [digits.evaluator(**options, batch_size=n)(masks)[0] for n in (7, 64, 500)]
     np.testing.assert_allclose(values, values[0], rtol=1e-5)
 
 
@@ -182,7 +183,7 @@ def test_cache_and_counters(digits: Digits) -> None:
     assert evaluate.counters.samples == 2 * (100 + 200)
     assert evaluate(a) == values[0] == digits.evaluator()(a)
     assert evaluate.counters.cache_hits == 4
-    assert all(evaluate.counters.seconds[phase] > 0 for phase in ("slim", "recalibrate", "forward"))
+    assert all(evaluate.counters.seconds[phase] > 0 for phase in ("plan", "recalibrate", "forward"))
 
 
 def test_costs_alone_need_no_data() -> None:
@@ -246,14 +247,20 @@ def test_images_and_labels_per_pixel() -> None:
     def finish(total: Tensor, samples: int) -> float:
         return float((total[:, 0] / total[:, 1].clamp_min(1)).mean())
 
-    @dp.register_objective("miou", maximise=True, worst=0.0, finish=finish)
-    def miou(outputs: Tensor, targets: Tensor, dense: None) -> Tensor:
+    @dp.register_objective("class_iou", maximise=True, worst=0.0, finish=finish)
+    def class_iou(outputs: Tensor, targets: Tensor, dense: None) -> Tensor:
         predicted, wanted = (F.one_hot(t, 4).flatten(1, 2).bool() for t in (outputs.argmax(1), targets))
         return torch.stack([(predicted & wanted).sum(1), (predicted | wanted).sum(1)], dim=2)
 
     try:
         evaluate = dp.Evaluator(
-            model, space, calibration=data, validation=data, objectives=("miou", "flops"), batch_size=3, device="cpu"
+            model,
+            space,
+            calibration=data,
+            validation=data,
+            objectives=("class_iou", "flops"),
+            batch_size=3,
+            device="cpu",
         )
         masks = dp.Masks.random(space)
         with torch.no_grad():
@@ -264,7 +271,7 @@ def test_images_and_labels_per_pixel() -> None:
         ]
         assert evaluate(masks)[0] == pytest.approx(np.mean(ious))
     finally:
-        OBJECTIVES.remove("miou")
+        OBJECTIVES.remove("class_iou")
 
 
 # ------------------------------------------------------------------ what is not finite
@@ -365,7 +372,7 @@ def test_option_messages(digits: Digits) -> None:
     for objectives in ("accuracy", (), ("flops", "flops")):
         with pytest.raises(ConfigError, match=r"objectives is .*; give a tuple of different names"):
             digits.evaluator(objectives=objectives)
-    with pytest.raises(ConfigError, match="recalibrate is 'always'; it is 'data' or None"):
+    with pytest.raises(ConfigError, match="recalibrate is 'always'; it is 'data', 'closed_form' or None"):
         digits.evaluator(recalibrate="always")
 
 

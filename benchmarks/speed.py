@@ -1,0 +1,264 @@
+r"""How long does one candidate take, and how well does its score rank candidates?
+
+Question: seconds for one whole candidate at half of the FLOPs (plan, compensation, BN statistics, forward pass over
+1,000 images), as a multiple R of one plain PyTorch fp32 channels_last dense forward pass over the same images; and the
+same for LeGR's and EagleEye's protocols (as published, and hoisted to our images and BN budget), for deepcopy +
+Torch-Pruning + fvcore + DataLoader, and for torch.nn.utils.prune's masks.
+Method: one process, all arms paired candidate by candidate after one warm-up, medians. Ours in every setting that the
+machine can run (bf16 only where it has the instructions). Kendall's tau of each score with the accuracy on test images
+of the network that our engine hands over, over candidates of one budget; random weights serve for timing alone.
+Output: a JSON file in benchmarks/results, and a table.
+
+    OMP_NUM_THREADS=1 python benchmarks/speed.py --network cifar10_resnet56 --weights cifar10_resnet56.pth --data DIR
+    OMP_NUM_THREADS=1 python benchmarks/speed.py --network vgg19 --quick        # random weights and images
+    python benchmarks/speed.py --network resnet50 --device cuda                 # at 224 pixels
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from protocols import Bench, EagleEye, LeGR, Protocol, TorchMasks, TorchPruning, top1
+from scipy.stats import kendalltau
+from torch import Tensor, nn
+
+import deap_prune as dp
+from deap_prune import zoo
+from deap_prune.data import load_data
+from deap_prune.fitness.settings import computes_bf16
+from deap_prune.weights import load_weights
+
+NORMS = {
+    "cifar10_resnet56": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar100_resnet56": ((0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761)),
+}
+
+
+def setup(args: argparse.Namespace) -> tuple[Bench, tuple[Tensor, Tensor] | None]:
+    """Network, space and images; the test images where there are real ones."""
+    torch.manual_seed(0)
+    if args.network == "resnet50":
+        model, shape, classes = torchvision.models.resnet50(weights=None), (3, 224, 224), 1000
+    else:
+        model, shape, classes = getattr(zoo, args.network)(), (3, 32, 32), 10 if "10_" in args.network else 100
+    if args.weights:
+        load_weights(model, args.weights)
+    model = model.eval().to(args.device)
+    images = 1000 if not args.quick else 250
+    if args.data:
+        mean, std = NORMS[args.network]
+        name = args.network.split("_")[0]
+        paths = {split: str(args.data / f"{name}_{split}.npz") for split in ("train", "test")}
+        splits = load_data(format="npz", **paths, mean=mean, std=std, calibration=args.bn_images, validation=images)
+        train, calibration, validation, test = splits.train, splits.calibration, splits.validation, splits.test
+    else:
+        draw = [(torch.randn(n, *shape), torch.randint(classes, (n,))) for n in (2 * images, args.bn_images, images)]
+        (train, calibration, validation), test = draw, None
+    data = [tuple(t.to(args.device) for t in pair) for pair in (train, calibration, validation)]
+    fast = [(x.contiguous(memory_format=torch.channels_last), y) for x, y in data]
+    space = dp.trace(model, validation[0][:1], ignore=residual_streams(model, validation[0][:1]))
+    return Bench(model, space, *fast, scale=0.02 if args.quick else 1.0), test
+
+
+def residual_streams(model: nn.Module, example: Tensor) -> tuple[str, ...]:
+    """The first layers of groups that several layers make: left dense, as in the configs."""
+    return tuple(g.name for g in dp.trace(model, example).groups if len(g.layers("filter")) > 1)
+
+
+def candidates(bench: Bench, count: int) -> list[dp.Masks]:
+    """Random blends with evolved widths, each at the budget."""
+    scores = dp.score(bench.model, bench.space, bench.calibration, criteria=("l1", "l2", "bn_scale", "random"))
+    genome = dp.Genome(
+        bench.space, scores, dp.cluster(scores, n_clusters=2), allocation="evolved", max_flops=bench.budget
+    )
+    evaluate = dp.Evaluator(bench.model, bench.space, objectives=("flops",), recalibrate=None, device="cpu")
+    return [genome.decode(ind) for ind in dp.make_toolbox(genome, evaluate).population(n=count)]
+
+
+def engines(bench: Bench, device: str) -> dict[str, dp.Evaluator]:
+    """Our engine in the settings that are compared."""
+    precisions = ("fp32", "bf16") if computes_bf16(torch.device(device)) else ("fp32",)
+    found = {}
+    for precision in precisions:
+        for recalibrate in ("data", "closed_form"):
+            for compensate in ("auto", None):
+                name = f"ours, {precision}, BN {recalibrate}, compensation {compensate or 'none'}"
+                found[name] = dp.Evaluator(
+                    bench.model,
+                    bench.space,
+                    calibration=bench.calibration,
+                    validation=bench.validation,
+                    objectives=("loss",),
+                    recalibrate=recalibrate,
+                    compensate=compensate,
+                    precision=precision,
+                    device=device,
+                )
+    return found
+
+
+def dense_forward(bench: Bench) -> float:
+    """The yardstick: seconds of the plain dense network over the validation images."""
+    network = bench.model.to(memory_format=torch.channels_last)
+    start = time.perf_counter()
+    with torch.no_grad():
+        for x in bench.validation[0].split(250):
+            network(x)
+    if x.is_cuda:
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    bench.model.to(memory_format=torch.contiguous_format)
+    return seconds
+
+
+def measure_ours(evaluate: dp.Evaluator, masks: dp.Masks) -> tuple[float, float]:
+    """Score and seconds of one candidate that is not in the cache."""
+    evaluate.cache.clear()
+    start = time.perf_counter()
+    (loss,) = evaluate(masks)
+    return -loss, time.perf_counter() - start
+
+
+def small_change(bench: Bench, evaluate: dp.Evaluator, masks: dp.Masks) -> dict[str, float]:
+    """Seconds of what should cost nothing: a cached candidate, and the FLOPs of one."""
+    evaluate(masks)
+    resnet50 = dp.trace(torchvision.models.resnet50(weights=None), torch.zeros(1, 3, 64, 64))
+    other = dp.Masks.random(resnet50)
+    counts = resnet50.kept_counts(other)
+
+    def median(call: Any) -> float:
+        times = []
+        for _ in range(200):
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+        return statistics.median(times)
+
+    return {
+        "cached candidate": median(lambda: evaluate(masks)),
+        "flops of kept counts, ResNet-50": median(lambda: resnet50.flops_of(counts)),
+        "dp.flops of masks, ResNet-50": median(lambda: dp.flops(resnet50, other)),
+    }
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """All arms."""
+    bench, test = setup(args)
+    masks = candidates(bench, args.candidates)
+    ours = engines(bench, args.device)
+    peers: dict[str, Protocol] = {}
+    for published in (False, True):
+        how = "as published" if published else "hoisted"
+        peers |= {f"{kind.name}, {how}": kind(bench, published=published) for kind in (LeGR, EagleEye)}
+    peers["LeGR, as published, 200 steps"] = LeGR(bench, published=True, tau=200)
+    peers |= {kind.name: kind(bench, published=False) for kind in (TorchPruning, TorchMasks)}
+    for evaluate in ours.values():
+        measure_ours(evaluate, masks[0])
+        evaluate.counters.seconds.update(dict.fromkeys(evaluate.counters.seconds, 0.0))
+    dense_forward(bench)
+    seconds: dict[str, list[float]] = {name: [] for name in ("dense", *ours, *peers)}
+    scores: dict[str, list[float]] = {name: [] for name in (*ours, *peers)}
+    phases: dict[str, dict[str, float]] = {}
+    for k, each in enumerate(masks):
+        seconds["dense"].append(dense_forward(bench))
+        for name, evaluate in ours.items():
+            score, took = measure_ours(evaluate, each)
+            scores[name].append(score), seconds[name].append(took)
+        for name, protocol in peers.items():
+            if "published" in name and k >= args.published:
+                continue
+            bench.seconds.clear()
+            start = time.perf_counter()
+            own = protocol.plan()  # planned as they do; judged on the candidate that all arms share
+            scores[name].append(protocol.score(each if protocol.name != EagleEye.name or test else own))
+            seconds[name].append(time.perf_counter() - start)
+            phases[name] = {phase: sum(times) for phase, times in bench.seconds.items()}
+        print(f"candidate {k + 1} of {len(masks)}", flush=True)
+    for name, evaluate in ours.items():
+        phases[name] = {phase: total / len(masks) for phase, total in evaluate.counters.seconds.items()}
+    first = next(iter(ours.values()))
+    truth = [] if test is None else [accuracy(first, each, test, args.test_images) for each in masks]
+    return {
+        "arms": summary(seconds, scores, phases, truth),
+        "seconds of what should cost nothing": small_change(bench, first, masks[0]),
+        "flops kept": [dp.flops(bench.space, each) / bench.space.flops for each in masks],
+        "test accuracy": truth,
+        "images": {"validation": len(bench.validation[0]), "bn": len(bench.calibration[0]), "test": args.test_images},
+    }
+
+
+def accuracy(evaluate: dp.Evaluator, masks: dp.Masks, test: tuple[Tensor, Tensor], count: int) -> float:
+    """On test images, of the network as our engine hands it over."""
+    x, y = (t[:count].to(evaluate.device) for t in test)
+    return top1(evaluate.slim(masks), (x, y))
+
+
+def summary(
+    seconds: dict[str, list[float]],
+    scores: dict[str, list[float]],
+    phases: dict[str, dict[str, float]],
+    truth: list[float],
+) -> dict[str, dict[str, Any]]:
+    """For each arm: median seconds, R, tau and phases."""
+    dense = statistics.median(seconds["dense"])
+    arms: dict[str, dict[str, Any]] = {}
+    for name, times in seconds.items():
+        ratios = [t / d for t, d in zip(times, seconds["dense"], strict=False)]
+        arms[name] = {"seconds": statistics.median(times), "R": statistics.median(ratios), "n": len(times)}
+        if name in phases:
+            arms[name]["phases"] = phases[name]
+        if truth and len(scores.get(name, ())) > 2:
+            tau = float(kendalltau(scores[name], truth[: len(scores[name])]).statistic)
+            arms[name]["tau"] = None if np.isnan(tau) else tau
+    arms["dense"]["seconds"] = dense
+    return arms
+
+
+def main() -> None:
+    """Run all arms and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="cifar10_resnet56")
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--data", type=Path, help="folder with cifar10_train.npz, cifar10_test.npz, ...")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--candidates", type=int, default=20)
+    parser.add_argument("--published", type=int, default=3, help="candidates of the protocols as published")
+    parser.add_argument("--bn-images", type=int, default=250)
+    parser.add_argument("--test-images", type=int, default=10_000)
+    parser.add_argument("--quick", action="store_true", help="250 images, published budgets at 2 %%, three candidates")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    if args.quick:
+        args.candidates, args.published, args.test_images = 3, 1, 500
+    report = run(args)
+    report |= {
+        "network": args.network,
+        "random weights": not args.weights,
+        "quick": args.quick,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()}, CPU",
+    }
+    name = f"speed-{args.network}-{args.device}{'-quick' if args.quick else ''}.json"
+    path = args.out or Path(__file__).parent / "results" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"{'arm':60} {'seconds':>8} {'R':>7} {'tau':>6}  phases")
+    for arm, row in report["arms"].items():
+        tau = "" if row.get("tau") is None else f"{row['tau']:.2f}"
+        text = ", ".join(f"{k} {v:.3f}" for k, v in row.get("phases", {}).items())
+        print(f"{arm:60} {row['seconds']:8.3f} {row['R']:7.2f} {tau:>6}  {text}")
+    print(json.dumps(report["seconds of what should cost nothing"]), path, sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""From masks to the pruned network as it is judged: kept weights, compensation, BN statistics, refinement."""
+
+from __future__ import annotations
+
+import copy
+import time
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from deap_prune.batches import Forward, count_samples
+from deap_prune.errors import DataError
+from deap_prune.fitness.recalibrate import recalibrate_bn
+from deap_prune.fitness.resident import Resident
+from deap_prune.fitness.sampling import full_precision
+from deap_prune.fitness.settings import Counters, Settings
+from deap_prune.reconstruction import Grams, collect_grams, compensate, propagate_bn, refine
+from deap_prune.structure.masks import Masks
+from deap_prune.structure.space import PruningSpace
+
+
+class Builder:
+    """Makes one candidate after the other in the same memory.
+
+    Args:
+        network: The dense network.
+        space: Its space.
+        calibration: Batches on the device.
+        settings: What is done to a candidate.
+        forward: Function of (model, batch) to (outputs, targets).
+        counters: Where time and samples are booked.
+        device: Where the network is.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        space: PruningSpace,
+        calibration: list[Any],
+        *,
+        settings: Settings,
+        forward: Forward,
+        counters: Counters,
+        device: torch.device,
+    ) -> None:
+        self._resident = Resident(network, space)
+        self._network, self._space, self._calibration = network, space, calibration
+        self._settings, self._forward, self._counters, self._device = settings, forward, counters, device
+
+    @cached_property
+    def grams(self) -> Grams:
+        """Moments of what the readers of pruned channels see, collected once on the calibration data.
+
+        Raises:
+            DataError: If there is none.
+        """
+        if not self._calibration:
+            raise DataError("calibration data is needed: give calibration=(inputs, targets) tensors or batches")
+        mode = cast(Any, self._settings.compensate or "auto")
+        with full_precision():
+            return collect_grams(self._network, self._space, self._calibration, forward=self._forward, mode=mode)
+
+    def __call__(self, masks: Masks) -> nn.Module:
+        """The slim network, in eval mode; good until the next call.
+
+        Raises:
+            MaskError: If the masks don't fit the space.
+        """
+        clock = self._counters.clock
+        if self._settings.compensate is not None and self._calibration:
+            self.grams  # noqa: B018  collected before the clock runs
+        start = time.perf_counter()
+        network = self._resident.load(masks)
+        start = clock("plan", start, self._device)
+        recalibrate = self._settings.recalibrate
+        if self._settings.compensate is not None and self._calibration:
+            compensate(network, self._space, masks, self.grams, statistics=recalibrate == "closed_form")
+        elif recalibrate == "closed_form":
+            propagate_bn(network, self._space, masks, self.grams)
+        start = clock("compensate", start, self._device)
+        if recalibrate == "data":
+            with full_precision():
+                recalibrate_bn(network, self._calibration, forward=self._forward)
+            self._counters.samples += sum(count_samples(b) for b in self._calibration)
+            start = clock("recalibrate", start, self._device)
+        if self._settings.refine:
+            with full_precision():
+                batches, forward = self._calibration, self._forward
+                network = refine(self._network, self._space, masks, batches, start=network, forward=forward)
+            clock("refine", start, self._device)
+        return network
+
+    def with_settings(self, settings: Settings) -> Builder:
+        """One that builds otherwise, from the same moments."""
+        other = copy.copy(self)
+        other._settings = settings
+        return other

@@ -1,0 +1,129 @@
+"""Batch norm folded into the layer before it, once its statistics are known: fewer passes over the activations.
+
+Which layer a batch norm follows is proposed by one forward pass and proven on a randomised copy: folded and unfolded
+must give the same outputs.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves, tree_map
+
+from deap_prune.batches import Forward
+from deap_prune.structure.layers import describe_layer
+from deap_prune.structure.prove import randomised
+
+log = logging.getLogger(__name__)
+
+Pair = tuple[str, str]
+_TOLERANCE = 1e-9  # relative, in float64
+
+
+@torch.no_grad()
+def find_pairs(network: nn.Module, forward: Forward, batch: Any) -> tuple[Pair, ...]:
+    """Names of layers (weight layer, batch norm) where nothing but the batch norm reads what the weight layer makes.
+
+    Args:
+        network: In eval mode; it is copied.
+        forward: Function of (model, batch) to (outputs, targets).
+        batch: Two samples are enough.
+    """
+    trial = randomised(network)
+    batch = tree_map(lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, batch)
+    try:
+        wanted, pairs = _record(trial, forward, batch)
+    except Exception as error:  # a forward function of the user's that float64 does not agree with
+        log.info("batch norms are not folded: the network fails in float64 (%s)", error)
+        return ()
+    return (
+        pairs
+        if _proven(trial, pairs, forward, batch, wanted)
+        else tuple(pair for pair in pairs if _proven(trial, (pair,), forward, batch, wanted))
+    )
+
+
+def _record(network: nn.Module, forward: Forward, batch: Any) -> tuple[Any, tuple[Pair, ...]]:
+    """The outputs, and the pairs where a batch norm's input is the very tensor that a weight layer returned."""
+    made: dict[int, tuple[str, Tensor]] = {}
+    calls: Counter[str] = Counter()
+    pairs: list[Pair] = []
+    handles = []
+
+    def note(name: str, follower: bool) -> Any:
+        def hook(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            calls[name] += 1
+            if follower and inputs and id(inputs[0]) in made:
+                pairs.append((made[id(inputs[0])][0], name))
+            elif not follower:
+                made[id(output)] = (name, output)  # kept alive, so that its id stays its own
+
+        return hook
+
+    for name, layer in network.named_modules():
+        follower = isinstance(layer, _BatchNorm) and layer.running_mean is not None
+        if follower or _weighs(layer):
+            handles.append(layer.register_forward_hook(note(name, follower)))
+    try:
+        outputs, _ = forward(network, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs, tuple(pair for pair in pairs if calls[pair[0]] == calls[pair[1]] == 1)
+
+
+def _weighs(layer: nn.Module) -> bool:
+    """The layer's weight and bias make its output channels, and it may have a bias."""
+    spec = describe_layer(layer)
+    plain = spec is not None and spec.role == "filter" and spec.narrow is None and not spec.whole
+    return spec is not None and plain and spec.tensors.get("bias") == ("out",)
+
+
+def _proven(network: nn.Module, pairs: Sequence[Pair], forward: Forward, batch: Any, wanted: Any) -> bool:
+    trial = copy.deepcopy(network)
+    fold(trial, pairs)
+    try:
+        outputs, _ = forward(trial, batch)
+    except (RuntimeError, ValueError, TypeError):  # of another shape than assumed
+        return False
+    leaves = [[x for x in tree_leaves(found) if isinstance(x, Tensor)] for found in (outputs, wanted)]
+    return all(
+        x.shape == y.shape and bool((x - y).abs().max() <= _TOLERANCE * y.abs().max().clamp_min(1e-30))
+        for x, y in zip(*leaves, strict=True)
+    )
+
+
+def fold(network: nn.Module, pairs: Sequence[Pair]) -> None:
+    """Fold in place: the weight layers get weights and biases of their own, the batch norms pass their input on."""
+    for first, second in pairs:
+        layer, norm = network.get_submodule(first), network.get_submodule(second)
+        weight, bias = folded(layer, norm)
+        layer._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
+        layer._parameters["bias"] = nn.Parameter(bias, requires_grad=False)
+        norm.forward = _pass_on
+
+
+def _pass_on(x: Tensor) -> Tensor:
+    return x
+
+
+def folded(layer: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the layer with the batch norm (eval mode) in them."""
+    spec = describe_layer(layer)
+    weight, bias = layer.get_parameter("weight").detach(), layer._parameters.get("bias")
+    mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+    scale = torch.rsqrt(variance + norm.eps)  # type: ignore[operator]
+    if norm.affine:
+        scale = scale * norm.get_parameter("weight").detach()
+    shift = -mean * scale if bias is None else (bias.detach() - mean) * scale
+    if norm.affine:
+        shift = shift + norm.get_parameter("bias").detach()
+    shape = [-1 if axis == "out" else 1 for axis in spec.tensors["weight"]] if spec is not None else []
+    return weight * scale.view(shape), shift

@@ -1,0 +1,87 @@
+"""One slim copy of the network that stays in memory; every candidate's kept weights are written into it."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deap_prune.structure.layers import describe_layer, narrow_layer, replace_tensor
+from deap_prune.structure.masks import Masks
+from deap_prune.structure.space import PruningSpace
+
+
+class Resident:
+    """The slim network of one candidate after the other.
+
+    Building a module tree anew for every candidate costs more than its weights do; here the modules stay, and only
+    tensors and widths change. Nothing of a candidate is left when the next one is loaded.
+
+    Args:
+        dense: The dense network; never changed.
+        space: Its space.
+    """
+
+    def __init__(self, dense: nn.Module, space: PruningSpace) -> None:
+        self.space = space
+        self.network = copy.deepcopy(dense)
+        layers = {entry.name: dense.get_submodule(entry.name) for entry in space.layers if entry.dim is None}
+        specs = {name: describe_layer(layer) for name, layer in layers.items()}
+        # Layers that narrow themselves may do anything, to their children too: those are copied whole.
+        self._whole = [(layers[name], name) for name, spec in specs.items() if spec is not None and spec.narrow]
+        below = tuple(f"{name}." for _, name in self._whole)
+        self._pairs = [
+            (source, self.network.get_submodule(name))
+            for name, source in dense.named_modules()
+            if not f"{name}.".startswith(below)
+        ]
+
+    @torch.no_grad()
+    def load(self, masks: Masks) -> nn.Module:
+        """The slim network of the masks, equal to ``dp.slim``'s; good until the next call.
+
+        Raises:
+            MaskError: If the masks don't fit the space.
+        """
+        kept = self.space.kept(masks)
+        copies: dict[int, Tensor] = {}
+        for source, target in self._pairs:
+            _restore(target, source, copies)
+        for source, name in self._whole:
+            target = self.network.get_submodule(name)
+            vars(target).clear()
+            vars(target).update(vars(copy.deepcopy(source)))
+        for entry in self.space.layers:
+            ins, outs = np.flatnonzero(kept[entry.inputs]), np.flatnonzero(kept[entry.outputs])
+            if len(ins) == len(entry.inputs) and len(outs) == len(entry.outputs):
+                continue
+            if entry.dim is None:
+                narrow_layer(self.network.get_submodule(entry.name), ins, outs)
+            else:
+                path, _, leaf = entry.name.rpartition(".")
+                value = self.network.get_parameter(entry.name)
+                index = torch.as_tensor(outs, device=value.device)
+                replace_tensor(self.network.get_submodule(path), leaf, value.detach().index_select(entry.dim, index))
+        return self.network
+
+
+def _restore(target: nn.Module, source: nn.Module, copies: dict[int, Tensor]) -> None:
+    """Make a layer what its dense original is, with tensors of its own; those that were shared stay shared."""
+    mine, theirs = vars(target), vars(source)
+    for name in mine.keys() - theirs.keys():
+        del mine[name]  # a forward of the folded layer's own
+    mine.update({name: value for name, value in theirs.items() if name != "_modules" and "hooks" not in name})
+    for store in ("_parameters", "_buffers"):
+        mine[store] = {name: _copy(value, copies) for name, value in theirs[store].items()}
+
+
+def _copy(tensor: Tensor | None, copies: dict[int, Tensor]) -> Tensor | None:
+    if tensor is None:
+        return None
+    if id(tensor) not in copies:
+        value = tensor.detach().clone()
+        parameter = isinstance(tensor, nn.Parameter)
+        copies[id(tensor)] = nn.Parameter(value, requires_grad=tensor.requires_grad) if parameter else value
+    return copies[id(tensor)]

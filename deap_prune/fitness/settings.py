@@ -1,0 +1,146 @@
+"""How candidates are judged: the options of an Evaluator, and what judging has cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deap_prune.errors import ConfigError, did_you_mean
+from deap_prune.fitness.objectives import OBJECTIVES, Objective
+from deap_prune.fitness.sampling import EVERYTHING, Sampling
+
+PHASES = ("plan", "compensate", "recalibrate", "refine", "forward")
+_LEGAL: dict[str, tuple[str | None, ...]] = {
+    "recalibrate": ("data", "closed_form", None),
+    "compensate": ("auto", "full", "channel", None),
+    "executor": ("auto", "slim", "masked"),
+    "precision": ("fp32", "bf16", "auto"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The options of an Evaluator.
+
+    Attributes:
+        objectives: Registry names (``dp.objectives()`` lists them), in the order of the fitness values.
+        recalibrate: ``"data"``: BN statistics re-estimated on the calibration data; ``"closed_form"``: propagated from
+            the moments of what layers read, without a forward pass; None: the dense network's.
+        compensate: Layers that read pruned channels are re-fitted to those that stay, in closed form: ``"full"``
+            matrices, ``"channel"``-wise ones, or ``"auto"``: as memory allows, and not at all without calibration
+            data. None: never.
+        refine: Every candidate is refined after that (see :func:`deap_prune.refine`); takes several times as long.
+        executor: ``"slim"``: kept weights in one resident network; ``"masked"``: full shapes, on CUDA as a captured
+            graph; ``"auto"``: by device.
+        precision: ``"fp32"``; ``"bf16"``, for the forward pass over the validation data; ``"auto"``: bf16 where the
+            processor computes in it.
+        sampling: Which validation images a generation is judged on.
+        racing: Confidence, such as 0.99, at which a candidate is dropped before it has seen all images; None: never.
+        batch_size: Samples a batch where tensors are given.
+        device: ``"auto"``: CUDA where there is a device, else the CPU. Data and network stay there.
+
+    Raises:
+        ConfigError: If a value is not legal.
+        RegistryError: If an objective is unknown.
+    """
+
+    objectives: tuple[str, ...] = ("accuracy", "flops")
+    recalibrate: str | None = "data"
+    compensate: str | None = "auto"
+    refine: bool = False
+    executor: str = "auto"
+    precision: str = "fp32"
+    sampling: Sampling = EVERYTHING
+    racing: float | None = None
+    batch_size: int = 250
+    device: str | torch.device = "auto"
+
+    def __post_init__(self) -> None:
+        for name, legal in _LEGAL.items():
+            if (value := getattr(self, name)) not in legal:
+                *most, last = (repr(entry) if entry else "None" for entry in legal)
+                raise ConfigError(f"{name} is {value!r}; it is {', '.join(most)} or {last}")
+        names = self.objectives
+        if isinstance(names, str) or not names or len(set(names)) < len(tuple(names)):
+            raise ConfigError(
+                f"objectives is {names!r}; give a tuple of different names, such as ('accuracy', 'flops')"
+            )
+        found = [OBJECTIVES[name] for name in names]
+        if self.racing is not None:
+            if not 0.5 < self.racing < 1:
+                raise ConfigError(f"racing is {self.racing}; give a confidence between 0.5 and 1, such as 0.99")
+            on_data = [o for o in found if o.batch is not None]
+            if len(on_data) != 1 or on_data[0].finish is not Objective.finish:
+                raise ConfigError(
+                    f"racing needs exactly one objective that is a mean over data; objectives is {names!r}"
+                )
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Settings:
+        """Settings from keywords.
+
+        Raises:
+            ConfigError: If a keyword is unknown (the nearest is named).
+        """
+        known = [f.name for f in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise ConfigError(f"unknown option '{name}' of the Evaluator; {did_you_mean(name, known)}")
+        return cls(**options)
+
+    def dtype(self, device: torch.device) -> torch.dtype | None:
+        """What the forward pass is cast to on this device; None: not at all.
+
+        Raises:
+            ConfigError: If bf16 is asked for where it would be emulated.
+        """
+        if self.precision == "fp32":
+            return None
+        if computes_bf16(device):
+            return torch.bfloat16
+        if self.precision == "bf16":
+            raise ConfigError(f"precision is 'bf16', which {device} does not compute in; use 'fp32' or 'auto'")
+        return None
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """The device has bf16 instructions (a CPU: AVX512_BF16, AMX or Arm's BF16)."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    path = Path("/proc/cpuinfo")
+    if device.type != "cpu" or not path.is_file():
+        return False
+    lines = (line for line in path.read_text().splitlines() if line.lower().startswith(("flags", "features")))
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(next(lines, "").split()))
+
+
+@dataclass
+class Counters:
+    """What judging has cost so far.
+
+    Attributes:
+        candidates: Networks built and judged.
+        dropped: Those of them that racing dropped early.
+        cache_hits: Candidates answered without.
+        samples: Samples forwarded.
+        seconds: By phase: plan, compensate, recalibrate, refine, forward.
+    """
+
+    candidates: int = 0
+    dropped: int = 0
+    cache_hits: int = 0
+    samples: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+
+    def clock(self, phase: str, start: float, device: torch.device) -> float:
+        """Book the time since ``start``; gives the time now."""
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        now = time.perf_counter()
+        self.seconds[phase] += now - start
+        return now

@@ -1,0 +1,82 @@
+"""From a network's outputs to the values of the objectives."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from deap_prune.batches import Forward
+from deap_prune.fitness.objectives import Objective, Part, judge, values_of
+from deap_prune.fitness.sampling import full_precision
+from deap_prune.structure.masks import Masks
+from deap_prune.structure.space import PruningSpace
+
+Values = tuple[float, ...]
+
+
+class Verdict:
+    """The objectives, applied.
+
+    Args:
+        objectives: In the order of the values.
+        space: What the cost objectives count in.
+        network: The dense network.
+        forward: Function of (model, batch) to (outputs, targets).
+    """
+
+    def __init__(
+        self, objectives: Sequence[Objective], space: PruningSpace, network: nn.Module, forward: Forward
+    ) -> None:
+        self._objectives, self._space = tuple(objectives), space
+        self._network, self._forward = network, forward
+
+    @torch.no_grad()
+    def dense_outputs(self, batches: list[Any]) -> list[Any]:
+        """The dense network's outputs, a batch each; None where no objective looks at them."""
+        if not any(o.needs_dense for o in self._objectives):
+            return [None] * len(batches)
+        with full_precision():
+            return [self._forward(self._network, batch)[0] for batch in batches]
+
+    def costs(self, masks: Masks) -> list[float]:
+        """Objectives that follow from the masks alone, minimised."""
+        return [-o.weight * o.of_masks(self._space, masks) for o in self._objectives if o.of_masks]
+
+    def losses(self, part: Part) -> NDArray[np.float64]:
+        """The data objective of each sample of a batch, minimised, shape (samples,)."""
+        objective = next(o for o in self._objectives if o.batch is not None)
+        values = values_of(objective, part)
+        return -objective.weight * values.double().reshape(len(values), -1).mean(1).cpu().numpy()
+
+    def values(self, masks: Masks, parts: Sequence[Part], estimate: float | None = None) -> Values:
+        """The objectives' values, in order.
+
+        Args:
+            masks: What the cost objectives count.
+            parts: What the others look at.
+            estimate: A race's, minimised; takes the place of what the data say.
+        """
+        found = []
+        for objective in self._objectives:
+            if objective.of_masks is not None:
+                value = objective.of_masks(self._space, masks)
+            elif estimate is not None:
+                value = -objective.weight * estimate
+            else:
+                value = judge(objective, parts)
+            found.append(_finite(objective, value))
+        return tuple(found)
+
+
+def _finite(objective: Objective, value: float) -> float:
+    """NaN and infinity become the objective's worst value."""
+    if value == value and abs(value) != float("inf"):
+        return value
+    warnings.warn(f"{objective.name} was {value}; counted as the worst value, {objective.worst:g}", stacklevel=5)
+    return objective.worst

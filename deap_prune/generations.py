@@ -1,0 +1,153 @@
+"""Between the loop and the fitness: images drawn for a generation, the guard, and the front judged in full."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from deap import algorithms, base
+from torch import Tensor
+
+from deap_prune.batches import Data, count_samples
+from deap_prune.errors import DataError
+from deap_prune.evolution.front import ParetoFront
+from deap_prune.evolution.generation import Generation, non_dominated
+from deap_prune.evolution.toolbox import BlendProblem
+from deap_prune.fitness.evaluator import Evaluator
+from deap_prune.fitness.sampling import EVERYTHING
+
+
+class NextGeneration:
+    """Before children are made: their images are drawn, and parents and archive judged on them (eaBlend's ``begin``).
+
+    Args:
+        evaluator: The fitness.
+        problem: Decodes individuals.
+    """
+
+    def __init__(self, evaluator: Evaluator, problem: BlendProblem) -> None:
+        self._evaluator, self._decode = evaluator, problem.genome.decode_many
+
+    def __call__(self, state: Generation) -> None:
+        """Give everybody who lives on the values of the new generation."""
+        options = self._evaluator.options
+        if not options.sampling.redraw and options.racing is None:
+            return
+        parents, archive = self._decode(state.population), self._decode(state.archive)
+        self._evaluator.next_generation(state.number + 1, parents, archive)
+        for individuals, masks in ((state.population, parents), (state.archive, archive)):
+            for individual, values in zip(individuals, self._evaluator.many(masks), strict=True):
+                individual.fitness.values = values
+        state.archive = non_dominated(state.archive)
+
+
+class PreScreen:
+    """Several children are made for each one that is judged; the evaluator's surrogate picks it (eaBlend's ``vary``).
+
+    Args:
+        evaluator: The fitness, with calibration data.
+        problem: Decodes individuals.
+        children: Made for each that is judged.
+    """
+
+    def __init__(self, evaluator: Evaluator, problem: BlendProblem, children: int) -> None:
+        self._evaluator, self._decode, self._children = evaluator, problem.genome.decode_many, children
+
+    def __call__(
+        self, population: list[Any], toolbox: base.Toolbox, lambda_: int, cxpb: float, mutpb: float
+    ) -> list[Any]:
+        """``lambda_`` children, as ``algorithms.varOr`` makes them."""
+        children = algorithms.varOr(population, toolbox, lambda_ * self._children, cxpb, mutpb)
+        chosen = self._evaluator.prescreen(self._decode(children), lambda_)
+        return [children[k] for k in chosen]
+
+
+class Guard:
+    """Logs, as ``guard``, what the best networks so far do on images that never decide anything; may stop the run.
+
+    With one objective that is the best network's value, with several the hypervolume of the archive.
+
+    Args:
+        evaluator: The fitness, with guard images.
+        problem: Decodes individuals.
+        patience: Stop after so many generations without a better figure; None: never.
+    """
+
+    def __init__(self, evaluator: Evaluator, problem: BlendProblem, patience: int | None = None) -> None:
+        self._evaluator, self._problem, self._patience = evaluator, problem, patience
+
+    def __call__(self, state: Generation) -> None:
+        """Log the figure of a generation (a callback of ``eaBlend``)."""
+        evaluator = self._evaluator
+        values = [evaluator.on_guard(masks) for masks in self._problem.genome.decode_many(state.archive)]
+        front = front_of(self._problem, evaluator, state.archive, values)
+        single = len(evaluator.names) == 1
+        state.logbook[-1]["guard"] = front.best().values[evaluator.names[0]] if single else front.hypervolume()
+        state.stop = state.stop or self.is_patient_no_more(state)
+
+    def is_patient_no_more(self, state: Generation) -> bool:
+        """The last ``patience`` generations brought no better figure."""
+        sign = self._evaluator.weights[0] if len(self._evaluator.names) == 1 else 1.0
+        figures = [sign * record["guard"] for record in state.logbook]
+        return self._patience is not None and len(figures) - 1 - figures.index(max(figures)) >= self._patience
+
+
+def front_of(
+    problem: BlendProblem, evaluator: Evaluator, individuals: Sequence[Any], values: Iterable[tuple[float, ...]]
+) -> ParetoFront:
+    """The front of individuals with values that are not their fitness."""
+    named = (dict(zip(evaluator.names, found, strict=True)) for found in values)
+    solutions = [problem.solution(ind, found) for ind, found in zip(individuals, named, strict=True)]
+    weights = dict(zip(evaluator.names, evaluator.weights, strict=True))
+    return ParetoFront.of(solutions, weights, evaluator.dense, evaluator.settings)
+
+
+def final_front(
+    problem: BlendProblem, evaluator: Evaluator, state: Generation, *, refine: bool
+) -> tuple[ParetoFront, Evaluator]:
+    """The front of a run, its figures measured on all validation images in fp32, and the evaluator that they are from.
+
+    Args:
+        problem: Decodes individuals.
+        evaluator: The fitness of the search.
+        state: Where the search ended.
+        refine: The front's networks are refined before they are measured.
+    """
+    options, individuals = evaluator.options, state.archive
+    if not refine and options.sampling == EVERYTHING and options.precision == "fp32":
+        return front_of(problem, evaluator, individuals, [ind.fitness.values for ind in individuals]), evaluator
+    if options.sampling.redraw:  # each was best on a draw of its own
+        individuals = [*individuals, *state.population]
+    decoded = zip(problem.genome.decode_many(individuals), individuals, strict=True)
+    distinct = list(dict([*decoded][::-1]).items())[::-1]  # the first of equals
+    judge = evaluator.in_full(refine=refine)
+    values = [judge.measure(judge.slim(masks), masks) for masks, _ in distinct]
+    return front_of(problem, judge, [ind for _, ind in distinct], values), judge
+
+
+def hold_out(validation: Data, count: int) -> tuple[Data, Data | None]:
+    """The validation data without its last ``count`` samples (batches that hold at least so many), and those.
+
+    Raises:
+        DataError: If nothing would be left.
+    """
+    if not count:
+        return validation, None
+    rest: Any
+    guard: Any
+    if (
+        isinstance(validation, (tuple, list))
+        and len(validation) == 2
+        and all(isinstance(x, Tensor) for x in validation)
+    ):
+        inputs, targets = validation
+        rest, guard = (inputs[:-count], targets[:-count]), (inputs[-count:], targets[-count:])
+        left = len(rest[0])
+    else:
+        rest, guard = list(validation), []
+        while rest and sum(map(count_samples, guard)) < count:
+            guard.insert(0, rest.pop())
+        left = len(rest)
+    if not left:
+        raise DataError(f"guard={count} leaves no validation images; hold out fewer, or give more")
+    return rest, guard

@@ -1,0 +1,162 @@
+"""Compensation in closed form: the weights of what reads a pruned group, re-fitted to the channels that stay.
+
+The idea is Xie et al. 2021, "Pruning with Compensation" (arXiv 2108.13728); the form here is a ridge regression from
+the kept to all channels, whose normal equations need the dense network's second moments alone: no data a candidate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from deap_prune.reconstruction.bn import set_statistics
+from deap_prune.reconstruction.gram import Grams, LayerGram, places
+from deap_prune.reconstruction.matrix import from_matrix, known, part
+from deap_prune.structure.masks import Masks
+from deap_prune.structure.space import PruningSpace
+
+RIDGE = 1e-3  # of the mean variance of a layer's kept features
+
+
+@dataclass(frozen=True, eq=False)
+class Refit:
+    """The change of one layer's weights that makes up for the features it no longer reads.
+
+    Tensors are (blocks, kept features, kept outputs of a block, 1 or taps) where nothing else is said.
+
+    Attributes:
+        kept: Numbers of the kept features, (blocks, kept features).
+        outputs: Numbers of the kept outputs, (blocks, kept outputs of a block).
+        weight: The dense weights of the kept features.
+        cross: Moments of the kept features with the dense outputs.
+        target: Of them, what the dense weights of the kept features leave unexplained.
+        change: To the weights.
+        ridge: What was added to the diagonal, (blocks, 1, 1, 1).
+    """
+
+    kept: Tensor
+    outputs: Tensor
+    weight: Tensor
+    cross: Tensor
+    target: Tensor
+    change: Tensor
+    ridge: Tensor
+
+    @property
+    def explained(self) -> Tensor:
+        """Variance of each output after the fit, (blocks, kept outputs): w'C_kk w, where C_kk w = cross - r d."""
+        return ((self.weight + self.change) * (self.cross - self.ridge * self.change)).sum(dim=(1, 3))
+
+    @property
+    def won(self) -> Tensor:
+        """By how much the fit lowers the squared error of each output: 2 d'B - d'C_kk d, where (C_kk + r) d = B."""
+        return (self.change * (self.target + self.ridge * self.change)).sum(dim=(1, 3))
+
+
+@torch.no_grad()
+def compensate(
+    small: nn.Module, space: PruningSpace, masks: Masks, grams: Grams, *, statistics: bool = False, ridge: float = RIDGE
+) -> None:
+    """Re-fit, in place, the layers of a slimmed network that read fewer channels than before.
+
+    For every such layer the weights w of the kept features k minimise E|x_k w + c - x W|^2 + r |w - W_k|^2, x being
+    what the dense layer reads: w = W_k + (C_kk + r)^-1 C_kp W_p, p being what went. The constant c goes into the bias,
+    or into the running mean of the batch normalisation that alone reads the layer; without either there is none, and C
+    is not centred. A channel that is dead on the calibration data keeps its weights.
+
+    Args:
+        small: ``slim(model, space, masks)``.
+        space: The space.
+        masks: What it keeps.
+        grams: Of the dense network.
+        statistics: Also set those normalisations' statistics in closed form (see ``propagate_bn``).
+        ridge: r, as a share of the mean of C_kk's diagonal.
+
+    Raises:
+        MaskError: If the masks don't fit the space.
+    """
+    keep = space.kept(masks)
+    for name, gram in grams.layers.items():
+        fit = refit(gram, keep, ridge)
+        if fit is None:
+            continue
+        layer: Any = small.get_submodule(name)
+        layer.weight.data.add_(from_matrix(fit.change, layer.weight, known(layer), gram.form))
+        if not gram.intercept:
+            continue
+        level = torch.einsum("bk,bkot->bo", gram.mean.gather(1, fit.kept), fit.weight + fit.change)
+        shift = (gram.level.gather(1, fit.outputs) - level).flatten()
+        if gram.norm is None:
+            layer.bias.data.add_(shift)
+        elif statistics:
+            set_statistics(small, gram, fit.outputs, level, fit.explained)
+        else:
+            norm: Any = small.get_submodule(gram.norm[0])
+            norm.running_mean.sub_(shift)
+
+
+def reconstruction_error(space: PruningSpace, masks: Masks, grams: Grams, *, ridge: float = RIDGE) -> float:
+    """What compensation can't bring back: relative squared error of each reader's output, summed over the readers.
+
+    In closed form, so thousands of masks can be compared without a forward pass: a surrogate of the loss, smaller is
+    better, 0 where nothing is pruned.
+
+    Raises:
+        MaskError: If the masks don't fit the space.
+    """
+    keep = space.kept(masks)
+    errors = []
+    for gram in grams.layers.values():
+        fit = refit(gram, keep, ridge)
+        if fit is not None:
+            dense = gram.energy.gather(1, fit.outputs)
+            before = dense - (fit.weight * (fit.cross + fit.target)).sum(dim=(1, 3))
+            errors.append((before - fit.won).sum() / dense.sum().clamp_min(torch.finfo(dense.dtype).tiny))
+    return float(torch.stack(errors).clamp(0, 1).sum()) if errors else 0.0
+
+
+def refit(gram: LayerGram, keep: NDArray[np.bool_], ridge: float = RIDGE) -> Refit | None:
+    """The fit of one layer under a mask, or None where it reads all its inputs.
+
+    Args:
+        gram: The layer.
+        keep: Channels that stay, by id; see ``PruningSpace.kept``.
+        ridge: Share of the mean of the kept features' variance.
+    """
+    numbers = places(gram, keep)
+    if numbers is None:
+        return None
+    kept, outputs = numbers
+    square = part(gram.moments, kept, kept)
+    weight, cross = part(gram.weight, kept, outputs), part(gram.cross, kept, outputs)
+    target = cross - (square @ weight.flatten(2)).view_as(weight)
+    change, added = solve(square, target.flatten(2), ridge)
+    return Refit(kept, outputs, weight, cross, target, change.view_as(target), added.unsqueeze(3))
+
+
+def solve(square: Tensor, target: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """Solve (A + r) x = b block by block, with r at least ``ridge`` times the mean of A's diagonal.
+
+    Args:
+        square: A, symmetric and positive semidefinite up to rounding, (blocks, n, n); it is overwritten.
+        target: b, (blocks, n, m).
+        ridge: As a share of the diagonal's mean.
+
+    Returns:
+        x, and r of shape (blocks, 1, 1); where no r makes A definite (values that are not finite), x is 0.
+    """
+    diagonal = square.diagonal(dim1=1, dim2=2)
+    scale = diagonal.mean(dim=1, keepdim=True).clamp_min(torch.finfo(square.dtype).tiny ** 0.5)
+    added = torch.zeros_like(scale)
+    for share in (ridge, 10 * ridge, 1000 * ridge):
+        diagonal.add_(share * scale - added)
+        added = share * scale
+        factor, failed = torch.linalg.cholesky_ex(square)
+        if not bool(failed.any()):
+            return torch.cholesky_solve(target, factor), added.unsqueeze(2)
+    return torch.zeros_like(target), added.unsqueeze(2)

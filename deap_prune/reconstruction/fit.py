@@ -1,0 +1,142 @@
+"""One layer, with the batch normalisation after it, fitted to wanted outputs by ridge regression."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deap_prune.reconstruction.compensate import solve
+from deap_prune.reconstruction.matrix import from_matrix, known, to_matrix
+
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean variance of the features
+HELD_OUT = 0.2
+
+
+@dataclass(frozen=True, eq=False)
+class _Map:
+    """An affine map of features, block by block: weight (blocks, n, outputs), constant (blocks, 1, outputs)."""
+
+    weight: Tensor
+    constant: Tensor
+
+    def error(self, x: Tensor, wanted: Tensor) -> float:
+        """Summed squared error on rows (blocks, rows, n), (blocks, rows, outputs)."""
+        return float((wanted - x @ self.weight - self.constant).square().sum())
+
+
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """Sums over rows of features, wanted outputs and their products; sums of two parts can be added."""
+
+    rows: int
+    first: Tensor
+    wanted: Tensor
+    square: Tensor
+    cross: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, wanted: Tensor) -> _Sums:
+        first, level = x.sum(dim=1, keepdim=True), wanted.sum(dim=1, keepdim=True)
+        return cls(x.shape[1], first, level, x.transpose(1, 2) @ x, x.transpose(1, 2) @ wanted)
+
+    def __add__(self, other: _Sums) -> _Sums:
+        rows = self.rows + other.rows
+        return _Sums(rows, *(getattr(self, n) + getattr(other, n) for n in ("first", "wanted", "square", "cross")))
+
+    def moments(self, intercept: bool) -> _Moments:
+        mean, level = self.first / self.rows, self.wanted / self.rows
+        if not intercept:
+            mean, level = torch.zeros_like(mean), torch.zeros_like(level)
+        square = self.square / self.rows - mean.transpose(1, 2) @ mean
+        return _Moments(mean, level, square, self.cross / self.rows - mean.transpose(1, 2) @ level)
+
+
+@dataclass(frozen=True, eq=False)
+class _Moments:
+    """Centred moments of features and wanted outputs (raw ones, means of zero, where there is no intercept)."""
+
+    mean: Tensor
+    wanted: Tensor
+    square: Tensor
+    cross: Tensor
+
+    def fit(self, current: _Map, ridge: float, intercept: bool) -> _Map:
+        """The ridge regression that is drawn to the current weights."""
+        change, _ = solve(self.square.clone(), self.cross - self.square @ current.weight, ridge)
+        weight = current.weight + change
+        return _Map(weight, self.wanted - self.mean @ weight if intercept else current.constant)
+
+
+def fit_layer(layer: Any, norm: Any, x: Tensor, wanted: Tensor) -> None:
+    """Fit a layer in place, so that what it makes (after the normalisation, if there is one) comes near what is wanted.
+
+    The ridge is the one of ``RIDGES`` with the smallest error on the last fifth of the rows, fitted on the others; if
+    none is better there than the layer as it is, nothing is changed.
+
+    Args:
+        layer: With weights that its patches are multiplied with.
+        norm: The batch normalisation that reads it, or None.
+        x: What it reads, (blocks, rows, features).
+        wanted: (rows, outputs).
+    """
+    spec = known(layer)
+    wanted = wanted.reshape(len(wanted), len(x), -1).transpose(0, 1)
+    intercept = norm is not None or layer.bias is not None
+    current = _read(layer, norm)
+    cut = max(1, round(x.shape[1] * (1 - HELD_OUT)))
+    if cut == x.shape[1]:
+        return
+    held_out = x[:, cut:], wanted[:, cut:]
+    sums = _Sums.of(x[:, :cut], wanted[:, :cut])
+    first = sums.moments(intercept)
+    best, chosen = current.error(*held_out), None
+    for ridge in RIDGES:
+        error = first.fit(current, ridge, intercept).error(*held_out)
+        if error < best:
+            best, chosen = error, ridge
+    if chosen is None:
+        return
+    moments = (sums + _Sums.of(*held_out)).moments(intercept)
+    found = moments.fit(current, chosen, intercept)
+    layer.weight.data.copy_(from_matrix(found.weight.unsqueeze(3), layer.weight, spec, "full"))
+    if norm is not None:
+        _absorb(layer, norm, found, moments)
+    elif intercept:
+        layer.bias.data.copy_(found.constant.flatten())
+
+
+def _read(layer: Any, norm: Any) -> _Map:
+    """The affine map that the layer and its normalisation are now."""
+    weight = to_matrix(layer.weight.detach(), known(layer), "full").squeeze(3)
+    outputs = len(weight) * weight.shape[2]
+    constant = weight.new_zeros(outputs) if layer.bias is None else layer.bias.detach()
+    gain = torch.ones_like(constant)
+    if norm is not None:
+        scale, shift = _affine(norm)
+        gain = scale / (norm.running_var + norm.eps).sqrt()
+        constant = (constant - norm.running_mean) * gain + shift
+    return _Map(weight * gain.view(len(weight), 1, -1), constant.view(len(weight), 1, -1))
+
+
+def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor | float, Tensor | float]:
+    return (1.0, 0.0) if norm.weight is None else (norm.weight.detach(), norm.bias.detach())
+
+
+def _absorb(layer: Any, norm: Any, found: _Map, moments: _Moments) -> None:
+    """Let the normalisation be the identity plus the constant, its statistics being those of what it reads.
+
+    So the network does not jump when it is trained on: in training, too, scale and shift are those of the fit.
+    """
+    level = (moments.mean @ found.weight).flatten()
+    if norm.weight is None:  # no scale to undo the statistics with: variance 1
+        norm.running_mean.copy_(level - moments.wanted.flatten() + (0 if layer.bias is None else layer.bias.detach()))
+        norm.running_var.fill_(1 - norm.eps)
+        return
+    variance = (found.weight * (moments.square @ found.weight)).sum(dim=1).clamp_min(0).flatten()
+    norm.running_mean.copy_(level if layer.bias is None else level + layer.bias.detach())
+    norm.running_var.copy_(variance)
+    norm.weight.data.copy_((variance + norm.eps).sqrt())
+    norm.bias.data.copy_(moments.wanted.flatten())

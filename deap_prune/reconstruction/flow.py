@@ -1,0 +1,179 @@
+"""Which normalisation follows a layer, and where its output meets another path: read from one recorded forward pass."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from deap_prune.reconstruction.matrix import known
+from deap_prune.structure.layers import describe_layer
+
+ADDITIONS = frozenset({"add", "add_"})
+Key = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One layer call, or one operator between layers.
+
+    Attributes:
+        key: The layer's qualified name or the operator's, and how many steps of that name came before. A pruned network
+            takes the same steps, save some that depend on shapes alone (memory formats); so they are told by key.
+        sources: The steps whose results it read (-1: the network's inputs, parameters, constants).
+        is_layer: Whether ``name`` is a layer.
+        shapes: Of the tensors it read.
+    """
+
+    key: Key
+    sources: tuple[int, ...]
+    is_layer: bool
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def name(self) -> str:
+        """The layer's name, or the operator's."""
+        return self.key[0]
+
+
+class Recorder(TorchDispatchMode):
+    """Notes the steps of a forward pass.
+
+    Args:
+        network: Its known layers are single steps.
+        before: Called with (name, layer, first input) before a layer runs; may change the layer.
+        after: Called with (key, result) after every step.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        before: Callable[[str, nn.Module, Tensor], None] = lambda name, layer, source: None,
+        after: Callable[[Key, Tensor], None] = lambda key, result: None,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.steps: list[Step] = []
+        self._before, self._after = before, after
+        self._made: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._counts: Counter[str] = Counter()
+        self._inside = 0
+        self._layers = {n: m for n, m in network.named_modules() if describe_layer(m) is not None}
+        self._names = {id(layer): name for name, layer in self._layers.items()}
+
+    def run(self, forward: Callable[[], Any]) -> Any:
+        """Run the forward pass of the network, recorded."""
+        handles: list[Any] = []
+        for layer in self._layers.values():
+            handles.append(layer.register_forward_pre_hook(self._enter, with_kwargs=True))
+            handles.append(layer.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
+        try:
+            with torch.no_grad(), self:
+                return forward()
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, layer: nn.Module, args: Any, kwargs: Any) -> None:
+        self._inside += 1
+        tensors = _tensors((args, kwargs))
+        if self._inside == 1 and tensors:
+            self._before(self._names[id(layer)], layer, tensors[0])
+
+    def _leave(self, layer: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+        if self._inside == 1:
+            self._note(self._names[id(layer)], True, (args, kwargs), result)
+        self._inside -= 1
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not self._inside:
+            self._note(str(func.overloadpacket.__name__), False, (args, kwargs or {}), result)
+        return result
+
+    def _note(self, name: str, is_layer: bool, arguments: Any, result: Any) -> None:
+        tensors, number, key = _tensors(arguments), len(self.steps), (name, self._counts[name])
+        self._counts[name] += 1
+        sources = tuple(self._made.get(tensor, -1) for tensor in tensors)
+        self.steps.append(Step(key, sources, is_layer, tuple(tuple(t.shape) for t in tensors)))
+        for tensor in _tensors(result):
+            self._made[tensor] = number  # written in place: the tensor is this step's from now on
+            self._after(key, tensor)
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """The steps of a network, and what can be read from them."""
+
+    steps: tuple[Step, ...]
+
+    @cached_property
+    def _readers(self) -> Mapping[int, tuple[int, ...]]:
+        found: dict[int, tuple[int, ...]] = {}
+        for number, step in enumerate(self.steps):
+            for source in step.sources:
+                found[source] = (*found.get(source, ()), number)
+        return found
+
+    @cached_property
+    def _calls(self) -> Mapping[str, tuple[int, ...]]:
+        found: dict[str, tuple[int, ...]] = {}
+        for number, step in enumerate(self.steps):
+            if step.is_layer:
+                found[step.name] = (*found.get(step.name, ()), number)
+        return found
+
+    def call(self, layer: str) -> int | None:
+        """The number of a layer's step; None if it ran twice or not at all."""
+        found = self._calls.get(layer, ())
+        return found[0] if len(found) == 1 else None
+
+    def norm_after(self, network: nn.Module, layer: str) -> str | None:
+        """The batch normalisation that reads a layer's output, if nothing else does (and it is used once)."""
+        reader = self._only_reader(self.call(layer))
+        if reader is None or not self.steps[reader].is_layer:
+            return None
+        name, dims = self.steps[reader].name, len(self.steps[reader].shapes[0])
+        axes = {known(network.get_submodule(n)).channel_dim % dims for n in (layer, name)}
+        alike = len(axes) == 1 and has_statistics(network.get_submodule(name))
+        return name if alike and self.call(name) is not None else None
+
+    def meeting(self, number: int) -> tuple[int, int] | None:
+        """(addition, other summand) where the result of a step goes into a plain addition and nowhere else."""
+        reader = self._only_reader(number)
+        if reader is None:
+            return None
+        step = self.steps[reader]
+        plain = not step.is_layer and step.name in ADDITIONS and len(step.sources) == 2 and len(set(step.shapes)) == 1
+        if not plain or step.sources[0] == step.sources[1] or -1 in step.sources:
+            return None
+        return reader, step.sources[0] if step.sources[1] == number else step.sources[1]
+
+    def _only_reader(self, number: int | None) -> int | None:
+        readers = self._readers.get(number, ()) if number is not None else ()
+        return readers[0] if len(readers) == 1 else None
+
+
+def record(network: nn.Module, forward: Callable[[], Any]) -> Flow:
+    """The flow of one forward pass."""
+    recorder = Recorder(network)
+    recorder.run(forward)
+    return Flow(tuple(recorder.steps))
+
+
+def has_statistics(layer: nn.Module) -> bool:
+    """Whether a layer normalises each channel by running statistics, as batch normalisation does in eval mode."""
+    spec = describe_layer(layer)
+    return spec is not None and spec.role == "norm" and getattr(layer, "running_mean", None) is not None
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

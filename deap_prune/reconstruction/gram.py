@@ -1,0 +1,266 @@
+"""What every consumer of filters reads, in second moments: collected once, on the dense network."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from deap_prune.batches import Forward, count_samples, default_forward
+from deap_prune.errors import ConfigError, DataError
+from deap_prune.reconstruction.flow import Flow, record
+from deap_prune.reconstruction.matrix import (
+    Form,
+    features,
+    known,
+    patches_of,
+    positions,
+    refittable,
+    to_features,
+    to_matrix,
+)
+from deap_prune.structure.slim import check_network
+from deap_prune.structure.space import LayerChannels, PruningSpace
+
+log = logging.getLogger("deap_prune")
+MODES = ("auto", "full", "channel")
+MEMORY = 2 * 1024**3
+
+
+@dataclass(frozen=True, eq=False)
+class LayerGram:
+    """Moments of what one layer reads (its input patches, with their own stride, padding and dilation).
+
+    Attributes:
+        channels: The layer's entry in the space: its name, and the channels it reads and makes.
+        form: ``"full"``: a feature is an input at a kernel tap; ``"channel"``: an input, all taps alike.
+        taps: Kernel taps.
+        mean: Of the features, shape (blocks, n).
+        moments: What a fit minimises, (blocks, n, n): the features' covariance where an intercept takes up the mean,
+            else raw second moments.
+        weight: The dense weights, (blocks, n, outputs of a block, 1 or taps).
+        bias: Whether the layer has one.
+        norm: The batch normalisation that alone reads the layer's output, with its dense statistics; or None.
+    """
+
+    channels: LayerChannels
+    form: Form
+    taps: int
+    mean: Tensor
+    moments: Tensor
+    weight: Tensor
+    bias: bool
+    norm: tuple[str, Tensor, Tensor] | None
+
+    @property
+    def intercept(self) -> bool:
+        """Whether a constant can be added to the outputs: by the bias, or by the statistics of the normalisation."""
+        return self.bias or self.norm is not None
+
+    @cached_property
+    def cross(self) -> Tensor:
+        """Moments of the features with the dense outputs, in the shape of ``weight``."""
+        return (self.moments @ self.weight.flatten(2)).view_as(self.weight)
+
+    @cached_property
+    def energy(self) -> Tensor:
+        """Variance of each dense output (mean square, without an intercept), shape (blocks, outputs of a block)."""
+        return (self.weight * self.cross).sum(dim=(1, 3))
+
+    @cached_property
+    def level(self) -> Tensor:
+        """Mean of each dense output, without the bias, shape (blocks, outputs of a block)."""
+        return torch.einsum("bn,bnot->bo", self.mean, self.weight)
+
+
+@dataclass(frozen=True, eq=False)
+class Grams:
+    """The moments of every layer that reads a filter group, by layer name."""
+
+    layers: Mapping[str, LayerGram]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the matrices, in bytes."""
+        return sum(g.moments.numel() * g.moments.element_size() for g in self.layers.values())
+
+
+def places(gram: LayerGram, keep: NDArray[np.bool_]) -> tuple[Tensor, Tensor] | None:
+    """Numbers of the kept features and of the kept outputs, each (blocks, n); None if all features are kept.
+
+    Args:
+        gram: A layer.
+        keep: Channels that stay, by id; see ``PruningSpace.kept``.
+    """
+    blocks = len(gram.weight)
+    stays = keep[gram.channels.inputs].reshape(blocks, -1)
+    if stays.all():
+        return None
+    outputs = keep[gram.channels.outputs].reshape(blocks, -1)
+    kept = features(np.nonzero(stays)[1].reshape(blocks, -1), gram.taps, gram.form)
+    made = np.nonzero(outputs)[1].reshape(blocks, -1)
+    device = gram.weight.device
+    return torch.as_tensor(kept, device=device), torch.as_tensor(made, device=device)
+
+
+@torch.no_grad()
+def collect_grams(
+    network: nn.Module,
+    space: PruningSpace,
+    batches: Iterable[Any],
+    *,
+    forward: Forward | None = None,
+    mode: Literal["auto", "full", "channel"] = "auto",
+    memory: int = MEMORY,
+    rows: float = 20.0,
+    seed: int = 0,
+) -> Grams:
+    """Second moments of what each layer that reads a filter group sees, in one forward pass of the dense network.
+
+    Output positions are sampled, evenly over the images: the patches of all positions would cost several times the
+    layer itself, and ``rows`` positions for each unknown weight of an output tell as much. A layer whose output is
+    not its patches times its weight (a subclass with a forward pass of its own) is left out, with a line in the log.
+
+    Args:
+        network: The network that was traced, unwrapped; it comes back unchanged.
+        space: Its space.
+        batches: Calibration batches on its device; targets are not looked at.
+        forward: Function of (model, batch) to (outputs, targets).
+        mode: ``"full"``: patches as the layer reads them; ``"channel"``: channels alone, memory divided by the
+            square of the kernel's taps; ``"auto"``: full, largest layers by channel where memory would not suffice.
+        memory: For ``"auto"``: most bytes that all matrices may take.
+        rows: Sampled positions for each input feature of a layer.
+        seed: Of the sampling.
+
+    Raises:
+        ConfigError: If the mode is unknown, or memory or rows are not positive.
+        DataError: If there are no batches.
+        MaskError: If the space is another network's.
+    """
+    if mode not in MODES or memory <= 0 or rows <= 0:
+        raise ConfigError(f"mode={mode!r}, memory={memory}, rows={rows}: a mode of {MODES}, and positive numbers")
+    check_network(network, space)
+    batches, forward = list(batches), forward or default_forward
+    if not batches:
+        raise DataError("no calibration batches to collect from; give at least one (see deap_prune.batches.to_batches)")
+    entries = {e.name: e for e in space.layers if e.dim is None and _reads_filters(network, e)}
+    forms = _forms(network, entries, mode, memory)
+    sums = {name: _Sums(network.get_submodule(name), name, form) for name, form in forms.items()}
+    samples = np.array([count_samples(batch) for batch in batches], dtype=np.float64)
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        for number, batch in enumerate(batches):
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+            handles = [s.listen(rows * samples[number] / samples.sum(), generator) for s in sums.values()]
+            try:
+                if number == 0:
+                    flow = record(network, partial(forward, network, batch))
+                else:
+                    forward(network, batch)
+            finally:
+                for handle in handles:
+                    handle.remove()
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return Grams({name: s.gram(entries[name], network, flow) for name, s in sums.items() if s.rows})
+
+
+def _reads_filters(network: nn.Module, entry: LayerChannels) -> bool:
+    """Whether a layer mixes channels of a group into its outputs and can be re-fitted."""
+    spec = refittable(network.get_submodule(entry.name))
+    return spec is not None and not spec.coupled and bool((entry.inputs >= 0).any())
+
+
+def _forms(network: nn.Module, names: Iterable[str], mode: str, memory: int) -> dict[str, Form]:
+    """Full or by channel, layer by layer, so that all matrices stay in memory."""
+    sizes: dict[str, dict[Form, int]] = {}
+    for name in names:
+        layer: Any = network.get_submodule(name)
+        blocks, n, _, taps = to_matrix(layer.weight, known(layer), "channel").shape
+        each = blocks * layer.weight.element_size()
+        sizes[name] = {"full": each * (n * taps) ** 2, "channel": each * n**2}
+    forms: dict[str, Form] = dict.fromkeys(sizes, "channel" if mode == "channel" else "full")
+    for name in sorted(sizes, key=lambda name: -sizes[name]["full"]) if mode == "auto" else ():
+        if sum(sizes[n][form] for n, form in forms.items()) <= memory:
+            break
+        forms[name] = "channel"
+    wide = [name for name, form in forms.items() if form == "channel"]
+    if wide and mode == "auto":
+        log.info("compensation by channel (memory %d MB) for %s", memory // 2**20, ", ".join(wide))
+    return forms
+
+
+class _Sums:
+    """Running sums of one layer's features and their products."""
+
+    def __init__(self, layer: Any, name: str, form: Form) -> None:
+        self.layer, self.name, self.form, self.spec = layer, name, form, known(layer)
+        self.weight = to_matrix(layer.weight.detach(), self.spec, form).clone()
+        self.taps = to_matrix(layer.weight.detach(), self.spec, "channel").shape[3]
+        blocks, n = self.weight.shape[:2]
+        self.first, self.second = self.weight.new_zeros(blocks, n), self.weight.new_zeros(blocks, n, n)
+        self.rows = 0
+        self.holds = True
+
+    def listen(self, rows: float, generator: torch.Generator) -> Any:
+        """Add the next call's patches: ``rows`` for each feature."""
+
+        def hook(layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+            if self.holds:
+                source = next(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+                total = output.numel() // self.spec.out_channels
+                picks = pick(total, int(rows * self.weight.shape[1]) + 1, generator).to(source.device)
+                self._add(patches_of(layer, source, picks), output, picks)
+
+        return self.layer.register_forward_hook(hook, with_kwargs=True)
+
+    def _add(self, patches: Tensor, output: Tensor, picks: Tensor) -> None:
+        if not self.rows and not self._reproduces(patches, output, picks):
+            log.info("'%s' is not its patches times its weight; it is not compensated", self.name)
+            self.holds = False
+            return
+        rows = to_features(patches, len(self.weight), self.form)
+        self.first += rows.sum(dim=1)
+        self.second += rows.transpose(1, 2) @ rows
+        self.rows += rows.shape[1]
+
+    def _reproduces(self, patches: Tensor, output: Tensor, picks: Tensor) -> bool:
+        """Whether the layer's output really is patches @ weight + bias, on a few positions."""
+        few = slice(None, None, max(1, len(picks) // 64))
+        matrix = to_matrix(self.layer.weight.detach(), self.spec, "full").squeeze(3)
+        expected = (to_features(patches[few], len(matrix), "full") @ matrix).transpose(0, 1).flatten(1)
+        if self.layer.bias is not None:
+            expected = expected + self.layer.bias
+        found = positions(output, self.spec)[picks[few]]
+        return bool((expected - found).abs().max() <= 1e-3 * found.abs().max().clamp_min(1e-6))
+
+    def gram(self, entry: LayerChannels, network: nn.Module, flow: Flow) -> LayerGram:
+        """The moments, divided by the number of rows."""
+        has_bias = self.layer.bias is not None
+        name = None if has_bias else flow.norm_after(network, self.name)
+        norm = None
+        if name is not None:
+            after: Any = network.get_submodule(name)
+            norm = (name, after.running_mean.detach().clone(), after.running_var.detach().clone())
+        mean, moments = self.first / self.rows, self.second / self.rows
+        if has_bias or norm is not None:
+            moments -= mean.unsqueeze(2) * mean.unsqueeze(1)
+        return LayerGram(entry, self.form, self.taps, mean, moments, self.weight, has_bias, norm)
+
+
+def pick(total: int, wanted: int, generator: torch.Generator) -> Tensor:
+    """``wanted`` different numbers below ``total``, one in each of as many equal parts; all where there are fewer."""
+    if wanted >= total:
+        return torch.arange(total)
+    noise = torch.rand(wanted, generator=generator, dtype=torch.float64)
+    return ((torch.arange(wanted) + noise) * (total / wanted)).long().clamp_max(total - 1)

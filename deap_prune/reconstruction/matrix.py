@@ -1,0 +1,102 @@
+"""Weights as matrices: a layer's output is (what a position reads) @ (matrix), block by block."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deap_prune.errors import RegistryError
+from deap_prune.structure.layers import Axis, LayerSpec, describe_layer
+from deap_prune.structure.space import Ids
+
+Form = Literal["full", "channel"]
+_FIRST = (0, 1)
+
+
+def refittable(layer: nn.Module) -> LayerSpec | None:
+    """The spec of a layer whose weights can be re-fitted, or None."""
+    spec = describe_layer(layer)
+    usable = spec is not None and spec.patches is not None and isinstance(getattr(layer, "weight", None), nn.Parameter)
+    return spec if usable else None
+
+
+def known(layer: nn.Module) -> LayerSpec:
+    """The spec of a layer that is known to have one."""
+    spec = describe_layer(layer)
+    if spec is None:
+        raise RegistryError(f"no layer type is registered for {type(layer).__qualname__}; use register_layer")
+    return spec
+
+
+def patches_of(layer: nn.Module, source: Tensor, picks: Tensor) -> Tensor:
+    """What a layer reads at the picked output positions, (picks, channels, taps); see ``LayerSpec.patches``."""
+    patches = known(layer).patches
+    if patches is None:
+        raise RegistryError(f"{type(layer).__qualname__} was registered without patches; see dp.LayerSpec")
+    return patches(layer, source.detach(), picks)
+
+
+def positions(output: Tensor, spec: LayerSpec) -> Tensor:
+    """A layer's output as (positions, channels)."""
+    return output.movedim(spec.channel_dim, -1).reshape(-1, output.shape[spec.channel_dim])
+
+
+def blocks_of(spec: LayerSpec) -> int:
+    """Parts of a layer that read disjoint inputs: every channel is one in a depthwise layer."""
+    return spec.in_channels if spec.coupled else spec.blocks
+
+
+def to_matrix(weight: Tensor, spec: LayerSpec, form: Form) -> Tensor:
+    """A weight as (blocks, features, outputs of a block, taps).
+
+    In the full form a feature is an input at a tap, and the last dimension is 1; in the channel form it is an input,
+    and every tap is one more output of it.
+    """
+    rows = weight.movedim(_dims(spec), _FIRST[: len(_dims(spec))])  # outputs, inputs, and the taps
+    rows = rows.flatten(2) if rows.dim() > 2 else rows.unsqueeze(2)
+    blocks = blocks_of(spec)
+    rows = rows.reshape(blocks, spec.out_channels // blocks, rows.shape[1], rows.shape[2])
+    if form == "full":
+        return rows.flatten(2).transpose(1, 2).unsqueeze(3)
+    return rows.transpose(1, 2)
+
+
+def from_matrix(matrix: Tensor, weight: Tensor, spec: LayerSpec, form: Form) -> Tensor:
+    """The inverse of :func:`to_matrix`: a tensor in the layout of ``weight``."""
+    dims = _dims(spec)
+    moved = weight.movedim(dims, _FIRST[: len(dims)])
+    rows = matrix.squeeze(3).transpose(1, 2) if form == "full" else matrix.transpose(1, 2)
+    return rows.reshape(moved.shape).movedim(_FIRST[: len(dims)], dims)
+
+
+def to_features(patches: Tensor, blocks: int, form: Form) -> Tensor:
+    """Patches (rows, channels, taps) as (blocks, rows, features); by channel, every tap is a row of its own."""
+    rows, channels, taps = patches.shape
+    split = patches.reshape(rows, blocks, channels // blocks, taps)
+    if form == "full":
+        return split.flatten(2).transpose(0, 1)
+    return split.permute(1, 0, 3, 2).reshape(blocks, rows * taps, channels // blocks)
+
+
+def features(channels: Ids, taps: int, form: Form) -> Ids:
+    """Feature numbers of channels (blocks, n) of a block: (blocks, n * taps) in the full form."""
+    if form == "channel" or taps == 1:
+        return channels
+    return (channels[:, :, None] * taps + np.arange(taps)).reshape(len(channels), -1)
+
+
+def _dims(spec: LayerSpec) -> tuple[int, ...]:
+    names = spec.tensors["weight"]
+    axes: tuple[Axis, ...] = ("out", "in")
+    return tuple(names.index(axis) for axis in axes if axis in names)
+
+
+def part(tensor: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Rows (blocks, r) and columns (blocks, c) of (blocks, n, m, ...)."""
+    if len(tensor) == 1:
+        return tensor[0].index_select(0, rows[0]).index_select(1, columns[0]).unsqueeze(0)
+    block = torch.arange(len(tensor), device=tensor.device)[:, None, None]
+    return tensor[block, rows[:, :, None], columns[:, None, :]]

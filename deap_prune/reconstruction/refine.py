@@ -1,0 +1,225 @@
+"""Sequential refinement: layer by layer, from what the pruned network hands over to what the dense one made of it."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from deap_prune.batches import Data, Forward, count_samples, default_forward, to_batches
+from deap_prune.errors import ConfigError, ModelError
+from deap_prune.reconstruction.fit import fit_layer
+from deap_prune.reconstruction.flow import Flow, Key, Recorder, has_statistics, record
+from deap_prune.reconstruction.gram import pick
+from deap_prune.reconstruction.matrix import blocks_of, known, patches_of, positions, refittable, to_features
+from deap_prune.structure.masks import Masks
+from deap_prune.structure.slim import slim, unwrap
+from deap_prune.structure.space import PruningSpace
+
+
+@dataclass(frozen=True, eq=False)
+class _Aim:
+    """What one layer is fitted to.
+
+    Attributes:
+        norm: The batch normalisation that alone reads it, or None.
+        step: Whose result in the dense network is aimed at: the layer, the normalisation, or the addition that alone
+            reads it.
+        other: In the last case, what makes the other summand, before the layer runs; else None.
+        outputs: The layer's channels that stay.
+    """
+
+    norm: str | None
+    step: Key
+    other: Key | None
+    outputs: Tensor
+
+
+@torch.no_grad()
+def refine(
+    model: nn.Module,
+    space: PruningSpace,
+    masks: Masks,
+    calibration: Data,
+    *,
+    start: nn.Module | None = None,
+    images: int = 1000,
+    rows: int = 16_000,
+    forward: Forward | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """A slimmed network whose layers were re-fitted, in order of execution, to do what the dense network's do.
+
+    One pass of the dense network notes what each convolution and linear layer makes, after the batch normalisation
+    that follows it and after the addition in which a shortcut meets it, at sampled positions. Then one pass of the
+    pruned network: whenever a layer is about to run, it is fitted by ridge regression from what it is about to read
+    (all errors made so far included) to the dense outputs, less the other summand as the pruned network has it: so the
+    shortcut's error is made up for too. The ridge is chosen for each layer on images held out from its fit, between
+    the layer as it is and plain least squares; a layer that no fit improves there stays as it is. Normalisations take
+    up the constant, and end with the statistics of what they read. Labels are not looked at.
+
+    All images go through both networks in one piece; what is noted takes 4 bytes x rows x outputs for each layer.
+
+    Args:
+        model: The dense network that was traced, wrapped or not; it comes back unchanged.
+        space: Its space.
+        masks: What stays.
+        calibration: Batches or a pair of tensors.
+        start: The slimmed network to begin with, such as ``Evaluator.slim(masks)``; ``slim(model, space, masks)`` if
+            left out. It is not changed.
+        images: Most samples to use.
+        rows: Most output positions of a layer to fit on.
+        forward: Function of (model, batch) to (outputs, targets).
+        seed: Of the sampling of positions.
+
+    Returns:
+        A module of the same classes and shapes as ``start``, in eval mode.
+
+    Raises:
+        ConfigError: If images or rows are below 2.
+        DataError: If the calibration data is missing or not finite.
+        MaskError: If the masks don't fit the space.
+        ModelError: If the pruned network takes other steps than the dense one.
+    """
+    if images < 2 or rows < 2:
+        raise ConfigError(f"images={images}, rows={rows}: refinement needs at least 2 of each")
+    network, forward = unwrap(model), forward or default_forward
+    small = slim(network, space, masks) if start is None else copy.deepcopy(start)
+    device = next(small.parameters()).device
+    batch = join_batches(to_batches(calibration, name="calibration", device=device), images)
+    with _evaluating(network):
+        flow = record(network, partial(forward, network, _head(batch, 2)))
+        aims = _aims(network, space, masks, flow)
+        targets = _dense_targets(network, partial(forward, network, batch), aims, rows, seed)
+    _Pass(small.eval(), flow, aims, targets).run(partial(forward, small, batch))
+    return small
+
+
+def join_batches(batches: list[Any], samples: int) -> Any:
+    """The first samples of all batches as one batch; what is no tensor is the first batch's."""
+    chosen: list[Any] = []
+    for batch in batches:
+        missing = samples - sum(count_samples(c) for c in chosen)
+        if missing > 0:
+            chosen.append(_head(batch, missing))
+
+    def join(*parts: Any) -> Any:
+        return torch.cat(parts) if isinstance(parts[0], Tensor) and parts[0].dim() else parts[0]
+
+    return tree_map(join, *chosen)
+
+
+def _head(batch: Any, samples: int) -> Any:
+    return tree_map(lambda x: x[:samples] if isinstance(x, Tensor) and x.dim() else x, batch)
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _aims(network: nn.Module, space: PruningSpace, masks: Masks, flow: Flow) -> dict[str, _Aim]:
+    """For each layer that can be re-fitted: what to."""
+    keep = space.kept(masks)
+    shares = Counter(id(p) for _, p in network.named_parameters(remove_duplicate=False))
+    found: dict[str, _Aim] = {}
+    for entry in space.layers:
+        number = flow.call(entry.name) if entry.dim is None else None
+        if number is None:
+            continue
+        layer: Any = network.get_submodule(entry.name)
+        if refittable(layer) is None or shares[id(layer.weight)] > 1:
+            continue
+        norm = flow.norm_after(network, entry.name)
+        step = flow.call(norm) if norm else number
+        if step is None:
+            continue
+        meeting = flow.meeting(step)
+        keys: tuple[Key, Key | None] = flow.steps[step].key, None
+        if meeting is not None and meeting[1] < number:  # the other summand is there already
+            keys = flow.steps[meeting[0]].key, flow.steps[meeting[1]].key
+        found[entry.name] = _Aim(norm, *keys, torch.as_tensor(keep[entry.outputs].nonzero()[0]))
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Target:
+    """Positions of a layer's output, and what the dense network has there: (picks,), (picks, kept outputs)."""
+
+    picks: Tensor
+    values: Tensor
+
+
+def _dense_targets(
+    network: nn.Module, forward: Callable[[], Any], aims: Mapping[str, _Aim], rows: int, seed: int
+) -> dict[str, _Target]:
+    """One pass of the dense network, noting what the aims look at."""
+    by_step: dict[Key, list[str]] = {}
+    for name, aim in aims.items():
+        by_step.setdefault(aim.step, []).append(name)
+    order = {name: number for number, name in enumerate(aims)}
+    found: dict[str, _Target] = {}
+
+    def after(key: Key, result: Tensor) -> None:
+        for name in by_step.get(key, ()):
+            values = positions(result, known(network.get_submodule(name)))
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + order[name])
+            picks = pick(len(values), rows, generator).to(values.device)
+            found[name] = _Target(picks, values[picks][:, aims[name].outputs.to(values.device)])
+
+    Recorder(network, after=after).run(forward)
+    return found
+
+
+class _Pass:
+    """One pass of the pruned network; a layer is fitted when its turn comes, and runs fitted."""
+
+    def __init__(self, network: nn.Module, flow: Flow, aims: Mapping[str, _Aim], targets: dict[str, _Target]) -> None:
+        self.network, self.flow, self.aims, self.targets = network, flow, aims, targets
+        self.fitted = {aim.norm for aim in aims.values()}
+        self.others = {aim.other for aim in aims.values()}
+        self.summands: dict[Key, Tensor] = {}
+
+    def run(self, forward: Callable[[], Any]) -> None:
+        """Run and fit."""
+        Recorder(self.network, before=self._before, after=self._after).run(forward)
+
+    def _before(self, name: str, layer: Any, source: Tensor) -> None:
+        if name in self.aims and name in self.targets:
+            self._fit(name, self.aims[name], self.targets.pop(name), layer, source)
+        elif name not in self.fitted and self.flow.call(name) is not None and has_statistics(layer):
+            dim = known(layer).channel_dim % source.dim()
+            variance, mean = torch.var_mean(source, [d for d in range(source.dim()) if d != dim])
+            layer.running_mean.copy_(mean)
+            layer.running_var.copy_(variance)
+
+    def _after(self, key: Key, result: Tensor) -> None:
+        if key in self.others:
+            self.summands[key] = result
+
+    def _fit(self, name: str, aim: _Aim, target: _Target, layer: nn.Module, source: Tensor) -> None:
+        spec, wanted = known(layer), target.values
+        if aim.other is not None:
+            other = self.summands.pop(aim.other, None)
+            if other is None or other.shape[spec.channel_dim] != wanted.shape[1]:
+                raise ModelError(
+                    f"the pruned network takes other steps to '{name}' than the dense one; it can't be refined: "
+                    "use the compensated network"
+                )
+            wanted = wanted - positions(other, spec)[target.picks]
+        patches = to_features(patches_of(layer, source, target.picks), blocks_of(spec), "full")
+        fit_layer(layer, self.network.get_submodule(aim.norm) if aim.norm else None, patches, wanted)

@@ -1,0 +1,135 @@
+"""Draws, races and the guard inside a search: they end in figures that hold, and resume bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from networks import NETWORKS
+from torch import Tensor, nn
+
+import deap_prune as dp
+from deap_prune.errors import ConfigError, DataError
+from deap_prune.generations import hold_out
+
+OPTIONS: dict[str, Any] = {
+    "criteria": ("l1", "fpgm", "bn_scale", "taylor_gate"),
+    "population": 6,
+    "generations": 3,
+    "batch_size": 40,
+    "device": "cpu",
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "redraw": {"images": 80, "augment": True, "redraw": True, "guard": 40},
+    "racing": {"racing": 0.9, "guard": 40},
+    "everything": {"images": 100, "redraw": True, "racing": 0.8, "objectives": ("loss",), "max_flops": 0.5},
+}
+
+
+class Interruption(Exception):
+    """What ends a run."""
+
+
+def at(generation: int) -> Callable[[dp.Generation], None]:
+    def stop(state: dp.Generation) -> None:
+        if state.number == generation:
+            raise Interruption
+
+    return stop
+
+
+def problem() -> tuple[nn.Module, Tensor]:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return NETWORKS["residual"]()
+
+
+def images(seed: int, count: int) -> tuple[Tensor, Tensor]:
+    """Images with the labels that the dense network gives them."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 3, 8, 8, generator=generator)
+    with torch.no_grad():
+        return x, problem()[0].eval()(x).argmax(1)
+
+
+DATA: dict[str, Any] = {"calibration": images(0, 30), "validation": images(1, 200), "progress": False}
+
+
+def search(out: Path | None = None, **options: Any) -> dp.Result:
+    return dp.search(*problem(), out=out, **{**OPTIONS, **DATA, **options})
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_stopped_and_resumed_is_never_stopped(name: str, tmp_path: Path) -> None:
+    whole = search(tmp_path / "whole", **VARIANTS[name])
+    with pytest.raises(Interruption):
+        search(tmp_path / "run", callbacks=[at(2)], **VARIANTS[name])
+    again = dp.resume(tmp_path / "run", *problem(), **DATA)
+    for file in ("front.json", "history.csv"):
+        assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    assert list(again.logbook) == list(whole.logbook) and again.evaluations == whole.evaluations
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_front_is_judged_in_full(name: str) -> None:
+    """Whatever the generations saw: figures are those of the network that is handed over, on all validation images."""
+    result = search(**VARIANTS[name])
+    x, y = DATA["validation"]
+    count = len(y) - VARIANTS[name].get("guard", 0)
+    names, data = result.evaluator.names, {"calibration": DATA["calibration"], "validation": (x[:count], y[:count])}
+    plain = dp.Evaluator(problem()[0], result.space, objectives=names, batch_size=40, device="cpu", **data)
+    for solution in result.front:
+        values = plain.measure(result.slim(solution), solution.masks)
+        assert values == pytest.approx(tuple(solution.values.values()), rel=1e-5)
+    if name == "everything":
+        assert result.evaluator.counters.dropped > 0
+
+
+def test_guard_is_logged_and_changes_nothing() -> None:
+    x, y = DATA["validation"]
+    guarded = search(guard=60, refine=False)
+    plain = search(validation=(x[:-60], y[:-60]), refine=False)
+    assert [dict(s.values) for s in guarded.front] == [dict(s.values) for s in plain.front]
+    figures = [record["guard"] for record in guarded.logbook]
+    assert all(0 < f < 1 for f in figures)
+    values = [guarded.evaluator.measure(guarded.slim(s), s.masks, (x[-60:], y[-60:])) for s in guarded.front]
+    front = dp.ParetoFront.of(
+        [dp.Solution(dict(zip(("accuracy", "flops"), v, strict=True)), dp.Masks({}), 0, 0) for v in values],
+        guarded.front.weights,
+        guarded.front.dense,
+    )
+    assert figures[-1] == pytest.approx(front.hypervolume(), rel=1e-6)
+
+
+def test_patience_stops_a_run_and_its_resumption(tmp_path: Path) -> None:
+    """Three guard images soon get no better."""
+    options = {"guard": 3, "patience": 1, "generations": 30, "population": 4}
+    result = search(tmp_path / "run", **options)
+    assert 2 <= len(result.logbook) < 31
+    assert result.logbook[-1]["guard"] <= max(record["guard"] for record in list(result.logbook)[:-1])
+    again = dp.resume(tmp_path / "run", *problem(), **DATA)
+    assert list(again.logbook) == list(result.logbook)
+
+
+def test_hold_out() -> None:
+    x, y = torch.arange(10), torch.arange(10)
+    (rest, _), guard = hold_out((x, y), 4)
+    assert guard is not None and rest.tolist() == list(range(6)) and next(iter(guard)).tolist() == [6, 7, 8, 9]
+    batches = [(x[k : k + 3], y[k : k + 3]) for k in (0, 3, 6)]
+    assert hold_out(iter(batches), 4) == (batches[:1], batches[1:])
+    assert hold_out((x, y), 0) == ((x, y), None)
+    for data in ((x, y), batches):
+        with pytest.raises(DataError, match="guard=10 leaves no validation images"):
+            hold_out(data, 10)
+
+
+def test_messages() -> None:
+    with pytest.raises(ConfigError, match="patience follows the guard images"):
+        search(patience=3)
+    with pytest.raises(ConfigError, match="sampling: redraw changes nothing"):
+        search(redraw=True)
+    with pytest.raises(ConfigError, match="executor is 'gpu'"):
+        search(executor="gpu")
