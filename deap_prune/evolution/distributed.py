@@ -1,4 +1,4 @@
-"""More than one process: a map for ``toolbox.map`` that judges on Ray actors, and light pickles for pools.
+"""More than one process: a map for ``toolbox.map`` that judges on Ray actors.
 
 The driver decodes, asks its cache, and sends masks (a few kilobytes); the network and the data travel once. A result
 depends on the masks alone, so that neither the number of workers nor their deaths change it.
@@ -7,18 +7,19 @@ depends on the masks alone, so that neither the number of workers nor their deat
 from __future__ import annotations
 
 import os
+import random
 import sys
-import uuid
 import warnings
-import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from deap_prune.errors import ConfigError, RunError
+from deap_prune.evolution.shipping import Parcel, check_alone
 from deap_prune.structure.masks import Masks
 
 Values = tuple[float, ...]
@@ -35,7 +36,6 @@ class Judge(Protocol):
     def __call__(self, masks: Masks) -> Values: ...  # noqa: D102
 
 
-# ------------------------------------------------------------------ Ray
 class RayMap:
     """``map`` on Ray: judges a population's new masks on actors that hold network and data.
 
@@ -62,7 +62,7 @@ class RayMap:
         self._evaluate, self._wanted, self._threads, self._owned = evaluate, wanted, threads, owned
         remote: Any = ray.remote
         self._actor = remote(max_restarts=0, max_task_retries=0, **options)(_Worker)
-        self._stored = ray.put(_Parcel(evaluate))
+        self._stored = ray.put(Parcel(evaluate))
         self._idle: list[Any] = []
         self._starting: dict[Any, Any] = {}
         self._running: dict[Any, tuple[int, Any]] = {}
@@ -101,7 +101,8 @@ class RayMap:
         """
         cache, counters = self._evaluate.cache, self._evaluate.counters
         missing = [m for m in dict.fromkeys(masks) if m not in cache]
-        found = self._judge(missing)
+        with _undisturbed():
+            found = self._judge(missing)
         cache.update(zip(missing, found, strict=True))  # in order: the cache is that of a run without workers
         counters.candidates += len(missing)
         counters.cache_hits += len(masks) - len(missing)
@@ -168,7 +169,7 @@ class _Worker:
         torch.set_num_threads(threads)
         sys.path += [entry for entry in path if entry not in sys.path and Path(entry).exists()]
 
-    def load(self, parcel: _Parcel) -> None:
+    def load(self, parcel: Parcel) -> None:
         """Take the evaluator; only now, so that its modules are found where the driver found them."""
         self._evaluate = parcel.evaluate
 
@@ -182,18 +183,6 @@ class _Worker:
                 found = error
             self._evaluate.cache.clear()
         return found, [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
-
-
-class _Parcel:
-    """An evaluator on its way to other processes: without its cache."""
-
-    def __init__(self, evaluate: Any) -> None:
-        self.evaluate = evaluate
-
-    def __getstate__(self) -> dict[str, Any]:
-        light = object.__new__(type(self.evaluate))
-        light.__dict__.update(self.evaluate.__dict__, cache={})
-        return {"evaluate": light}
 
 
 def _opened(answer: tuple[Values | Exception, list[str]]) -> Values:
@@ -232,26 +221,19 @@ def ray_map(
     ray = _import_ray(address)
     if workers is not None and workers < 1:
         raise ConfigError(f"workers is {workers}; give 1 or more, or leave it out to use the whole cluster")
-    _check_alone(evaluate)
-    owned = not ray.is_initialized()
-    if owned:
-        _connect(address)
+    check_alone(evaluate)
 
     def wanted() -> int:
         there = _resources()
         room = there.get("GPU", 0.0) / gpus if gpus else there.get("CPU", 1.0) / cpus
         return workers or max(1, int(room))
 
-    return RayMap(evaluate, wanted, threads or torch.get_num_threads(), {"num_cpus": cpus, "num_gpus": gpus}, owned)
-
-
-def _check_alone(evaluate: Any) -> None:
-    """A candidate's values must not depend on others, or processes would differ."""
-    options = getattr(evaluate, "options", None)
-    if getattr(options, "racing", None) is not None or getattr(getattr(options, "sampling", None), "redraw", False):
-        raise ConfigError(
-            "racing and redrawn images depend on the generation before; leave them off to judge in other processes"
-        )
+    resources = {"num_cpus": cpus, "num_gpus": gpus}
+    with _undisturbed():
+        owned = not ray.is_initialized()
+        if owned:
+            _connect(address)
+        return RayMap(evaluate, wanted, threads or torch.get_num_threads(), resources, owned)
 
 
 def _resources() -> dict[str, float]:
@@ -259,6 +241,17 @@ def _resources() -> dict[str, float]:
 
     found: Any = ray.cluster_resources
     return dict(found())
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """The global generators as they were: Ray draws from them (for ports, say), and so would change the run."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 def _import_ray(address: str) -> Any:
@@ -285,62 +278,3 @@ def _connect(address: str) -> None:
             ray.init(address=address, **quiet)
     except Exception as error:  # Ray raises plain ones, too
         raise RunError(f"no Ray cluster at '{address}': {error}; 'local' starts one on this machine") from error
-
-
-# ------------------------------------------------------------------ pools
-_LOADED: dict[str, Any] = {}
-
-
-def shipped(problem: Any) -> tuple[Callable[[str, str], Any], tuple[str, str]]:
-    """A light ``__reduce__``: the problem goes to a private file once, and each process reads it once.
-
-    Pools pickle ``toolbox.evaluate`` for every chunk of a map; so that costs bytes, not the network and the data.
-
-    Args:
-        problem: A ``BlendProblem``; the file holds its genome, and its evaluator without the cache.
-
-    Raises:
-        ConfigError: If the evaluator can't be pickled, or judges a candidate by who came before.
-    """
-    key = problem.__dict__.get("_key")
-    if key is None:
-        _check_alone(problem.evaluator)
-        key, folder = uuid.uuid4().hex, Path(mkdtemp(prefix="deap_prune-"))
-        problem._key, problem._folder = key, str(folder)
-        try:
-            torch.save((type(problem), problem.genome, _Parcel(problem.evaluator)), folder / "problem.pt")
-        except Exception as error:  # pickling fails in many ways
-            del problem._key
-            _remove(folder, os.getpid())
-            raise ConfigError(
-                f"the evaluator can't be sent to other processes: {error}; define functions such as forward at the "
-                "top level of a module"
-            ) from error
-        weakref.finalize(problem, _remove, folder, os.getpid())
-        _LOADED[key] = weakref.ref(problem)
-    return received, (key, problem._folder)
-
-
-def received(key: str, folder: str) -> Any:
-    """The problem of that key: this process's own, or read from the file, to evaluate only.
-
-    Raises:
-        RunError: If the file is gone: the process that made it has ended.
-    """
-    found = _LOADED.get(key)
-    found = found() if isinstance(found, weakref.ref) else found
-    if found is None:
-        path = Path(folder) / "problem.pt"
-        if not path.is_file():
-            raise RunError(f"'{path}' is gone: the process that pickled this toolbox has ended; use its run folder")
-        kind, genome, parcel = torch.load(path, weights_only=False)  # our own file, in a folder of this user alone
-        found = object.__new__(kind)
-        found.__dict__.update(genome=genome, evaluator=parcel.evaluate, _key=key, _folder=folder)
-        _LOADED[key] = found
-    return found
-
-
-def _remove(folder: Path, owner: int) -> None:
-    if os.getpid() == owner:  # not in a forked child
-        (folder / "problem.pt").unlink(missing_ok=True)
-        folder.rmdir()

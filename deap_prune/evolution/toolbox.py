@@ -13,11 +13,11 @@ from deap import base
 
 from deap_prune.blending.layout import Layout
 from deap_prune.errors import ConfigError
-from deap_prune.evolution.distributed import shipped
 from deap_prune.evolution.front import ParetoFront, Solution
 from deap_prune.evolution.individual import BlendIndividual, fitness_class
 from deap_prune.evolution.operators import cxBlendLayers, initBlend, mutBlend
 from deap_prune.evolution.selection import selBlend
+from deap_prune.evolution.shipping import shipped
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
 

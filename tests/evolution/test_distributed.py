@@ -7,6 +7,7 @@ import gc
 import importlib.util
 import os
 import pickle
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from test_resume import files, search
 
 import deap_prune as dp
 from deap_prune.errors import ConfigError, RunError
-from deap_prune.evolution import distributed
+from deap_prune.evolution import distributed, shipping
 from deap_prune.fitness.evaluator import Counters
 
 
@@ -70,6 +71,7 @@ def cluster() -> Iterator[Any]:
 def test_ray_finds_what_one_process_finds(cluster: Any, tmp_path: Path) -> None:
     """In order, each once, warnings and errors included; a cluster of this machine alone."""
     assert all(node["NodeManagerAddress"] == "127.0.0.1" for node in cluster.nodes())
+    state = random.getstate()
     alone, evaluate = Known(prepared("residual").space), Known(prepared("residual").space, tmp_path / "orders")
     masks = draws(6)
     with distributed.ray_map(evaluate, workers=1) as workers:
@@ -77,6 +79,7 @@ def test_ray_finds_what_one_process_finds(cluster: Any, tmp_path: Path) -> None:
         assert list(evaluate.cache) == masks and evaluate.counters.candidates == 6
         assert workers.many(masks[:2]) == [alone(m) for m in masks[:2]]
         assert evaluate.counters.candidates == 6 and evaluate.counters.cache_hits == 3
+        assert random.getstate() == state  # Ray draws from it, and must not change the run
         genome = fake_genome()
         toolbox = dp.make_toolbox(genome, evaluate, seed=0)
         toolbox.register("map", workers)
@@ -212,9 +215,9 @@ print(one.__self__ is two.__self__, one(eval(sys.argv[2])))
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.stdout.strip() == f"True {problem.evaluate(individual)}", done.stderr
     folder, key = problem._folder, problem._key
-    distributed._remove(Path(folder), os.getpid())
-    distributed._LOADED.pop(key)
+    shipping._remove(Path(folder), os.getpid())
+    shipping._LOADED.pop(key)
     with pytest.raises(RunError, match="the process that pickled this toolbox has ended"):
-        distributed.received(key, folder)
+        shipping.received(key, folder)
     Path(folder).mkdir()
     (Path(folder) / "problem.pt").touch()  # for the clean-up at the end
