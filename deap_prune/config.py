@@ -77,6 +77,9 @@ class SearchConfig(_Section):
         default=None, description="kept share of the FLOPs; [lowest, highest] and null leave it free"
     )
     round_to: int = Field(default=1, ge=1, description="kept counts are multiples of this")
+    min_keep: float | dict[str, float] = Field(
+        default=0.0, description="least share that a group keeps: of all, or by names of groups or modules"
+    )
     ignore: tuple[str, ...] = Field(default=(), description="modules to leave dense")
     recalibrate: str | None = Field(default="data", description="BN statistics: data (re-estimated), closed_form, null")
     compensate: str | None = Field(

@@ -327,6 +327,7 @@ def prepare(
         max_flops=max_flops,
         normaliser=options.normaliser,
         round_to=options.round_to,
+        min_keep=options.min_keep,
         candidates=options.candidates,
     )
     return genome, evaluator, scores

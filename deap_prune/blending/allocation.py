@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -118,16 +119,18 @@ class Widths:
         sizes: Filters of each group, shape (groups,).
         steps: Kept counts are multiples of the step, or dense.
         flops: Kept counts (..., groups) to multiply-adds (...).
+        least: No group may keep fewer, shape (groups,); admissible or not.
     """
 
     sizes: Counts
     steps: Counts
     flops: Cost
+    least: Counts
 
-    @property
+    @cached_property
     def fewest(self) -> Counts:
         """The least that each group can keep."""
-        return np.minimum(self.steps, self.sizes)
+        return np.minimum(-(-np.maximum(self.least, 1) // self.steps) * self.steps, self.sizes)
 
     def admissible(self, wanted: NDArray[np.float64]) -> Counts:
         """The nearest admissible counts at or below the wish (never below the fewest)."""

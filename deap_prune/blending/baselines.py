@@ -11,7 +11,7 @@ import numpy as np
 
 from deap_prune.blending.allocation import ALLOCATIONS
 from deap_prune.blending.clusters import CriteriaClusters, Scored, Scores, cluster
-from deap_prune.blending.decoding import Matrix, MaxFlops, Planner, chunks, genes_of
+from deap_prune.blending.decoding import Matrix, MaxFlops, MinKeep, Planner, chunks, genes_of
 from deap_prune.blending.genome import NORMALISERS, Genome
 from deap_prune.blending.layout import Layout
 from deap_prune.errors import RegistryError, did_you_mean
@@ -54,6 +54,7 @@ class AffineGenome:
         clusters: Clusters of the criteria; they name the criteria.
         max_flops: As for ``Genome``; None: a budget gene decides.
         round_to: As for ``Genome``.
+        min_keep: As for ``Genome``.
         criterion: Ranks the filters; the first scored one that applies to every group if left out.
         **options: Other options of ``Genome`` are not looked at.
 
@@ -69,6 +70,7 @@ class AffineGenome:
         *,
         max_flops: MaxFlops = None,
         round_to: int = 1,
+        min_keep: MinKeep = 0.0,
         criterion: str | None = None,
         **options: object,
     ) -> None:
@@ -82,7 +84,7 @@ class AffineGenome:
         self.clusters = clusters
         self.max_flops = max_flops
         self.criteria = (criterion,)
-        self._planner = Planner(space, ALLOCATIONS["global"], max_flops, round_to)
+        self._planner = Planner(space, ALLOCATIONS["global"], max_flops, round_to, min_keep)
         self.min_flops = self._planner.min_flops
         self._scores = [by[criterion] / (np.abs(by[criterion]).max() or 1.0) for by in tables]
         number = len(space.groups)

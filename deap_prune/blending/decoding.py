@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from deap_prune.blending.allocation import Allocation, Counts, Widths, Wish
 from deap_prune.blending.layout import Layout
-from deap_prune.errors import BudgetError, ConfigError
+from deap_prune.errors import BudgetError, ConfigError, did_you_mean
 from deap_prune.structure.masks import Masks
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Matrix = NDArray[np.float64]
 MaxFlops = float | tuple[float, float] | None
+MinKeep = float | Mapping[str, float]
 CHUNK = 256  # individuals decoded together: bounds the memory, and keeps the arrays in the cache
 
 
@@ -66,16 +67,18 @@ class Planner:
         allocation: How the kept filters are spread over the groups.
         max_flops: Kept share of the FLOPs; a pair of them, or None: see ``Genome``.
         round_to: Kept counts are multiples of this, or dense.
+        min_keep: The least share that a group keeps: of all, or by the names of groups or of modules around them.
 
     Raises:
         BudgetError: If the budget is outside (0, 1], or below what can be reached.
-        ConfigError: If ``round_to`` is no whole number from 1 up.
+        ConfigError: If ``round_to`` is no whole number from 1 up, or ``min_keep`` no share or no name of a group.
     """
 
     space: PruningSpace
     allocation: Allocation
     max_flops: MaxFlops
     round_to: int
+    min_keep: MinKeep = 0.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.round_to, int) or self.round_to < 1:
@@ -86,7 +89,8 @@ class Planner:
     def widths(self) -> Widths:
         """The admissible kept counts."""
         steps = [min(math.lcm(self.round_to, group.blocks), group.size) for group in self.space.groups]
-        return Widths(self.space.sizes, np.array(steps, dtype=np.int64), self.space.flops_of)
+        least = np.ceil(_least_shares(self.space, self.min_keep) * self.space.sizes - 1e-9).astype(np.int64)
+        return Widths(self.space.sizes, np.array(steps, dtype=np.int64), self.space.flops_of, least)
 
     @cached_property
     def min_flops(self) -> float:
@@ -124,6 +128,24 @@ class Planner:
             budgets = np.full(len(shares), self.max_flops, dtype=np.float64)
         wishes = [Wish(self.space.sizes, rows[:-1], rows[-1]) for rows in zip(*importance, shares, strict=True)]
         return self.widths.fit([self.allocation.path(wish) for wish in wishes], budgets * self.space.flops)
+
+
+def _least_shares(space: PruningSpace, min_keep: MinKeep) -> Matrix:
+    """The least share of each group, shape (groups,); of several names that fit, the longest counts."""
+    named = dict(min_keep) if isinstance(min_keep, Mapping) else {"": min_keep}
+    names = [group.name for group in space.groups]
+    for name, share in named.items():
+        if not isinstance(share, (int, float)) or not 0 <= share <= 1:
+            raise ConfigError(f"min_keep is {share!r}; it is the share that a group keeps at least, from 0 to 1")
+        if not any(covers(name, group) for group in names):
+            raise ConfigError(f"min_keep names '{name}', which is no group; {did_you_mean(name, names)}")
+    fits = [[name for name in named if covers(name, group)] for group in names]
+    return np.array([named[max(found, key=len)] if found else 0.0 for found in fits], dtype=np.float64)
+
+
+def covers(module: str, name: str) -> bool:
+    """Whether a name is a module's own, or of something in it; the empty module is the network."""
+    return module in ("", name) or name.startswith(f"{module}.")
 
 
 def _top(scores: Matrix, keep: Counts) -> NDArray[np.bool_]:

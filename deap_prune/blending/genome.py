@@ -8,6 +8,7 @@ lists of numbers) to masks, always inside the FLOPs budget.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Sized
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from deap_prune.blending.allocation import ALLOCATIONS
 from deap_prune.blending.clusters import CriteriaClusters, Scored
-from deap_prune.blending.decoding import Matrix, MaxFlops, Planner, check_budget, chunks, genes_of
+from deap_prune.blending.decoding import Matrix, MaxFlops, MinKeep, Planner, check_budget, chunks, genes_of
 from deap_prune.blending.layout import Layout
 from deap_prune.errors import ConfigError, RegistryError, did_you_mean
 from deap_prune.structure.masks import Masks
@@ -59,6 +60,7 @@ class Genome:
             None leaves it free: the keep genes decide, or a budget gene where the allocation has none.
         normaliser: ``"max"``, ``"sum"``, ``"standard"`` or ``"rank"``, within each group.
         round_to: Kept counts are multiples of this (8 or 16 for hardware that wants it), or dense.
+        min_keep: The least share that a group keeps: a number for all, or group (or module) names to numbers.
         candidates: ``"evolved"``: a gene names each cluster's candidate; ``"medoid"``: it is the cluster's medoid, and
             all genes are continuous (what CMA-ES needs).
 
@@ -78,6 +80,7 @@ class Genome:
         max_flops: MaxFlops = None,
         normaliser: str = "max",
         round_to: int = 1,
+        min_keep: MinKeep = 0.0,
         candidates: str = "evolved",
     ) -> None:
         if normaliser not in NORMALISERS:
@@ -94,7 +97,7 @@ class Genome:
         self.normaliser = normaliser
         self.round_to = round_to
         self.candidates = candidates
-        self._planner = Planner(space, self.allocation, self.max_flops, round_to)
+        self._planner = Planner(space, self.allocation, self.max_flops, round_to, min_keep)
         self.min_flops = self._planner.min_flops
         self._members = {name: clusters[name].members for name in names}
         normalise = NORMALISERS[normaliser]
@@ -220,7 +223,7 @@ class Genome:
         """
         if not self.allocation.genes:
             raise ConfigError(f"allocation '{self.allocation.name}' has no keep genes; choose 'evolved'")
-        planner = Planner(self.space, ALLOCATIONS["global"], 1.0, self.round_to)
+        planner = replace(self._planner, allocation=ALLOCATIONS["global"], max_flops=1.0)
         if isinstance(self.max_flops, (int, float)):
             share = self.max_flops
         share = min(1.0, max(share, self.min_flops))

@@ -59,10 +59,14 @@ def test_law_4(name: str, data: st.DataObject) -> None:
     space = prepared(name).space
     round_to = data.draw(st.sampled_from([1, 1, 2, 3, 4, 8]))
     allocation = data.draw(st.sampled_from([a.name for a in ALLOCATIONS]))
-    admissible = steps_of(space, round_to)
+    cap = data.draw(st.sampled_from([0.0, 0.0, 0.25, 0.6]))
+    admissible = [
+        [c for c in legal if c >= cap * g.size - 1e-9] or [g.size]
+        for legal, g in zip(steps_of(space, round_to), space.groups, strict=True)
+    ]
     least = float(space.flops_of([c[0] for c in admissible])) / space.flops
     share = min(1.0, least + data.draw(st.floats(0, 1)) * (1 - least))
-    genome = make(name, allocation=allocation, max_flops=share, round_to=round_to)
+    genome = make(name, allocation=allocation, max_flops=share, round_to=round_to, min_keep=cap)
     genes = data.draw(st.lists(GENE, min_size=len(genome.layout), max_size=len(genome.layout)))
     masks = genome.decode(genes)
     counts = space.kept_counts(masks)  # at least one filter a block, blocks alike: else this raises
@@ -89,6 +93,20 @@ def test_without_a_budget_the_genes_decide(name: str, allocation: str, data: st.
     if "budget" in genome.layout.kinds:
         bounded = min(max(genes[-1], genome.min_flops), 1.0)
         assert dp.flops(space, masks) <= bounded * space.flops * (1 + 1e-12)
+
+
+def test_least_shares_by_name() -> None:
+    """The longest name that fits a group counts; the others may shrink to one filter."""
+    genome = make("residual", min_keep={"body": 0.5, "body.conv3": 0.9})
+    counts = genome.space.kept_counts(genome.decode([0.0] * len(genome.layout)))
+    found = dict(zip((g.name for g in genome.space.groups), counts.tolist(), strict=True))
+    assert found == {"stem.0": 1, "body.conv1.0": 5, "body.conv2.0": 6, "body.conv3.0": 8}
+    with pytest.raises(ConfigError, match=r"min_keep names 'body.conv33', which is no group; did you mean"):
+        make("residual", min_keep={"body.conv33": 0.5})
+    with pytest.raises(ConfigError, match=r"min_keep is 1.5; it is the share"):
+        make("residual", min_keep=1.5)
+    with pytest.raises(BudgetError, match="reachable minimum"):
+        make("residual", min_keep=0.9, max_flops=0.3)
 
 
 def test_keep_genes_are_shares_where_there_is_no_budget() -> None:
