@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -108,3 +109,10 @@ def check_labels(outputs: Any, targets: Any, *, name: str) -> None:
     low, high = int(targets.min()), int(targets.max())
     if low < 0 or high >= outputs.shape[1]:
         raise DataError(f"{name} has labels from {low} to {high}; the network has classes 0 to {outputs.shape[1] - 1}")
+
+
+def name_of(device: torch.device) -> str:
+    """What a device is called, with torch's threads where it is a CPU; latencies are worth nothing without it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()} {device.type}, {torch.get_num_threads()} threads"

@@ -22,6 +22,7 @@ from deap_prune.batches import (
     count_samples,
     default_forward,
     first_forward,
+    name_of,
     resolve_device,
 )
 from deap_prune.errors import DataError
@@ -81,7 +82,7 @@ class Evaluator:
         self._user_model = model
         self.network = pristine(unwrap(model)).to(self.device)
         check_finite(self.network)
-        size, on_data = self.options.batch_size, any(o.batch for o in self.objectives)
+        size, on_data = self.options.batch_size, any(o.of_masks is None for o in self.objectives)
         self._all = load(validation, "validation", on_data, size, self.device)
         asked = self.options
         needed = asked.recalibrate is not None or asked.compensate in ("full", "channel") or asked.refine
@@ -146,7 +147,8 @@ class Evaluator:
     @property
     def settings(self) -> dict[str, Any]:
         """How candidates are judged; stored with a front."""
-        return {name: getattr(self.options, name) for name in ("recalibrate", "compensate", "refine")}
+        found = {name: getattr(self.options, name) for name in ("recalibrate", "compensate", "refine")}
+        return found | ({"device": name_of(self.device)} if any(o.of_network for o in self.objectives) else {})
 
     def __call__(self, masks: Masks) -> Values:
         """The objectives' values of a pruned network, in order.
@@ -289,7 +291,8 @@ class Evaluator:
             run = partial(self.forward, network)
             dense = self._verdict.dense_outputs(batches)
             parts = [(*run(batch), d, self._again(run, batch)) for batch, d in zip(batches, dense, strict=True)]
-            found = self._verdict.values(masks, parts)
+            measured = self._verdict.measured(network, batches, self.device)
+            found = self._verdict.values(masks, parts, None, measured)
         self.counters.samples += sum(count_samples(b) for b in batches)
         self.counters.clock("forward", start, self.device)
         return found
@@ -308,9 +311,10 @@ class Evaluator:
 
     def _judge(self, masks: Masks, rivals: Rivals | None) -> tuple[Values, bool]:
         """The values, and whether all images were seen."""
-        if not any(o.batch for o in self.objectives):
+        if all(o.of_masks for o in self.objectives):
             return self._verdict.values(masks, []), True
         network = self._build(masks)
+        measured = self._verdict.measured(network, self._all, self.device)
         start = time.perf_counter()
         parts: list[Part] = []
         losses = np.zeros(0)
@@ -325,7 +329,7 @@ class Evaluator:
                     estimate = rivals.beat(self._verdict.costs(masks), losses) if rivals else None
                     if estimate is not None:
                         break
-            values = self._verdict.values(masks, parts, estimate)
+            values = self._verdict.values(masks, parts, estimate, measured)
         if self.options.racing is not None and estimate is None:
             self._losses[masks] = losses
         self.counters.clock("forward", start, self.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +25,7 @@ Rerun = Callable[[Callable[[Tensor], Tensor]], Any]
 Part = tuple[Any, Any, Any, Rerun]
 """Of one batch: outputs, targets, the dense network's outputs, and the way to run it again."""
 OfMasks = Callable[[PruningSpace, Masks], float]
+OfNetwork = Callable[[Callable[[], Any], torch.device], float]
 
 
 def _mean(total: Tensor, samples: int) -> float:
@@ -41,6 +44,8 @@ class Objective:
             same batch with the change (a function of a tensor) applied to each of its tensors.
         finish: Function of (sum over all samples, number of samples) to the value.
         of_masks: For a cost: function of (space, masks).
+        of_network: For what is measured on the slimmed network itself: function of (run, device), where ``run()`` is
+            one forward pass over a few validation samples.
         needs_dense: ``batch`` looks at the dense network's outputs.
         needs_network: ``batch`` runs the pruned network again, on changed inputs.
     """
@@ -53,6 +58,7 @@ class Objective:
     batch: PerSample | None = None
     finish: Callable[[Tensor, int], float] = _mean
     of_masks: OfMasks | None = None
+    of_network: OfNetwork | None = None
     needs_dense: bool = False
     needs_network: bool = False
 
@@ -72,12 +78,14 @@ def register_objective(
     worst: float,
     reference: str = "",
     cost: bool = False,
+    measured: bool = False,
     needs_dense: bool = False,
     needs_network: bool = False,
     finish: Callable[[Tensor, int], float] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Add an objective: decorate ``f(outputs, targets, dense_outputs) -> (samples, ...)``, or with ``cost=True``
-    ``f(space, masks) -> float``.
+    """Add an objective: decorate ``f(outputs, targets, dense_outputs) -> (samples, ...)``.
+
+    With ``cost=True`` it is ``f(space, masks) -> float``, with ``measured=True`` ``f(run, device) -> float``.
 
     Args:
         name: Registry name.
@@ -85,6 +93,7 @@ def register_objective(
         worst: Finite value that a NaN or infinite result becomes.
         reference: Paper.
         cost: The objective follows from the masks alone.
+        measured: The objective is measured on the slimmed network: ``run()`` is one forward pass of a few samples.
         needs_dense: The dense network's outputs are wanted (else ``dense_outputs`` is None).
         needs_network: The function takes a fourth argument, ``rerun``: ``rerun(change)`` gives the pruned network's
             outputs on the same batch, each tensor in it changed by ``change`` (shifts, noise, other sizes, ...).
@@ -92,7 +101,7 @@ def register_objective(
 
     Raises:
         RegistryError: If the name is taken.
-    """  # noqa: D205
+    """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         summary = (function.__doc__ or "").strip().split("\n")[0]
@@ -103,8 +112,9 @@ def register_objective(
                 worst=worst,
                 summary=summary,
                 reference=reference,
-                batch=None if cost else function,
+                batch=None if cost or measured else function,
                 of_masks=function if cost else None,
+                of_network=function if measured else None,
                 needs_dense=needs_dense,
                 needs_network=needs_network,
                 **({"finish": finish} if finish else {}),
@@ -240,6 +250,34 @@ def flops(space: PruningSpace, masks: Masks) -> float:
 def params(space: PruningSpace, masks: Masks) -> float:
     """Kept share of the dense network's parameters, in [0, 1]."""
     return count_params(space, masks) / space.params
+
+
+REPEATS = 15
+TIMED = 16
+"""Samples in the forward pass that is timed."""
+
+
+@register_objective("latency", maximise=False, worst=1e6, measured=True)
+def latency(run: Callable[[], Any], device: torch.device) -> float:
+    """Milliseconds of one forward pass of 16 samples (or all there are) through the slimmed network, on its device.
+
+    The median of 15 passes after 3 to warm up. It is a measurement: a search stores it with the candidate, and never
+    repeats it, but two runs differ by the noise of the machine.
+    """
+    times = []
+    for _ in range(3 + REPEATS):
+        synchronise(device)
+        start = time.perf_counter()
+        run()
+        synchronise(device)
+        times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times[3:])
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for what was started on the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def values_of(objective: Objective, part: Part) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from deap_prune.batches import Forward
-from deap_prune.fitness.objectives import Objective, Part, judge, values_of
-from deap_prune.fitness.sampling import full_precision
+from deap_prune.fitness.objectives import TIMED, Objective, Part, judge, values_of
+from deap_prune.fitness.sampling import first_samples, full_precision
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
 
@@ -54,18 +55,34 @@ class Verdict:
         values = values_of(objective, part)
         return -objective.weight * values.double().reshape(len(values), -1).mean(1).cpu().numpy()
 
-    def values(self, masks: Masks, parts: Sequence[Part], estimate: float | None = None) -> Values:
+    @torch.no_grad()
+    def measured(self, network: nn.Module, batches: Sequence[Any], device: torch.device) -> dict[str, float]:
+        """What is measured on a slimmed network itself (its latency), by name."""
+        found = [o for o in self._objectives if o.of_network]
+        run = partial(self._forward, network, first_samples(batches[0], TIMED)) if found else None
+        return {o.name: o.of_network(run, device) for o in found if o.of_network and run}
+
+    def values(
+        self,
+        masks: Masks,
+        parts: Sequence[Part],
+        estimate: float | None = None,
+        measured: Mapping[str, float] | None = None,
+    ) -> Values:
         """The objectives' values, in order.
 
         Args:
             masks: What the cost objectives count.
             parts: What the others look at.
             estimate: A race's, minimised; takes the place of what the data say.
+            measured: Of the network itself, by name.
         """
         found = []
         for objective in self._objectives:
             if objective.of_masks is not None:
                 value = objective.of_masks(self._space, masks)
+            elif measured and objective.name in measured:
+                value = measured[objective.name]
             elif estimate is not None:
                 value = -objective.weight * estimate
             else:

@@ -109,14 +109,15 @@ def test_objective_contract(name: str, digits: Digits) -> None:
     half, tiny = (dp.Masks.random(digits.space, keep=k) for k in (0.9, 0.06))
     values = [evaluate(m)[0] for m in (dp.Masks({}), half, tiny)]
     assert all(type(v) is float and np.isfinite(v) for v in values)
-    assert digits.evaluator(objectives=(name,))(half) == evaluate(half)
+    if not objective.of_network:  # a measurement is repeated by nobody
+        assert digits.evaluator(objectives=(name,))(half) == evaluate(half)
     assert evaluate.weights == (objective.weight,) == ((1.0,) if objective.maximise else (-1.0,))
     assert np.isfinite(objective.worst) and all(objective.weight * (v - objective.worst) >= 0 for v in values)
     if name in {"accuracy", "miou", "shift_consistency", "flops", "params"}:
         assert all(0 <= v <= 1 for v in values)
     if name in {"flops", "params"}:
         assert values[0] == 1 and values[0] > values[1] > values[2]
-    elif name != "shift_consistency":  # one label for everything is consistent, too
+    elif name not in {"shift_consistency", "latency"}:  # one label for everything is consistent, too; noise
         assert objective.weight * values[0] > objective.weight * values[2]
     assert objective.summary
 

@@ -192,3 +192,27 @@ def test_an_objective_of_your_own_runs_the_network_again(digits: Digits) -> None
     wanted = ((changed - found).abs() + (dense - found).abs()).sum(1).mean()
     assert plain(masks)[1] == pytest.approx(float(wanted), rel=1e-4)
     assert own(masks)[0] == pytest.approx(float(wanted), rel=1e-4)
+
+
+def test_latency_is_measured_on_the_slim_network_and_names_the_device(
+    digits: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock is ours here: every forward pass takes as many milliseconds as the network has filters in its stem."""
+    seconds, widths = [0.0], []
+
+    def slow(model: nn.Module, batch: Any) -> Any:
+        widths.append((model.conv1.out_channels, len(batch[0])))
+        seconds[0] += 1e-3 * model.conv1.out_channels
+        return model(batch[0]), batch[1]
+
+    monkeypatch.setattr("deap_prune.fitness.objectives.time.perf_counter", lambda: seconds[0])
+    for executor in ("slim", "masked"):
+        evaluate = digits.evaluator(objectives=("latency", "flops"), forward=slow, executor=executor)
+        masks = dp.Masks.random(digits.space, keep=0.5, seed=1)
+        widths.clear()
+        assert evaluate(masks)[0] == pytest.approx(digits.space.kept_counts(masks)[0])
+        assert widths[:18] == [(digits.space.kept_counts(masks)[0], 16)] * 18
+        assert "cpu" in evaluate.settings["device"] and "threads" in evaluate.settings["device"]
+    assert "device" not in digits.evaluator(objectives=("flops",)).settings
+    with pytest.raises(DataError, match="validation data is needed"):
+        dp.Evaluator(digits.model, digits.space, objectives=("latency",), recalibrate=None)
