@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import deap_prune as dp
 from deap_prune.errors import ConfigError, DataError
+from deap_prune.fitness import Sampling
 from deap_prune.reconstruction import collect_grams, compensate
 from deap_prune.structure.inputs import forward
 
@@ -84,3 +85,36 @@ def test_messages(digits: Digits) -> None:
         digits.evaluator(compensate="half")
     with pytest.raises(DataError, match="calibration data is needed"):
         digits.evaluator(calibration=None, recalibrate=None, compensate="channel")
+
+
+# ------------------------------------------------------------------ refinement
+@pytest.mark.parametrize("name", ["plain", "residual"])
+def test_refined_slim_is_masked_as_judged(name: str) -> None:
+    _, _, space, random, call = prepared(name)
+    evaluate = dp.Evaluator(
+        random, space, calibration=[call], objectives=("flops",), forward=tuple_forward, device="cpu", refine=True
+    )
+    masks = draw_masks(space, 12)
+    with torch.no_grad():
+        small = forward(evaluate.slim(masks), call)
+        with evaluate.masked(masks) as network:
+            assert gap(small, forward(network, call)) < 1e-9
+
+
+def test_in_full_refines_and_forgets_draws_and_races(digits: Digits) -> None:
+    masks = dp.Masks.random(digits.space, keep=0.4)
+    search = digits.evaluator(objectives=("loss",), sampling=Sampling(images=50), racing=0.9)
+    (before,) = search(masks)
+    judge = search.in_full(refine=True)
+    (after,) = judge(masks)
+    assert judge.options.racing is None and judge.settings["refine"] and not search.settings["refine"]
+    assert judge.counters is search.counters and judge.counters.seconds["refine"] > 0
+    assert search.cache == {masks: (before,)} and judge.cache == {masks: (after,)}
+    start = search.slim(masks)
+    x, y = digits.calibration
+    data = [(x.contiguous(memory_format=torch.channels_last), y)]
+    wanted = dp.refine(search.network, digits.space, masks, data, start=start)
+    for key, value in judge.slim(masks).state_dict().items():
+        torch.testing.assert_close(value, wanted.state_dict()[key])
+    assert after == pytest.approx(judge.measure(wanted, masks)[0], rel=1e-4)
+    assert after < search.in_full(refine=False)(masks)[0]

@@ -103,6 +103,7 @@ def test_lraspp_is_searched_for_miou() -> None:
         batch_size=5,
         device="cpu",
         progress=False,
+        refine=False,
     )
     assert len(result.space.groups) > 20
     solution = result.front.best(max_flops=0.9)
