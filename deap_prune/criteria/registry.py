@@ -37,6 +37,7 @@ STATISTICS = {
     "map_rank": "(filters,): rank of the feature map, mean over images, where it is one",
     "independence": "(filters,): nuclear norm that the feature maps lose without the filter's, mean over images",
     "contribution": "(filters, samples): what the filter alone adds to outputs of a next layer, drawn at random",
+    "unexplained": "(filters,): relative squared error of a next layer's output without the filter, others re-fitted",
     "loss_rise": "(filters,): rise of the loss when the next layers read zero instead of the filter",
     "divergence": "(filters,): KL divergence from the network's outputs to those without the filter, in nats",
     "attention": "(filters,): mean gate of a squeeze-and-excitation block trained before the next layer",

@@ -62,9 +62,9 @@ def refine(
     that follows it and after the addition in which a shortcut meets it, at sampled positions. Then one pass of the
     pruned network: whenever a layer is about to run, it is fitted by ridge regression from what it is about to read
     (all errors made so far included) to the dense outputs, less the other summand as the pruned network has it: so the
-    shortcut's error is made up for too. The ridge is chosen for each layer on images held out from its fit, between
-    the layer as it is and plain least squares; a layer that no fit improves there stays as it is. Normalisations take
-    up the constant, and end with the statistics of what they read. Labels are not looked at.
+    shortcut's error is made up for too. Images held out from a layer's fit decide on its ridge; a layer that no fit
+    improves there stays as it is. Normalisations take up the constant, and end with the statistics of what they read.
+    Labels are not looked at.
 
     All images go through both networks in one piece; what is noted takes 4 bytes x rows x outputs for each layer.
 
