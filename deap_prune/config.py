@@ -108,6 +108,7 @@ class SearchConfig(_Section):
     max_evaluations: int | None = Field(default=None, ge=1, description="stop after so many individuals")
     target: float | None = Field(default=None, description="stop when the first objective reaches it")
     stall: int | None = Field(default=None, ge=1, description="stop after so many generations without progress")
+    warm_start: Path | None = Field(default=None, description="run folder whose front the search begins from")
     population: int = Field(default=32, ge=2, description="individuals that survive")
     children: int | None = Field(
         default=None, ge=1, description="individuals made a generation; the population if left out"

@@ -36,6 +36,7 @@ from deap_prune.structure.inputs import Inputs
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
 from deap_prune.structure.trace import trace
+from deap_prune.warm import begin_warm
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,6 +216,7 @@ def _run(
         toolbox.register("mate", CROSSOVERS[options.mate], layout=genome.layout)
         step = {} if options.mutate == "mutBlendCandidates" else {"sigma": options.sigma}
         toolbox.register("mutate", MUTATIONS[options.mutate], layout=genome.layout, indpb=options.indpb, **step)
+        begin_warm(toolbox, problem, options, folder)
         state, hooks = None, list(callbacks) if guard is None else [*callbacks, guard]
         if folder is not None:
             identity = fingerprint(model, options, calibration, validation)
