@@ -127,7 +127,7 @@ def test_batches_and_tensors_agree(digits: Digits) -> None:
 
 def test_trained_filters_are_told_apart(digits: Digits) -> None:
     """Removing the filters that matter most hurts more: criteria are not upside down."""
-    evaluate = digits.evaluator(objectives=("loss",), recalibrate=None)
+    evaluate = digits.evaluator(objectives=("loss",), recalibrate=None, compensate=None)
     inner = [g.name for g in digits.space.groups if len(g.layers("filter")) == 1]
     for name in ("l1", "taylor_gate", "mean_activation"):
         ranks = {g: digits.scores[g][name].argsort().argsort() for g in inner}
