@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import ItemsView, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Protocol
 
@@ -61,6 +61,10 @@ class Masks(Mapping[str, NDArray[np.bool_]]):
 
     def __len__(self) -> int:
         return len(self._keep)
+
+    def items(self) -> ItemsView[str, NDArray[np.bool_]]:
+        """Names and masks; the dict's own view, which is several times faster than Mapping's."""
+        return self._keep.items()
 
     @cached_property
     def _key(self) -> tuple[tuple[str, bytes], ...]:

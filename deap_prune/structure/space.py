@@ -142,11 +142,15 @@ class PruningSpace:
         Raises:
             MaskError: If there is none.
         """
-        for group in self.groups:
-            if group.name == name:
-                return group
+        number = self._numbers.get(name)
+        if number is not None:
+            return self.groups[number]
         known = did_you_mean(name, [g.name for g in self.groups])
         raise MaskError(f"no filter group '{name}' in this space (masks of another network?); {known}")
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {group.name: number for number, group in enumerate(self.groups)}
 
     def kept(self, masks: Masks) -> NDArray[np.bool_]:
         """Which channels stay, by id, shape (channels + 1,); the last entry, for id -1, is True.
@@ -156,27 +160,26 @@ class PruningSpace:
         Raises:
             MaskError: If a group is unknown, a mask has the wrong length, keeps nothing, or its blocks differ.
         """
-        if not isinstance(masks, Masks):
-            raise MaskError(f"masks is a {type(masks).__name__}; give dp.Masks (of a solution: solution.masks)")
+        self.kept_counts(masks)  # the masks fit
         flat = np.ones(int(self.sizes.sum()) + 1, dtype=np.bool_)
         for name, keep in masks.items():
             group = self.group(name)
-            if keep.shape != (group.size,):
-                raise MaskError(f"the mask of '{name}' has {len(keep)} entries; the group has {group.size} filters")
-            counts = keep.reshape(group.blocks, -1).sum(axis=1)
-            if counts.min() == 0 or counts.min() != counts.max():
-                every = "every block of it" if group.blocks > 1 else "it"
-                raise MaskError(
-                    f"the mask of '{name}' keeps {counts.tolist()} filters (by block); {every} must keep at least one"
-                    + (", and all blocks the same number" if group.blocks > 1 else "")
-                )
             flat[group.start : group.start + group.size] = keep
         return flat
 
     def kept_counts(self, masks: Masks) -> NDArray[np.int64]:
-        """Filters that each group keeps, shape (groups,)."""
-        flat = self.kept(masks)
-        return np.array([flat[g.start : g.start + g.size].sum() for g in self.groups], dtype=np.int64)
+        """Filters that each group keeps, shape (groups,).
+
+        Raises:
+            MaskError: As for :meth:`kept`.
+        """
+        if not isinstance(masks, Masks):
+            raise MaskError(f"masks is a {type(masks).__name__}; give dp.Masks (of a solution: solution.masks)")
+        counts, numbers = self.sizes.copy(), self._numbers
+        for name, keep in masks.items():
+            number = numbers.get(name, -1)
+            counts[number] = _count(self.groups[number] if number >= 0 else self.group(name), keep)
+        return counts
 
     def __str__(self) -> str:
         lines = [
@@ -198,6 +201,22 @@ class PruningSpace:
         if self.idle:
             lines.append(f"  did not run, left as they are: {', '.join(self.idle)}")
         return "\n".join(lines)
+
+
+def _count(group: FilterGroup, keep: NDArray[np.bool_]) -> int:
+    """How many filters a mask keeps, if it fits the group."""
+    if keep.shape != (group.size,):
+        raise MaskError(f"the mask of '{group.name}' has {len(keep)} entries; the group has {group.size} filters")
+    found = int(np.count_nonzero(keep))
+    if found == 0 or group.blocks > 1:
+        counts = keep.reshape(group.blocks, -1).sum(axis=1)
+        if counts.min() == 0 or counts.min() != counts.max():
+            every = "every block of it" if group.blocks > 1 else "it"
+            raise MaskError(
+                f"the mask of '{group.name}' keeps {counts.tolist()} filters (by block); {every} must keep at least one"
+                + (", and all blocks the same number" if group.blocks > 1 else "")
+            )
+    return found
 
 
 def flops(space: PruningSpace, masks: Masks) -> int:
