@@ -38,6 +38,32 @@ def test_own_criterion(tmp_path):
     assert "linf" in run("own_criterion.py", "--epochs", "1", cwd=tmp_path)
 
 
+def test_own_objective(tmp_path):
+    found = run("own_objective.py", "--generations", "1", "--epochs", "1", cwd=tmp_path)
+    assert "wrong_and_sure" in found and "least sure of its errors:" in found
+
+
+def test_own_layer(tmp_path):
+    found = run("own_layer.py", cwd=tmp_path)
+    assert "2 groups, 48 filters" in found and "outputs (2, 10)" in found
+
+
+def test_again(tmp_path):
+    lines = run("again.py", "--generations", "1", "--epochs", "1", cwd=tmp_path).splitlines()
+    shares = [float(line.split()[0]) for line in lines if "of the FLOPs" in line]
+    assert 0.25 < shares[0] <= 0.5 and shares[1] <= 0.25
+
+
+@pytest.mark.slow
+def test_newcomer(tmp_path):
+    """What a newcomer tries: torchvision's network, one's own, a budget, a resume, a report, an export to ONNX."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("plotly")
+    found = run("newcomer.py", cwd=tmp_path)
+    assert "own network: loss" in found and "onnx: same labels" in found and "resnet18:" in found
+    assert (tmp_path / "runs/own/report.html").is_file() and (tmp_path / "runs/own/export/network.onnx").is_file()
+
+
 def test_shift_invariance(tmp_path):
     """Whatever the training gives, shifts change no label of the polyphase network: untrained to fine-tuned."""
     lines = run("shift_invariance.py", "--generations", "0", "--epochs", "1", cwd=tmp_path).splitlines()
