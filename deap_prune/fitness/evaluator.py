@@ -12,14 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch import nn
 
 from deap_prune.batches import (
     Data,
     Forward,
     check_labels,
-    count_samples,
     default_forward,
     first_forward,
     name_of,
@@ -29,11 +27,11 @@ from deap_prune.errors import DataError
 from deap_prune.fitness.builder import Builder
 from deap_prune.fitness.executors import Executor, make_executor
 from deap_prune.fitness.fold import find_pairs
-from deap_prune.fitness.objectives import OBJECTIVES, Part, Rerun
+from deap_prune.fitness.objectives import OBJECTIVES, Part
 from deap_prune.fitness.racing import Floats, Rivals
-from deap_prune.fitness.sampling import EVERYTHING, channels_last, first_samples, full_precision, load
+from deap_prune.fitness.sampling import EVERYTHING, first_samples, full_precision, load
 from deap_prune.fitness.settings import Counters, Settings
-from deap_prune.fitness.verdict import Values, Verdict
+from deap_prune.fitness.verdict import Values, Verdict, part_of
 from deap_prune.reconstruction import reconstruction_error
 from deap_prune.structure.masking import masked
 from deap_prune.structure.masks import Masks
@@ -290,10 +288,9 @@ class Evaluator:
         with torch.no_grad(), full_precision():
             run = partial(self.forward, network)
             dense = self._verdict.dense_outputs(batches)
-            parts = [(*run(batch), d, self._again(run, batch)) for batch, d in zip(batches, dense, strict=True)]
+            parts = [part_of(run, batch, d, self.counters) for batch, d in zip(batches, dense, strict=True)]
             measured = self._verdict.measured(network, batches, self.device)
             found = self._verdict.values(masks, parts, None, measured)
-        self.counters.samples += sum(count_samples(b) for b in batches)
         self.counters.clock("forward", start, self.device)
         return found
 
@@ -322,8 +319,7 @@ class Evaluator:
         with torch.no_grad(), full_precision():
             self._executor.load(network, masks)
             for batch, dense in self._sample:
-                parts.append((*self._executor(batch), dense, self._again(self._executor, batch)))
-                self.counters.samples += count_samples(batch)
+                parts.append(part_of(self._executor, batch, dense, self.counters))
                 if self.options.racing is not None:
                     losses = np.append(losses, self._verdict.losses(parts[-1]))
                     estimate = rivals.beat(self._verdict.costs(masks), losses) if rivals else None
@@ -334,15 +330,6 @@ class Evaluator:
             self._losses[masks] = losses
         self.counters.clock("forward", start, self.device)
         return values, estimate is None
-
-    def _again(self, run: Callable[[Any], tuple[Any, Any]], batch: Any) -> Rerun:
-        """For objectives that look at changed inputs: a change to the network's outputs on the batch so changed."""
-
-        def rerun(change: Callable[[Tensor], Tensor]) -> Any:
-            self.counters.samples += count_samples(batch)
-            return run(channels_last(tree_map(lambda x: change(x) if isinstance(x, Tensor) else x, batch)))[0]
-
-        return rerun
 
     def _draw(self) -> list[tuple[Any, Any]]:
         """The batches of the generation, each with the dense network's outputs for it (None if nobody needs them)."""

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from deap_prune.batches import Forward
+from deap_prune.batches import Forward, count_samples
 from deap_prune.fitness.objectives import TIMED, Objective, Part, judge, values_of
-from deap_prune.fitness.sampling import first_samples, full_precision
+from deap_prune.fitness.sampling import channels_last, first_samples, full_precision
+from deap_prune.fitness.settings import Counters
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
 
@@ -89,6 +91,17 @@ class Verdict:
                 value = judge(objective, parts)
             found.append(_finite(objective, value))
         return tuple(found)
+
+
+def part_of(run: Callable[[Any], tuple[Any, Any]], batch: Any, dense: Any, counters: Counters) -> Part:
+    """A batch forwarded, with the way to forward it again, changed; all of it counted."""
+
+    def rerun(change: Callable[[Tensor], Tensor]) -> Any:
+        counters.samples += count_samples(batch)
+        return run(channels_last(tree_map(lambda x: change(x) if isinstance(x, Tensor) else x, batch)))[0]
+
+    counters.samples += count_samples(batch)
+    return (*run(batch), dense, rerun)
 
 
 def _finite(objective: Objective, value: float) -> float:
