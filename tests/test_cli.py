@@ -56,9 +56,9 @@ def run(home):
 
 def test_run_folder_holds_everything_and_no_pickle(run):
     names = {p.name for p in run.iterdir()}
-    files = {"config.yaml", "versions.json", "front.json", "front.csv", "history.csv", "front.png"}
+    files = {"config.yaml", "versions.json", "front.json", "front.csv", "history.csv", "front.png", "cache.jsonl"}
     assert names == files | {"masks", "checkpoints"}
-    assert {p.suffix for p in run.rglob("*") if p.is_file()} <= {".yaml", ".json", ".csv", ".png"}
+    assert {p.suffix for p in run.rglob("*") if p.is_file()} <= {".yaml", ".json", ".jsonl", ".csv", ".png"}
     assert len((run / "history.csv").read_text().splitlines()) == 4
     assert not list(run.rglob("*.tmp"))
 

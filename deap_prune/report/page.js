@@ -97,7 +97,7 @@
     return draw("front", data, {
       hovermode: "closest", legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0, font: { size: 11 }, traceorder: "reversed" },
       margin: { l: 8, r: 12, t: 12, b: narrow() ? 150 : 90 },
-      xaxis: { title: { text: x.label } }, yaxis: { title: { text: y.label } },
+      xaxis: { title: { text: x.label, standoff: 14 } }, yaxis: { title: { text: y.label, standoff: 14 } },
     });
   }
 
@@ -147,7 +147,7 @@
   function drawKept() {
     const z = layers.map((_, l) => facts.solutions.map((s) => s.kept[l] / facts.layers[l].size));
     const hover = layers.map((name, l) => facts.solutions.map((s, i) => `${name}<br>solution ${i} keeps ${s.kept[l]} of ${facts.layers[l].size}`));
-    return heat("kept", z, layers, hover, theme().share, [0, 1], { title: { text: "solution, cheapest first" }, showgrid: false, zeroline: false });
+    return heat("kept", z, layers, hover, theme().share, [0, 1], { title: { text: "solution, cheapest first", standoff: 14 }, showgrid: false, zeroline: false });
   }
 
   function drawProgress() {
@@ -156,7 +156,7 @@
     if (!points.length) return null;
     at("progress").style.height = "320px";
     const data = [{ type: "scatter", mode: "lines+markers", x: points.map((p) => p[0]), y: points.map((p) => p[1]), line: { color: theme().blue, width: 1.5 }, hovertemplate: `%{x} individuals<br>${name} %{y:.4f}<extra></extra>` }];
-    return draw("progress", data, { xaxis: { title: { text: "individuals judged" }, rangemode: "tozero" }, yaxis: { title: { text: name } } });
+    return draw("progress", data, { xaxis: { title: { text: "individuals judged", standoff: 14 }, rangemode: "tozero" }, yaxis: { title: { text: name, standoff: 14 } } });
   }
 
   function drawShares() {
