@@ -35,7 +35,7 @@ from deap_prune.structure.inputs import first_sample
 from deap_prune.structure.prove import Proof, difference
 
 TRANSFORMERS = ("vit_", "swin_", "maxvit_")
-SIZES = {"inception_v3": 107, "alexnet": 80, "timm:inception_v4": 107}  # pixels; 64 for all others
+SIZES = {"inception_v3": 299, "alexnet": 80, "timm:inception_v4": 107}  # pixels; 64 for all others
 TIMM = """
     resnet26t seresnet50 res2net50_26w_4s dla34 hrnet_w18_small ghostnet_100 repvgg_a0 cspresnet50 nf_resnet50
     convnextv2_atto mobilenetv4_conv_small tf_efficientnet_lite0 regnety_004 densenet121 xception41 inception_v4

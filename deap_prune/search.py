@@ -49,7 +49,8 @@ class Result:
         space: What could be pruned.
         scores: Scores of all filters by all criteria.
         clusters: The criteria clusters.
-        evaluator: The fitness, for more of the same.
+        evaluator: Judges as the front was judged (refined, on all images): its networks are those of the figures.
+        fitness: The evaluator of the search; its cache holds every candidate.
         genome: From individuals to masks.
     """
 
@@ -59,6 +60,7 @@ class Result:
     scores: ScoreTable
     clusters: CriteriaClusters
     evaluator: Evaluator
+    fitness: Evaluator
     genome: AnyGenome
 
     @property
@@ -246,8 +248,8 @@ def _run(
             if workers is not None:
                 toolbox.register("map", workers)
             state = loop.run(state or loop.start(options.population), options.generations)
-        front, evaluator = final_front(problem, evaluator, state, refine=options.refine)
-        result = Result(front, state.logbook, genome.space, scores, genome.clusters, evaluator, genome)
+        front, judge = final_front(problem, evaluator, state, refine=options.refine)
+        result = Result(front, state.logbook, genome.space, scores, genome.clusters, judge, evaluator, genome)
         if folder is not None:
             write_result(folder, result.front, result.logbook)
         return result

@@ -19,6 +19,7 @@ from deap_prune.structure.slim import slim
 from deap_prune.structure.space import PruningSpace
 
 TOLERANCE = 1e-9  # float64, relative to the output's scale
+COARSER = ((1, torch.float32, 1e-4), (1, None, 3e-2))  # samples, precision (None: the network's own), tolerance
 PRIME = 65537  # random values drawn for one tensor
 
 
@@ -86,6 +87,11 @@ def difference(
     return worst
 
 
+def _samples(call: Call, count: int) -> Call:
+    """The call with its first sample, ``count`` times over."""
+    return tree_map(lambda x: torch.cat([x[:1]] * count) if isinstance(x, Tensor) and x.dim() else x, call)
+
+
 @dataclass(frozen=True, eq=False)
 class Proof:
     """A randomised copy of a network, random inputs, how closely outputs must agree, and whether in training too.
@@ -109,20 +115,21 @@ class Proof:
                 return torch.randn(x.shape, generator=noise, dtype=torch.float64).to(x.device)
             return x
 
-        sample: Call = tree_map(draw, call)
         model = randomised(network)
-        found = cls(model, sample, TOLERANCE, in_training)
         own = [*network.parameters(), *network.buffers()]
-        for dtype, tolerance in ((torch.float64, TOLERANCE), (torch.float32, 1e-4), (None, 3e-2)):
+        found = cls(model, call, TOLERANCE, in_training)
+        # Two samples, so that what depends on values is seen more often, unless a batch of one is written into forward.
+        for count, dtype, tolerance in ((2, torch.float64, TOLERANCE), (1, torch.float64, TOLERANCE), *COARSER):
             for mine, theirs in zip([*model.parameters(), *model.buffers()], own, strict=True):
                 if mine.is_floating_point():
                     mine.data = mine.to(dtype or theirs.dtype)
-            found = cls(model, as_precise(sample, model), tolerance, in_training)
+            sample = as_precise(tree_map(draw, _samples(call, count)), model)
+            found = cls(model, sample, tolerance, in_training)
             try:
                 with torch.no_grad(), default_dtype(dtype or torch.float32):
-                    forward(model, found.call)
-                break
-            except Exception:  # some operator or constant insists on another precision
+                    if all(len(out) == count for out in forward(model, sample) if count > 1):
+                        break
+            except Exception:  # some operator or constant insists on another batch or precision
                 continue
         return found
 
@@ -171,7 +178,8 @@ class Proof:
             if held != expected:
                 return f"{expected} parameters expected, {held} found after slimming"
             uniform = self.tolerance == TOLERANCE
-            counted, expected = count_flops(small, self.call, consume=uniform)[0], int(space.flops_of(counts))
+            sample = _samples(self.call, 1)
+            counted, expected = count_flops(small, sample, consume=uniform)[0], int(space.flops_of(counts))
             return "" if counted == expected else f"{expected} flops expected, {counted} counted after slimming"
         except Exception as error:  # whatever the user's forward raises on narrower tensors is the reason
             return f"fails when slimmed: {first_line(error)}"

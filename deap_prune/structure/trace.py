@@ -76,13 +76,14 @@ def trace(model: nn.Module, example_inputs: Inputs, *, ignore: Iterable[str] = (
 
 
 def _follow_training(network: nn.Module, tracer: LabelTracer, inputs: Call) -> bool:
-    """Follow the branches that run in training only (auxiliary heads), where layers were idle; whether any ran."""
-    idle = tracer.idle()
-    if idle:
-        # A network that wants other inputs in training (a detector's targets) is left as eval mode shows it.
-        with training_branches(network), torch.random.fork_rng(), suppress(Exception):
-            tracer.run(network, *inputs, counting=False)
-    return len(tracer.idle()) < len(idle)
+    """Follow the branches that run in training only (auxiliary heads), where layers were idle; whether it went well."""
+    if not tracer.idle():
+        return False
+    # A network that wants other inputs in training (a detector's targets) is left as eval mode shows it.
+    with training_branches(network), torch.random.fork_rng(), suppress(Exception):
+        tracer.run(network, *inputs, counting=False)
+        return True
+    return False
 
 
 def _settle_doubts(space: PruningSpace, tracer: LabelTracer, proof: Proof) -> bool:

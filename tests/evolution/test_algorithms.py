@@ -235,18 +235,18 @@ def test_pseudo_weights_by_hand() -> None:
 def test_best_of_every_part_of_the_costs() -> None:
     """One for each part where anything was judged, and nobody there is better."""
     result = search(None, generations=2)
-    found, space = dp.best_per_bin(result.evaluator, bins=5), result.space
+    found, space = dp.best_per_bin(result.fitness, bins=5), result.space
 
     def part(masks: dp.Masks) -> int:
         return min(4, dp.flops(space, masks) * 5 // space.flops)
 
-    cache = result.evaluator.cache
+    cache = result.fitness.cache
     assert [part(s.masks) for s in found] == sorted({part(m) for m in cache}) and len(found) > 1
     for s in found:
         assert s.values["accuracy"] == max(v[0] for m, v in cache.items() if part(m) == part(s.masks))
         assert s.flops == dp.flops(space, s.masks) and s.params == dp.params(space, s.masks)
     with pytest.raises(BudgetError, match="bins is 0; give 1 or more"):
-        dp.best_per_bin(result.evaluator, bins=0)
+        dp.best_per_bin(result.fitness, bins=0)
 
 
 def test_callbacks_see_every_generation() -> None:

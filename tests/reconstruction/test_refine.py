@@ -247,8 +247,8 @@ def test_refining_gains_on_new_images(digits: Digits, make: Any) -> None:
     space = dp.trace(model, digits.example)
     masks = dp.Masks.random(space, keep=0.5, seed=0)
     x, y = digits.splits.train[0][:500], digits.splits.train[1][:500]
-    evaluate = dp.Evaluator(model, space, calibration=(x, y), validation=digits.validation, device="cpu")
-    start = evaluate.slim(masks)
+    data = {"calibration": (x, y), "validation": digits.validation}
+    start = dp.Evaluator(model, space, **data, compensate=None, device="cpu").slim(masks)
     small = refine(model, space, masks, (x, y))
     before, after = (held_out_error(model, net, digits.validation[0]) for net in (start, small))
     assert after < 0.5 * before
