@@ -7,7 +7,8 @@ Method: a fresh network (random weights) is traced with one image. Law 1: on a r
 and the slimmed network agree for random masks that keep between 30 and 70 % of every group. Law 2: the closed-form
 flops and parameters equal fvcore's count and the parameters of the slimmed network, as whole numbers. The share of
 FLOPs is that of operators whose input or output channels can shrink.
-Output: a JSON file in benchmarks/results (one entry a network, kept when the run is started again), and a table.
+Output: a JSON file in benchmarks/results (one entry a network, kept when the run is started again), and the table in
+RESULTS.md, between its two marks.
 
     python benchmarks/coverage.py                    # everything: about an hour on two cores
     python benchmarks/coverage.py resnet50 timm:dla34
@@ -34,6 +35,8 @@ from deap_prune.structure.count import count_flops
 from deap_prune.structure.inputs import first_sample
 from deap_prune.structure.prove import Proof, difference
 
+RESULTS = Path(__file__).parent / "RESULTS.md"
+MARKS = ("<!-- coverage -->", "<!-- end of coverage -->")
 TRANSFORMERS = ("vit_", "swin_", "maxvit_")
 SIZES = {"inception_v3": 299, "alexnet": 80, "timm:inception_v4": 107}  # pixels; 64 for all others
 TIMM = """
@@ -139,7 +142,9 @@ def main() -> None:
         rows = {n: rows[n] for n in networks() if n in rows}
         args.out.write_text(json.dumps(rows, indent=1) + "\n")
         gc.collect()
-    print(table(rows))
+    text = RESULTS.read_text()
+    before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
+    RESULTS.write_text(f"{before}{MARKS[0]}\n{table(rows)}\n{MARKS[1]}{after}")
 
 
 if __name__ == "__main__":

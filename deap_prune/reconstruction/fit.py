@@ -75,7 +75,8 @@ def fit_layer(layer: Any, norm: Any, x: Tensor, wanted: Tensor) -> None:
 
     The ridge is the smallest of ``RIDGES`` with which a fit on the other rows makes a smaller error on the last fifth
     than the layer as it is; with none, nothing is changed. (The one with the smallest error there did less well in the
-    end: ResNet-56 on CIFAR-100, 2,000 test images, 52.1 against 54.5.)
+    end for ResNet-56 on CIFAR-100, and as well for ResNet-20 on CIFAR-10: 61.7 against 63.0 %, 87.8 against 87.7 % of
+    2,000 training images that nothing was fitted to.)
 
     Args:
         layer: With weights that its patches are multiplied with.
