@@ -160,6 +160,8 @@ class SearchConfig(_Section):
         Settings.of(self.fitness())
         if self.patience is not None and not self.guard:
             raise ConfigError("patience follows the guard images: set guard to how many are held out, such as 500")
+        if self.prescreen > 1 and self.algorithm not in ("mu_plus_lambda", "successive"):
+            raise ConfigError(f"prescreen works with mu_plus_lambda and successive, not with '{self.algorithm}'")
         if not self.criteria or not self.objectives:
             raise ConfigError("criteria and objectives each need at least one name")
         if self.cxpb + self.mutpb > 1:

@@ -71,10 +71,17 @@ class Guard:
         evaluator: The fitness, with guard images.
         problem: Decodes individuals.
         patience: Stop after so many generations without a better figure; None: never.
+        reference: Of the hypervolume.
     """
 
-    def __init__(self, evaluator: Evaluator, problem: BlendProblem, patience: int | None = None) -> None:
-        self._evaluator, self._problem, self._patience = evaluator, problem, patience
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        problem: BlendProblem,
+        patience: int | None = None,
+        reference: Sequence[float] | None = None,
+    ) -> None:
+        self._evaluator, self._problem, self._patience, self._reference = evaluator, problem, patience, reference
 
     def __call__(self, state: Generation) -> None:
         """Log the figure of a generation (a callback of ``eaBlend``)."""
@@ -82,7 +89,8 @@ class Guard:
         values = [evaluator.on_guard(masks) for masks in self._problem.genome.decode_many(state.archive)]
         front = front_of(self._problem, evaluator, state.archive, values)
         single = len(evaluator.names) == 1
-        state.logbook[-1]["guard"] = front.best().values[evaluator.names[0]] if single else front.hypervolume()
+        volume = 0.0 if single else front.hypervolume(self._reference)
+        state.logbook[-1]["guard"] = front.best().values[evaluator.names[0]] if single else volume
         state.stop = state.stop or self.is_patient_no_more(state)
 
     def is_patient_no_more(self, state: Generation) -> bool:

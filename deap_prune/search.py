@@ -50,7 +50,7 @@ class Result:
         scores: Scores of all filters by all criteria.
         clusters: The criteria clusters.
         evaluator: Judges as the front was judged (refined, on all images): its networks are those of the figures.
-        fitness: The evaluator of the search; its cache holds every candidate.
+        fitness: The evaluator of the search; its cache holds every candidate (with ``redraw``: of the last generation).
         genome: From individuals to masks.
     """
 
@@ -212,7 +212,7 @@ def _run(
             model, example_inputs, calibration, validation, config.search, forward=forward, progress=progress
         )
         options, problem = config.search, BlendProblem(genome, evaluator)
-        guard = Guard(evaluator, problem, options.patience) if options.guard else None
+        guard = Guard(evaluator, problem, options.patience, options.reference) if options.guard else None
         torch.manual_seed(options.seed)
         toolbox = make_toolbox(genome, evaluator, seed=options.seed, indpb=options.indpb, sigma=options.sigma)
         toolbox.register("mate", CROSSOVERS[options.mate], layout=genome.layout)

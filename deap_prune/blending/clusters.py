@@ -73,7 +73,7 @@ class CriteriaClusters:
         return self.groups[group]
 
     def correlation(self) -> tuple[tuple[str, ...], NDArray[np.float64]]:
-        """Criteria, and Spearman's rho between them, averaged over the groups where both apply."""
+        """Criteria, and Spearman's rho between them, averaged over the groups where both apply (0 where none is)."""
         return self._mean({name: group.correlation for name, group in self.groups.items()})
 
     def overlap(self, share: float = 0.5) -> tuple[tuple[str, ...], NDArray[np.float64]]:
@@ -163,7 +163,12 @@ def _kmeans(ranks: NDArray[np.float64], k: int, seed: int) -> NDArray[np.intp]:
     distinct, inverse = np.unique(ranks, axis=0, return_inverse=True)
     labels = inverse.reshape(-1)
     if k < len(distinct):
-        labels = KMeans(n_clusters=k, n_init=10, random_state=seed).fit(ranks).labels_
+        # Centred and of one length, squared distances are 2 (1 - rho) with ties too: else a vector with many ties is
+        # short, and near everything.
+        centred = ranks - ranks.mean(axis=1, keepdims=True)
+        lengths = np.linalg.norm(centred, axis=1, keepdims=True)
+        points = centred / np.where(lengths > 0, lengths, 1)
+        labels = KMeans(n_clusters=k, n_init=10, random_state=seed).fit(points).labels_
     return _renumbered(labels)
 
 

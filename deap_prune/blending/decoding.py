@@ -145,7 +145,7 @@ def _least_shares(space: PruningSpace, min_keep: MinKeep) -> Matrix:
 
 def covers(module: str, name: str) -> bool:
     """Whether a name is a module's own, or of something in it; the empty module is the network."""
-    return module in ("", name) or name.startswith(f"{module}.")
+    return module in ("", name) or name.startswith((f"{module}.", f"{module}:"))
 
 
 def _top(scores: Matrix, keep: Counts) -> NDArray[np.bool_]:

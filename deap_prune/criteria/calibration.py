@@ -53,8 +53,8 @@ class Calibration:
         """Outputs and targets of a batch."""
         return first_forward(self.forward, self.network, batch, name="calibration")
 
-    def loss_of(self, batch: Any) -> Tensor:
-        """The loss whose gradients the criteria look at.
+    def loss_of(self, batch: Any, number: int) -> Tensor:
+        """The loss whose gradients the criteria look at, of the batch of that number.
 
         Without labels the target is the network's own output plus standard normal noise e. The gradient is then
         -J^T e, with J the Jacobian of the outputs, and the mean square of its product with a change of the weights is
@@ -63,7 +63,7 @@ class Calibration:
         outputs, targets = self.run(batch)
         if self.labels:
             return self.loss(outputs, targets)
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         own = [out.detach() for out in floats(outputs)]
         noise = [torch.randn(out.shape, generator=generator, dtype=out.dtype).to(out.device) for out in own]
         return half_square(outputs, [out + e for out, e in zip(own, noise, strict=True)])

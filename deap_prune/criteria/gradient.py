@@ -61,8 +61,8 @@ def obd(weight: Tensor, gradient_square: Tensor) -> Tensor:
 def obd_c(output_square: Tensor, output_gradient_square: Tensor) -> Tensor:
     """Second-order rise of the loss, Kronecker-factored Hessian: s_ii w_i^T A w_i / 2.
 
-    A is the second moment of the layer's input patches and s_ii that of the gradient of output i, so w_i^T A w_i is the
-    second moment of output i before its bias: neither matrix has to be built.
+    A is the second moment of the layer's input patches, a mean over positions; s_ii that of the gradient of output i, a
+    sum over positions. So w_i^T A w_i is the second moment of output i before its bias: no matrix has to be built.
     """
     return output_square * output_gradient_square / 2
 

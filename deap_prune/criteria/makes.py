@@ -55,9 +55,7 @@ class Makes:
             def note(gradient: Tensor) -> None:
                 if "output_gradient_square" in self.needs:
                     maps = channel_maps(layer, gradient) * samples
-                    self._add(
-                        name, "output_gradient_square", channel_dot(maps, maps).sum(dim=0), len(maps) * maps.shape[2]
-                    )
+                    self._add(name, "output_gradient_square", channel_dot(maps, maps).sum(dim=0), len(maps))
                 if "gradient_square" in self.needs:
                     self._open[name] -= 1
                     self._calls.setdefault(name, []).append((*read, gradient))

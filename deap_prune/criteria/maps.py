@@ -20,6 +20,8 @@ DRAWN = 2048  # outputs of a layer for the contributions
 
 Look = Callable[[nn.Module, tuple[Any, ...], Member], Tensor | None]
 
+CHIP_VALUES = 2**24  # of copies of an image's maps at a time
+
 
 @gathers("map_rank", "independence")
 def feature_maps(calibration: Calibration, needs: frozenset[str]) -> Found:
@@ -96,8 +98,10 @@ def _independence(layer: nn.Module, args: tuple[Any, ...], member: Member) -> Te
     found = []
     for image in maps[:, index_of(member, maps)].flatten(2):
         rows = torch.linalg.qr(image.T).R.T  # the same singular values, in no more columns than rows
-        without = rows * (1 - torch.eye(len(rows), device=rows.device, dtype=rows.dtype)).unsqueeze(2)
-        found.append(torch.linalg.svdvals(rows).sum() - torch.linalg.svdvals(without).sum(dim=1))
+        one_out = 1 - torch.eye(len(rows), device=rows.device, dtype=rows.dtype)
+        parts = one_out.split(max(1, CHIP_VALUES // rows.numel()))  # bounded memory
+        without = torch.cat([torch.linalg.svdvals(rows * part.unsqueeze(2)).sum(dim=1) for part in parts])
+        found.append(torch.linalg.svdvals(rows).sum() - without)
     return torch.stack(found, dim=1).double()
 
 

@@ -44,12 +44,13 @@ def one_pass(calibration: Calibration, needs: frozenset[str]) -> Found:
     recorders = [make(calibration, needs) for names, make in kinds if names & needs]
     backward = bool(needs & BACKWARD)
     try:
-        for batch in track(calibration.batches, "collecting statistics", shown=calibration.progress):
+        batches = track(calibration.batches, "collecting statistics", shown=calibration.progress)
+        for number, batch in enumerate(batches):
             for recorder in recorders:
                 recorder.begin(count_samples(batch))
             with torch.set_grad_enabled(backward):
                 if backward:
-                    calibration.loss_of(batch).backward()
+                    calibration.loss_of(batch, number).backward()
                 else:
                     calibration.run(batch)
             for recorder in recorders:

@@ -15,8 +15,8 @@ STATISTICS = {
     # read off the weights
     "weight": "(filters, k): the filters of a convolution or linear layer, flattened",
     "out_weight": "(filters, k): the weights by which a next layer multiplies the filter's channel",
-    "scale": "(filters,): the normalisation's scale, gamma",
-    "shift": "(filters,): the normalisation's shift, beta",
+    "scale": "(filters,): the size of the normalisation's scale, |gamma|, mean over a filter's uses",
+    "shift": "(filters,): the size of the normalisation's shift, |beta|, mean over a filter's uses",
     "filter_flops": "(filters,): multiply-adds that go with one filter of the group",
     "noise": "(filters,): uniform noise from the seed",
     # one pass: forward, and backward where a gradient is asked for
@@ -30,7 +30,7 @@ STATISTICS = {
     "gradient": "(filters, k): dL/dweight, mean over the images",
     "gradient_square": "(filters, k): the square of one image's dL/dweight, mean over the images",
     "output_square": "(filters,): the square of the layer's output without its bias, mean over images and positions",
-    "output_gradient_square": "(filters,): the square of one image's dL/doutput, mean over images and positions",
+    "output_gradient_square": "(filters,): one image's (dL/doutput)^2, summed over positions, mean over images",
     # a pass of their own
     "hessian_gradient": "(filters, k): the loss's Hessian times its gradient (a second backward pass)",
     "flow_gradient": "(filters, k): dR/d|weight| of the network of absolute weights, R its output for ones",

@@ -25,9 +25,9 @@ def hessian_gradient(calibration: Calibration, needs: frozenset[str]) -> Found:
     """
     total: dict[str, Tensor] = {}
     parameters = {n: p for n, p in calibration.network.named_parameters() if n in calibration.gradients}
-    for batch in track(calibration.batches, "Hessian times gradient", shown=calibration.progress):
+    for number, batch in enumerate(track(calibration.batches, "Hessian times gradient", shown=calibration.progress)):
         share = count_samples(batch) / calibration.samples
-        first = torch.autograd.grad(calibration.loss_of(batch), list(parameters.values()), create_graph=True)
+        first = torch.autograd.grad(calibration.loss_of(batch, number), list(parameters.values()), create_graph=True)
         product = torch.stack([(g * calibration.gradients[n]).sum() for n, g in zip(parameters, first, strict=True)])
         try:
             second = torch.autograd.grad(product.sum(), list(parameters.values()), allow_unused=True)

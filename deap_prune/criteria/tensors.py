@@ -25,7 +25,7 @@ def read_weights(calibration: Calibration, needs: frozenset[str]) -> Found:
             for member in group.layers(role):
                 rows = filter_rows(network, member, name)
                 if rows is not None:
-                    add(found, group, need, rows if need == "weight" else rows.mean(dim=1), member)
+                    add(found, group, need, rows if need == "weight" else rows.abs().mean(dim=1), member)
         for member in group.layers("reader") if "out_weight" in needs else ():
             columns = _rows(network, member, "weight", "in")
             if columns is not None:

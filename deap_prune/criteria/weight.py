@@ -76,6 +76,7 @@ def lamp(weight: Tensor) -> Tensor:
     """
     ascending, order = weight.square().sum(dim=1).sort()
     left = ascending.flip(0).cumsum(dim=0).flip(0)
+    left = left[torch.searchsorted(ascending, ascending)]  # equal norms have equal scores
     return torch.empty_like(left).index_copy(0, order, ascending / left.clamp_min(1e-30))
 
 
@@ -93,7 +94,9 @@ def out_l1(out_weight: Tensor) -> Tensor:
 
 
 def _cosines(rows: Tensor) -> Tensor:
-    """|cos| between rows, 0 with itself and beside a row of zeros."""
-    unit = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-30)
-    near = (unit @ unit.T).abs()
+    """|cos| between rows, 0 with itself; a row of zeros, which is no loss, is like every other (1)."""
+    norms = rows.norm(dim=1, keepdim=True)
+    unit = rows / norms.clamp_min(1e-30)
+    dead = norms == 0
+    near = (unit @ unit.T).abs().masked_fill(dead | dead.T, 1.0)
     return near.fill_diagonal_(0)

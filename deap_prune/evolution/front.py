@@ -305,7 +305,7 @@ def best_per_bin(evaluate: Any, *, bins: int = 20) -> list[Solution]:
     "Illuminating search spaces by mapping elites" (arXiv 1504.04909). Parts without a network are left out.
 
     Args:
-        evaluate: An evaluator that a search has used (``result.evaluator``).
+        evaluate: The evaluator that drove a search (``result.fitness``).
         bins: Equal parts of [0, 1], the kept share of the FLOPs.
 
     Raises:

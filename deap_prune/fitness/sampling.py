@@ -123,8 +123,11 @@ def full_precision() -> Iterator[None]:
     """fp32 means fp32: TF32 off, and deterministic cuDNN choices, so that a resumed run judges alike."""
     cudnn = torch.backends.cudnn
     before = (cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic)
+    products = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
     cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = False, False, True
     try:
         yield
     finally:
         cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = before
+        torch.set_float32_matmul_precision(products)

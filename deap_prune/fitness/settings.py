@@ -74,6 +74,8 @@ class Settings:
         if self.racing is not None:
             if not 0.5 < self.racing < 1:
                 raise ConfigError(f"racing is {self.racing}; give a confidence between 0.5 and 1, such as 0.99")
+            if any(o.of_network for o in found):
+                raise ConfigError(f"racing knows nothing of what is measured on a network; objectives is {names!r}")
             on_data = [o for o in found if o.batch is not None]
             if len(on_data) != 1 or on_data[0].finish is not Objective.finish:
                 raise ConfigError(

@@ -150,6 +150,9 @@ def solve(square: Tensor, target: Tensor, ridge: float) -> tuple[Tensor, Tensor]
     Returns:
         x, and r of shape (blocks, 1, 1); where no r makes A definite (values that are not finite), x is 0.
     """
+    if square.dtype in (torch.float16, torch.bfloat16):  # for which there is no Cholesky factorisation
+        x, r = solve(square.float(), target.float(), ridge)
+        return x.to(target), r.to(target)
     diagonal = square.diagonal(dim1=1, dim2=2)
     scale = diagonal.mean(dim=1, keepdim=True).clamp_min(torch.finfo(square.dtype).tiny ** 0.5)
     added = torch.zeros_like(scale)

@@ -160,6 +160,7 @@ def _look(
         genome, evaluator, scores = prepare(
             work.model, work.example, work.calibration, work.validation, work.config.search, progress=progress
         )
+        evaluator = evaluator.in_full(refine=bool(front.settings.get("refine")))  # judged as the front was
     space, clusters = evaluator.space, genome.clusters
     for solution in front:
         space.kept(solution.masks)  # the front is this network's, or an error that says what differs

@@ -28,6 +28,9 @@ def masked(
 ) -> Iterator[nn.Module]:
     """The network at full size, its pruned channels ignored by every layer that reads them; undone at the end.
 
+    A backward pass belongs inside: autograd reads the weights when it runs, and after the block they are whole again.
+    Layers that look at all their channels (LayerNorm, GroupNorm, ...) run as narrowed copies, and get no gradients.
+
     Args:
         model: The network that was traced, wrapped or not, on any device.
         space: Its space.
@@ -74,7 +77,7 @@ def masked(
             if part is None:
                 tensor.data = original
             else:
-                tensor.data[part] = original
+                tensor.data[part] = original.to(tensor)
         for layer, own in reversed(replaced):
             vars(layer).pop("forward", None)
             if own is not None:
@@ -124,7 +127,8 @@ def _run_narrowed(layer: nn.Module, donor: nn.Module | None, spec: LayerSpec, in
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         index = torch.as_tensor(ins, device=x.device)
-        narrow = small(x.index_select(dim, index), *args, **kwargs)
+        small.train(layer.training)
+        narrow = small.forward(x.index_select(dim, index), *args, **kwargs)  # hooks run once, around the whole layer
         shape = list(narrow.shape)
         shape[dim] = spec.out_channels
         return narrow.new_zeros(shape).index_copy_(dim % x.dim(), torch.as_tensor(outs, device=x.device), narrow)

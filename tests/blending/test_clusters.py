@@ -153,3 +153,17 @@ def test_messages() -> None:
             dp.cluster(one_group(a=[1, 2]), n_clusters=n)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="no chosen criterion applies to 'g'; add one on weights, such as 'l2'"):
         dp.cluster(Table({"g": {}}))
+
+
+def test_ties_do_not_draw_criteria_together() -> None:
+    """A criterion with many ties joins the one that it agrees with, not another one with many ties."""
+    rng = np.random.default_rng(0)
+    together = apart = 0
+    for _ in range(10):
+        a, b, c = rng.random((3, 64))
+        tied = {"tied_a": np.where(a < 0.8, 0.0, a), "tied_b": np.where(b < 0.8, 0.0, b)}
+        labels = dp.cluster(Table({"g": {"a": a, "b": b, "c": c, **tied}}), n_clusters=3)["g"].members
+        home = {name: k for k, members in enumerate(labels) for name in members}
+        together += home["tied_a"] == home["a"] and home["tied_b"] == home["b"]
+        apart += home["tied_a"] != home["tied_b"]
+    assert together >= 8 and apart >= 8

@@ -275,7 +275,7 @@ def obd_c(net: nn.Module, data: Data) -> np.ndarray:
     for i in range(len(x)):
         made = net[0](x[[i]]).detach().requires_grad_()
         gradient = torch.autograd.grad(F.cross_entropy(net[1:](made), y[[i]]), made)[0]
-        s += gradient.square().mean(dim=(0, 2, 3)) / len(x)
+        s += gradient.square().sum(dim=(0, 2, 3)) / len(x)
     w = net[0].weight.detach().flatten(1)
     return (s * torch.einsum("ij,jk,ik->i", w, a, w) / 2).numpy()
 

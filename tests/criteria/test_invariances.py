@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from helpers import assert_unchanged, prepared, snapshot
 from networks import NETWORKS
 from plain import batches, conv_net
+from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -284,3 +285,38 @@ def test_loss_of_the_users() -> None:
         for loss in (F.cross_entropy, lambda out, y: F.mse_loss(out, F.one_hot(y, 4).float()))
     )
     assert not np.allclose(a["snip"], b["snip"]) and not np.allclose(a["oracle"], b["oracle"])
+
+
+def test_without_labels_small_batches_say_the_same() -> None:
+    """Every batch has noise of its own: with the same for all, the mean over batches would not settle."""
+    torch.manual_seed(0)
+    head = (nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+    net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), *head)
+    x = torch.randn(256, 3, 8, 8)
+    space = dp.trace(net, x[:1])
+    splits = ([(x[i : i + size], None) for i in range(0, 256, size)] for size in (256, 4))
+    tables = [dp.score(net, space, data, criteria=("group_fisher",), labels=False) for data in splits]
+    whole, small = (table["0"]["group_fisher"] for table in tables)
+    assert spearmanr(whole, small).statistic > 0.6
+
+
+def test_a_dead_weight_comes_last() -> None:
+    """A filter of zeros is no loss, whatever it is compared by."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    with torch.no_grad():
+        net[0].weight[5] = 0
+    space = dp.trace(net, torch.randn(1, 3, 8, 8))
+    names = ("l1", "l2", "fpgm", "fermat", "cosine", "whc", "lamp", "svd")
+    table = dp.score(net, space, None, criteria=("correlation", *names[:2], *names[4:]))
+    for name, scores in table["0"].items():
+        assert scores.argmin() == 5, name
+
+
+def test_signs_do_not_cancel_over_the_uses_of_a_filter() -> None:
+    """A depthwise layer with two channels a filter: shifts of both signs are shifts all the same."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 3, groups=4), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1))
+    with torch.no_grad():
+        net[2].bias.copy_(torch.tensor([1.0, -1, 2, -2, 3, -3, 4, -4]))
+    space = dp.trace(net, torch.randn(1, 3, 8, 8))
+    table = dp.score(net, space, None, criteria=("bn_shift",))
+    np.testing.assert_allclose(table["0"]["bn_shift"], [1, 2, 3, 4])

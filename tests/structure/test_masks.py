@@ -229,6 +229,15 @@ def test_masked_is_undone_after_an_error() -> None:
         assert_unchanged(model, before)
 
 
+def test_a_cast_inside_a_mask_does_not_stop_its_undoing() -> None:
+    model, _, space, _, _ = prepared("residual")
+    model = copy.deepcopy(model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with dp.masked(model, space, dp.Masks.random(space, seed=1)):
+        model.double()
+    assert all(torch.equal(value.float(), before[name].float()) for name, value in model.state_dict().items())
+
+
 def test_masked_nests() -> None:
     """A mask inside a mask prunes both, and each is undone on its own."""
     _, _, space, random, call = prepared("resnet20_a")
