@@ -93,7 +93,9 @@ def test_errors(small, tmp_path, monkeypatch):
         dp.export(Unfollowable(), images, tmp_path, formats=("torch",))
     module, found = sys.modules["deap_prune.export"], importlib.util.find_spec
     monkeypatch.setattr(module, "find_spec", lambda name: None if name == "onnxruntime" else found(name))
-    with pytest.raises(ExportError, match=r"ONNX needs (onnx, onnxscript, )?onnxruntime: pip install 'deap-prune\[onnx\]'"):
+    with pytest.raises(
+        ExportError, match=r"ONNX needs (onnx, onnxscript, )?onnxruntime: pip install 'deap-prune\[onnx\]'"
+    ):
         dp.export(network, images, tmp_path, formats=("onnx",))
     assert list(tmp_path.iterdir()) == []
 
