@@ -1,28 +1,41 @@
-"""What the options of a search mean for its loop: variation, ways to end early, workers."""
+"""What the options of a search mean for its loop: operators, variation, ways to end early, workers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from deap import base
 
+from deap_prune.blending.baselines import AnyGenome
 from deap_prune.config import SearchConfig
-from deap_prune.errors import ConfigError
-from deap_prune.evolution.algorithms import Variation, Vary
+from deap_prune.evolution.algorithms import Loop, Variation, Vary
 from deap_prune.evolution.distributed import RayMap, ray_map
-from deap_prune.evolution.generation import Generation
+from deap_prune.evolution.generation import Callback, Generation
+from deap_prune.evolution.operators import CROSSOVERS, MUTATIONS
 from deap_prune.evolution.stops import MaxEvaluations, MaxSeconds, Patience, Target
+from deap_prune.evolution.toolbox import BlendProblem, make_toolbox
 from deap_prune.fitness.evaluator import Evaluator
+from deap_prune.generations import Guard, NextGeneration, PreScreen
 
 
-def ray_workers(address: str | None, evaluator: Evaluator) -> RayMap | None:
-    """Workers on Ray, with the threads of this process: one a GPU, or one for so many cores."""
+def ray_workers(address: str | None, evaluator: Evaluator) -> AbstractContextManager[RayMap | None]:
+    """Workers on Ray with the threads of this process, one a GPU or one for so many cores; None without an address."""
     if address is None:
-        return None
-    if evaluator.options.sampling.redraw or evaluator.options.racing is not None:
-        raise ConfigError("redraw and racing follow the run from generation to generation: leave them out with --ray")
+        return nullcontext()
     threads, gpus = torch.get_num_threads(), float(evaluator.device.type == "cuda")
     return ray_map(evaluator, address=address, threads=threads, cpus=threads, gpus=gpus)
+
+
+def option_toolbox(genome: AnyGenome, evaluator: Evaluator, options: SearchConfig) -> base.Toolbox:
+    """The toolbox with the options' operators; from here on the run's randomness is its seed's."""
+    torch.manual_seed(options.seed)
+    toolbox = make_toolbox(genome, evaluator, seed=options.seed, indpb=options.indpb, sigma=options.sigma)
+    toolbox.register("mate", CROSSOVERS[options.mate], layout=genome.layout)
+    step = {} if options.mutate == "mutBlendCandidates" else {"sigma": options.sigma}
+    toolbox.register("mutate", MUTATIONS[options.mutate], layout=genome.layout, indpb=options.indpb, **step)
+    return toolbox
 
 
 def variation(options: SearchConfig, vary: Vary | None = None) -> Variation:
@@ -51,3 +64,28 @@ def stops(options: SearchConfig, evaluator: Evaluator) -> list[Callable[[Generat
         several = len(evaluator.names) > 1
         found.append(Patience(options.stall, "hypervolume" if several else name, several or upwards))
     return found
+
+
+def evolve(
+    toolbox: base.Toolbox,
+    problem: BlendProblem,
+    evaluator: Evaluator,
+    options: SearchConfig,
+    callbacks: Sequence[Callback],
+    state: Generation | None,
+) -> Generation:
+    """The last generation; from the first on, or from where the run stopped."""
+    screen = PreScreen(evaluator, problem, options.prescreen) if options.prescreen > 1 else None
+    loop = Loop(
+        options.algorithm,
+        toolbox,
+        variation(options, screen),
+        callbacks,
+        stops(options, evaluator),
+        options.reference,
+        options.fresh_duplicates,
+        begin=NextGeneration(evaluator, problem),
+    )
+    if state is not None:  # a guard may have ended the run before it was stopped
+        state.stop = any(hook.is_patient_no_more(state) for hook in callbacks if isinstance(hook, Guard))
+    return loop.run(state or loop.start(options.population), options.generations)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,16 @@ from deap_prune.blending.decoding import check_budget
 from deap_prune.config import Config, SearchConfig, dump_config, load_config, validated
 from deap_prune.criteria.table import ScoreTable, score
 from deap_prune.errors import RunError
-from deap_prune.evolution.algorithms import ALGORITHMS, Loop
+from deap_prune.evolution.algorithms import ALGORITHMS
 from deap_prune.evolution.checkpoint import Checkpoints
 from deap_prune.evolution.front import ParetoFront, Solution
 from deap_prune.evolution.generation import Callback, Generation
-from deap_prune.evolution.operators import CROSSOVERS, MUTATIONS
 from deap_prune.evolution.randomness import random_states, restore_random_states
-from deap_prune.evolution.toolbox import BlendProblem, make_toolbox
+from deap_prune.evolution.toolbox import BlendProblem
 from deap_prune.files import write_text
 from deap_prune.fitness.evaluator import Evaluator
-from deap_prune.generations import Guard, NextGeneration, PreScreen, final_front, hold_out
-from deap_prune.loops import ray_workers, stops, variation
+from deap_prune.generations import Guard, final_front, hold_out
+from deap_prune.loops import evolve, option_toolbox, ray_workers
 from deap_prune.progress import SearchBar
 from deap_prune.runs import cache_journal, fingerprint, unpack_cache, write_history, write_result, write_versions
 from deap_prune.structure.inputs import Inputs
@@ -205,49 +204,29 @@ def _run(
     """Both doors lead here: with a checkpoint in the folder the run goes on from it."""
     before, threads = random_states(), torch.get_num_threads()
     config = _resolved(config)
+    options = config.search
     calibration, validation = _keep(calibration), _keep(validation)
     try:
-        torch.set_num_threads(config.search.threads or threads)
+        torch.set_num_threads(options.threads or threads)
         genome, evaluator, scores = prepare(
-            model, example_inputs, calibration, validation, config.search, forward=forward, progress=progress
+            model, example_inputs, calibration, validation, options, forward=forward, progress=progress
         )
-        options, problem = config.search, BlendProblem(genome, evaluator)
-        guard = Guard(evaluator, problem, options.patience, options.reference) if options.guard else None
-        torch.manual_seed(options.seed)
-        toolbox = make_toolbox(genome, evaluator, seed=options.seed, indpb=options.indpb, sigma=options.sigma)
-        toolbox.register("mate", CROSSOVERS[options.mate], layout=genome.layout)
-        step = {} if options.mutate == "mutBlendCandidates" else {"sigma": options.sigma}
-        toolbox.register("mutate", MUTATIONS[options.mutate], layout=genome.layout, indpb=options.indpb, **step)
+        problem, toolbox = BlendProblem(genome, evaluator), option_toolbox(genome, evaluator, options)
         begin_warm(toolbox, problem, options, folder)
-        state, hooks = None, list(callbacks) if guard is None else [*callbacks, guard]
-        if folder is not None:
-            identity = fingerprint(model, options, calibration, validation)
-            checkpoints = Checkpoints(
-                folder,
-                identity,
-                lambda: {"candidates": evaluator.counters.candidates},
-                cache_journal(folder, evaluator),
-            )
-            state = _open_folder(folder, checkpoints, config, evaluator, problem)
-            if state is not None and guard is not None:
-                state.stop = guard.is_patient_no_more(state)
-            hooks += [checkpoints, lambda state: write_history(folder, state.logbook)]
-        screen = PreScreen(evaluator, problem, options.prescreen) if options.prescreen > 1 else None
-        workers = ray_workers(ray, evaluator)
-        with workers or nullcontext(), SearchBar(options.generations, evaluator, shown=progress) as bar:
-            loop = Loop(
-                options.algorithm,
-                toolbox,
-                variation(options, screen),
-                [*hooks, bar],
-                stops(options, evaluator),
-                options.reference,
-                options.fresh_duplicates,
-                begin=NextGeneration(evaluator, problem),
-            )
+        hooks, state = list(callbacks), None
+        if options.guard:
+            hooks.append(Guard(evaluator, problem, options.patience, options.reference))
+        with ray_workers(ray, evaluator) as workers, SearchBar(options.generations, evaluator, shown=progress) as bar:
             if workers is not None:
                 toolbox.register("map", workers)
-            state = loop.run(state or loop.start(options.population), options.generations)
+            if folder is not None:
+                identity = fingerprint(model, options, calibration, validation)
+                checkpoints = Checkpoints(
+                    folder, identity, partial(_counted, evaluator), cache_journal(folder, evaluator)
+                )
+                state = _open_folder(folder, checkpoints, config, evaluator, problem)
+                hooks += [checkpoints, lambda state: write_history(folder, state.logbook)]
+            state = evolve(toolbox, problem, evaluator, options, [*hooks, bar], state)
         front, judge = final_front(problem, evaluator, state, refine=options.refine)
         result = Result(front, state.logbook, genome.space, scores, genome.clusters, judge, evaluator, genome)
         if folder is not None:
@@ -256,6 +235,11 @@ def _run(
     finally:
         restore_random_states(before)
         torch.set_num_threads(threads)
+
+
+def _counted(evaluator: Evaluator) -> dict[str, int]:
+    """What a checkpoint keeps of the evaluator, beside its cache."""
+    return {"candidates": evaluator.counters.candidates}
 
 
 def _open_folder(
