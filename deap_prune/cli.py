@@ -230,14 +230,15 @@ def export(
 @_command
 def report(
     run: RunPath,
-    singles: Annotated[int, typer.Option(help="Budgets at which every single criterion is judged; 0: none.")] = 6,
+    singles: Annotated[int, typer.Option(help="Budgets at which single criteria and baselines are judged.")] = 6,
     network: Annotated[bool, typer.Option(help="Open the config's network and data, which imports code.")] = True,
+    beside: Annotated[list[Path] | None, typer.Option(help="Another run, drawn on the same axes (repeat).")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Write a run's report.html (one page, opened in any browser), and its pictures as PNG and SVG in RUN/report."""
     from deap_prune.report import report as write
 
-    path = write(run, singles=singles, network=network, progress=not quiet)
+    path = write(run, singles=singles, network=network, beside=beside or (), progress=not quiet)
     out.print(_plain(f"{path}, pictures in {run / 'report'}"), soft_wrap=True)
 
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from deap_prune.blending.clusters import CriteriaClusters
 from deap_prune.evolution.front import ParetoFront
 
-INK, BLUE, ORANGE = "#1b1f24", "#1f6feb", "#d9622b"
+INK, BLUE = "#1b1f24", "#1f6feb"
+OTHERS = ("#d9622b", "#7a3fd0", "#1a7f43")
 
 
 def plot_front(
@@ -40,10 +41,9 @@ def plot_front(
     x = [s.values[second] for s in front]
     y = [s.values[first] for s in front]
     axes.plot(x, y, "o-", color=BLUE, ms=4.5, lw=1.2, label="blends (front)", zorder=3)
-    for name, values in (points or {}).items():
-        axes.plot(
-            [v[1] for v in values], [v[0] for v in values], "x", color=ORANGE, ms=4.5, mew=1.1, alpha=0.8, label=name
-        )
+    for number, (name, values) in enumerate((points or {}).items()):
+        style: Any = {"marker": "x+1234"[number % 6], "color": OTHERS[number % len(OTHERS)], "label": name}
+        axes.plot([v[1] for v in values], [v[0] for v in values], ls="", ms=4.5, mew=1.1, alpha=0.8, **style)
     dense = front.dense.get("values", {})
     if first in dense and second in dense:
         axes.plot(dense[second], dense[first], "s", color=INK, ms=6, label="dense network", zorder=4)
@@ -61,8 +61,8 @@ def plot_front(
 def plot_agreement(clusters: CriteriaClusters, path: str | Path, *, title: str = "", columns: int = 8) -> None:
     """Draw Spearman's rho between criteria: the mean over the network large, and every layer small below it.
 
-    Criteria that agree stand side by side (the order of a hierarchical clustering of the means); a criterion that does
-    not apply to a layer is left blank there.
+    Criteria that agree stand side by side (the order of a hierarchical clustering of the means); what does not apply
+    to a layer, or never meets in one, is left blank.
 
     Args:
         clusters: What ``dp.cluster`` found.
@@ -76,18 +76,21 @@ def plot_agreement(clusters: CriteriaClusters, path: str | Path, *, title: str =
     names, mean = clusters.correlation()
     order = _side_by_side(mean)
     rows = -(-len(clusters.groups) // columns)
-    side = 1.6 + 0.3 * len(names)
-    figure = Figure(figsize=(max(side + 1, 7), side + 1.15 * rows), dpi=120, layout="constrained")
+    side = 1.6 + 0.34 * len(names)
+    figure = Figure(figsize=(max(side + 1, 7), side + 1.15 * rows), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     halves: Any = figure.subfigures(2, 1, height_ratios=(side, 1.15 * rows))
     above, below = halves
     axes = above.add_subplot()
-    image = _heat(axes, mean[np.ix_(order, order)])
-    axes.set_xticks(range(len(order)), [names[i] for i in order], rotation=90, fontsize=7)
-    axes.set_yticks(range(len(order)), [names[i] for i in order], fontsize=7)
-    axes.set_title(
-        f"{title}: Spearman's rho, mean over {len(clusters.groups)} layers", loc="left", fontsize=9, color=INK
-    )
+    shown = mean[np.ix_(order, order)]
+    image = _heat(axes, shown)
+    axes.set_xticks(range(len(order)), [names[i] for i in order], rotation=90, fontsize=7, color=INK)
+    axes.set_yticks(range(len(order)), [names[i] for i in order], fontsize=7, color=INK)
+    for (i, j), rho in np.ndenumerate(shown):
+        if np.isfinite(rho):
+            axes.text(j, i, f"{rho:.2f}", ha="center", va="center", fontsize=5, color="w" if abs(rho) > 0.6 else INK)
+    what = f"Spearman's rho, mean over {len(clusters.groups)} layers"
+    axes.set_title(f"{title}: {what}" if title else what, loc="left", fontsize=9, color=INK)
     above.colorbar(image, ax=axes, shrink=0.7)
     panels = below.subplots(rows, columns, squeeze=False)
     for panel in panels.flat:
@@ -104,16 +107,16 @@ def plot_agreement(clusters: CriteriaClusters, path: str | Path, *, title: str =
 
 
 def _heat(axes: Any, values: NDArray[np.float64]) -> Any:
-    return axes.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+    return axes.imshow(values, cmap="PuOr_r", vmin=-1, vmax=1, interpolation="nearest")
 
 
 def _side_by_side(rho: NDArray[np.float64]) -> list[int]:
-    """Order in which what agrees is near each other."""
+    """Order in which what agrees is near each other; what never meets counts as unrelated."""
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import squareform
 
     if len(rho) < 3:
         return list(range(len(rho)))
-    distance = 1 - (rho + rho.T) / 2
+    distance = 1 - np.nan_to_num((rho + rho.T) / 2)
     np.fill_diagonal(distance, 0.0)
     return [int(i) for i in leaves_list(linkage(squareform(np.clip(distance, 0, 2)), "average", optimal_ordering=True))]

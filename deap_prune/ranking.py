@@ -155,5 +155,6 @@ def _matrix(clusters: CriteriaClusters) -> str:
     ]
     for i, name in enumerate(names):
         cells = (rho[i, j] if j >= i else overlap[i, j] for j in range(len(names)))
-        lines.append(f"{i + 1:3d} {name:18s}" + "".join(f"{value:6.2f}" for value in cells))
+        texts = ("     -" if np.isnan(value) else f"{value:6.2f}" for value in cells)  # -: never in one layer
+        lines.append(f"{i + 1:3d} {name:18s}" + "".join(texts))
     return "\n".join(lines)

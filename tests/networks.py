@@ -339,6 +339,24 @@ class Flip(nn.Module):
         return F.relu(self.conv2(F.relu(self.conv1(x)).flip(1)))
 
 
+class Keywords(nn.Module):
+    """Layers that are called by keyword, one of them (which reads two tensors) in another order than it takes them."""
+
+    def __init__(self, *, named: bool = True) -> None:
+        super().__init__()
+        self.named = named
+        self.conv1, self.norm, self.conv2 = conv(6, 8), nn.GroupNorm(1, 8), conv_bn(8, 9)
+        self.points = zoo.ContinuousConv(9, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.cartesian_prod(torch.arange(x.shape[2]), torch.arange(x.shape[3])).to(x).expand(len(x), -1, -1)
+        if not self.named:
+            y = self.conv2(F.relu(self.norm(self.conv1(x))))
+            return F.relu(self.points(F.relu(y).flatten(2), places)).unsqueeze(3)
+        y = self.conv2[1](input=self.conv2[0](input=F.relu(self.norm(input=self.conv1(input=x)))))
+        return F.relu(self.points(points=places, x=F.relu(y).flatten(2))).unsqueeze(3)
+
+
 IMAGE = (1, 3, 8, 8)
 
 NETWORKS: dict[str, Callable[[], Example]] = {
@@ -366,6 +384,7 @@ NETWORKS: dict[str, Callable[[], Example]] = {
         TwoInputs(), {"image": torch.randn(1, 3, 8, 8), "depth": torch.randn(1, 1, 8, 8), "gain": 0.5}
     ),
     "tied_weights": lambda: Example(Head(TiedWeights(), 6, 4), torch.randn(IMAGE)),
+    "keywords": lambda: Example(Head(Keywords(), 6, 7), torch.randn(IMAGE)),
     "flip": lambda: Example(Head(Flip(), 6, 4), torch.randn(IMAGE)),
     "digits_resnet": lambda: Example(zoo.digits_resnet(), torch.randn(1, 1, 8, 8)),
     "resnet20_a": lambda: Example(zoo.resnet20(10, "A"), torch.randn(1, 3, 16, 16)),

@@ -11,10 +11,13 @@ import pytest
 from typer.testing import CliRunner
 
 import deap_prune as dp
+from deap_prune.blending.baselines import Table, borda
 from deap_prune.cli import app
 from deap_prune.errors import RunError
+from deap_prune.plot import plot_agreement
+from deap_prune.ranking import _matrix
 from deap_prune.report.facts import blend_of, gather
-from deap_prune.report.page import render
+from deap_prune.report.page import _finite, render
 
 PICTURES = ("agreement", "blends", "front", "kept", "progress")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -85,6 +88,46 @@ def test_single_criteria_are_judged_as_the_blends_were(copy, run):
     masks = genome.decode(genome.single(one.criterion))
     assert (one.flops, one.params) == (dp.flops(result.space, masks), dp.params(result.space, masks))
     assert tuple(one.values.values()) == result.evaluator(masks)
+
+
+def test_baselines_are_random_filters_and_the_mean_rank(copy, run):
+    _, result = run
+    found = gather(copy, result=result, singles=2, network=True, progress=False).insight.baselines
+    assert {s.criterion for s in found} == {"random filters", "borda"}
+    one = next(s for s in found if s.criterion == "borda")
+    share = min(s.flops for s in result.front) / result.space.flops
+    genome = borda(result.space, result.scores, result.clusters, allocation="uniform", max_flops=share)
+    masks = genome.decode(genome.single("borda"))
+    assert one.flops == dp.flops(result.space, masks) and tuple(one.values.values()) == result.evaluator(masks)
+
+
+def test_other_runs_on_the_same_axes(copy, run, tmp_path):
+    other = Path(shutil.copytree(run[0], tmp_path / "legr"))
+    options = ["--no-network", "--quiet", "--beside", str(other)]
+    done = CliRunner().invoke(app, ["report", str(copy), *options])
+    assert done.exit_code == 0, done.output
+    (beside,) = content(copy / "report.html")["beside"]
+    assert beside["name"] == "legr" and [s["flops"] for s in beside["solutions"]] == [s.flops for s in run[1].front]
+    front = json.loads((other / "front.json").read_text())
+    for change, message in (
+        ({"dense": {**front["dense"], "flops": 7}}, "of a network of 7 multiply-adds"),
+        ({"objectives": front["objectives"][:1]}, "has the objectives accuracy, not accuracy, flops"),
+    ):
+        (other / "front.json").write_text(json.dumps({**front, **change}))
+        with pytest.raises(RunError, match=message):
+            dp.report(copy, network=False, beside=[other])
+
+
+def test_criteria_that_never_meet_are_blank(tmp_path):
+    """Not 0: nothing was measured."""
+    up = np.arange(4.0)
+    clusters = dp.cluster(Table({"g": {"a": up, "b": up, "d": -up}, "h": {"a": up, "c": up}}))
+    assert _finite(clusters.correlation()[1].tolist())[1][3] is None
+    line = next(line for line in _matrix(clusters).splitlines() if line.split()[1:2] == ["b"])
+    assert line.split()[2:] == ["1.00", "1.00", "-1.00", "-"]
+    plot_agreement(clusters, tmp_path / "agreement.svg")
+    text = (tmp_path / "agreement.svg").read_text(encoding="utf-8")
+    assert "<!-- 1.00 -->" in text and "nan" not in text
 
 
 def test_blends_are_what_ranks_the_filters(run):

@@ -73,7 +73,7 @@ class CriteriaClusters:
         return self.groups[group]
 
     def correlation(self) -> tuple[tuple[str, ...], NDArray[np.float64]]:
-        """Criteria, and Spearman's rho between them, averaged over the groups where both apply (0 where none is)."""
+        """Criteria, and Spearman's rho between them, averaged over the groups where both apply (NaN where none is)."""
         return self._mean({name: group.correlation for name, group in self.groups.items()})
 
     def overlap(self, share: float = 0.5) -> tuple[tuple[str, ...], NDArray[np.float64]]:
@@ -95,7 +95,7 @@ class CriteriaClusters:
             index = np.ix_([at[n] for n in group.criteria], [at[n] for n in group.criteria])
             total[index] += tables[name]
             count[index] += 1
-        return names, total / np.maximum(count, 1)
+        return names, np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
 
     def __str__(self) -> str:
         return "\n".join(

@@ -13,6 +13,7 @@ from torch.nn.utils import skip_init
 
 from deap_prune.criteria.calibration import Calibration, Found, add, channel_maps, floats, gathers, index_of
 from deap_prune.progress import track
+from deap_prune.structure.inputs import Call, in_order
 from deap_prune.structure.layers import describe_layer
 
 IMAGES = 256  # on which filters are closed one by one
@@ -126,11 +127,12 @@ class _Block(nn.Module):
 def reading(network: nn.Module, changes: Mapping[str, Change]) -> Iterator[None]:
     """Layers read something else, as long as the context lasts: name of the layer to a function of (layer, input)."""
 
-    def hook(layer: nn.Module, args: tuple[Any, ...], *, change: Change) -> tuple[Any, ...]:
-        return (change(layer, args[0]), *args[1:])
+    def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, change: Change) -> Call:
+        (x, *others), named = in_order(layer, args, kwargs)
+        return (change(layer, x), *others), named
 
     handles = [
-        network.get_submodule(name).register_forward_pre_hook(partial(hook, change=change))
+        network.get_submodule(name).register_forward_pre_hook(partial(hook, change=change), with_kwargs=True)
         for name, change in changes.items()
     ]
     try:

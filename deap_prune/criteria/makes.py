@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
+from torch.utils._pytree import tree_map
 from torch.utils.hooks import RemovableHandle
 
 from deap_prune.criteria.calibration import (
@@ -22,8 +23,12 @@ from deap_prune.criteria.calibration import (
     unhooked,
 )
 from deap_prune.criteria.tensors import filter_rows
+from deap_prune.structure.inputs import in_order
 
 CHUNK = 2**25  # numbers that per-image gradients may take at once
+
+Made = tuple[tuple[Any, ...], dict[str, Any], Tensor]
+"""Arguments of a layer's call, by place and by name, and the gradient of its output."""
 
 MADE = frozenset({"gradient_square", "output_square", "output_gradient_square"})
 
@@ -36,21 +41,22 @@ class Makes:
         self.sums: dict[tuple[str, str], Tensor] = {}
         self.counts: Counter[tuple[str, str]] = Counter()
         self._open: Counter[str] = Counter()  # calls whose gradient is still to come
-        self._calls: dict[str, list[tuple[Any, ...]]] = {}
+        self._calls: dict[str, list[Made]] = {}
         self.handles: list[RemovableHandle] = []
         for name in sorted({m.layer for group in calibration.space.groups for m in group.layers("filter")}):
             layer = calibration.network.get_submodule(name)
-            self.handles.append(layer.register_forward_hook(self._hook(name, unhooked(layer))))
+            self.handles.append(layer.register_forward_hook(self._hook(name, unhooked(layer)), with_kwargs=True))
 
-    def _hook(self, name: str, clean: nn.Module) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
-        def hook(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    def _hook(self, name: str, clean: nn.Module) -> Callable[..., None]:
+        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
             if "output_square" in self.needs:
                 maps, bias = channel_maps(layer, output.detach()), getattr(layer, "bias", None)
                 maps = maps if bias is None else maps - bias.detach().view(1, -1, 1)
                 self._add(name, "output_square", channel_dot(maps, maps).sum(dim=0), len(maps) * maps.shape[2])
             if not output.requires_grad:
                 return
-            read, samples = tuple(a.detach() if isinstance(a, Tensor) else a for a in args), self.samples
+            call, samples = in_order(layer, args, kwargs), self.samples
+            read = tree_map(lambda a: a.detach() if isinstance(a, Tensor) else a, call)
 
             def note(gradient: Tensor) -> None:
                 if "output_gradient_square" in self.needs:
@@ -106,31 +112,33 @@ class Makes:
             handle.remove()
 
 
-def _gradient_square(layer: nn.Module, calls: list[tuple[Any, ...]], samples: int) -> Tensor:
+def _gradient_square(layer: nn.Module, calls: list[Made], samples: int) -> Tensor:
     """Sum over the images of the square of each image's weight gradient, a few images at once.
 
     Args:
         layer: Without hooks.
-        calls: What it was called with, and the gradient of its output, call by call.
+        calls: Call by call.
         samples: Images in the batch.
     """
     weight: Tensor = layer.weight.detach()  # type: ignore[operator]
 
-    def of_image(*values: Any) -> Tensor:
-        *args, gradient = values
-        pull = vjp(lambda w: functional_call(layer, {"weight": w}, tuple(args)), weight)[1]
+    def of_image(args: tuple[Any, ...], kwargs: dict[str, Any], gradient: Tensor) -> Tensor:
+        pull = vjp(lambda w: functional_call(layer, {"weight": w}, args, kwargs), weight)[1]
         return pull(gradient)[0]
 
     # What has a row an image is mapped over; another argument (points that all images share, say) is passed on.
-    rows = [[isinstance(v, Tensor) and v.dim() > 0 and len(v) == len(values[0]) for v in values] for values in calls]
-    both = list(zip(calls, rows, strict=True))
-    folded = [[by_image(v, samples) if r else v for v, r in zip(*pair, strict=True)] for pair in both]
+    folded, dims = [], []
+    for call in calls:
+        count = len(call[0][0])
+        dim = tree_map(lambda v: 0 if isinstance(v, Tensor) and v.dim() and len(v) == count else None, call)  # noqa: B023
+        folded.append(tree_map(lambda v, d: v if d is None else by_image(v, samples), call, dim))
+        dims.append(dim)
     step = max(1, CHUNK // weight.numel())
     total = torch.zeros_like(weight)
-    for start in range(0, len(folded[0][0]), step):
+    for start in range(0, len(folded[0][0][0]), step):
         gradients = []
-        for values, mapped in zip(folded, rows, strict=True):
-            chunk = [v[start : start + step] if r else v for v, r in zip(values, mapped, strict=True)]
-            gradients.append(vmap(of_image, in_dims=tuple(0 if r else None for r in mapped))(*chunk))
+        for call, dim in zip(folded, dims, strict=True):
+            few = tree_map(lambda v, d: v if d is None else v[start : start + step], call, dim)  # noqa: B023
+            gradients.append(vmap(of_image, in_dims=dim)(*few))
         total += torch.stack(gradients).sum(dim=0).square().sum(dim=0)
     return total

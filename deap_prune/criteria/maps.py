@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from deap_prune.criteria.calibration import Calibration, Found, add, channel_maps, gathers, index_of, unhooked
 from deap_prune.progress import track
+from deap_prune.structure.inputs import Call, in_order
 from deap_prune.structure.layers import describe_layer
 from deap_prune.structure.space import Member
 
@@ -18,7 +19,7 @@ IMAGES = 128  # for ranks and independence
 FEW = 16  # images at once, and images for the contributions
 DRAWN = 2048  # outputs of a layer for the contributions
 
-Look = Callable[[nn.Module, tuple[Any, ...], Member], Tensor | None]
+Look = Callable[[nn.Module, Call, Member], Tensor | None]
 
 CHIP_VALUES = 2**24  # of copies of an image's maps at a time
 
@@ -34,17 +35,17 @@ def feature_maps(calibration: Calibration, needs: frozenset[str]) -> Found:
 def contributions(calibration: Calibration, needs: frozenset[str]) -> Found:
     """What each filter alone adds to outputs of a next layer, drawn at random; the layer is linear in what it reads."""
 
-    def look(layer: nn.Module, args: tuple[Any, ...], member: Member) -> Tensor:
-        x, *rest = args
+    def look(layer: nn.Module, call: Call, member: Member) -> Tensor:
+        (x, *others), named = call
         clean, dim = unhooked(layer), _channel_dim(layer)
         nothing = torch.zeros_like(x)
-        bias = clean(nothing, *rest).flatten()
+        bias = clean(nothing, *others, **named).flatten()
         generator = torch.Generator().manual_seed(calibration.seed)
         drawn = torch.randperm(len(bias), generator=generator)[:DRAWN].to(x.device)
         rows = []
         for positions in index_of(member, x):
             alone = nothing.index_copy(dim, positions, x.index_select(dim, positions))
-            rows.append((clean(alone, *rest).flatten() - bias)[drawn])
+            rows.append((clean(alone, *others, **named).flatten() - bias)[drawn])
         return torch.stack(rows)
 
     return _look(calibration, {"contribution": look}, FEW, "contributions of filters")
@@ -59,15 +60,18 @@ def _look(calibration: Calibration, looks: dict[str, Look], images: int, title: 
         for k, member in enumerate(group.layers("reader")):
             readers.setdefault(member.layer, []).append((number, k, member))
 
-    def hook(layer: nn.Module, args: tuple[Any, ...], *, name: str) -> None:
+    def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, name: str) -> None:
+        call = in_order(layer, args, kwargs)
         for number, k, member in readers[name]:
             for need, look in looks.items():
-                value = look(layer, args, member)
+                value = look(layer, call, member)
                 if value is not None:
                     values.setdefault((number, k, need), []).append(value)
 
     layers = {name: calibration.network.get_submodule(name) for name in readers}
-    handles = [layer.register_forward_pre_hook(partial(hook, name=name)) for name, layer in layers.items()]
+    handles = [
+        layer.register_forward_pre_hook(partial(hook, name=name), with_kwargs=True) for name, layer in layers.items()
+    ]
     try:
         for batch in track(calibration.first(images, FEW), title, shown=calibration.progress):
             calibration.run(batch)
@@ -82,9 +86,9 @@ def _look(calibration: Calibration, looks: dict[str, Look], images: int, title: 
     return found
 
 
-def _ranks(layer: nn.Module, args: tuple[Any, ...], member: Member) -> Tensor | None:
+def _ranks(layer: nn.Module, call: Call, member: Member) -> Tensor | None:
     """Rank of every filter's maps, (filters, images); None where they are not two-dimensional."""
-    maps = args[0].movedim(_channel_dim(layer), 1)
+    maps = call[0][0].movedim(_channel_dim(layer), 1)
     if maps.dim() < 4 or min(maps.shape[-2:]) < 2:
         return None
     chosen = maps[:, index_of(member, maps)]  # (images, filters, uses, ..., height, width)
@@ -92,9 +96,9 @@ def _ranks(layer: nn.Module, args: tuple[Any, ...], member: Member) -> Tensor | 
     return ranks.flatten(2).mean(dim=2).T
 
 
-def _independence(layer: nn.Module, args: tuple[Any, ...], member: Member) -> Tensor:
+def _independence(layer: nn.Module, call: Call, member: Member) -> Tensor:
     """Nuclear norm of (filters, positions) less that without row i, (filters, images)."""
-    maps = channel_maps(layer, args[0])
+    maps = channel_maps(layer, call[0][0])
     found = []
     for image in maps[:, index_of(member, maps)].flatten(2):
         rows = torch.linalg.qr(image.T).R.T  # the same singular values, in no more columns than rows

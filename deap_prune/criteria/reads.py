@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deap_prune.criteria.calibration import Calibration, Found, add, by_image, channel_dot, channel_maps, index_of
+from deap_prune.structure.inputs import Call, in_order
 
 ROWS = 4096  # images that tables with a row an image keep
 
@@ -28,18 +29,19 @@ class Reads:
         self._change: dict[str, Tensor] = {}
         names = sorted({m.layer for group in self.space.groups for m in group.layers("reader")})
         layers = {name: calibration.network.get_submodule(name) for name in names}
-        self.handles = [layer.register_forward_pre_hook(self._hook(name)) for name, layer in layers.items()]
+        self.handles = [layer.register_forward_pre_hook(self._hook(n), with_kwargs=True) for n, layer in layers.items()]
 
-    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
-        def hook(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            maps = channel_maps(layer, args[0].detach())
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Call | None]:
+        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+            (x, *others), named = in_order(layer, args, kwargs)
+            maps = channel_maps(layer, x.detach())
             if self.needs & MEANS:
                 self.sums[name] = self.sums.get(name, 0) + _moments(maps)
             if "activation_pooled" in self.needs and _rows(self.pooled.get(name)) < ROWS:
                 self.pooled.setdefault(name, []).append(by_image(maps.mean(dim=2), self.samples).mean(dim=1))
-            if not (self.needs & CHANGES and args[0].requires_grad):
+            if not (self.needs & CHANGES and x.requires_grad):
                 return None
-            own = args[0].view_as(args[0])  # the gradient of this reading alone, whoever else reads the tensor
+            own = x.view_as(x)  # the gradient of this reading alone, whoever else reads the tensor
 
             def note(gradient: Tensor) -> None:
                 # The loss is a mean over the batch: times its size, the gradient is each image's own.
@@ -47,7 +49,7 @@ class Reads:
                 self._change[name] = self._change.get(name, 0) + change * self.samples
 
             own.register_hook(note)
-            return (own, *args[1:])
+            return (own, *others), named
 
         return hook
 

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from deap_prune.reconstruction.matrix import known
+from deap_prune.structure.inputs import in_order
 from deap_prune.structure.layers import describe_layer
 
 ADDITIONS = frozenset({"add", "add_"})
@@ -84,13 +85,13 @@ class Recorder(TorchDispatchMode):
 
     def _enter(self, layer: nn.Module, args: Any, kwargs: Any) -> None:
         self._inside += 1
-        tensors = _tensors((args, kwargs))
+        tensors = _tensors(in_order(layer, args, kwargs))
         if self._inside == 1 and tensors:
             self._before(self._names[id(layer)], layer, tensors[0])
 
     def _leave(self, layer: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         if self._inside == 1:
-            self._note(self._names[id(layer)], True, (args, kwargs), result)
+            self._note(self._names[id(layer)], True, in_order(layer, args, kwargs), result)
         self._inside -= 1
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -27,6 +27,7 @@ from deap_prune.reconstruction.matrix import (
     to_features,
     to_matrix,
 )
+from deap_prune.structure.inputs import in_order
 from deap_prune.structure.slim import check_network
 from deap_prune.structure.space import LayerChannels, PruningSpace
 
@@ -217,7 +218,7 @@ class _Sums:
 
         def hook(layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
             if self.holds:
-                source = next(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+                source = next(x for x in tree_leaves(in_order(layer, args, kwargs)) if isinstance(x, Tensor))
                 total = output.numel() // self.spec.out_channels
                 picks = pick(total, int(rows * self.weight.shape[1]) + 1, generator).to(source.device)
                 self._add(patches_of(layer, source, picks), output, picks)

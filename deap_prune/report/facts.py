@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deap_prune.blending.clusters import CriteriaClusters
+from deap_prune.blending.baselines import Table, borda
+from deap_prune.blending.clusters import CriteriaClusters, cluster
 from deap_prune.blending.genome import Genome, Layout
 from deap_prune.criteria.table import ScoreTable
-from deap_prune.errors import BudgetError, PruneError
+from deap_prune.errors import BudgetError, PruneError, RunError
 from deap_prune.evolution.front import ParetoFront, Solution
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.progress import track
@@ -31,7 +32,7 @@ Blend = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Single:
-    """A single criterion at a budget, judged as the blends were."""
+    """A single criterion, or a baseline, at a budget: uniform widths, judged as the blends were."""
 
     criterion: str
     values: Mapping[str, float]
@@ -46,12 +47,14 @@ class Insight:
     Attributes:
         clusters: Of the criteria, group by group.
         blends: For each solution and group its blend; empty where the individuals name none.
-        singles: Single criteria with uniform widths.
+        singles: Single criteria.
+        baselines: Random filters, and Borda's mean rank of all criteria.
     """
 
     clusters: CriteriaClusters
     blends: Sequence[Mapping[str, Blend]]
     singles: Sequence[Single]
+    baselines: Sequence[Single]
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class Facts:
         versions: Of Python and the packages; ``written`` tells whether they are the run's or of today.
         insight: None where the network is not at hand.
         why: And why it is not.
+        run_versions: Whether ``versions`` are the run's.
+        beside: Fronts of other runs of the same network: folder's name to front.
     """
 
     folder: Path
@@ -77,7 +82,8 @@ class Facts:
     versions: Mapping[str, str]
     insight: Insight | None = None
     why: str = ""
-    run_versions: bool = field(default=False)
+    run_versions: bool = False
+    beside: Mapping[str, ParetoFront] = field(default_factory=dict)
 
     def kept(self) -> NDArray[np.float64]:
         """Kept share of each layer's filters, shape (layers, solutions)."""
@@ -98,13 +104,22 @@ def mean_kept(solution: Solution, layer: str) -> float:
     return float(solution.masks[layer].mean()) if layer in solution.masks else 1.0
 
 
-def gather(folder: Path, *, result: Result | None, singles: int, network: bool, progress: bool) -> Facts:
+def gather(
+    folder: Path,
+    *,
+    result: Result | None,
+    singles: int,
+    network: bool,
+    progress: bool,
+    beside: Sequence[str | Path] = (),
+) -> Facts:
     """Read a run folder, and look at its network.
 
     Raises:
-        RunError: If there is no front, or it can't be read.
+        RunError: If there is no front, it can't be read, or a run beside it is of another network or objectives.
     """
     front = ParetoFront.load(folder)
+    others = _others(front, beside)
     layers = {name: len(keep) for solution in front for name, keep in solution.masks.items()}
     insight, why = None, "the network was not opened (network=False, --no-network)"
     if network:
@@ -124,7 +139,25 @@ def gather(folder: Path, *, result: Result | None, singles: int, network: bool, 
         insight,
         why,
         stored.is_file(),
+        others,
     )
+
+
+def _others(front: ParetoFront, folders: Sequence[str | Path]) -> dict[str, ParetoFront]:
+    """Fronts to draw beside this one."""
+    found: dict[str, ParetoFront] = {}
+    for folder in map(Path, folders):
+        other = ParetoFront.load(folder)
+        if not front.weights.items() <= other.weights.items():
+            raise RunError(f"'{folder}' has the objectives {', '.join(other.weights)}, not {', '.join(front.weights)}")
+        if other.dense["flops"] != front.dense["flops"]:
+            raise RunError(
+                f"'{folder}' is of a network of {other.dense['flops']:,} multiply-adds, this run of one of "
+                f"{front.dense['flops']:,}; give runs of one network"
+            )
+        name = folder.resolve().name
+        found[name if name not in found else str(folder)] = other
+    return found
 
 
 def _history(path: Path) -> list[dict[str, float]]:
@@ -165,8 +198,8 @@ def _look(
     for solution in front:
         space.kept(solution.masks)  # the front is this network's, or an error that says what differs
     blends = [blend_of(s.individual, genome.layout, clusters) for s in front]
-    judged = _singles(front, evaluator, scores, clusters, singles, progress)
-    insight = Insight(clusters, blends if all(blends) else (), judged)
+    single, baselines = _beside(front, evaluator, scores, clusters, singles, progress)
+    insight = Insight(clusters, blends if all(blends) else (), single, baselines)
     return insight, {g.name: g.size for g in space.groups}
 
 
@@ -197,27 +230,35 @@ def blend_of(individual: Sequence[float], layout: Layout, clusters: CriteriaClus
     return found if len(found) == len(clusters.groups) else {}
 
 
-def _singles(
+def _beside(
     front: ParetoFront,
     evaluator: Evaluator,
     scores: ScoreTable,
     clusters: CriteriaClusters,
     budgets: int,
     progress: bool,
-) -> list[Single]:
-    """Every criterion with uniform widths at budgets that the front spans; a budget that it can't reach is left out."""
+) -> tuple[list[Single], list[Single]]:
+    """Every criterion, and the baselines, at budgets that the front spans; one that can't be reached is left out."""
     shares = sorted({s.flops / front.dense["flops"] for s in front})
     chosen = sorted({shares[round(i)] for i in np.linspace(0, len(shares) - 1, budgets)}) if shares else []
-    found = []
+    random = np.random.default_rng(0)
+    noise = Table({g.name: {"random filters": random.random(g.size)} for g in evaluator.space.groups})
+    singles, baselines = list[Single](), list[Single]()
     for share in track(chosen, "single criteria", shown=progress):
+        options: dict[str, Any] = {"allocation": "uniform", "max_flops": share}
         try:
-            genome = Genome(evaluator.space, scores, clusters, allocation="uniform", max_flops=share)
+            genome = Genome(evaluator.space, scores, clusters, **options)
         except BudgetError:
             continue
-        for criterion in scores.criteria:
-            masks = genome.decode(genome.single(criterion))
-            values: dict[str, Any] = dict(zip(evaluator.names, evaluator(masks), strict=True))
-            counts = evaluator.space.kept_counts(masks)
-            costs = int(evaluator.space.flops_of(counts)), int(evaluator.space.params_of(counts))
-            found.append(Single(criterion, values, *costs))
-    return found
+        singles += [_judged(evaluator, genome, name) for name in scores.criteria]
+        by_chance = Genome(evaluator.space, noise, cluster(noise, n_clusters=1), **options)
+        mean_rank = borda(evaluator.space, scores, clusters, **options)
+        baselines += [_judged(evaluator, g, name) for g in (by_chance, mean_rank) for name in g.criteria]
+    return singles, baselines
+
+
+def _judged(evaluator: Evaluator, genome: Genome, criterion: str) -> Single:
+    masks = genome.decode(genome.single(criterion))
+    values = dict(zip(evaluator.names, evaluator(masks), strict=True))
+    counts = evaluator.space.kept_counts(masks)
+    return Single(criterion, values, int(evaluator.space.flops_of(counts)), int(evaluator.space.params_of(counts)))

@@ -24,7 +24,7 @@
     const dark = root.dataset.theme === "dark";
     return {
       ink: colour("ink"), soft: colour("soft"), line: colour("line"), page: colour("page"), blue: colour("blue"),
-      orange: dark ? "#f29b6b" : "#c2541c",
+      orange: dark ? "#f29b6b" : "#c2541c", violet: dark ? "#c8a5ff" : "#7a3fd0", green: dark ? "#6fd392" : "#1a7f43",
       share: dark ? [[0, "#1b232d"], [0.5, "#2f64ad"], [1, "#b5d3ff"]] : [[0, "#f1f4f8"], [0.5, "#7fb0ec"], [1, "#0b3f8f"]],
       both: dark ? [[0, "#f29b6b"], [0.5, "#1b232d"], [1, "#8fbcff"]] : [[0, "#b34a16"], [0.5, "#f4f5f7"], [1, "#12519f"]],
     };
@@ -74,12 +74,23 @@
     const line = facts.objectives.length === 2 && x.name in costs;
     const data = [];
     const symbols = ["x-thin", "cross-thin", "triangle-up-open", "square-open", "diamond-open", "circle-open", "star-open", "hexagon-open", "pentagon-open", "hourglass-open"];
-    [...new Set(facts.singles.map((s) => s.criterion))].forEach((criterion, k) => {
-      const mine = facts.singles.filter((s) => s.criterion === criterion);
+    const values = (s) => facts.objectives.map((o) => `${o.name} ${number(s.values[o.name])}`).join("<br>");
+    const crosses = (singles, colour, shapes, what) => [...new Set(singles.map((s) => s.criterion))].forEach((criterion, k) => {
+      const mine = singles.filter((s) => s.criterion === criterion);
       data.push({
         type: "scatter", mode: "markers", name: criterion, x: mine.map(x.of), y: mine.map(y.of), hoverinfo: "text",
-        text: mine.map((s) => `<b>${criterion} alone</b>, uniform widths<br>` + facts.objectives.map((o) => `${o.name} ${number(s.values[o.name])}`).join("<br>")),
-        marker: { symbol: symbols[k % symbols.length], size: 8, color: t.orange, line: { width: 1.5, color: t.orange } },
+        text: mine.map((s) => `<b>${criterion}</b>, ${what}<br>${values(s)}`),
+        marker: { symbol: shapes[k % shapes.length], size: 8, color: colour, line: { width: 1.5, color: colour } },
+      });
+    });
+    crosses(facts.singles, t.orange, symbols, "alone, uniform widths");
+    crosses(facts.baselines, t.violet, ["y-down-open", "asterisk-open"], "uniform widths");
+    facts.beside.forEach((run, k) => {
+      const mine = run.solutions.slice().sort((a, b) => x.of(a) - x.of(b));
+      data.push({
+        type: "scatter", mode: line ? "lines+markers" : "markers", name: run.name, x: mine.map(x.of), y: mine.map(y.of), hoverinfo: "text",
+        text: mine.map((s) => `<b>${run.name}</b><br>${values(s)}`), line: { color: t.green, width: 1.5, dash: ["dash", "dot", "dashdot", "longdash"][k % 4] },
+        marker: { symbol: ["circle-open", "square-open", "diamond-open", "triangle-up-open"][k % 4], size: 7, color: t.green },
       });
     });
     if ([x, y].every((axis) => Number.isFinite(axis.of(facts.dense)))) {
@@ -151,12 +162,18 @@
   }
 
   function drawProgress() {
-    const { name, points } = facts.progress;
+    const { name, points, guard } = facts.progress;
     at("progress-section").hidden = points.length === 0;
     if (!points.length) return null;
     at("progress").style.height = "320px";
-    const data = [{ type: "scatter", mode: "lines+markers", x: points.map((p) => p[0]), y: points.map((p) => p[1]), line: { color: theme().blue, width: 1.5 }, hovertemplate: `%{x} individuals<br>${name} %{y:.4f}<extra></extra>` }];
-    return draw("progress", data, { xaxis: { title: { text: "individuals judged", standoff: 14 }, rangemode: "tozero" }, yaxis: { title: { text: name, standoff: 14 } } });
+    const t = theme();
+    const path = (label, found, colour, dash) => ({
+      type: "scatter", mode: "lines+markers", name: label, x: found.map((p) => p[0]), y: found.map((p) => p[1]),
+      line: { color: colour, width: 1.5, dash }, hovertemplate: `%{x} individuals<br>${label} %{y:.4f}<extra></extra>`,
+    });
+    const data = [path(name, points, t.blue, "solid")];
+    if (guard.length) data.push(path(`${name} on held-out images`, guard, t.violet, "dot"));
+    return draw("progress", data, { legend: { orientation: "h", y: 1, yanchor: "bottom", x: 0 }, xaxis: { title: { text: "individuals judged", standoff: 14 }, rangemode: "tozero" }, yaxis: { title: { text: name, standoff: 14 } } });
   }
 
   function drawShares() {
@@ -171,7 +188,7 @@
     at("agreement").parentNode.hidden = facts.agreement.length === 0;
     if (!facts.agreement.length) return null;
     const { criteria, rho } = facts.agreement[at("layer").value];
-    const hover = criteria.map((a, i) => criteria.map((b, j) => `${a}, ${b}<br>rho ${rho[i][j].toFixed(2)}`));
+    const hover = criteria.map((a, i) => criteria.map((b, j) => `${a}, ${b}<br>` + (rho[i][j] === null ? "never in one layer" : `rho ${rho[i][j].toFixed(2)}`)));
     return heat("agreement", rho, criteria, hover, theme().both, [-1, 1], { ...ticks(criteria), tickangle: -45 });
   }
 

@@ -102,6 +102,7 @@ def _content(facts: Facts) -> dict[str, Any]:
     insight = facts.insight
     names, shares = facts.shares()
     key = progress_key(front, facts.history) if facts.history else ""
+    lines = {column: [[r["evaluations"], r[column]] for r in facts.history if column in r] for column in (key, "guard")}
     content = {
         "objectives": [{"name": n, "maximise": w > 0} for n, w in front.weights.items()],
         "dense": {"values": front.dense.get("values", {}), **{k: front.dense[k] for k in ("flops", "params")}},
@@ -109,7 +110,9 @@ def _content(facts: Facts) -> dict[str, Any]:
         "solutions": [_solution(facts, number, s) for number, s in enumerate(front)],
         "chosen": _first_shown(front),
         "singles": [vars(s) for s in insight.singles] if insight else [],
-        "progress": {"name": key, "points": [[r["evaluations"], r[key]] for r in facts.history if key in r]},
+        "baselines": [vars(s) for s in insight.baselines] if insight else [],
+        "beside": [{"name": name, "solutions": _costs(other)} for name, other in facts.beside.items()],
+        "progress": {"name": key, "points": lines[key], "guard": lines["guard"]},
         "agreement": _agreement(facts),
         "shares": {"criteria": list(names), "table": shares.tolist()},
     }
@@ -134,6 +137,10 @@ def _solution(facts: Facts, number: int, solution: Solution) -> dict[str, Any]:
         "blend": facts.insight.blends[number] if facts.insight and facts.insight.blends else {},
         "command": f"deap-prune slim {shlex.quote(str(facts.folder))} --number {number}",
     }
+
+
+def _costs(front: ParetoFront) -> list[dict[str, Any]]:
+    return [{"values": dict(s.values), "flops": s.flops, "params": s.params} for s in front]
 
 
 def _agreement(facts: Facts) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from deap_prune.evolution.front import ParetoFront
-from deap_prune.plot import BLUE, INK, plot_front
+from deap_prune.plot import BLUE, INK, OTHERS, plot_agreement, plot_front
 from deap_prune.report.facts import Facts
 
 FORMATS = ("png", "svg")
@@ -44,9 +44,14 @@ def progress_key(front: ParetoFront, history: Sequence[Any]) -> str:
 
 def _front(facts: Facts, path: Path) -> None:
     first, second = list(facts.front.weights)[:2]
-    singles = facts.insight.singles if facts.insight else ()
-    points = [(s.values[first], s.values[second]) for s in singles]
-    plot_front(facts.front, path, points={"single criteria, uniform widths": points} if points else None)
+    insight = facts.insight
+    found: dict[str, Sequence[Any]] = {
+        "single criteria, uniform widths": insight.singles if insight else (),
+        "random filters, mean rank (Borda)": insight.baselines if insight else (),
+        **facts.beside,
+    }
+    points = {name: [(s.values[first], s.values[second]) for s in group] for name, group in found.items() if group}
+    plot_front(facts.front, path, points=points)
 
 
 def _kept(facts: Facts, path: Path) -> None:
@@ -61,8 +66,12 @@ def _kept(facts: Facts, path: Path) -> None:
 def _progress(facts: Facts, path: Path) -> None:
     figure, axes = _blank(6.5, 3.6)
     key = progress_key(facts.front, facts.history)
-    points = [(r["evaluations"], r[key]) for r in facts.history if key in r]
-    axes.plot(*np.array(points).reshape(-1, 2).T, "o-", color=BLUE, ms=3.5, lw=1.4)
+    for column, name, style in ((key, key, "o-"), ("guard", f"{key} on held-out images", "o:")):
+        points = [(r["evaluations"], r[column]) for r in facts.history if column in r]
+        if points:
+            colour = BLUE if column == key else OTHERS[1]
+            axes.plot(*np.array(points).T, style, color=colour, ms=3.5, lw=1.4, label=name)
+    axes.legend(frameon=False, fontsize=8)
     axes.set_xlabel("individuals judged", color=INK)
     axes.set_ylabel(key, color=INK)
     axes.grid(color="#e6e8eb", lw=0.8)
@@ -71,17 +80,8 @@ def _progress(facts: Facts, path: Path) -> None:
 
 
 def _agreement(facts: Facts, path: Path) -> None:
-    if facts.insight is None:
-        return
-    names, rho = facts.insight.clusters.correlation()
-    figure, axes = _blank(2.6 + 0.42 * len(names), 1.6 + 0.42 * len(names))
-    image = axes.imshow(rho, cmap="PuOr_r", vmin=-1, vmax=1, interpolation="nearest")
-    _labels(axes, names, "x")
-    _labels(axes, names, "y")
-    for (i, j), value in np.ndenumerate(rho):
-        axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=6, color="w" if abs(value) > 0.6 else INK)
-    figure.colorbar(image, ax=axes, label="Spearman's rho, mean over the layers")
-    figure.savefig(path)
+    if facts.insight is not None:
+        plot_agreement(facts.insight.clusters, path)
 
 
 def _blends(facts: Facts, path: Path) -> None:

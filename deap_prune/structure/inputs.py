@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +28,15 @@ def first_sample(inputs: Inputs, device: torch.device) -> Call:
     return tree_map(
         lambda x: x[:1].to(device).contiguous() if isinstance(x, Tensor) and x.dim() else x, as_call(inputs)
     )
+
+
+def in_order(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """A layer's arguments in the order of its ``forward``: what it reads comes first, ``layer(input=x)`` or not."""
+    if not kwargs:
+        return args, kwargs
+    bound = inspect.signature(layer.forward).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return bound.args, bound.kwargs
 
 
 def forward(model: nn.Module, call: Call) -> list[Tensor]:

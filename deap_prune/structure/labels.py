@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from deap_prune.structure.count import measured_flops
+from deap_prune.structure.inputs import in_order
 from deap_prune.structure.layers import LayerSpec, describe_layer
 from deap_prune.structure.rules import COUNTED, DENSE, Step, follow
 
@@ -137,7 +138,7 @@ class LabelTracer(TorchDispatchMode):
 
     def _leave(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         try:
-            sources = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            sources = [leaf for leaf in tree_leaves(in_order(layer, args, kwargs)) if isinstance(leaf, Tensor)]
             if self.inside == 1 and sources and isinstance(output, Tensor):
                 self._record(layer, sources[0], output)
         finally:

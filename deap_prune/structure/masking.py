@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deap_prune.errors import MaskError
+from deap_prune.structure.inputs import in_order
 from deap_prune.structure.layers import Indices, LayerSpec, describe_layer, narrow_layer, selection
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import check_network, unwrap
@@ -125,10 +126,11 @@ def _run_narrowed(layer: nn.Module, donor: nn.Module | None, spec: LayerSpec, in
         small.load_state_dict(donor.state_dict())
     dim = spec.channel_dim
 
-    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        (x, *others), named = in_order(small, args, kwargs)
         index = torch.as_tensor(ins, device=x.device)
         small.train(layer.training)
-        narrow = small.forward(x.index_select(dim, index), *args, **kwargs)  # hooks run once, around the whole layer
+        narrow = small.forward(x.index_select(dim, index), *others, **named)  # hooks run once, around the whole layer
         shape = list(narrow.shape)
         shape[dim] = spec.out_channels
         return narrow.new_zeros(shape).index_copy_(dim % x.dim(), torch.as_tensor(outs, device=x.device), narrow)

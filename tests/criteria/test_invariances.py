@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import assert_unchanged, prepared, snapshot
-from networks import NETWORKS
+from networks import NETWORKS, Head, Keywords
 from plain import batches, conv_net
 from scipy.stats import spearmanr
 from torch import Tensor, nn
@@ -119,13 +119,28 @@ def test_every_network_is_scored(name: str, labels: bool) -> None:
     for group in space.groups:
         found = table[group.name]
         everywhere = set(NAMES) - {"apoz", "hrank", "bn_scale", "bn_shift", "taylor_gate", "grasp"}
-        if name in {"transposed", "standardised", "points", "points_by_name"}:  # read by layers that are not re-fitted
+        if name in {"transposed", "standardised", "points", "points_by_name", "keywords"}:  # readers are not re-fitted
             everywhere.remove("compensation")
         if name == "auxiliary" and "head" in group.name:  # it runs in training only: its weights can be judged
             assert set(found) == {*weights, "bn_scale", "bn_shift", "kl", "oracle"}
         else:
             assert everywhere <= set(found)
         assert all(s.shape == (group.size,) and np.isfinite(s).all() for s in found.values())
+
+
+def test_layers_that_are_called_by_keyword() -> None:
+    """Every criterion says what it says of the same layers called by place."""
+    found = []
+    for named in (True, False):
+        torch.manual_seed(0)
+        model = Head(Keywords(named=named), 6, 7)
+        data = (torch.randn(5, 3, 8, 8), torch.tensor([0, 1, 2, 3, 4]))
+        found.append(dp.score(model, dp.trace(model, data[0]), data, criteria=NAMES))
+    assert "body.points" in found[0].scores and set(found[0].criteria) == set(NAMES)
+    for name, table in found[0].scores.items():
+        assert set(table) == set(found[1][name])
+        for criterion, values in table.items():
+            np.testing.assert_array_equal(values, found[1][name][criterion], err_msg=f"{criterion} of {name}")
 
 
 def test_no_second_derivative_is_said() -> None:
