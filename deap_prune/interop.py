@@ -17,8 +17,9 @@ from deap_prune.structure.slim import check_network, unwrap
 class BlendedImportance:
     """The importance of a blend, in the form that every pruner of Torch-Pruning (1.5 or newer) takes.
 
-    A group of Torch-Pruning gets the blended scores of the filters that it would remove. A group with filters that
-    ``trace`` refused has no scores; the pruner leaves it as it is.
+    A group of Torch-Pruning gets the blended scores of the filters that it would remove; where it ties filters that
+    ``trace`` holds apart, their mean. A group with filters that ``trace`` refused has no scores; the pruner leaves it
+    as it is.
 
     Example:
         >>> importance = dp.BlendedImportance(model, genome, solution.individual)
@@ -57,7 +58,8 @@ class BlendedImportance:
         Raises:
             MaskError: If the layer has been pruned since it was scored.
         """
-        found = torch.full((len(group[0].idxs),), torch.nan, dtype=torch.float64)
+        total = torch.zeros(len(group[0].idxs), dtype=torch.float64)
+        count = torch.zeros_like(total)
         for item in group:
             layer = item.dep.target.module
             if layer not in self._scores or item.dep.handler not in self._makes_filters:
@@ -67,7 +69,10 @@ class BlendedImportance:
                     f"'{item.dep.target.name}' has {_width(layer)} filters, {len(self._scores[layer])} when it was "
                     "scored: prune in one step (iterative_steps=1), or score the pruned network for the next step"
                 )
-            found[torch.as_tensor(item.root_idxs)] = self._scores[layer][torch.as_tensor(item.idxs)]
+            places = torch.as_tensor(item.root_idxs)
+            total.index_add_(0, places, self._scores[layer][torch.as_tensor(item.idxs)])
+            count.index_add_(0, places, torch.ones(len(places), dtype=torch.float64))
+        found = total / count  # nan where no layer has a score
         return None if bool(found.isnan().any()) else found.float()
 
 

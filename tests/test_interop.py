@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -73,6 +74,25 @@ def test_what_was_refused_is_left_alone() -> None:
     importance = dp.BlendedImportance(model, genome, genome.single("l2"))
     tp.pruner.BasePruner(model, inputs, importance, pruning_ratio=0.5, ignored_layers=[model[4][0]]).step()
     assert [model[i][0].out_channels for i in (0, 2, 4)] == [4, 6, 4]
+
+
+def test_filters_that_torch_pruning_ties_get_their_mean() -> None:
+    """Whatever the order of the layers in its group."""
+    model = nn.Sequential(conv_bn(3, 8), nn.ReLU(), conv_bn(8, 8), nn.ReLU(), conv_bn(8, 4)).eval()
+    genome, individual = blend(model, torch.randn(1, 3, 8, 8))
+    scores, importance = genome.importance(individual), dp.BlendedImportance(model, genome, individual)
+    handler, channels = tp.pruner.function.prune_conv_out_channels, list(range(8))
+    tied = [
+        SimpleNamespace(
+            dep=SimpleNamespace(target=SimpleNamespace(module=model[i][0], name=str(i)), handler=handler),
+            idxs=channels,
+            root_idxs=channels,
+        )
+        for i in (0, 2)
+    ]
+    first, second = (scores[g.name] for g in genome.space.groups if g.size == 8)
+    for group in (tied, tied[::-1]):
+        np.testing.assert_allclose(importance(group), ((first + second) / 2).ravel(), rtol=1e-6)
 
 
 def test_messages(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
