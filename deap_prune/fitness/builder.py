@@ -68,27 +68,29 @@ class Builder:
         Raises:
             MaskError: If the masks don't fit the space.
         """
-        clock = self._counters.clock
-        if self._settings.compensate is not None and self._calibration:
+        with full_precision():
+            return self._built(masks)
+
+    def _built(self, masks: Masks) -> nn.Module:
+        clock, recalibrate = self._counters.clock, self._settings.recalibrate
+        compensated = self._settings.compensate is not None and bool(self._calibration)
+        if compensated:
             self.grams  # noqa: B018  collected before the clock runs
         start = time.perf_counter()
         network = self._resident.load(masks)
         start = clock("plan", start, self._device)
-        recalibrate = self._settings.recalibrate
-        if self._settings.compensate is not None and self._calibration:
+        if compensated:
             compensate(network, self._space, masks, self.grams, statistics=recalibrate == "closed_form")
         elif recalibrate == "closed_form":
             propagate_bn(network, self._space, masks, self.grams)
         start = clock("compensate", start, self._device)
         if recalibrate == "data":
-            with full_precision():
-                recalibrate_bn(network, self._calibration, forward=self._forward)
+            recalibrate_bn(network, self._calibration, forward=self._forward)
             self._counters.samples += sum(count_samples(b) for b in self._calibration)
             start = clock("recalibrate", start, self._device)
         if self._settings.refine:
-            with full_precision():
-                batches, forward = self._calibration, self._forward
-                network = refine(self._network, self._space, masks, batches, start=network, forward=forward)
+            batches, forward = self._calibration, self._forward
+            network = refine(self._network, self._space, masks, batches, start=network, forward=forward)
             clock("refine", start, self._device)
         return network
 

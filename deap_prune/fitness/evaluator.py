@@ -27,11 +27,11 @@ from deap_prune.errors import DataError
 from deap_prune.fitness.builder import Builder
 from deap_prune.fitness.executors import Executor, make_executor
 from deap_prune.fitness.fold import find_pairs
-from deap_prune.fitness.objectives import OBJECTIVES, Part
+from deap_prune.fitness.objectives import OBJECTIVES
 from deap_prune.fitness.racing import Floats, Rivals
 from deap_prune.fitness.sampling import EVERYTHING, first_samples, full_precision, load
 from deap_prune.fitness.settings import Counters, Settings
-from deap_prune.fitness.verdict import Values, Verdict, part_of
+from deap_prune.fitness.verdict import Found, Values, Verdict, part_of
 from deap_prune.reconstruction import reconstruction_error
 from deap_prune.structure.masking import masked
 from deap_prune.structure.masks import Masks
@@ -98,6 +98,10 @@ class Evaluator:
             device=self.device,
         )
         self._begin()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the executor: it is made anew where it is needed, and a captured graph can't be copied."""
+        return {name: value for name, value in vars(self).items() if name != "_executor"}
 
     def _begin(self) -> None:
         """Nothing has been judged."""
@@ -210,7 +214,8 @@ class Evaluator:
             DataError: If there is no calibration data.
             MaskError: If the masks don't fit the space.
         """
-        return reconstruction_error(self.space, masks, self._build.grams)
+        with full_precision():
+            return reconstruction_error(self.space, masks, self._build.grams)
 
     def prescreen(self, candidates: Sequence[Masks], slots: int) -> list[int]:
         """Positions of the candidates that are worth judging, one for each slot.
@@ -237,7 +242,6 @@ class Evaluator:
             refine: Candidates are refined.
         """
         other = copy.copy(self)
-        vars(other).pop("_executor", None)
         other.options = replace(self.options, sampling=EVERYTHING, racing=None, precision="fp32", refine=refine)
         other._build = self._build.with_settings(other.options)
         other._begin()
@@ -288,11 +292,12 @@ class Evaluator:
         with torch.no_grad(), full_precision():
             run = partial(self.forward, network)
             dense = self._verdict.dense_outputs(batches)
-            parts = [part_of(run, batch, d, self.counters) for batch, d in zip(batches, dense, strict=True)]
+            pairs = zip(batches, dense, strict=True)
+            found = [self._verdict.of_batch(part_of(run, *pair, self.counters)) for pair in pairs]
             measured = self._verdict.measured(network, batches, self.device)
-            found = self._verdict.values(masks, parts, None, measured)
+            values = self._verdict.values(masks, found, None, measured)
         self.counters.clock("forward", start, self.device)
-        return found
+        return values
 
     def on_guard(self, masks: Masks) -> Values:
         """The values on the guard images, which never decide who survives.
@@ -313,19 +318,19 @@ class Evaluator:
         network = self._build(masks)
         measured = self._verdict.measured(network, self._all, self.device)
         start = time.perf_counter()
-        parts: list[Part] = []
+        found: list[Found] = []
         losses = np.zeros(0)
         estimate = None
         with torch.no_grad(), full_precision():
             self._executor.load(network, masks)
             for batch, dense in self._sample:
-                parts.append(part_of(self._executor, batch, dense, self.counters))
+                found.append(self._verdict.of_batch(part_of(self._executor, batch, dense, self.counters)))
                 if self.options.racing is not None:
-                    losses = np.append(losses, self._verdict.losses(parts[-1]))
+                    losses = np.append(losses, self._verdict.losses(found[-1]))
                     estimate = rivals.beat(self._verdict.costs(masks), losses) if rivals else None
                     if estimate is not None:
                         break
-            values = self._verdict.values(masks, parts, estimate, measured)
+            values = self._verdict.values(masks, found, estimate, measured)
         if self.options.racing is not None and estimate is None:
             self._losses[masks] = losses
         self.counters.clock("forward", start, self.device)

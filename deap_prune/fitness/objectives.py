@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -286,13 +286,15 @@ def values_of(objective: Objective, part: Part) -> Tensor:
     return objective.batch(*given) if objective.batch else torch.zeros(1)
 
 
-@torch.no_grad()
-def judge(objective: Objective, parts: Sequence[Part]) -> float:
-    """Value of a data objective over all batches."""
-    total, samples = None, 0
-    for part in parts:
-        values = values_of(objective, part)
-        summed = values.double().sum(dim=0)
-        total = summed if total is None else total + summed
-        samples += len(values)
-    return objective.finish(total if total is not None else torch.zeros(()), samples)
+def judge(objective: Objective, values: Iterable[Tensor]) -> float:
+    """Value of a data objective over all batches.
+
+    Args:
+        objective: The objective.
+        values: What :func:`values_of` gave for each batch.
+    """
+    total, samples = torch.zeros(()), 0
+    for found in values:
+        total = total.to(found.device) + found.double().sum(dim=0)
+        samples += len(found)
+    return objective.finish(total, samples)

@@ -21,6 +21,7 @@ from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
 
 Values = tuple[float, ...]
+Found = dict[str, Tensor]
 
 
 class Verdict:
@@ -51,10 +52,14 @@ class Verdict:
         """Objectives that follow from the masks alone, minimised."""
         return [-o.weight * o.of_masks(self._space, masks) for o in self._objectives if o.of_masks]
 
-    def losses(self, part: Part) -> NDArray[np.float64]:
-        """The data objective of each sample of a batch, minimised, shape (samples,)."""
+    def of_batch(self, part: Part) -> Found:
+        """The data objectives' values of a batch, by name; each shape (samples, ...)."""
+        return {o.name: values_of(o, part) for o in self._objectives if o.batch is not None}
+
+    def losses(self, found: Found) -> NDArray[np.float64]:
+        """The one data objective of a race, for each sample of a batch, minimised, shape (samples,)."""
         objective = next(o for o in self._objectives if o.batch is not None)
-        values = values_of(objective, part)
+        values = found[objective.name]
         return -objective.weight * values.double().reshape(len(values), -1).mean(1).cpu().numpy()
 
     @torch.no_grad()
@@ -67,7 +72,7 @@ class Verdict:
     def values(
         self,
         masks: Masks,
-        parts: Sequence[Part],
+        batches: Sequence[Found],
         estimate: float | None = None,
         measured: Mapping[str, float] | None = None,
     ) -> Values:
@@ -75,11 +80,11 @@ class Verdict:
 
         Args:
             masks: What the cost objectives count.
-            parts: What the others look at.
+            batches: What :meth:`of_batch` gave for each.
             estimate: A race's, minimised; takes the place of what the data say.
             measured: Of the network itself, by name.
         """
-        found = []
+        values = []
         for objective in self._objectives:
             if objective.of_masks is not None:
                 value = objective.of_masks(self._space, masks)
@@ -88,9 +93,9 @@ class Verdict:
             elif estimate is not None:
                 value = -objective.weight * estimate
             else:
-                value = judge(objective, parts)
-            found.append(_finite(objective, value))
-        return tuple(found)
+                value = judge(objective, (found[objective.name] for found in batches))
+            values.append(_finite(objective, value))
+        return tuple(values)
 
 
 def part_of(run: Callable[[Any], tuple[Any, Any]], batch: Any, dense: Any, counters: Counters) -> Part:

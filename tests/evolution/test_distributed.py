@@ -185,6 +185,7 @@ def test_pickles_are_light(digits: Digits) -> None:
     assert parcel.stat().st_mode & 0o77 == 0 or parcel.parent.stat().st_mode & 0o77 == 0
     _, _, sent = torch.load(parcel, weights_only=False)
     assert sent.evaluate.cache == {} and len(evaluate.cache) == 1
+    assert "_executor" in vars(evaluate) and "_executor" not in vars(sent.evaluate)  # made anew where it is needed
     assert tuple(sent.evaluate(digits.genome().decode(individual))) == values
     folder = parcel.parent
     del toolbox, problem, sent

@@ -54,6 +54,23 @@ def test_it_is_compensate_that_is_called(digits: Digits) -> None:
     assert evaluate.counters.seconds["compensate"] > 0
 
 
+def test_candidates_are_built_in_full_precision(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Re-fitting, too, does without TF32, whatever the user has set; and the user's setting comes back."""
+    found = []
+
+    def spy(*args: Any, **options: Any) -> None:
+        found.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.deterministic))
+
+    monkeypatch.setattr("deap_prune.fitness.builder.compensate", spy)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        digits.evaluator()(dp.Masks.random(digits.space))
+        assert found == [("highest", True)] and torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_quality_of_the_settings(digits: Digits) -> None:
     """Mean loss over random masks: each step helps; closed-form statistics come near those from data."""
     masks = [dp.Masks.random(digits.space, keep=0.6, seed=s) for s in range(4)]

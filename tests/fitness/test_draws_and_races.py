@@ -140,6 +140,14 @@ def test_racing_drops_bad_children_early_and_good_ones_never(digits: Digits) -> 
     assert racing(bad) == plain(bad)
 
 
+def test_racing_asks_an_objective_once_a_batch(digits: Digits) -> None:
+    """One that runs the network again is dear: five shifts and the pass itself, 6 x 200 images."""
+    masks = dp.Masks.random(digits.space, keep=0.9)
+    options = {"objectives": ("shift_consistency",), "batch_size": 40, "recalibrate": None}
+    plain, racing = digits.evaluator(**options), digits.evaluator(**options, racing=0.99)
+    assert racing(masks) == plain(masks) and racing.counters.samples == plain.counters.samples == 6 * 200
+
+
 def test_racing_with_a_cost(digits: Digits) -> None:
     """A cheaper child may be worse; it is not dropped."""
     wide, narrow = (dp.Masks.random(digits.space, keep=k) for k in (0.9, 0.2))

@@ -17,7 +17,7 @@ from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 import deap_prune as dp
 from deap_prune.errors import DataError
 from deap_prune.fitness import OBJECTIVES
-from deap_prune.fitness.objectives import SHIFTS, judge, miou, shift_consistency
+from deap_prune.fitness.objectives import SHIFTS, judge, miou, shift_consistency, values_of
 
 Change = Callable[[Tensor], Tensor]
 
@@ -27,7 +27,8 @@ def never(change: Change) -> Any:
 
 
 def judged(name: str, *batches: tuple[Any, Any]) -> float:
-    return judge(OBJECTIVES[name], [(outputs, targets, None, never) for outputs, targets in batches])
+    objective = OBJECTIVES[name]
+    return judge(objective, [values_of(objective, (outputs, targets, None, never)) for outputs, targets in batches])
 
 
 # ------------------------------------------------------------------ mIoU
