@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 
 from deap_prune.config import SearchConfig
-from deap_prune.errors import ConfigError
 from deap_prune.evolution.algorithms import Variation, Vary
 from deap_prune.evolution.distributed import RayMap, ray_map
 from deap_prune.evolution.generation import Generation
@@ -19,8 +18,6 @@ def ray_workers(address: str | None, evaluator: Evaluator) -> RayMap | None:
     """Workers on Ray, with the threads of this process: one a GPU, or one for so many cores."""
     if address is None:
         return None
-    if evaluator.options.sampling.redraw or evaluator.options.racing is not None:
-        raise ConfigError("redraw and racing follow the run from generation to generation: leave them out with --ray")
     threads, gpus = torch.get_num_threads(), float(evaluator.device.type == "cuda")
     return ray_map(evaluator, address=address, threads=threads, cpus=threads, gpus=gpus)
 

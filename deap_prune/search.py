@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -203,7 +202,7 @@ def _run(
     config: Config,
 ) -> Result:
     """Both doors lead here: with a checkpoint in the folder the run goes on from it."""
-    before, threads = random_states(), torch.get_num_threads()
+    before, threads, workers = random_states(), torch.get_num_threads(), None
     config = _resolved(config)
     calibration, validation = _keep(calibration), _keep(validation)
     try:
@@ -219,6 +218,7 @@ def _run(
         step = {} if options.mutate == "mutBlendCandidates" else {"sigma": options.sigma}
         toolbox.register("mutate", MUTATIONS[options.mutate], layout=genome.layout, indpb=options.indpb, **step)
         begin_warm(toolbox, problem, options, folder)
+        workers = ray_workers(ray, evaluator)
         state, hooks = None, list(callbacks) if guard is None else [*callbacks, guard]
         if folder is not None:
             identity = fingerprint(model, options, calibration, validation)
@@ -233,8 +233,7 @@ def _run(
                 state.stop = guard.is_patient_no_more(state)
             hooks += [checkpoints, lambda state: write_history(folder, state.logbook)]
         screen = PreScreen(evaluator, problem, options.prescreen) if options.prescreen > 1 else None
-        workers = ray_workers(ray, evaluator)
-        with workers or nullcontext(), SearchBar(options.generations, evaluator, shown=progress) as bar:
+        with SearchBar(options.generations, evaluator, shown=progress) as bar:
             loop = Loop(
                 options.algorithm,
                 toolbox,
@@ -254,6 +253,8 @@ def _run(
             write_result(folder, result.front, result.logbook)
         return result
     finally:
+        if workers is not None:
+            workers.close()
         restore_random_states(before)
         torch.set_num_threads(threads)
 
