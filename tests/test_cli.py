@@ -173,3 +173,23 @@ def test_a_search_never_asks_for_the_test_images(home, monkeypatch):
     assert done.exit_code == 0, done.output
     with pytest.raises(AssertionError, match="were asked for"):
         _ = splits.test
+
+
+@pytest.mark.slow
+def test_search_and_resume_on_ray(home, run):
+    """The same files as without, from a cluster that the command starts and ends."""
+    pytest.importorskip("ray")
+    done = cli("search", "run.yaml", "--out", "runs/ray", "--ray", "local", "--set", "search.generations=1", cwd=home)
+    assert done.returncode == 0 and "evaluations, in runs/ray" in done.stdout, done.stderr
+    done = cli("resume", "runs/ray", "--ray", "local", "--generations", "2", "--quiet", cwd=home)
+    assert done.returncode == 0, done.stderr
+    for name in ("front.json", "front.csv", "history.csv", "cache.jsonl"):
+        assert (home / "runs/ray" / name).read_bytes() == (run / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_ray_at_no_address(home):
+    pytest.importorskip("ray")
+    done = cli("search", "run.yaml", "--out", "runs/nowhere", "--ray", "127.0.0.1:1", "--quiet", cwd=home)
+    assert done.returncode == 2 and "error: no Ray cluster at '127.0.0.1:1'" in done.stderr, done.stderr
+    assert not (home / "runs/nowhere").exists()

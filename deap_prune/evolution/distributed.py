@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -62,12 +63,18 @@ class RayMap:
         self._evaluate, self._wanted, self._threads, self._owned = evaluate, wanted, threads, owned
         remote: Any = ray.remote
         self._actor = remote(max_restarts=0, max_task_retries=0, **options)(_Worker)
-        self._stored = ray.put(Parcel(evaluate))
         self._idle: list[Any] = []
         self._starting: dict[Any, Any] = {}
         self._running: dict[Any, tuple[int, Any]] = {}
         self.deaths, self._stillborn = 0, 0
-        self._spawn()
+        try:
+            self._stored = _put(evaluate)
+            self._spawn()
+            while not self._idle:  # one is up: an evaluator that can't work there is found out before a run begins
+                self._event([], [])
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> RayMap:
         return self
@@ -110,8 +117,6 @@ class RayMap:
 
     def _judge(self, masks: Sequence[Masks]) -> list[Values]:
         """Hand out the masks, one to each idle worker, until all are judged."""
-        import ray
-
         waiting, deaths = list(range(len(masks)))[::-1], [0] * len(masks)
         results: dict[int, Values] = {}
         self._spawn()
@@ -119,25 +124,31 @@ class RayMap:
             while waiting and self._idle:
                 number, actor = waiting.pop(), self._idle.pop()
                 self._running[actor.judge.remote(masks[number])] = number, actor
-            watched = [*self._running, *self._starting]
-            done, _ = ray.wait(watched, num_returns=1, timeout=None if self._running else PATIENCE)
-            if not done:
-                raise RunError(f"no Ray worker came up in {PATIENCE} s; the cluster has {_resources()}")
-            try:
-                answer = ray.get(done[0])
-            except ray.exceptions.RayActorError as error:
-                self._bury(done[0], waiting, deaths, error)
-                continue
-            except ray.exceptions.RayError as error:
-                raise RunError(f"a Ray worker can't take the evaluator: {error}") from error
-            if done[0] in self._starting:
-                self._idle.append(self._starting.pop(done[0]))
-                self._stillborn = 0
-            else:
-                number, actor = self._running.pop(done[0])
-                self._idle.append(actor)
-                results[number] = _opened(answer)
+            results |= self._event(waiting, deaths)
         return [results[number] for number in range(len(masks))]
+
+    def _event(self, waiting: list[int], deaths: list[int]) -> dict[int, Values]:
+        """Wait until a worker is up, is dead, or has judged; gives what it judged."""
+        import ray
+
+        watched = [*self._running, *self._starting]
+        done, _ = ray.wait(watched, num_returns=1, timeout=None if self._running else PATIENCE)
+        if not done:
+            raise RunError(f"no Ray worker came up in {PATIENCE} s; the cluster has {_resources()}")
+        try:
+            answer = ray.get(done[0])
+        except ray.exceptions.RayActorError as error:
+            self._bury(done[0], waiting, deaths, error)
+            return {}
+        except ray.exceptions.RayError as error:
+            raise RunError(f"a Ray worker can't take the evaluator: {error}") from error
+        if done[0] in self._starting:
+            self._idle.append(self._starting.pop(done[0]))
+            self._stillborn = 0
+            return {}
+        number, actor = self._running.pop(done[0])
+        self._idle.append(actor)
+        return {number: _opened(answer)}
 
     def _bury(self, reference: Any, waiting: list[int], deaths: list[int], error: Exception) -> None:
         """A worker died: what it was judging waits again, and another worker starts."""
@@ -185,6 +196,19 @@ class _Worker:
         return found, [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
 
 
+def _put(evaluate: Judge) -> Any:
+    """The evaluator in Ray's store."""
+    import ray
+
+    try:
+        return ray.put(Parcel(evaluate))
+    except Exception as error:  # pickling fails in many ways
+        raise ConfigError(
+            f"the evaluator can't be sent to Ray's workers: {str(error).splitlines()[0]}; forward and modules must not "
+            "hold locks, open files or generators"
+        ) from error
+
+
 def _opened(answer: tuple[Values | Exception, list[str]]) -> Values:
     found, messages = answer
     for message in messages:
@@ -215,13 +239,14 @@ def ray_map(
         gpus: GPUs for each worker; a share is fine.
 
     Raises:
-        ConfigError: If Ray is not installed, the numbers are not legal, or candidates are judged by who came before.
-        RunError: If there is no cluster at the address.
+        ConfigError: If Ray is not installed, the numbers are not legal, candidates are judged by who came before, or
+            the evaluator can't be pickled.
+        RunError: If there is no cluster at the address, no worker comes up, or none can take the evaluator.
     """
-    ray = _import_ray(address)
     if workers is not None and workers < 1:
         raise ConfigError(f"workers is {workers}; give 1 or more, or leave it out to use the whole cluster")
     check_alone(evaluate)
+    ray = _import_ray(address)
 
     def wanted() -> int:
         there = _resources()
@@ -275,6 +300,9 @@ def _connect(address: str) -> None:
         if address == "local":
             ray.init(address="local", include_dashboard=False, **quiet)
         else:
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            if host and port.isdecimal():  # Ray itself would try for minutes
+                socket.create_connection((host, int(port)), timeout=10).close()
             ray.init(address=address, **quiet)
     except Exception as error:  # Ray raises plain ones, too
         raise RunError(f"no Ray cluster at '{address}': {error}; 'local' starts one on this machine") from error

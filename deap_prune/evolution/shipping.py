@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import uuid
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -16,14 +18,14 @@ from deap_prune.errors import ConfigError, RunError
 
 
 class Parcel:
-    """An evaluator on its way to other processes: without its cache."""
+    """An evaluator on its way to other processes: without its cache, and what else only this process needs."""
 
     def __init__(self, evaluate: Any) -> None:
         self.evaluate = evaluate
 
     def __getstate__(self) -> dict[str, Any]:
-        light = object.__new__(type(self.evaluate))
-        light.__dict__.update(self.evaluate.__dict__, cache={})
+        light = getattr(self.evaluate, "for_workers", partial(copy.copy, self.evaluate))()
+        light.cache = {}
         return {"evaluate": light}
 
 
@@ -32,7 +34,7 @@ def check_alone(evaluate: Any) -> None:
     options = getattr(evaluate, "options", None)
     if getattr(options, "racing", None) is not None or getattr(getattr(options, "sampling", None), "redraw", False):
         raise ConfigError(
-            "racing and redrawn images depend on the generation before; leave them off to judge in other processes"
+            "racing and redraw follow the run from generation to generation; leave them out to judge in other processes"
         )
 
 

@@ -14,15 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from deap_prune.batches import (
-    Data,
-    Forward,
-    check_labels,
-    default_forward,
-    first_forward,
-    name_of,
-    resolve_device,
-)
+from deap_prune.batches import Data, Forward, check_labels, default_forward, first_forward, name_of, resolve_device
 from deap_prune.errors import DataError
 from deap_prune.fitness.builder import Builder
 from deap_prune.fitness.executors import Executor, make_executor
@@ -105,9 +97,12 @@ class Evaluator:
 
     def _begin(self) -> None:
         """Nothing has been judged."""
-        self.cache: dict[Masks, Values] = {}
+        self._forget()
         self.generation = 0
         self._sample = self._draw()
+
+    def _forget(self) -> None:
+        self.cache: dict[Masks, Values] = {}
         self._rivals: Rivals | None = None
         self._dropped: dict[Masks, Values] = {}
         self._losses: dict[Masks, Floats] = {}
@@ -247,6 +242,14 @@ class Evaluator:
         other._begin()
         return other
 
+    def for_workers(self) -> Evaluator:
+        """A copy to be pickled, that has judged nothing: without the user's model and the guard's images."""
+        other = copy.copy(self)
+        vars(other).pop("_executor", None)
+        other._user_model, other._guard = self.network, []
+        other._forget()
+        return other
+
     def slim(self, masks: Masks) -> nn.Module:
         """The smaller network exactly as it is judged: compensated, BN statistics re-estimated, in eval mode."""
         return copy.deepcopy(self._build(masks))
@@ -287,8 +290,7 @@ class Evaluator:
             data: Other data, for instance the test images, once, at the end.
         """
         start = time.perf_counter()
-        size = self.options.batch_size
-        batches = self._all if data is None else load(data, "data", True, size, self.device)
+        batches = self._all if data is None else load(data, "data", True, self.options.batch_size, self.device)
         with torch.no_grad(), full_precision():
             run = partial(self.forward, network)
             dense = self._verdict.dense_outputs(batches)

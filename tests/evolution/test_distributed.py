@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import copy
 import gc
 import importlib.util
 import os
@@ -10,6 +11,7 @@ import pickle
 import random
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -145,7 +147,52 @@ def test_workers_killed_every_few_seconds(cluster: Any, digits: Digits) -> None:
     assert [(list(i), i.fitness.values) for i in state.archive] == [(list(i), i.fitness.values) for i in whole.archive]
 
 
-def test_ray_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+class Locked:
+    """A forward function that can't be pickled."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def __call__(self, model: Any, batch: Any) -> Any:
+        return model(batch[0]), batch[1]
+
+
+@pytest.mark.slow
+def test_ray_fails_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No cluster, or an evaluator that can't be sent, or can't be read there: no run folder, and no Ray left behind."""
+    ray = pytest.importorskip("ray")
+    ray.shutdown()
+    for address in ("127.0.0.1:1", "nowhere.invalid:6379"):
+        with pytest.raises(RunError, match=f"no Ray cluster at '{address}': .*; 'local' starts one on this machine"):
+            search(tmp_path / "run", ray=address)
+    with pytest.raises(ConfigError, match=r"can't be sent to Ray's workers: .*; forward and modules must not hold"):
+        search(tmp_path / "run", ray="local", forward=Locked())
+    assert not ray.is_initialized()
+    monkeypatch.setattr(shipping.Parcel, "__getstate__", lambda self: {"evaluate": BornDead()})
+    with pytest.raises(RunError, match=r"a Ray worker can't take the evaluator: .*born dead"):
+        search(tmp_path / "run", ray="local")
+    assert not ray.is_initialized() and not list(tmp_path.iterdir())
+
+
+class BornDead:
+    """Pickles; and can't be read."""
+
+    def __reduce__(self) -> Any:
+        return _born_dead, ()
+
+
+def _born_dead() -> None:
+    raise ValueError("born dead")
+
+
+@pytest.mark.parametrize("option", [{"racing": 0.99}, {"redraw": True, "images": 9}])
+def test_what_follows_the_run_stays_in_one_process(option: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="racing and redraw follow the run from generation to generation"):
+        search(tmp_path / "run", ray="local", **option)
+    assert not list(tmp_path.iterdir())
+
+
+def test_ray_is_an_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     original = builtins.__import__
 
     def without(name: str, *args: Any, **kwargs: Any) -> Any:
@@ -156,17 +203,19 @@ def test_ray_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ConfigError, match=r"Ray is not installed; pip install 'deap-prune\[ray\]'"):
         distributed.ray_map(Known(prepared("residual").space))
+    with pytest.raises(ConfigError, match="Ray is not installed"):
+        search(tmp_path / "run", ray="local")
+    assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra 'ray'")
 def test_bad_numbers_and_settings() -> None:
     evaluate = Known(prepared("residual").space)
     with pytest.raises(ConfigError, match="workers is 0; give 1 or more"):
         distributed.ray_map(evaluate, workers=0)
     evaluate.options = type("Options", (), {"racing": 0.99})()  # type: ignore[attr-defined]
-    with pytest.raises(ConfigError, match="racing and redrawn images depend on the generation before"):
+    with pytest.raises(ConfigError, match="racing and redraw follow the run from generation to generation"):
         distributed.ray_map(evaluate)
-    with pytest.raises(ConfigError, match="racing and redrawn images depend on the generation before"):
+    with pytest.raises(ConfigError, match="racing and redraw follow the run from generation to generation"):
         pickle.dumps(dp.BlendProblem(fake_genome(), evaluate))
 
 
@@ -191,6 +240,23 @@ def test_pickles_are_light(digits: Digits) -> None:
     del toolbox, problem, sent
     gc.collect()
     assert not folder.exists()
+
+
+def test_what_only_this_process_needs_stays_here(digits: Digits) -> None:
+    """The user's model with its hooks, the guard's images and what was judged; what arrives judges alike."""
+    model = copy.deepcopy(digits.model)
+    model.register_forward_hook(lambda *args: None)  # nobody could pickle it
+    data = {"calibration": digits.calibration, "validation": digits.validation, "guard": digits.validation}
+    evaluate = dp.Evaluator(model, digits.space, **data, device="cpu")
+    masks = dp.Masks.random(digits.space, keep=0.6)
+    fresh = len(pickle.dumps(shipping.Parcel(evaluate)))
+    values, guarded = evaluate(masks), evaluate.on_guard(masks)
+    sent = pickle.dumps(shipping.Parcel(evaluate))
+    there = pickle.loads(sent).evaluate
+    assert not there._guard and there._user_model is there.network and there.cache == there._guarded == {}
+    grams = len(pickle.dumps(evaluate._build.grams))  # collected once, here
+    assert len(sent) < fresh + grams + 1000
+    assert there(masks) == values and evaluate.cache == {masks: values} and evaluate.on_guard(masks) == guarded
 
 
 def test_what_can_not_be_sent_is_said(digits: Digits) -> None:
