@@ -1,11 +1,11 @@
 r"""Does a searched blend choose better filters than its parts, and than its neighbours, at equal cost?
 
-Question: at the same FLOPs, the same number of evaluations and the same protocol, on images that nothing was chosen by: is
-a blend better than the best single criterion (uniform widths: which filters), and with evolved widths better than LeGR's
-learned global ranking? Does a blend carry over to another depth or budget? Which of its parts matter?
+Question: at the same FLOPs, the same number of evaluations and the same protocol, on images that nothing was chosen by:
+is a blend better than the best single criterion (uniform widths: which filters), and with evolved widths better than
+LeGR's learned global ranking? Does a blend carry over to another depth or budget? Which of its parts matter?
 Method: cells are network and images x kept FLOPs x seed; a seed draws calibration and validation images, clusters and
-searches. Arms and protocols are in arms.py. Every (cell, protocol, arm) is a step with a file of its own in --out: a run
-that was stopped goes on where it was, and runs may share a folder.
+searches. Arms and protocols are in arms.py. Every (cell, protocol, arm) is a step with a file of its own in --out: a
+run that was stopped goes on where it was, and runs may share a folder.
 Output: ``run`` writes the steps; ``table`` gathers them into one JSON file, tables and a figure.
 
     python benchmarks/quality.py run --data DIR --weights DIR
@@ -51,7 +51,12 @@ ABLATED = ("digits", "cifar10-resnet20")
 
 @dataclass(frozen=True)
 class Step:
-    """One arm of one cell; ``kind`` is dense, arm, front, transfer or ablation, and ``budget`` None where there is none."""
+    """One arm of one cell.
+
+    Attributes:
+        budget: Kept share of the FLOPs; None for the dense network and fronts.
+        kind: dense, arm, front, transfer or ablation.
+    """
 
     pair: str
     budget: float | None
@@ -67,11 +72,15 @@ class Step:
 
 
 def plan(args: argparse.Namespace) -> list[Step]:
-    """All steps that are asked for: compensated before plain, half the FLOPs before other budgets, fronts in between."""
+    """All steps that are asked for: half the FLOPs before other budgets, compensated before plain."""
     seeds = range(args.seeds)
     if args.ablation:
         return [
-            Step(p, 0.5, s, "plain", "ablation", arm) for p in ABLATED for s in seeds for arm in ABLATIONS if wanted(p, args)
+            Step(p, 0.5, s, "plain", "ablation", arm)
+            for p in ABLATED
+            for s in seeds
+            for arm in ABLATIONS
+            if wanted(p, args)
         ]
     pairs = [p for p in PAIRS if p != "imagenet-resnet50" or p in (args.pairs or ())]
     steps = [Step(p, None, 0, "plain", "dense", "dense") for p in pairs]
