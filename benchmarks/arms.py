@@ -1,0 +1,346 @@
+"""The arms of quality.py: ways to choose filters at a budget, and what they share.
+
+Two protocols. ``plain``: BN statistics re-estimated on calibration images, no weight changed. ``compensated``: layers
+that read pruned channels are re-fitted in closed form while candidates are judged, and the network that an arm hands over
+is refined at the end. The fitness is the loss on validation images in both. An arm's network meets the test images once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import deap_prune as dp
+from deap_prune.batches import default_forward
+from deap_prune.blending.baselines import AffineGenome, AnyGenome, Table, borda
+from deap_prune.config import Config
+from deap_prune.evolution import Generation, Loop, MaxEvaluations, Variation
+from deap_prune.evolution.front import hypervolume
+from deap_prune.fitness.fold import Pair, find_pairs, fold
+from deap_prune.workspace import Workspace
+
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "plain": {"recalibrate": "data", "compensate": None},
+    "compensated": {"recalibrate": "closed_form", "compensate": "auto"},
+}
+JUDGED = ("loss", "accuracy", "agreement", "flops")
+RANDOM_MASKS = 5
+TESTED = 2000  # test images that see the networks of a front
+Row = dict[str, Any]
+
+
+class View:
+    """Some objectives of an evaluator that judges, and caches, more: arms share what was judged."""
+
+    def __init__(self, evaluator: dp.Evaluator, names: Sequence[str]) -> None:
+        self.evaluator, self.names = evaluator, tuple(names)
+        self._places = [evaluator.names.index(name) for name in names]
+        self.weights = tuple(evaluator.weights[p] for p in self._places)
+        self.settings = evaluator.settings
+
+    @property
+    def dense(self) -> Row:
+        """The dense network."""
+        return self.evaluator.dense
+
+    def __call__(self, masks: dp.Masks) -> tuple[float, ...]:
+        """The values of these objectives."""
+        values = self.evaluator(masks)
+        return tuple(values[p] for p in self._places)
+
+
+@dataclass(frozen=True, eq=False)
+class Ground:
+    """What all arms of one network, one data set and one seed stand on; each part is made when first asked for.
+
+    Attributes:
+        config: Network, data (its seed draws the images), criteria and what stays dense.
+        seed: Of clusters and searches.
+        evaluations: Of every arm that searches.
+        images: Of the calibration images, so many are for the criteria and for plain BN statistics; moments and
+            refinement use all.
+        clusters: Of the criteria, in each layer.
+    """
+
+    config: Config
+    seed: int
+    evaluations: int = 120
+    images: int = 250
+    clusters: int = 3
+    _evaluators: dict[str, dp.Evaluator] = field(default_factory=dict, init=False, repr=False)
+
+    @cached_property
+    def work(self) -> Workspace:
+        """Network and data."""
+        return Workspace.open(self.config)
+
+    @cached_property
+    def space(self) -> dp.PruningSpace:
+        """What can be pruned."""
+        return dp.trace(self.work.model, self.work.example, ignore=self.config.search.ignore)
+
+    @cached_property
+    def scores(self) -> dp.ScoreTable:
+        """All filters by all criteria."""
+        criteria = self.config.search.criteria
+        return dp.score(self.work.model, self.space, self._few, criteria=criteria, seed=self.seed)
+
+    @property
+    def _few(self) -> tuple[Any, Any]:
+        images, labels = self.work.calibration
+        return images[: self.images], labels[: self.images]
+
+    def evaluator(self, protocol: str) -> dp.Evaluator:
+        """The fitness of a protocol, one for all arms."""
+        if protocol not in self._evaluators:
+            data = self._few if protocol == "plain" else self.work.calibration
+            self._evaluators[protocol] = dp.Evaluator(
+                self.work.model,
+                self.space,
+                calibration=data,
+                validation=self.work.validation,
+                objectives=JUDGED,
+                **PROTOCOLS[protocol],
+            )
+        return self._evaluators[protocol]
+
+    def genome(
+        self,
+        budget: float | None,
+        *,
+        kind: Callable[..., AnyGenome] = dp.Genome,
+        clusters: int | None = None,
+        **options: Any,
+    ) -> AnyGenome:
+        """A genome over this ground's scores."""
+        found = dp.cluster(self.scores, n_clusters=clusters or self.clusters, seed=self.seed)
+        return kind(self.space, self.scores, found, max_flops=budget, **options)
+
+    def row(self, protocol: str, masks: dp.Masks, **facts: Any) -> Row:
+        """What an arm chose: on validation as it was judged, and (once) on the test images as it is handed over."""
+        evaluator = self.evaluator(protocol)
+        judge = evaluator.in_full(refine=True) if protocol == "compensated" else evaluator
+        validation = dict(zip(evaluator.names, evaluator(masks), strict=True))
+        return {
+            "validation": validation,
+            "test accuracy": self.tested(judge.slim(masks)),
+            **facts,
+        }
+
+    def tested(self, network: nn.Module, images: int | None = None) -> float:
+        """Accuracy of a slimmed network on the (first) test images, batch norms folded for speed."""
+        inputs, labels = self.work.splits.test
+        fold(network, self._pairs)
+        return dp.accuracy(network.to(memory_format=torch.channels_last), (inputs[:images], labels[:images]))
+
+    @cached_property
+    def _pairs(self) -> tuple[Pair, ...]:
+        images, labels = self.work.calibration
+        return find_pairs(self.work.model, default_forward, (images[:2], labels[:2]))
+
+
+# ------------------------------------------------------------------ searching
+def search(
+    ground: Ground,
+    genome: AnyGenome,
+    view: View,
+    algorithm: str = "mu_plus_lambda",
+    *,
+    population: int | None = None,
+    children: int | None = None,
+    cxpb: float = 0.5,
+    mutpb: float = 0.5,
+    sigma: float = 0.5,
+) -> Generation:
+    """Exactly ``ground.evaluations`` individuals judged (a sixth of them at first), doubles included."""
+    size = population or max(2, ground.evaluations // 6)
+    toolbox = dp.make_toolbox(genome, view, seed=ground.seed, sigma=sigma)
+    loop = Loop(
+        algorithm, toolbox, Variation(children or size, cxpb, mutpb), stops=[MaxEvaluations(ground.evaluations)]
+    )
+    return loop.run(loop.start(size), ground.evaluations)
+
+
+def judged(state: Generation) -> int:
+    """Individuals that a search judged."""
+    return sum(record["nevals"] for record in state.logbook)
+
+
+def found(ground: Ground, protocol: str, genome: AnyGenome, state: Generation, **facts: Any) -> Row:
+    """The row of a search's best individual."""
+    best, history = state.archive[0], [record["loss"] for record in state.logbook if "loss" in record]
+    return ground.row(
+        protocol, genome.decode(best), evaluations=judged(state), individual=list(best), history=history, **facts
+    )
+
+
+# ------------------------------------------------------------------ arms at a budget
+def best_single(ground: Ground, budget: float, protocol: str) -> Row:
+    """Every criterion alone with uniform widths; the one with the smallest validation loss is the arm's."""
+    genome, evaluator = ground.genome(budget, allocation="uniform"), ground.evaluator(protocol)
+    masks = {name: genome.decode(genome.single(name)) for name in genome.criteria}
+    values = {name: dict(zip(evaluator.names, evaluator(each), strict=True)) for name, each in masks.items()}
+    best = min(values, key=lambda name: values[name]["loss"])
+    return ground.row(protocol, masks[best], evaluations=len(masks), criterion=best, singles=values)
+
+
+def random_masks(ground: Ground, budget: float, protocol: str) -> Row:
+    """Random filters, uniform widths: several on validation (their mean), the first of them on the test images."""
+    rng, evaluator = np.random.default_rng(ground.seed), ground.evaluator(protocol)
+    masks = []
+    for _ in range(RANDOM_MASKS):
+        table = Table({group.name: {"random": rng.random(group.size)} for group in ground.space.groups})
+        clusters = dp.cluster(table, n_clusters=1)
+        genome = dp.Genome(ground.space, table, clusters, allocation="uniform", max_flops=budget)
+        masks.append(genome.decode(genome.single("random")))
+    mean = dict(zip(evaluator.names, np.mean(evaluator.many(masks), axis=0).tolist(), strict=True))
+    return ground.row(protocol, masks[0], evaluations=len(masks), mean=mean)
+
+
+def mean_rank(ground: Ground, budget: float, protocol: str) -> Row:
+    """Borda: the mean rank over all criteria, uniform widths."""
+    genome = ground.genome(budget, kind=borda, allocation="uniform")
+    return ground.row(protocol, genome.decode(genome.single("borda")), evaluations=1)
+
+
+def blend(
+    ground: Ground,
+    budget: float,
+    protocol: str,
+    *,
+    algorithm: str = "mu_plus_lambda",
+    population: int | None = None,
+    objective: str = "loss",
+    allocation: str = "uniform",
+    clusters: int | None = None,
+    **options: Any,
+) -> Row:
+    """A blend that an evolution (or random search) found; its first individuals are the single criteria."""
+    genome = ground.genome(budget, clusters=clusters, allocation=allocation, **options)
+    state = search(ground, genome, View(ground.evaluator(protocol), (objective,)), algorithm, population=population)
+    return found(ground, protocol, genome, state, blend=weights_of(genome, state.archive[0]))
+
+
+def no_clustering(ground: Ground, budget: float, protocol: str) -> Row:
+    """Ours with every criterion in a cluster of its own: nothing but factors to search."""
+    return blend(ground, budget, protocol, clusters=len(ground.scores.criteria))
+
+
+def legr(ground: Ground, budget: float, protocol: str) -> Row:
+    """LeGR: L2 norms under a scale and a shift a layer, one threshold, ageing evolution, one child at a time."""
+    genome = ground.genome(budget, kind=AffineGenome, criterion="l2", min_keep=0.1)
+    state = search(ground, genome, View(ground.evaluator(protocol), ("loss",)), "legr", children=1, sigma=1.0)
+    return found(ground, protocol, genome, state)
+
+
+EVOLVED = partial(blend, allocation="evolved")
+ARMS: dict[str, Callable[[Ground, float, str], Row]] = {
+    "best single": best_single,
+    "ours, uniform widths": blend,
+    "ours, evolved widths": EVOLVED,
+    "LeGR": legr,
+    "random": random_masks,
+    "mean rank": mean_rank,
+    "no clustering": no_clustering,
+    "random search, uniform widths": partial(blend, algorithm="random"),
+    "random search, evolved widths": partial(EVOLVED, algorithm="random"),
+}
+COMPENSATED = ("best single", "ours, uniform widths", "ours, evolved widths")
+
+
+# ------------------------------------------------------------------ fronts
+def front(ground: Ground, protocol: str, *, algorithm: str = "nsga2", **options: Any) -> Row:
+    """Accuracy against FLOPs: the front of a search, its hypervolume on validation and on the first test images.
+
+    The networks are handed over as they were judged, not refined.
+    """
+    genome, evaluator = ground.genome(None, **options), ground.evaluator(protocol)
+    view = View(evaluator, ("accuracy", "flops"))
+    state = search(ground, genome, view, algorithm, cxpb=0.9, mutpb=1.0)
+    masks = genome.decode_many(state.archive)
+    validation = np.array([ind.fitness.values for ind in state.archive])
+    shares = validation[:, 1]
+    tested = [(ground.tested(evaluator.slim(m), TESTED), f) for m, f in zip(masks, shares, strict=True)]
+    return {
+        "hypervolume": {"validation": volume(validation), "test": volume(np.array(tested))},
+        "points": {"validation": validation.tolist(), "test": tested},
+        "test images": TESTED,
+        "evaluations": judged(state),
+    }
+
+
+def volume(points: np.ndarray) -> float:
+    """Hypervolume of (accuracy, flops), reference (0, 1)."""
+    return hypervolume(points * (-1, 1), (1.0, -1.0))
+
+
+FRONTS: dict[str, Callable[[Ground, str], Row]] = {
+    "ours": partial(front, allocation="evolved"),
+    "LeGR's genome": partial(front, kind=AffineGenome, criterion="l2", min_keep=0.1),
+    "random search": partial(front, allocation="evolved", algorithm="random"),
+}
+
+
+# ------------------------------------------------------------------ transfer
+def weights_of(genome: AnyGenome, individual: Sequence[float]) -> Row:
+    """A blend by name: for each group the criteria that count, how much, and the keep gene (None without one)."""
+    genes, told = iter(individual), {}
+    for group in genome.space.groups:
+        factors = {}
+        for members in genome.clusters[group.name].members:
+            chooses = genome.candidates == "evolved" and len(members) > 1
+            criterion = members[int(next(genes)) if chooses else 0]
+            factors[criterion] = float(next(genes))
+        told[group.name] = {"factors": factors, "keep": float(next(genes)) if genome.allocation.genes else None}
+    return told
+
+
+def matching(names: Sequence[str], sources: Sequence[str]) -> dict[str, str]:
+    """For each layer one of another network: of the same stage (first part of the name), at the same relative depth."""
+    told = {}
+    for name in names:
+        stage = name.split(".")[0]
+        here, there = ([n for n in each if n.split(".")[0] == stage] for each in (names, sources))
+        told[name] = there[here.index(name) * len(there) // len(here)]
+    return told
+
+
+def transferred(ground: Ground, budget: float, protocol: str, *, source: Row) -> Row:
+    """A blend that was found on another network or at another budget, as it is: nothing is searched here."""
+    evolved = next(iter(source["blend"].values()))["keep"] is not None
+    genome = ground.genome(budget, clusters=len(ground.scores.criteria), allocation="evolved" if evolved else "uniform")
+    names = matching([group.name for group in ground.space.groups], list(source["blend"]))
+    genes: list[float] = []
+    for group in ground.space.groups:
+        told = source["blend"][names[group.name]]
+        factors = {c: told["factors"].get(c, 0.0) for c in ground.scores[group.name]}
+        for members in genome.clusters[group.name].members:
+            heaviest = max(members, key=factors.__getitem__)
+            genes += [members.index(heaviest)] if len(members) > 1 else []
+            genes.append(factors[heaviest])
+        genes += [told["keep"]] if evolved else []
+    return ground.row(protocol, genome.decode(genes), evaluations=1)
+
+
+# ------------------------------------------------------------------ ablations
+def on_images(ground: Ground, budget: float, protocol: str, *, images: int) -> Row:
+    """Ours with another number of calibration images, for the criteria and for plain BN statistics."""
+    return blend(replace(ground, images=images), budget, protocol)
+
+
+ABLATIONS: dict[str, Callable[[Ground, float, str], Row]] = {
+    "as it is: 3 clusters, evolved candidates, max, uniform, 20 individuals, 250 images, loss": blend,
+    **{f"clusters: {k}": partial(blend, clusters=k) for k in (1, 2, 4, 6, 8)},
+    "candidates: medoid": partial(blend, candidates="medoid"),
+    **{f"normaliser: {name}": partial(blend, normaliser=name) for name in ("sum", "standard", "rank")},
+    **{f"allocation: {name}": partial(blend, allocation=name) for name in ("global", "evolved")},
+    **{f"population: {n}": partial(blend, population=n) for n in (10, 40)},
+    **{f"calibration images: {n}": partial(on_images, images=n) for n in (50, 1000)},
+    **{f"fitness: {name}": partial(blend, objective=name) for name in ("accuracy", "agreement")},
+}
