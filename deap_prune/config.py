@@ -69,7 +69,7 @@ class SearchConfig(_Section):
     normaliser: str = Field(default="max", description="max, sum, standard or rank")
     reduction: str = Field(default="mean", description="over a group's layers: mean, sum, max or first")
     allocation: str = Field(
-        default="evolved", description="how many filters each group keeps: uniform, global, evolved"
+        default="evolved", description="how many filters each group keeps: uniform, stage, global, binary, evolved"
     )
     objectives: tuple[str, ...] = Field(default=("accuracy", "flops"), description="one, or several for a Pareto front")
     candidates: str = Field(default="evolved", description="a cluster's criterion: evolved, or its medoid")

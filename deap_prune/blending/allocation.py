@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from deap_prune.registry import Registry
 
+STEP = 0.25  # that a group's kept share may lie from the mean of all groups', in "binary"
+
 Counts = NDArray[np.int64]
 Path = Callable[[float], NDArray[np.float64]]
 
@@ -42,6 +44,7 @@ class Allocation:
     Attributes:
         path: Function of a wish to the path of kept counts (not yet whole numbers).
         genes: The rule reads one keep gene a group.
+        by_stage: The groups of a stage share one keep gene, and widen together.
     """
 
     name: str
@@ -49,13 +52,14 @@ class Allocation:
     genes: bool
     summary: str
     reference: str
+    by_stage: bool = False
 
 
 ALLOCATIONS: Registry[Allocation] = Registry("allocation", "allocations")
 
 
 def register_allocation(
-    name: str, *, genes: bool = False, reference: str = ""
+    name: str, *, genes: bool = False, by_stage: bool = False, reference: str = ""
 ) -> Callable[[Callable[[Wish], Path]], Callable[[Wish], Path]]:
     """Add an allocation: decorate a function from a :class:`Wish` to a path.
 
@@ -65,7 +69,7 @@ def register_allocation(
 
     def decorate(path: Callable[[Wish], Path]) -> Callable[[Wish], Path]:
         summary = (path.__doc__ or "").strip().split("\n")[0]
-        ALLOCATIONS.add(Allocation(name, path, genes, summary, reference))
+        ALLOCATIONS.add(Allocation(name, path, genes, summary, reference, by_stage))
         return path
 
     return decorate
@@ -104,6 +108,38 @@ def evolved(wish: Wish) -> Path:
     return lambda t: np.asarray(wanted * min(1.0, 2 * t) + rest * max(0.0, 2 * t - 1), dtype=np.float64)
 
 
+@register_allocation("stage", genes=True, by_stage=True, reference="Chang, Lu, Xue 2020, doi 10.3233/JIFS-202290")
+def stage(wish: Wish) -> Path:
+    """Every stage keeps one share, so that its blocks have equal widths; evolution searches the shares."""
+    return evolved(wish)
+
+
+@register_allocation("binary", reference="after Xie et al. 2021, arXiv 2108.13728")
+def binary(wish: Wish) -> Path:
+    """Every group keeps the same share of its importance, within a step of the mean width; found by bisection.
+
+    Xie et al. find layer widths for a budget by a "binary structural search with step constraint". We know the paper's
+    abstract alone, so the reading is ours: t is the share of its total (blended) importance that a group must still
+    hold, in as few filters as will; the bisection over t finds the budget; and no group's kept share may lie further
+    than ``STEP`` from the mean of all groups' shares, so that no layer becomes a bottleneck.
+    """
+    held = [_held(scores) for scores in wish.importance]
+
+    def path(t: float) -> NDArray[np.float64]:
+        shares = np.array([np.interp(t, part, np.linspace(0, 1, len(part))) for part in held])
+        middle = shares.mean()
+        return np.asarray(shares.clip(middle - STEP, middle + STEP) * wish.sizes, dtype=np.float64)
+
+    return path
+
+
+def _held(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Share of the total that the best 0, 1, 2, ... filters hold, from 0 to 1; even where there is nothing to tell."""
+    best = np.sort(scores - min(0.0, scores.min()))[::-1]
+    total = best.sum()
+    return np.concatenate([[0.0], np.cumsum(best) / total if total > 0 else np.linspace(0, 1, len(best) + 1)[1:]])
+
+
 class Cost(Protocol):
     """A ``CostPolynomial``."""
 
@@ -120,12 +156,14 @@ class Widths:
         steps: Kept counts are multiples of the step, or dense.
         flops: Kept counts (..., groups) to multiply-adds (...).
         least: No group may keep fewer, shape (groups,); admissible or not.
+        together: Groups of one number widen together, shape (groups,); None: each alone.
     """
 
     sizes: Counts
     steps: Counts
     flops: Cost
     least: Counts
+    together: Counts | None = None
 
     @cached_property
     def fewest(self) -> Counts:
@@ -162,7 +200,8 @@ class Widths:
             inside = self.flops(tried) <= budgets[todo]
             low[todo[inside]], high[todo[~inside]] = middle[inside], middle[~inside]
             counts[todo[inside]] = tried[inside]
-        return self._fill(counts, _points(paths, high), budgets)
+        fill = self._fill if self.together is None else self._fill_together
+        return fill(counts, _points(paths, high), budgets)
 
     def _fill(self, counts: Counts, wanted: NDArray[np.float64], budgets: NDArray[np.float64]) -> Counts:
         """Spend what is left, one step at a time, first where the wish is least met."""
@@ -177,6 +216,27 @@ class Widths:
             best, each = np.argmax(missing, axis=1), np.arange(len(rows))
             counts[rows, best] = following[each, best]
         return counts
+
+    def _fill_together(self, counts: Counts, wanted: NDArray[np.float64], budgets: NDArray[np.float64]) -> Counts:
+        """The same, but a step widens all that go together: to the next share at which any of its groups grows."""
+        rows = np.arange(len(counts))
+        members = [self.together == number for number in dict.fromkeys(np.asarray(self.together).tolist())]
+        while rows.size:
+            tried = np.stack([self._wider(counts[rows], inside) for inside in members], axis=1)
+            fits = (tried > counts[rows, None]).any(axis=2) & (self.flops(tried) <= budgets[rows, None])
+            unfilled = fits.any(axis=1)
+            rows, tried, fits = rows[unfilled], tried[unfilled], fits[unfilled]
+            short = (wanted[rows] - counts[rows]) / self.sizes
+            missing = np.where(fits, np.stack([short[:, inside].max(axis=1) for inside in members], axis=1), -np.inf)
+            counts[rows] = tried[np.arange(len(rows)), np.argmax(missing, axis=1)]
+        return counts
+
+    def _wider(self, counts: Counts, inside: NDArray[np.bool_]) -> Counts:
+        """Counts with the groups inside at their next common share."""
+        following = self.more(counts)
+        grows = inside & (following > counts)
+        share = np.where(grows, following / self.sizes, np.inf).min(axis=1, keepdims=True).clip(max=1.0)
+        return np.where(inside, np.maximum(counts, self.admissible(share * self.sizes)), counts)
 
 
 def _points(paths: Sequence[Path], at: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deap_prune.blending.allocation import Allocation, Counts, Widths, Wish
-from deap_prune.blending.layout import Layout
+from deap_prune.blending.layout import Layout, stages_of
 from deap_prune.errors import BudgetError, ConfigError, did_you_mean
 from deap_prune.structure.masks import Masks
 
@@ -90,7 +90,21 @@ class Planner:
         """The admissible kept counts."""
         steps = [min(math.lcm(self.round_to, group.blocks), group.size) for group in self.space.groups]
         least = np.ceil(_least_shares(self.space, self.min_keep) * self.space.sizes - 1e-9).astype(np.int64)
-        return Widths(self.space.sizes, np.array(steps, dtype=np.int64), self.space.flops_of, least)
+        together = self.leaders if self.allocation.by_stage else None
+        return Widths(self.space.sizes, np.array(steps, dtype=np.int64), self.space.flops_of, least, together)
+
+    @cached_property
+    def leaders(self) -> Counts:
+        """The group whose keep gene each group follows: its own, or its stage's first.
+
+        A group is of the stage of the last layer that makes its filters: the residual stream that a stem begins is of
+        the first stage.
+        """
+        if not self.allocation.by_stage:
+            return np.arange(len(self.space.groups))
+        ends = [group.layers("filter")[-1].layer for group in self.space.groups]
+        stages = stages_of(ends, self.space.sizes.tolist())
+        return np.array([stages.index(stage) for stage in stages], dtype=np.int64)
 
     @cached_property
     def min_flops(self) -> float:

@@ -55,7 +55,7 @@ class Genome:
         space: What can be pruned.
         scores: Scores of every group.
         clusters: Clusters of the criteria, from the same scores.
-        allocation: ``"uniform"``, ``"global"``, ``"evolved"``, or another registered name.
+        allocation: ``"uniform"``, ``"stage"``, ``"global"``, ``"binary"``, ``"evolved"``, or another registered name.
         max_flops: Kept share of the FLOPs, above 0 and up to 1. A pair (lowest, highest): a gene decides in that range.
             None leaves it free: the keep genes decide, or a budget gene where the allocation has none.
         normaliser: ``"max"``, ``"sum"``, ``"standard"`` or ``"rank"``, within each group.
@@ -114,11 +114,15 @@ class Genome:
                 if self._chooses(members):
                     genes.append(("candidate", 0, len(members) - 1, locus))
                 genes.append(("factor", 0.0, 1.0, locus))
-            if self.allocation.genes:
+            if self._keeps(locus):
                 genes.append(("keep", 0.0, 1.0, locus))
         if self._planner.budget_bounds is not None:
             genes.append(("budget", *self._planner.budget_bounds, -1))
         return Layout.of(self.space, genes)
+
+    def _keeps(self, group: int) -> bool:
+        """Whether a group has a keep gene of its own; in a stage that widens together the first has it."""
+        return self.allocation.genes and bool(self._planner.leaders[group] == group)
 
     def _chooses(self, members: Sized) -> bool:
         """Whether a gene names the candidate of a cluster; of one member there is nothing to choose."""
@@ -165,8 +169,9 @@ class Genome:
                 chosen.append(table[np.rint(candidate).astype(np.intp)])
                 factors.append(next(columns))
             importance.append(_blended(chosen, factors))
+            leader = self._planner.leaders[number]
             if self.allocation.genes:
-                shares[:, number] = next(columns)
+                shares[:, number] = next(columns) if leader == number else shares[:, leader]
         return importance, shares
 
     def single(self, criterion: str, *, share: float = 1.0) -> list[float]:
@@ -190,14 +195,14 @@ class Genome:
         if criterion not in self.criteria:
             raise RegistryError(f"criterion '{criterion}' was not scored; {did_you_mean(criterion, self.criteria)}")
         genes: list[float] = []
-        for group, share in zip(self.space.groups, shares, strict=True):
+        for number, (group, share) in enumerate(zip(self.space.groups, shares, strict=True)):
             clusters = self._members[group.name]
             home = next((k for k, members in enumerate(clusters) if criterion in members), 0)
             for k, members in enumerate(clusters):
                 if self._chooses(members):
                     genes.append(members.index(criterion) if criterion in members else 0)
                 genes.append(float(k == home))
-            if self.allocation.genes:
+            if self._keeps(number):
                 genes.append(share)
         if self._planner.budget_bounds is not None:
             low, high = self._planner.budget_bounds
@@ -233,7 +238,8 @@ class Genome:
             k, i = next(((k, m.index(criterion)) for k, m in enumerate(clusters) if criterion in m), (0, 0))
             importance.append((scale * tables[k][i] + shift * tables[k][i].std())[None])
         counts = planner.counts(importance, np.ones((1, len(importance))), np.array([share]))[0]
-        return self._single(criterion, (counts / self.space.sizes).tolist(), share)
+        kept, leaders = counts / self.space.sizes, self._planner.leaders
+        return self._single(criterion, [kept[leaders == leader].mean() for leader in leaders], share)
 
 
 def _blended(scores: Sequence[Matrix], factors: Sequence[Scores]) -> Matrix:

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 import deap_prune as dp
 from deap_prune.blending import ALLOCATIONS
+from deap_prune.blending.allocation import STEP
+from deap_prune.blending.layout import stages_of
 from deap_prune.errors import BudgetError, ConfigError, RegistryError
 
 SPACES = ("residual", "grouped_in_a_row", "shuffle", "concat", "flatten")
@@ -74,10 +76,26 @@ def test_law_4(name: str, data: st.DataObject) -> None:
     assert all(c in legal for c, legal in zip(counts, admissible, strict=True))
     budget = share * space.flops * (1 + 1e-12)
     assert dp.flops(space, masks) <= budget
-    for g, legal in enumerate(admissible):
-        wider = counts.copy()
-        wider[g] = next((c for c in legal if c > counts[g]), counts[g])
-        assert wider[g] == counts[g] or space.flops_of(wider) > budget, f"{space.groups[g].name} could keep more"
+    for together in stages(space) if allocation == "stage" else [[g] for g in range(len(space.groups))]:
+        wider = widened(counts, admissible, space.sizes, together)
+        names = [space.groups[g].name for g in together]
+        assert (wider == counts).all() or space.flops_of(wider) > budget, f"{names} could keep more"
+
+
+def widened(counts: np.ndarray, admissible: list[list[int]], sizes: np.ndarray, together: list[int]) -> np.ndarray:
+    """The groups together at the next share at which one of them grows."""
+    following = {g: next((c for c in admissible[g] if c > counts[g]), None) for g in together}
+    share = min((c / sizes[g] for g, c in following.items() if c is not None), default=0.0)
+    wider = counts.copy()
+    for g in together:
+        wider[g] = max([counts[g], *(c for c in admissible[g] if c <= share * sizes[g] + 1e-9)])
+    return wider
+
+
+def stages(space: dp.PruningSpace) -> list[list[int]]:
+    """Groups that end in one stage."""
+    numbers = stages_of([g.layers("filter")[-1].layer for g in space.groups], space.sizes.tolist())
+    return [[g for g, n in enumerate(numbers) if n == stage] for stage in sorted(set(numbers))]
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -121,6 +139,35 @@ def test_all_of_the_budget_is_the_dense_network() -> None:
     for allocation in (a.name for a in ALLOCATIONS):
         genome = make("grouped_in_a_row", allocation=allocation, max_flops=1.0, round_to=8)
         assert all(keep.all() for keep in genome.decode(genome.single("b")).values())
+
+
+@pytest.mark.parametrize("max_flops", [0.3, 0.5, None])
+@pytest.mark.parametrize("name", ["resnet20_a", "resnet20_b"])
+def test_stages_keep_equal_widths(name: str, max_flops: float | None) -> None:
+    """Uniform channel pruning: the blocks of a stage alike, inside and in the residual stream; one gene a stage."""
+    genome = make(name, allocation="stage", max_flops=max_flops)
+    assert len(genome.layout.of_kind("keep")) == 3
+    random.seed(1)
+    for _ in range(10):
+        counts = genome.space.kept_counts(genome.decode(dp.initBlend(list, genome.layout)))
+        found = [set(counts[members].tolist()) for members in stages(genome.space)]
+        assert len(found) == 3 and all(len(widths) == 1 for widths in found)
+    groups = len(genome.space.groups)
+    assert len(genome.affine("a", [1.0] * groups, [0.0] * groups)) == len(genome.layout)
+
+
+@given(st.integers(0, 10_000), st.sampled_from([0.2, 0.5, 0.8]))
+@settings(max_examples=30)
+def test_binary_search_stays_within_a_step_of_the_mean(seed: int, budget: float) -> None:
+    """However unlike the groups' importance is; and what it keeps holds about the same share of it everywhere."""
+    space = prepared("resnet20_a").space
+    table = Table(space, seed)
+    for number, by in enumerate(table.scores.values()):
+        by["a"] = by["a"] ** (1 + 20 * (number % 2))  # in every second group a few filters hold all
+    genome = dp.Genome(space, table, dp.cluster(table), allocation="binary", max_flops=budget)
+    kept = space.kept_counts(genome.decode(genome.single("a"))) / space.sizes
+    assert kept.max() - kept.min() <= 2 * STEP + 2 / space.sizes.min()
+    assert kept[1::2].mean() < kept[::2].mean()
 
 
 # ------------------------------------------------------------------ importance
