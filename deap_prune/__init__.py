@@ -4,6 +4,24 @@ The trained network is looked at once and turned into numbers; evolution works o
 back to the network. ``trace`` finds what can be pruned, ``score`` how important each filter is by each criterion,
 ``cluster`` which criteria say the same, ``Genome`` turns individuals into masks, ``Evaluator`` judges masks,
 ``make_toolbox`` puts it into DEAP. ``search`` does all of it in one call.
+
+Examples in the docstrings go on from this one:
+    >>> import torch
+    >>> from torch import nn
+    >>> import deap_prune as dp
+    >>> body = (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Flatten())
+    >>> model = nn.Sequential(*body, nn.Linear(96, 5)).eval()
+    >>> images, labels = torch.randn(40, 3, 8, 8), torch.randint(5, (40,))  # yours; and a network that was trained
+    >>> data = {"calibration": (images[:20], labels[:20]), "validation": (images[20:], labels[20:])}
+    >>> space = dp.trace(model, images)
+    >>> scores = dp.score(model, space, data["calibration"], criteria=("l1", "l2", "taylor_weight"))
+    >>> clusters = dp.cluster(scores, n_clusters=2)
+    >>> genome = dp.Genome(space, scores, clusters, allocation="uniform", max_flops=0.5)
+    >>> evaluate = dp.Evaluator(model, space, **data)
+    >>> masks = genome.decode(genome.single("l2"))
+    >>> small = evaluate.slim(masks)
+    >>> sum(p.numel() for p in small.parameters()) == dp.params(space, masks) < space.params
+    True
 """
 
 from importlib.metadata import version as _version

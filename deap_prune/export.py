@@ -88,6 +88,12 @@ def export(
         tolerance: Largest difference allowed, relative to the largest output.
         repeats: Timed runs.
 
+    Example:
+        >>> done = dp.export(small, images, "exported", formats=("safetensors",), masks=masks)
+        >>> again = dp.rebuild("exported", model=model, example_inputs=images)
+        >>> torch.equal(again(images), small(images))
+        True
+
     Raises:
         RegistryError: If a format is unknown.
         ExportError: If a package is missing, masks are needed, the network can't be exported, or outputs differ.

@@ -22,9 +22,12 @@ class BlendedImportance:
     as it is.
 
     Example:
-        >>> importance = dp.BlendedImportance(model, genome, solution.individual)
-        >>> pruner = tp.pruner.BasePruner(model, inputs, importance, pruning_ratio=0.5, ignored_layers=[model.fc])
+        >>> import torch_pruning as tp
+        >>> importance = dp.BlendedImportance(model, genome, genome.single("l2"))
+        >>> pruner = tp.pruner.BasePruner(model, images[:1], importance, pruning_ratio=0.5, ignored_layers=[model[-1]])
         >>> pruner.step()
+        >>> model[3]
+        Conv2d(4, 3, kernel_size=(3, 3), stride=(1, 1))
 
     Args:
         model: The network that was traced, the same object that the pruner will prune.

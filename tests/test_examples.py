@@ -1,6 +1,7 @@
 """The examples are programs: they run, briefly."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,21 @@ import deap_prune as dp
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def run(name, *args, cwd):
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs an example in an empty folder, in this process (which has imported everything); what it prints."""
+
+    def program(name, *args):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [name, *args])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return program
+
+
+def run_apart(name, *args, cwd):
+    """In a process of its own: what it registers must not stay."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(EXAMPLES / name), *args]
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
@@ -21,67 +36,97 @@ def run(name, *args, cwd):
     return done.stdout
 
 
-def test_own_loop(tmp_path):
-    assert "solutions" in run("own_loop.py", "--generations", "1", "--epochs", "2", cwd=tmp_path)
+# ------------------------------------------------------------------ ten things that a newcomer tries
+def test_torchvision_network(run):
+    lines = run("torchvision_network.py").splitlines()
+    small, dense = (int(word.replace(",", "")) for word in lines[-1].split()[::2][:2])
+    assert small < dense == 2_542_856
 
 
-def test_islands(tmp_path):
-    assert "1 solutions" in run("islands.py", "--generations", "2", "--epochs", "2", cwd=tmp_path)
+def test_own_network(run):
+    found = run("own_network.py")
+    assert "2 groups, 40 filters" in found and "Own(" in found
 
 
-def test_own_operator(tmp_path):
-    found = run("own_operator.py", "--generations", "2", "--epochs", "2", cwd=tmp_path)
-    assert "generation 2: hypervolume" in found and "knee:" in found
+def test_budget(run):
+    assert 0.45 < float(run("budget.py").split()[0]) <= 0.5
+
+
+def test_front(run, tmp_path):
+    found = run("front.py")
+    assert "best at half the cost" in found and "knee" in found and (tmp_path / "front.png").is_file()
+
+
+def test_own_loop(run):
+    assert "solutions" in run("own_loop.py", "--generations", "1", "--epochs", "2")
 
 
 def test_own_criterion(tmp_path):
-    assert "linf" in run("own_criterion.py", "--epochs", "1", cwd=tmp_path)
+    assert "linf" in run_apart("own_criterion.py", "--epochs", "1", cwd=tmp_path)
+
+
+def test_resume(run, tmp_path):
+    first, longer = (int(number) for number in run("resume.py").splitlines()[0].split() if number.isdigit())
+    assert first == 16 < longer
+    assert len((tmp_path / "runs/resume/history.csv").read_text().splitlines()) == 1 + 4
+
+
+def test_export_onnx(run, tmp_path):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    assert "onnx: same labels" in run("export_onnx.py") and (tmp_path / "runs/onnx/network.onnx").is_file()
+
+
+def test_read_report(run, tmp_path):
+    pytest.importorskip("plotly")
+    page = tmp_path / "runs/report/report.html"
+    assert run("read_report.py").splitlines()[-1] == f"open {page.as_uri()}" and page.is_file()
+
+
+# ------------------------------------------------------------------ and more
+def test_islands(run):
+    assert "1 solutions" in run("islands.py", "--generations", "2", "--epochs", "2")
+
+
+def test_own_operator(run):
+    found = run("own_operator.py", "--generations", "2", "--epochs", "2")
+    assert "generation 2: hypervolume" in found and "knee:" in found
 
 
 def test_own_objective(tmp_path):
-    found = run("own_objective.py", "--generations", "1", "--epochs", "1", cwd=tmp_path)
+    found = run_apart("own_objective.py", "--generations", "1", "--epochs", "1", cwd=tmp_path)
     assert "wrong_and_sure" in found and "least sure of its errors:" in found
 
 
 def test_own_layer(tmp_path):
-    found = run("own_layer.py", cwd=tmp_path)
+    found = run_apart("own_layer.py", cwd=tmp_path)
     assert "2 groups, 48 filters" in found and "outputs (2, 10)" in found
 
 
-def test_again(tmp_path):
-    lines = run("again.py", "--generations", "1", "--epochs", "1", cwd=tmp_path).splitlines()
+def test_again(run):
+    lines = run("again.py", "--generations", "1", "--epochs", "1").splitlines()
     shares = [float(line.split()[0]) for line in lines if "of the FLOPs" in line]
     assert 0.25 < shares[0] <= 0.5 and shares[1] <= 0.25
 
 
-@pytest.mark.slow
-def test_newcomer(tmp_path):
-    """What a newcomer tries: torchvision's network, one's own, a budget, a resume, a report, an export to ONNX."""
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("plotly")
-    found = run("newcomer.py", cwd=tmp_path)
-    assert "own network: loss" in found and "onnx: same labels" in found and "resnet18:" in found
-    assert (tmp_path / "runs/own/report.html").is_file() and (tmp_path / "runs/own/export/network.onnx").is_file()
-
-
-def test_shift_invariance(tmp_path):
+def test_shift_invariance(run):
     """Whatever the training gives, shifts change no label of the polyphase network: untrained to fine-tuned."""
-    lines = run("shift_invariance.py", "--generations", "0", "--epochs", "1", cwd=tmp_path).splitlines()
+    lines = run("shift_invariance.py", "--generations", "0", "--epochs", "1").splitlines()
     figures = [line.split()[-2:] for line in lines if line.startswith("polyphase")]
     assert [consistency for consistency, _ in figures] == ["100.0%"] * 4
     assert [float(share.rstrip("%")) <= 50 for _, share in figures] == [False, False, True, True]
 
 
-def test_point_sets(tmp_path):
-    assert "of the FLOPs; test accuracy" in run("point_sets.py", "--generations", "0", "--epochs", "1", cwd=tmp_path)
+def test_point_sets(run):
+    assert "of the FLOPs; test accuracy" in run("point_sets.py", "--generations", "0", "--epochs", "1")
 
 
 @pytest.mark.slow
-def test_demo(tmp_path):
+def test_demo(run, tmp_path):
     """The main job whole: trained, searched, compared, slimmed, fine-tuned; a second run gets its own folder."""
-    first = run("demo.py", cwd=tmp_path)
+    first = run("demo.py")
     assert "everything is in runs/demo:" in first
     points = np.array([list(s.values.values()) for s in dp.ParetoFront.load(tmp_path / "runs/demo")]) * [-1, 1]
     assert len(points) >= 8
     assert not any(((points <= p).all(axis=1) & (points < p).any(axis=1)).any() for p in points)
-    assert "everything is in runs/demo-2:" in run("demo.py", "--generations", "1", "--epochs", "1", cwd=tmp_path)
+    assert "everything is in runs/demo-2:" in run("demo.py", "--generations", "1", "--epochs", "1")

@@ -64,6 +64,12 @@ class Genome:
         candidates: ``"evolved"``: a gene names each cluster's candidate; ``"medoid"``: it is the cluster's medoid, and
             all genes are continuous (what CMA-ES needs).
 
+    Example:
+        >>> genome = dp.Genome(space, scores, clusters, max_flops=0.5)
+        >>> masks = genome.decode(genome.single("l2"))
+        >>> dp.flops(space, masks) <= 0.5 * space.flops
+        True
+
     Raises:
         BudgetError: If the budget is outside (0, 1], or below what can be reached (the message names the minimum).
         RegistryError: If the allocation or the normaliser is unknown.

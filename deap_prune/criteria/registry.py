@@ -76,7 +76,7 @@ def register_criterion(
     """Add a criterion: decorate a function of the statistics it needs.
 
     Example:
-        >>> @register_criterion("linf", needs=("weight",))
+        >>> @dp.register_criterion("linf", needs=("weight",))
         ... def linf(weight):
         ...     '''Largest absolute weight of the filter.'''
         ...     return weight.abs().amax(dim=1)

@@ -92,6 +92,11 @@ def score(
         seed: Of the random criterion.
         progress: Show a bar.
 
+    Example:
+        >>> scores = dp.score(model, space, criteria=("l1", "l2"))  # of the weights alone: no data
+        >>> scores.criteria, scores["3"]["l2"].shape
+        (('l1', 'l2'), (6,))
+
     Raises:
         RegistryError: If a criterion is unknown.
         DataError: If data is needed and missing or unusable, no criteria are given, or a score is not finite.

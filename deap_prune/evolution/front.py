@@ -51,6 +51,11 @@ class ParetoFront(Sequence[Solution]):
         weights: Objective name to +1 (maximised) or -1 (minimised).
         dense: ``flops`` and ``params`` of the dense network, and its ``values``.
         settings: How the figures were judged (BN re-estimation, ...).
+
+    Example:
+        >>> front = dp.search(model, images, **data, population=4, generations=1, progress=False).front
+        >>> front.best(max_flops=0.5).flops <= 0.5 * space.flops
+        True
     """
 
     solutions: tuple[Solution, ...]

@@ -184,6 +184,13 @@ def make_toolbox(
         sigma: Mutation step.
         individual: Makes an individual of genes: your own ``creator`` class, a list with a fitness.
 
+    Example:
+        >>> import deap.algorithms
+        >>> toolbox = dp.make_toolbox(genome, evaluate, seed=0)
+        >>> population, _ = deap.algorithms.eaSimple(toolbox.population(n=4), toolbox, 0.5, 0.5, ngen=2, verbose=False)
+        >>> len(population), all(s.flops <= 0.5 * space.flops for s in toolbox.front(population))
+        (4, True)
+
     Raises:
         ConfigError: If your individuals' fitness has other weights than the objectives.
     """

@@ -37,6 +37,10 @@ class Masks(Mapping[str, NDArray[np.bool_]]):
     Args:
         keep: Group name to anything that converts to booleans, shape (group.size,). Groups left out stay dense.
 
+    Example:
+        >>> dp.Masks({"3": [True, True, False, True, False, False]})
+        Masks(3: 3/6)
+
     Raises:
         MaskError: If an entry is not one-dimensional and boolean.
     """

@@ -222,6 +222,10 @@ def _count(group: FilterGroup, keep: NDArray[np.bool_]) -> int:
 def flops(space: PruningSpace, masks: Masks) -> int:
     """Multiply-adds of the slimmed network for one sample, as fvcore counts them.
 
+    Example:
+        >>> space.flops, dp.flops(space, dp.Masks.random(space, keep=0.5))
+        (15744, 6144)
+
     Raises:
         MaskError: If the masks don't fit the space.
     """
@@ -230,6 +234,10 @@ def flops(space: PruningSpace, masks: Masks) -> int:
 
 def params(space: PruningSpace, masks: Masks) -> int:
     """Parameters of the slimmed network.
+
+    Example:
+        >>> space.params, dp.params(space, dp.Masks.random(space, keep=0.5))
+        (1163, 476)
 
     Raises:
         MaskError: If the masks don't fit the space.

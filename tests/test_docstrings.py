@@ -1,0 +1,46 @@
+"""The examples in docstrings run: the package's first, and each of the others on what it made."""
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+
+import deap_prune as dp
+from deap_prune.criteria import CRITERIA
+
+MODULES = [importlib.import_module(m.name) for m in pkgutil.walk_packages(dp.__path__, "deap_prune.")]
+FIND = doctest.DocTestFinder(exclude_empty=True, recurse=True)
+EXAMPLES = {t.name: t for m in MODULES for t in FIND.find(m, globs={}) if t.examples}
+VERBS = (dp.trace, dp.score, dp.cluster, dp.Genome, dp.Masks, dp.flops, dp.params, dp.slim, dp.masked, dp.make_toolbox)
+
+
+def run(test, names):
+    """Run one docstring's examples; the names are theirs, and what they assign is added."""
+    test.globs = names
+    report = []
+    doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=report.append, clear_globs=False)
+    assert not report, "".join(report)
+
+
+@pytest.fixture
+def names(tmp_path, monkeypatch):
+    """What the package's docstring makes, anew for each test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(CRITERIA, "_entries", dict(CRITERIA._entries))
+    (first,) = FIND.find(dp, "deap_prune", globs={})[:1]
+    found = {}
+    run(first, found)
+    return found
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example(name, names):
+    if "torch_pruning" in EXAMPLES[name].docstring:
+        pytest.importorskip("torch_pruning")
+    run(EXAMPLES[name], names)
+
+
+def test_the_main_verbs_have_one():
+    assert {f"{inspect.getmodule(verb).__name__}.{verb.__qualname__}" for verb in VERBS} <= EXAMPLES.keys()
