@@ -1,8 +1,9 @@
 """The arms of quality.py: ways to choose filters at a budget, and what they share.
 
 Two protocols. ``plain``: BN statistics re-estimated on calibration images, no weight changed. ``compensated``: layers
-that read pruned channels are re-fitted in closed form while candidates are judged, and the network that an arm hands over
-is refined at the end. The fitness is the loss on validation images in both. An arm's network meets the test images once.
+that read pruned channels are re-fitted in closed form while candidates are judged, and the network that an arm hands
+over is refined at the end. The fitness is the loss on validation images in both. An arm's network meets the test images
+once.
 """
 
 from __future__ import annotations

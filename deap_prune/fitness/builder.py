@@ -16,7 +16,7 @@ from deap_prune.fitness.recalibrate import recalibrate_bn
 from deap_prune.fitness.resident import Resident
 from deap_prune.fitness.sampling import full_precision
 from deap_prune.fitness.settings import Counters, Settings
-from deap_prune.reconstruction import Grams, collect_grams, compensate, propagate_bn, refine
+from deap_prune.reconstruction import Grams, ReconstructionError, collect_grams, compensate, propagate_bn, refine
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
 
@@ -61,6 +61,15 @@ class Builder:
         mode = cast(Any, self._settings.compensate or "auto")
         with full_precision():
             return collect_grams(self._network, self._space, self._calibration, forward=self._forward, mode=mode)
+
+    @cached_property
+    def surrogate(self) -> ReconstructionError:
+        """The error that compensation leaves.
+
+        Raises:
+            DataError: If there is no calibration data.
+        """
+        return ReconstructionError(self._space, self.grams)
 
     def __call__(self, masks: Masks) -> nn.Module:
         """The slim network, in eval mode; good until the next call.

@@ -24,7 +24,6 @@ from deap_prune.fitness.racing import Floats, Rivals
 from deap_prune.fitness.sampling import EVERYTHING, first_samples, full_precision, load
 from deap_prune.fitness.settings import Counters, Settings
 from deap_prune.fitness.verdict import Found, Values, Verdict, part_of
-from deap_prune.reconstruction import reconstruction_error
 from deap_prune.structure.masking import masked
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import unwrap
@@ -203,14 +202,14 @@ class Evaluator:
     def surrogate(self, masks: Masks) -> float:
         """What compensation can't bring back, in closed form, without a forward pass; smaller is better.
 
-        See :func:`deap_prune.reconstruction.reconstruction_error`.
+        See :class:`deap_prune.reconstruction.ReconstructionError`.
 
         Raises:
             DataError: If there is no calibration data.
             MaskError: If the masks don't fit the space.
         """
         with full_precision():
-            return reconstruction_error(self.space, masks, self._build.grams)
+            return self._build.surrogate(masks)
 
     def prescreen(self, candidates: Sequence[Masks], slots: int) -> list[int]:
         """Positions of the candidates that are worth judging, one for each slot.

@@ -1,14 +1,16 @@
 """How well a pruned network can do what the dense one did: closed-form compensation, its error, and refinement."""
 
 from deap_prune.reconstruction.bn import propagate_bn
-from deap_prune.reconstruction.compensate import compensate, reconstruction_error
+from deap_prune.reconstruction.compensate import compensate
 from deap_prune.reconstruction.gram import Grams, LayerGram, collect_grams
 from deap_prune.reconstruction.refine import refine
 from deap_prune.reconstruction.removal import removal_errors
+from deap_prune.reconstruction.surrogate import ReconstructionError, reconstruction_error
 
 __all__ = [
     "Grams",
     "LayerGram",
+    "ReconstructionError",
     "collect_grams",
     "compensate",
     "propagate_bn",

@@ -100,26 +100,6 @@ def compensate(
             norm.running_mean.sub_(shift)
 
 
-def reconstruction_error(space: PruningSpace, masks: Masks, grams: Grams, *, ridge: float = RIDGE) -> float:
-    """What compensation can't bring back: relative squared error of each reader's output, summed over the readers.
-
-    In closed form, so thousands of masks can be compared without a forward pass: a surrogate of the loss, smaller is
-    better, 0 where nothing is pruned.
-
-    Raises:
-        MaskError: If the masks don't fit the space.
-    """
-    keep = space.kept(masks)
-    errors = []
-    for gram in grams.layers.values():
-        fit = refit(gram, keep, ridge)
-        if fit is not None:
-            dense = gram.energy.gather(1, fit.outputs)
-            before = dense - (fit.weight * (fit.cross + fit.target)).sum(dim=(1, 3))
-            errors.append((before - fit.won).sum() / dense.sum().clamp_min(torch.finfo(dense.dtype).tiny))
-    return float(torch.stack(errors).clamp(0, 1).sum()) if errors else 0.0
-
-
 def refit(gram: LayerGram, keep: NDArray[np.bool_], ridge: float = RIDGE) -> Refit | None:
     """The fit of one layer under a mask, or None where it reads all its inputs.
 
