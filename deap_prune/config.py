@@ -85,6 +85,7 @@ class SearchConfig(_Section):
     compensate: str | None = Field(
         default="auto", description="re-fit what reads pruned channels: auto (as memory allows), full, channel, null"
     )
+    gram_memory: int = Field(default=2048, ge=1, description="most MB that compensation's matrices may take")
     refine: bool = Field(default=True, description="refine the front's networks at the end, and judge them again")
     executor: str = Field(default="auto", description="how candidates are run: slim, masked, or auto (by device)")
     precision: str = Field(default="fp32", description="of the forward pass in the search: fp32, bf16, auto")
@@ -125,9 +126,9 @@ class SearchConfig(_Section):
 
     def fitness(self) -> dict[str, Any]:
         """The options of the Evaluator."""
-        names = ("objectives", "recalibrate", "compensate", "executor", "precision", "racing", "batch_size", "device")
+        names = ("objectives", "recalibrate", "compensate", "gram_memory", "executor", "precision", "racing")
         sampling = Sampling(images=self.images, augment=self.augment, redraw=self.redraw, seed=self.seed)
-        return {**{name: getattr(self, name) for name in names}, "sampling": sampling}
+        return {**{name: getattr(self, name) for name in (*names, "batch_size", "device")}, "sampling": sampling}
 
     def check(self) -> None:
         """Names and combinations that a type can't tell.

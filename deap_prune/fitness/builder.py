@@ -59,8 +59,11 @@ class Builder:
         if not self._calibration:
             raise DataError("calibration data is needed: give calibration=(inputs, targets) tensors or batches")
         mode = cast(Any, self._settings.compensate or "auto")
+        memory = self._settings.gram_memory * 2**20
         with full_precision():
-            return collect_grams(self._network, self._space, self._calibration, forward=self._forward, mode=mode)
+            return collect_grams(
+                self._network, self._space, self._calibration, forward=self._forward, mode=mode, memory=memory
+            )
 
     @cached_property
     def surrogate(self) -> ReconstructionError:

@@ -41,8 +41,8 @@ class Evaluator:
         validation: What the objectives are measured on; never the test images.
         guard: Images that never drive anything, for :meth:`on_guard`.
         forward: Function of (model, batch) to (outputs, targets), for batches of other shapes.
-        **options: Fields of :class:`Settings`: objectives, recalibrate, compensate, refine, executor, precision,
-            sampling, racing, batch_size, device.
+        **options: Fields of :class:`Settings`: objectives, recalibrate, compensate, gram_memory, refine, executor,
+            precision, sampling, racing, batch_size, device.
 
     Raises:
         ConfigError: If an option is unknown or not legal.

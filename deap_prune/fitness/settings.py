@@ -13,6 +13,7 @@ import torch
 from deap_prune.errors import ConfigError, did_you_mean
 from deap_prune.fitness.objectives import OBJECTIVES, Objective
 from deap_prune.fitness.sampling import EVERYTHING, Sampling
+from deap_prune.reconstruction.gram import MEMORY
 
 PHASES = ("plan", "compensate", "recalibrate", "refine", "forward")
 _LEGAL: dict[str, tuple[str | None, ...]] = {
@@ -40,6 +41,7 @@ class Settings:
         precision: ``"fp32"``; ``"bf16"``, for the forward pass over the validation data; ``"auto"``: bf16 where the
             processor computes in it.
         sampling: Which validation images a generation is judged on.
+        gram_memory: Most MB (2^20 bytes) that the matrices of ``compensate="auto"`` may take.
         racing: Confidence, such as 0.99, at which a candidate is dropped before it has seen all images; None: never.
         batch_size: Samples a batch where tensors are given.
         device: ``"auto"``: CUDA where there is a device, else the CPU. Data and network stay there.
@@ -56,6 +58,7 @@ class Settings:
     executor: str = "auto"
     precision: str = "fp32"
     sampling: Sampling = EVERYTHING
+    gram_memory: int = MEMORY // 2**20
     racing: float | None = None
     batch_size: int = 250
     device: str | torch.device = "auto"
@@ -65,6 +68,8 @@ class Settings:
             if (value := getattr(self, name)) not in legal:
                 *most, last = (repr(entry) if entry else "None" for entry in legal)
                 raise ConfigError(f"{name} is {value!r}; it is {', '.join(most)} or {last}")
+        if self.gram_memory < 1:
+            raise ConfigError(f"gram_memory is {self.gram_memory}; give 1 or more MB, 2048 is the default")
         names = self.objectives
         if isinstance(names, str) or not names or len(set(names)) < len(tuple(names)):
             raise ConfigError(

@@ -75,7 +75,8 @@ def compensate(
         masks: What it keeps.
         grams: Of the dense network.
         statistics: Also set those normalisations' statistics in closed form (see ``propagate_bn``).
-        ridge: r, as a share of the mean of C_kk's diagonal.
+        ridge: r, as a share of the mean of C_kk's diagonal; larger where the moments are of few rows (see
+            ``LayerGram.scarcity``).
 
     Raises:
         MaskError: If the masks don't fit the space.
@@ -115,7 +116,7 @@ def refit(gram: LayerGram, keep: NDArray[np.bool_], ridge: float = RIDGE) -> Ref
     square = part(gram.moments, kept, kept)
     weight, cross = part(gram.weight, kept, outputs), part(gram.cross, kept, outputs)
     target = cross - (square @ weight.flatten(2)).view_as(weight)
-    change, added = solve(square, target.flatten(2), ridge)
+    change, added = solve(square, target.flatten(2), ridge * gram.scarcity)
     return Refit(kept, outputs, weight, cross, target, change.view_as(target), added.unsqueeze(3))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -88,6 +89,17 @@ def test_closed_form_statistics_need_no_forward_pass(digits: Digits) -> None:
     evaluate(dp.Masks.random(digits.space))
     assert evaluate.counters.samples == len(digits.validation[0])
     assert evaluate.counters.seconds["recalibrate"] == 0
+
+
+def test_memory_of_the_matrices_is_bounded(digits: Digits, caplog: pytest.LogCaptureFixture) -> None:
+    """The option reaches the matrices, and the log says which layers go by channel."""
+    wide = digits.evaluator()
+    with caplog.at_level(logging.INFO, logger="deap_prune"):
+        narrow = digits.evaluator(gram_memory=1)
+        assert narrow._build.grams.nbytes <= 2**20 < wide._build.grams.nbytes
+    assert "compensation by channel (memory 1 MB)" in caplog.text
+    with pytest.raises(ConfigError, match="gram_memory is 0; give 1 or more MB"):
+        digits.evaluator(gram_memory=0)
 
 
 def test_auto_without_calibration_data_is_none(digits: Digits) -> None:

@@ -35,7 +35,8 @@ def outputs_of(model: nn.Module, batch: object) -> tuple[list[Tensor], None]:
 
 def grams_of(name: str, **options: object) -> Grams:
     _, _, space, random, call = prepared(name)
-    return collect_grams(random, space, [call], forward=outputs_of, rows=EVERY, **options)  # type: ignore[arg-type]
+    options = {"mode": "full", "rows": EVERY, **options}
+    return collect_grams(random, space, [call] * 9, forward=outputs_of, **options)  # type: ignore[arg-type]
 
 
 @cache
@@ -342,6 +343,25 @@ def test_solve_gives_up_on_values_that_are_not_finite() -> None:
     assert torch.equal(x, torch.zeros(1, 3, 2))
 
 
+def test_few_rows_get_a_larger_ridge() -> None:
+    """Half as many rows as unknowns: the usual ridge fits the noise of the rows, this one does better on new ones."""
+    model = nn.Sequential(nn.Conv2d(64, 64, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 10)).eval()
+    x = torch.randn(1032, 64, 1, 1)
+    space = dp.trace(model, x[:1])
+    masks = dp.Masks.random(space, keep=0.5)
+    few, many = (collect_grams(model, space, [(part, None)]).layers["3"] for part in (x[:32], x[:1000]))
+    assert few.scarcity == 300 * (64 / 32) ** 2 and many.scarcity == pytest.approx(300 * 0.064**2)
+    with torch.no_grad():
+        inputs, wanted = model[:3](x[32:]), model(x[32:])
+        kept = torch.from_numpy(masks["0"].nonzero()[0])
+        errors = []
+        for ridge in (1e-3, 1e-3 / few.scarcity):
+            small = dp.slim(model, space, masks)
+            compensate(small, space, masks, Grams({"3": few}), ridge=ridge)
+            errors.append(float((small[3](inputs[:, kept]) - wanted).square().mean()))
+    assert errors[0] < errors[1]
+
+
 def test_dead_channels_keep_their_weights() -> None:
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3)).eval()
     with torch.no_grad():
@@ -373,21 +393,42 @@ def test_batches_add_up() -> None:
     _, _, space, random, call = prepared("residual")
     halves = [((call[0][0][:2],), {}), ((call[0][0][2:],), {})]
     whole = grams_of("residual")
-    parts = collect_grams(random, space, halves, forward=outputs_of, rows=EVERY)
+    parts = collect_grams(random, space, halves, forward=outputs_of, mode="full", rows=EVERY)
     for name, gram in whole.layers.items():
         assert torch.allclose(parts.layers[name].moments, gram.moments, atol=1e-12)
 
 
 def test_auto_turns_the_largest_layers_to_channels(caplog: pytest.LogCaptureFixture) -> None:
-    full = grams_of("resnet20_b", mode="full")
+    full = grams_of("resnet20_b")
     assert {g.form for g in full.layers.values()} == {"full"}
-    assert grams_of("resnet20_b", memory=full.nbytes).nbytes == full.nbytes
+    assert grams_of("resnet20_b", mode="auto", memory=full.nbytes).nbytes == full.nbytes
     with caplog.at_level(logging.INFO, logger="deap_prune"):
-        some = grams_of("resnet20_b", memory=full.nbytes // 2)
+        some = grams_of("resnet20_b", mode="auto", memory=full.nbytes // 2)
     forms = {name: gram.form for name, gram in some.layers.items()}
     assert some.nbytes <= full.nbytes // 2 and set(forms.values()) == {"full", "channel"}
     assert forms["layer3.1.conv2"] == "channel" and forms["layer1.0.conv2"] == "full"
-    assert "layer3.1.conv2" in caplog.text
+    assert "by channel (memory" in caplog.text and "layer3.1.conv2" in caplog.text
+
+
+def test_auto_goes_by_channel_where_positions_are_few(caplog: pytest.LogCaptureFixture) -> None:
+    """A 3x3 layer of 8 channels has 72 unknowns for each output; 1 image of 8x8 has 64 positions, 2 have 128."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    space = dp.trace(model, x)
+    with caplog.at_level(logging.INFO, logger="deap_prune"):
+        found = [collect_grams(model, space, [(part, None)]).layers["2"].form for part in (x, x[:1])]
+    assert found == ["full", "channel"] and "by channel (fewer positions than features) for 2" in caplog.text
+    two = collect_grams(model, space, [(x[:1], None), (x[1:], None)])  # the batches count together
+    assert two.layers["2"].form == "full"
+    assert collect_grams(model, space, [(x[:1], None)], mode="full").layers["2"].form == "full"
+
+
+def test_pieces_of_patches_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However little memory patches may take, the sums are the same."""
+    whole = grams_of("residual")
+    monkeypatch.setattr("deap_prune.reconstruction.gram.PIECE", 10_000)
+    for name, gram in grams_of("residual").layers.items():
+        assert torch.allclose(gram.moments, whole.layers[name].moments, atol=1e-12)
 
 
 class Standardised(nn.Conv2d):
