@@ -2,8 +2,8 @@
 
 Two protocols. ``plain``: BN statistics re-estimated on calibration images, no weight changed. ``compensated``: layers
 that read pruned channels are re-fitted in closed form while candidates are judged, and the network that an arm hands
-over is refined at the end. The fitness is the loss on validation images in both. An arm's network meets the test images
-once.
+over is refined at the end. The fitness is the loss on validation images in both. An arm's network meets the test
+images once.
 """
 
 from __future__ import annotations
@@ -159,8 +159,12 @@ def search(
     mutpb: float = 0.5,
     sigma: float = 0.5,
 ) -> Generation:
-    """Exactly ``ground.evaluations`` individuals judged (a sixth of them at first), doubles included."""
-    size = population or max(2, ground.evaluations // 6)
+    """Exactly ``ground.evaluations`` individuals judged, doubles included.
+
+    A sixth of them are the first population, which holds every single criterion once (in its first half), or LeGR's
+    identity.
+    """
+    size = population or max(2 * len(genome.criteria), ground.evaluations // 6)
     toolbox = dp.make_toolbox(genome, view, seed=ground.seed, sigma=sigma)
     loop = Loop(
         algorithm, toolbox, Variation(children or size, cxpb, mutpb), stops=[MaxEvaluations(ground.evaluations)]

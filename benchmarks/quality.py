@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from arms import ABLATIONS, ARMS, COMPENSATED, FRONTS, PROTOCOLS, Ground, transferred
+from quality_tables import write_tables
 
 import deap_prune as dp
 from deap_prune.config import Config, load_config
@@ -211,11 +212,12 @@ def main() -> None:
     for each in (parser_run, parser_table):
         each.add_argument("--out", type=Path, default=Path("runs/quality"))
     parser_table.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser_table.add_argument("--report", type=Path, help="RESULTS.md, where the tables stand between marks")
     args = parser.parse_args()
     if args.command == "run":
         run(args)
     else:
-        write_tables(args.out, args.results, tuple(PAIRS))
+        write_tables(args.out, args.results, args.report, tuple(PAIRS))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,185 @@
+"""What the steps of quality.py say: one JSON file, tables for RESULTS.md, a figure."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from arms import ABLATIONS, ARMS, FRONTS
+
+Row = dict[str, Any]
+MARKS = ("<!-- quality -->", "<!-- end of quality -->")
+LEFT_OUT = ("individual", "blend")  # what only a transfer reads
+CONTRASTS = (
+    ("compensated", "ours, uniform widths", "best single"),
+    ("compensated", "ours, evolved widths", "ours, uniform widths"),
+    ("plain", "ours, uniform widths", "best single"),
+    ("plain", "ours, uniform widths", "random search, uniform widths"),
+    ("plain", "ours, uniform widths", "no clustering"),
+    ("plain", "ours, uniform widths", "mean rank"),
+    ("plain", "ours, evolved widths", "ours, uniform widths"),
+    ("plain", "ours, evolved widths", "LeGR"),
+    ("plain", "ours, evolved widths", "random search, evolved widths"),
+)
+UNMEASURED = "imagenet-resnet50"
+
+
+def gather(out: Path) -> list[Row]:
+    """All rows that there are, in a fixed order."""
+    rows = [json.loads(path.read_text()) for path in sorted(out.glob("*/*/*.json"))]
+    return [{key: value for key, value in row.items() if key not in LEFT_OUT} for row in rows]
+
+
+def chosen(rows: Iterable[Row], **wanted: Any) -> list[Row]:
+    """The rows with these values."""
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def top1(row: Row) -> float:
+    """Test accuracy in percent."""
+    return 100 * float(row["test accuracy"])
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Mean, standard deviation (n - 1) and how many."""
+    if not values:
+        return "-"
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{deviation} ({len(values)})"
+
+
+def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines))
+
+
+def in_order(rows: Iterable[Row], key: str) -> list[Any]:
+    """The values of a column, each once, as they first come."""
+    return list(dict.fromkeys(row[key] for row in rows))
+
+
+# ------------------------------------------------------------------ tables
+def by_arm(rows: list[Row], pairs: Sequence[str], figure: Callable[[Row], float], digits: int = 2) -> str:
+    """Arms down, pairs across."""
+    present = [p for p in pairs if chosen(rows, pair=p)]
+    lines = []
+    for arm in in_order(rows, "arm"):
+        cells = ([figure(row) for row in chosen(rows, arm=arm, pair=pair)] for pair in present)
+        lines.append([arm, *(spread(cell, digits) for cell in cells)])
+    return markdown(["", *present], lines)
+
+
+def contrasts(rows: list[Row], pairs: Sequence[str]) -> str:
+    """Differences of two arms of the same cell, in points of test top-1; is the mean beyond two of their deviations?"""
+    lines = []
+    for protocol, one, other in CONTRASTS:
+        for pair in pairs:
+            here = chosen(rows, pair=pair, protocol=protocol)
+            scores = [{row["seed"]: top1(row) for row in chosen(here, arm=arm)} for arm in (one, other)]
+            seeds = sorted(set(scores[0]) & set(scores[1]))
+            if len(seeds) > 1:
+                gaps = [scores[0][s] - scores[1][s] for s in seeds]
+                mean, deviation = statistics.mean(gaps), statistics.stdev(gaps)
+                beyond = "no" if abs(mean) <= 2 * deviation else "above" if mean > 0 else "**below**"
+                lines.append([protocol, f"{one} - {other}", pair, spread(gaps), beyond])
+    return markdown(["protocol", "difference of", "", "points", "beyond 2 sd"], lines)
+
+
+def singles(rows: list[Row], pairs: Sequence[str]) -> str:
+    """Validation accuracy of every single criterion."""
+    told = chosen(rows, arm="best single")
+    spelt = [{**row, "arm": name, "value": v["accuracy"]} for row in told for name, v in row["singles"].items()]
+    return by_arm(spelt, pairs, lambda row: 100 * row["value"], 1)
+
+
+def fronts(rows: list[Row], pairs: Sequence[str]) -> str:
+    """Hypervolumes."""
+    told = chosen(rows, kind="front")
+    lines = []
+    for pair in (p for p in pairs if chosen(told, pair=p)):
+        for arm in in_order(told, "arm"):
+            each = [row["hypervolume"] for row in chosen(told, pair=pair, arm=arm)]
+            lines.append([pair, arm, *(spread([v[split] for v in each], 4) for split in ("validation", "test"))])
+    return markdown(["", "NSGA-II over, or", "validation", "test"], lines)
+
+
+def text(rows: list[Row], pairs: Sequence[str]) -> str:
+    """All tables."""
+    arms = chosen(rows, kind="arm")
+    dense = {row["pair"]: f"{row['pair']} {top1(row):.2f}" for row in chosen(rows, kind="dense")}
+    parts = [f"Dense networks, test top-1: {', '.join(dense.values())}."] if dense else []
+    for budget in sorted(set(in_order(arms, "budget")), reverse=True):
+        for protocol in ("compensated", "plain"):
+            here = chosen(arms, budget=budget, protocol=protocol)
+            if here:
+                parts.append(f"**{budget:.0%} of the FLOPs, {protocol}**: test top-1, mean ± sd (seeds)")
+                parts.append(by_arm(here, pairs, top1))
+    half, moved = chosen(arms, budget=0.5), chosen(rows, kind="transfer", protocol="compensated")
+    parts += ["**Differences within a cell, half the FLOPs**", contrasts(half, pairs)]
+    for protocol in in_order(half, "protocol"):
+        parts.append(f"**Single criteria, half the FLOPs, uniform widths, {protocol}**: validation top-1")
+        parts.append(singles(chosen(half, protocol=protocol), pairs))
+    for budget in sorted(set(in_order(moved, "budget")), reverse=True):
+        parts.append(f"**Blends carried over, {budget:.0%} of the FLOPs, compensated**: test top-1")
+        parts.append(by_arm(chosen(moved, budget=budget), pairs, top1))
+    if chosen(rows, kind="front"):
+        parts += ["**Fronts**: hypervolume of (accuracy, FLOPs), reference (0, 1)", fronts(rows, pairs)]
+    if told := chosen(rows, kind="ablation"):
+        parts.append("**Ablations**, plain, half the FLOPs, uniform widths: test top-1")
+        parts.append(by_arm(told, in_order(told, "pair"), top1))
+    if not chosen(rows, pair=UNMEASURED):
+        parts.append(f"{UNMEASURED}: not measured.")
+    return "\n\n".join(parts)
+
+
+# ------------------------------------------------------------------ figure
+def draw(rows: list[Row], pairs: Sequence[str], path: Path) -> None:
+    """Arms at half the FLOPs, a panel for each pair and protocol that was measured."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    half = chosen(rows, kind="arm", budget=0.5)
+    panels = [
+        (p, protocol) for protocol in ("compensated", "plain") for p in pairs if chosen(half, pair=p, protocol=protocol)
+    ]
+    columns = max(1, min(3, len(panels)))
+    lines = -(-len(panels) // columns) or 1
+    figure = Figure(figsize=(4.6 * columns, 2.6 * lines), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    for number, (pair, protocol) in enumerate(panels):
+        here = chosen(half, pair=pair, protocol=protocol)
+        axes = figure.add_subplot(lines, columns, number + 1)
+        arms = in_order(here, "arm")[::-1]
+        for height, arm in enumerate(arms):
+            scores = [top1(row) for row in chosen(here, arm=arm)]
+            color = "#1f6feb" if arm.startswith("ours") else "#57606a"
+            axes.plot(scores, [height] * len(scores), "o", ms=4, color=color, alpha=0.5)
+            axes.plot([statistics.mean(scores)], [height], "|", ms=14, mew=2, color=color)
+        axes.set_yticks(range(len(arms)), arms, fontsize=7)
+        axes.set_title(f"{pair}, {protocol}", loc="left", fontsize=9)
+        axes.grid(color="#e6e8eb", lw=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+
+
+def write_tables(out: Path, results: Path, report: Path | None, pairs: Sequence[str]) -> None:
+    """Gather the steps into quality.json and quality.png, and put the tables between the marks of the report."""
+    arms = [*ARMS, *FRONTS, *ABLATIONS]
+    places = {name: number for number, name in enumerate([*pairs, *arms])}
+
+    def place(row: Row) -> tuple[Any, ...]:
+        return places[row["pair"]], -(row["budget"] or 0), row["protocol"], places.get(row["arm"], -1), row["seed"]
+
+    rows = sorted(gather(out), key=place)
+    results.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    (results / "quality.json").write_text(f"[\n{lines}\n]\n")
+    draw(rows, pairs, results / "quality.png")
+    tables = text(rows, pairs)
+    print(tables)
+    if report is not None:
+        before, rest = report.read_text().split(MARKS[0])
+        report.write_text(f"{before}{MARKS[0]}\n{tables}\n{MARKS[1]}{rest.split(MARKS[1])[1]}")

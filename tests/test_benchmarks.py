@@ -1,0 +1,133 @@
+"""benchmarks/quality.py on a random digits network, a few images and a few evaluations."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deap_prune.weights import save_weights
+from deap_prune.zoo import digits_resnet
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+TINY = ["--set", "data.calibration=40", "--set", "data.validation=40", "--set", "search.criteria=[l2, bn_scale, apoz]"]
+SEARCHES = ("ours, uniform widths", "ours, evolved widths", "LeGR", "no clustering", "random search, evolved widths")
+
+
+@pytest.fixture(scope="module")
+def quality():
+    sys.path.insert(0, str(BENCHMARKS))
+    import quality
+
+    yield quality
+    sys.path.remove(str(BENCHMARKS))
+
+
+def run(quality, out, *options):
+    arguments = ["quality.py", "run", "--out", str(out), "--pairs", "digits", "--seeds", "1", "--evaluations", "18"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [*arguments, "--images", "20", *TINY, *options])
+        quality.main()
+
+
+@pytest.fixture(scope="module")
+def done(quality, tmp_path_factory):
+    """A folder with every step of two budgets, and how often test images were looked at."""
+    out = tmp_path_factory.mktemp("quality")
+    torch.manual_seed(0)
+    save_weights(digits_resnet(width=4), out / "digits_resnet.safetensors")
+    looks = []
+    accuracy = quality.dp.accuracy
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quality.dp, "accuracy", lambda *a, **k: looks.append(1) or accuracy(*a, **k))
+        run(quality, out, "--budgets", "0.5", "0.7", "--set", "model.kwargs={width: 4}")
+    return out, len(looks)
+
+
+def rows_of(out):
+    return [json.loads(path.read_text()) for path in out.glob("*/*/*.json")]
+
+
+def test_every_arm_looks_at_the_test_images_once(done):
+    out, looks = done
+    assert looks == len(rows_of(out))
+
+
+def test_all_arms_stay_inside_the_budget(done):
+    out, _ = done
+    assert all(row["validation"]["flops"] <= row["budget"] for row in rows_of(out))
+
+
+def test_searches_have_equal_evaluations(done):
+    out, _ = done
+    searches = [row for row in rows_of(out) if row["arm"] in SEARCHES]
+    assert {row["arm"] for row in searches} == set(SEARCHES)
+    assert {row["evaluations"] for row in searches} == {18}
+
+
+def test_a_blend_is_on_validation_at_least_as_good_as_the_best_single(done):
+    out, _ = done
+    found = {(r["budget"], r["protocol"], r["arm"]): r["validation"]["loss"] for r in rows_of(out)}
+    cells = [(b, p) for b, p, arm in found if arm == "best single"]
+    assert len(cells) == 4
+    for cell in cells:
+        assert found[(*cell, "ours, uniform widths")] <= found[(*cell, "best single")]
+
+
+def test_a_step_that_is_missing_is_done_again_and_gives_the_same(quality, done, capsys):
+    out, _ = done
+    path = next(out.glob("digits/0.5/plain-0-arm-legr.json"))
+    before = json.loads(path.read_text())
+    path.unlink()
+    run(quality, out, "--budgets", "0.5", "0.7", "--set", "model.kwargs={width: 4}")
+    again = json.loads(path.read_text())
+    assert capsys.readouterr().out.count("Step(") == 1
+    assert {**again, "seconds": 0} == {**before, "seconds": 0}
+
+
+def test_a_blend_carried_to_where_it_was_found_chooses_the_same_filters(quality, done):
+    out, _ = done
+    row = json.loads(next(out.glob("digits/0.5/plain-0-arm-ours-evolved-widths.json")).read_text())
+    args = quality_args(quality, out)
+    ground = quality.Ground(quality.open_config("digits", 0, args), 0, 18, 20)
+    assert quality.transferred(ground, 0.5, "plain", source=row)["validation"] == row["validation"]
+
+
+def quality_args(quality, out):
+    import argparse
+
+    return argparse.Namespace(out=out, set=[*TINY[1::2], "model.kwargs={width: 4}"])
+
+
+def test_layers_are_matched_by_stage_and_relative_depth(quality):
+    import arms
+
+    deep, shallow = ([f"layer{s}.{b}.conv1" for s in (1, 2, 3) for b in range(n)] for n in (9, 3))
+    found = arms.matching(deep, shallow)
+    assert all(name.split(".")[0] == source.split(".")[0] for name, source in found.items())
+    assert list(found.values()) == [name for name in shallow for _ in range(3)]
+    assert arms.matching(shallow, shallow) == {name: name for name in shallow}
+
+
+def test_the_volume_of_a_point_is_its_rectangle(quality):
+    import arms
+
+    assert arms.volume(np.array([[0.5, 0.25]])) == pytest.approx(0.5 * 0.75)
+
+
+def test_tables_stand_between_the_marks(quality, done, tmp_path, monkeypatch):
+    out, _ = done
+    report = tmp_path / "RESULTS.md"
+    report.write_text("before\n<!-- quality -->\nold\n<!-- end of quality -->\nafter\n")
+    command = ["quality.py", "table", "--out", str(out), "--results", str(tmp_path), "--report", str(report)]
+    monkeypatch.setattr(sys, "argv", command)
+    quality.main()
+    text = report.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    best = next(row for row in rows_of(out) if row["arm"] == "mean rank" and row["budget"] == 0.7)
+    assert f"| mean rank | {100 * best['test accuracy']:.2f} (1) |" in text
+    assert "imagenet-resnet50: not measured." in text
+    assert len(json.loads((tmp_path / "quality.json").read_text())) == len(rows_of(out))
+    assert (tmp_path / "quality.png").stat().st_size > 1000
