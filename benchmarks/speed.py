@@ -38,8 +38,8 @@ from deap_prune.fitness.settings import computes_bf16
 from deap_prune.weights import load_weights
 
 NORMS = {
-    "cifar10_resnet56": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "cifar100_resnet56": ((0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761)),
+    "cifar10": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar100": ((0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761)),
 }
 
 
@@ -53,15 +53,19 @@ def setup(args: argparse.Namespace) -> tuple[Bench, tuple[Tensor, Tensor] | None
     if args.weights:
         load_weights(model, args.weights)
     model = model.eval().to(args.device)
-    images = 1000 if not args.quick else 250
     if args.data:
-        mean, std = NORMS[args.network]
         name = args.network.split("_")[0]
+        mean, std = NORMS[name]
         paths = {split: str(args.data / f"{name}_{split}.npz") for split in ("train", "test")}
-        splits = load_data(format="npz", **paths, mean=mean, std=std, calibration=args.bn_images, validation=images)
+        splits = load_data(
+            format="npz", **paths, mean=mean, std=std, calibration=args.bn_images, validation=args.images
+        )
         train, calibration, validation, test = splits.train, splits.calibration, splits.validation, splits.test
     else:
-        draw = [(torch.randn(n, *shape), torch.randint(classes, (n,))) for n in (2 * images, args.bn_images, images)]
+        draw = [
+            (torch.randn(n, *shape), torch.randint(classes, (n,)))
+            for n in (2 * args.images, args.bn_images, args.images)
+        ]
         (train, calibration, validation), test = draw, None
     data = [tuple(t.to(args.device) for t in pair) for pair in (train, calibration, validation)]
     fast = [(x.contiguous(memory_format=torch.channels_last), y) for x, y in data]
@@ -232,13 +236,14 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--candidates", type=int, default=20)
     parser.add_argument("--published", type=int, default=3, help="candidates of the protocols as published")
+    parser.add_argument("--images", type=int, default=1000, help="validation images")
     parser.add_argument("--bn-images", type=int, default=250)
     parser.add_argument("--test-images", type=int, default=10_000)
     parser.add_argument("--quick", action="store_true", help="250 images, published budgets at 2 %%, three candidates")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if args.quick:
-        args.candidates, args.published, args.test_images = 3, 1, 500
+        args.candidates, args.published, args.images, args.test_images = 3, 1, 250, 500
     report = run(args)
     report |= {
         "network": args.network,
