@@ -1,9 +1,9 @@
 """The arms of quality.py: ways to choose filters at a budget, and what they share.
 
 Two protocols. ``plain``: BN statistics re-estimated on calibration images, no weight changed. ``compensated``: layers
-that read pruned channels are re-fitted in closed form while candidates are judged, and the network that an arm hands
-over is refined at the end. The fitness is the loss on validation images in both. An arm's network meets the test
-images once.
+that read pruned channels are re-fitted in closed form while candidates are judged, and what an arm chose is refined at
+the end. The fitness is the loss on validation images in both. What an arm chose meets the test images once, at its end:
+as it was judged, and refined.
 """
 
 from __future__ import annotations
@@ -124,15 +124,17 @@ class Ground:
         return kind(self.space, self.scores, found, max_flops=budget, **options)
 
     def row(self, protocol: str, masks: dp.Masks, **facts: Any) -> Row:
-        """What an arm chose: on validation as it was judged, and (once) on the test images as it is handed over."""
-        evaluator = self.evaluator(protocol)
-        judge = evaluator.in_full(refine=True) if protocol == "compensated" else evaluator
-        validation = dict(zip(evaluator.names, evaluator(masks), strict=True))
-        return {
-            "validation": validation,
-            "test accuracy": self.tested(judge.slim(masks)),
-            **facts,
-        }
+        """What an arm chose: on validation, and (at the end, choosing nothing) on the test images.
+
+        A network that is refined is measured before that too: refinement may level what the search had found.
+        """
+        judge = self.evaluator(protocol)
+        told = {"validation": named(judge, judge(masks)), "test accuracy": self.tested(judge.slim(masks)), **facts}
+        if protocol != "compensated":
+            return told
+        network = judge.in_full(refine=True).slim(masks)
+        refined = {"validation": named(judge, judge.measure(network, masks)), "test accuracy": self.tested(network)}
+        return told | {"refined": refined}
 
     def tested(self, network: nn.Module, images: int | None = None) -> float:
         """Accuracy of a slimmed network on the (first) test images, batch norms folded for speed."""
@@ -144,6 +146,11 @@ class Ground:
     def _pairs(self) -> tuple[Pair, ...]:
         images, labels = self.work.calibration
         return find_pairs(self.work.model, default_forward, (images[:2], labels[:2]))
+
+
+def named(evaluator: dp.Evaluator, values: Sequence[float]) -> dict[str, float]:
+    """Values by the names of their objectives."""
+    return dict(zip(evaluator.names, values, strict=True))
 
 
 # ------------------------------------------------------------------ searching
@@ -190,7 +197,7 @@ def best_single(ground: Ground, budget: float, protocol: str) -> Row:
     """Every criterion alone with uniform widths; the one with the smallest validation loss is the arm's."""
     genome, evaluator = ground.genome(budget, allocation="uniform"), ground.evaluator(protocol)
     masks = {name: genome.decode(genome.single(name)) for name in genome.criteria}
-    values = {name: dict(zip(evaluator.names, evaluator(each), strict=True)) for name, each in masks.items()}
+    values = {name: named(evaluator, evaluator(each)) for name, each in masks.items()}
     best = min(values, key=lambda name: values[name]["loss"])
     return ground.row(protocol, masks[best], evaluations=len(masks), criterion=best, singles=values)
 
@@ -204,7 +211,7 @@ def random_masks(ground: Ground, budget: float, protocol: str) -> Row:
         clusters = dp.cluster(table, n_clusters=1)
         genome = dp.Genome(ground.space, table, clusters, allocation="uniform", max_flops=budget)
         masks.append(genome.decode(genome.single("random")))
-    mean = dict(zip(evaluator.names, np.mean(evaluator.many(masks), axis=0).tolist(), strict=True))
+    mean = named(evaluator, np.mean(evaluator.many(masks), axis=0).tolist())
     return ground.row(protocol, masks[0], evaluations=len(masks), mean=mean)
 
 

@@ -13,9 +13,12 @@ from arms import ABLATIONS, ARMS, FRONTS
 Row = dict[str, Any]
 MARKS = ("<!-- quality -->", "<!-- end of quality -->")
 LEFT_OUT = ("individual", "blend")  # what only a transfer reads
+STAGES = ("compensated", "refined", "plain")
 CONTRASTS = (
     ("compensated", "ours, uniform widths", "best single"),
     ("compensated", "ours, evolved widths", "ours, uniform widths"),
+    ("refined", "ours, uniform widths", "best single"),
+    ("refined", "ours, evolved widths", "best single"),
     ("plain", "ours, uniform widths", "best single"),
     ("plain", "ours, uniform widths", "random search, uniform widths"),
     ("plain", "ours, uniform widths", "no clustering"),
@@ -28,9 +31,14 @@ UNMEASURED = "imagenet-resnet50"
 
 
 def gather(out: Path) -> list[Row]:
-    """All rows that there are, in a fixed order."""
+    """All rows that there are."""
     rows = [json.loads(path.read_text()) for path in sorted(out.glob("*/*/*.json"))]
     return [{key: value for key, value in row.items() if key not in LEFT_OUT} for row in rows]
+
+
+def with_refined(rows: list[Row]) -> list[Row]:
+    """The rows, and what became of them by refinement as rows of a protocol of its own."""
+    return rows + [{**row, **row["refined"], "protocol": "refined"} for row in rows if "refined" in row]
 
 
 def chosen(rows: Iterable[Row], **wanted: Any) -> list[Row]:
@@ -112,18 +120,18 @@ def text(rows: list[Row], pairs: Sequence[str]) -> str:
     dense = {row["pair"]: f"{row['pair']} {top1(row):.2f}" for row in chosen(rows, kind="dense")}
     parts = [f"Dense networks, test top-1: {', '.join(dense.values())}."] if dense else []
     for budget in sorted(set(in_order(arms, "budget")), reverse=True):
-        for protocol in ("compensated", "plain"):
+        for protocol in STAGES:
             here = chosen(arms, budget=budget, protocol=protocol)
             if here:
                 parts.append(f"**{budget:.0%} of the FLOPs, {protocol}**: test top-1, mean ± sd (seeds)")
                 parts.append(by_arm(here, pairs, top1))
-    half, moved = chosen(arms, budget=0.5), chosen(rows, kind="transfer", protocol="compensated")
+    half, moved = chosen(arms, budget=0.5), chosen(rows, kind="transfer", protocol="refined")
     parts += ["**Differences within a cell, half the FLOPs**", contrasts(half, pairs)]
-    for protocol in in_order(half, "protocol"):
+    for protocol in (p for p in ("compensated", "plain") if chosen(half, protocol=p)):
         parts.append(f"**Single criteria, half the FLOPs, uniform widths, {protocol}**: validation top-1")
         parts.append(singles(chosen(half, protocol=protocol), pairs))
     for budget in sorted(set(in_order(moved, "budget")), reverse=True):
-        parts.append(f"**Blends carried over, {budget:.0%} of the FLOPs, compensated**: test top-1")
+        parts.append(f"**Blends carried over, {budget:.0%} of the FLOPs, refined**: test top-1")
         parts.append(by_arm(chosen(moved, budget=budget), pairs, top1))
     if chosen(rows, kind="front"):
         parts += ["**Fronts**: hypervolume of (accuracy, FLOPs), reference (0, 1)", fronts(rows, pairs)]
@@ -142,9 +150,7 @@ def draw(rows: list[Row], pairs: Sequence[str], path: Path) -> None:
     from matplotlib.figure import Figure
 
     half = chosen(rows, kind="arm", budget=0.5)
-    panels = [
-        (p, protocol) for protocol in ("compensated", "plain") for p in pairs if chosen(half, pair=p, protocol=protocol)
-    ]
+    panels = [(p, protocol) for protocol in STAGES for p in pairs if chosen(half, pair=p, protocol=protocol)]
     columns = max(1, min(3, len(panels)))
     lines = -(-len(panels) // columns) or 1
     figure = Figure(figsize=(4.6 * columns, 2.6 * lines), dpi=110, layout="constrained")
@@ -177,6 +183,7 @@ def write_tables(out: Path, results: Path, report: Path | None, pairs: Sequence[
     results.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(json.dumps(row) for row in rows)
     (results / "quality.json").write_text(f"[\n{lines}\n]\n")
+    rows = with_refined(rows)
     draw(rows, pairs, results / "quality.png")
     tables = text(rows, pairs)
     print(tables)

@@ -50,9 +50,9 @@ def rows_of(out):
     return [json.loads(path.read_text()) for path in out.glob("*/*/*.json")]
 
 
-def test_every_arm_looks_at_the_test_images_once(done):
+def test_test_images_are_looked_at_once_for_each_network_that_is_reported(done):
     out, looks = done
-    assert looks == len(rows_of(out))
+    assert looks == sum(1 + ("refined" in row) for row in rows_of(out))
 
 
 def test_all_arms_stay_inside_the_budget(done):
@@ -131,3 +131,15 @@ def test_tables_stand_between_the_marks(quality, done, tmp_path, monkeypatch):
     assert "imagenet-resnet50: not measured." in text
     assert len(json.loads((tmp_path / "quality.json").read_text())) == len(rows_of(out))
     assert (tmp_path / "quality.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("pair", ["cifar10-resnet20", "cifar100-resnet20", "imagenet-resnet50"])
+def test_the_configs_prune_inner_filters_alone(quality, pair):
+    from deap_prune.config import import_factory, load_config
+
+    assert pair in quality.PAIRS
+    config = load_config(BENCHMARKS.parent / "configs" / f"{pair}.yaml")
+    space = quality.dp.trace(
+        import_factory(config.model.factory)(), torch.zeros(1, 3, 32, 32), ignore=config.search.ignore
+    )
+    assert all(len(group.layers("filter")) == 1 for group in space.groups)
