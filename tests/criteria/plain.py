@@ -44,10 +44,8 @@ def conv_net() -> nn.Sequential:
 
 def batches() -> Data:
     generator = torch.Generator().manual_seed(1)
-    return [
-        (torch.randn(n, 3, 6, 6, generator=generator), torch.randint(0, 4, (n,), generator=generator))
-        for n in (8, 8, 5)
-    ]
+    draw = {"generator": generator}
+    return [(torch.randn(n, 3, 6, 6, **draw), torch.randint(0, 4, (n,), **draw)) for n in (8, 8, 5)]
 
 
 def everything(data: Data) -> tuple[Tensor, Tensor]:
