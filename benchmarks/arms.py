@@ -341,18 +341,23 @@ def transferred(ground: Ground, budget: float, protocol: str, *, source: Row) ->
 
 
 # ------------------------------------------------------------------ ablations
-def on_images(ground: Ground, budget: float, protocol: str, *, images: int) -> Row:
-    """Ours with another number of calibration images, for the criteria and for plain BN statistics."""
-    return blend(replace(ground, images=images), budget, protocol)
+def on_images(
+    ground: Ground, budget: float, protocol: str, *, images: int | None = None, validation: int | None = None
+) -> Row:
+    """Ours with other numbers of images: for the criteria and plain BN statistics, or for the fitness."""
+    changed = {} if validation is None else {"validation": validation}
+    config = ground.config.model_copy(update={"data": ground.config.data.model_copy(update=changed)})
+    return blend(replace(ground, config=config, images=images or ground.images), budget, protocol)
 
 
 ABLATIONS: dict[str, Callable[[Ground, float, str], Row]] = {
-    "as it is: 3 clusters, evolved candidates, max, uniform, 20 individuals, 250 images, loss": blend,
+    "as it is: 3 clusters, evolved candidates, max, uniform, 20 individuals, loss": blend,
     **{f"clusters: {k}": partial(blend, clusters=k) for k in (1, 2, 4, 6, 8)},
     "candidates: medoid": partial(blend, candidates="medoid"),
     **{f"normaliser: {name}": partial(blend, normaliser=name) for name in ("sum", "standard", "rank")},
     **{f"allocation: {name}": partial(blend, allocation=name) for name in ("global", "evolved")},
     **{f"population: {n}": partial(blend, population=n) for n in (10, 40)},
-    **{f"calibration images: {n}": partial(on_images, images=n) for n in (50, 1000)},
+    **{f"calibration images: {n}": partial(on_images, images=n) for n in (50, 500)},
+    **{f"validation images: {n}": partial(on_images, validation=n) for n in (100, 900)},
     **{f"fitness: {name}": partial(blend, objective=name) for name in ("accuracy", "agreement")},
 }
