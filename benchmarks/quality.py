@@ -4,8 +4,8 @@ Question: at the same FLOPs, the same number of evaluations and the same protoco
 is a blend better than the best single criterion (uniform widths: which filters), and with evolved widths better than
 LeGR's learned global ranking? Does a blend carry over to another depth or budget? Which of its parts matter?
 Method: cells are network and images x kept FLOPs x seed; a seed draws calibration and validation images, clusters and
-searches. Arms and protocols are in arms.py. Every (cell, protocol, arm) is a step with a file of its own in --out: a
-run that was stopped goes on where it was, and runs may share a folder.
+searches. Protocols are in ground.py, arms in arms.py. Every (cell, protocol, arm) is a step with a file of its own in
+--out: a run that was stopped goes on where it was, and runs may share a folder.
 Output: ``run`` writes the steps; ``table`` gathers them into one JSON file, tables and a figure.
 
     python benchmarks/quality.py run --data DIR --weights DIR
@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arms import ABLATIONS, ARMS, COMPENSATED, FRONTS, PROTOCOLS, Ground, transferred
+from arms import ABLATIONS, ARMS, COMPENSATED, FRONTS, transferred
+from ground import PROTOCOLS, Ground
 from quality_tables import write_tables
 
 import deap_prune as dp
