@@ -4,8 +4,8 @@ Question: at the same FLOPs, the same number of evaluations and the same protoco
 is a blend better than the best single criterion (uniform widths: which filters), and with evolved widths better than
 LeGR's learned global ranking? Does a blend carry over to another depth or budget? Which of its parts matter?
 Method: cells are network and images x kept FLOPs x seed; a seed draws calibration and validation images, clusters and
-searches. Arms and protocols are in arms.py. Every (cell, protocol, arm) is a step with a file of its own in --out: a
-run that was stopped goes on where it was, and runs may share a folder.
+searches. Protocols are in ground.py, arms in arms.py. Every (cell, protocol, arm) is a step with a file of its own in
+--out: a run that was stopped goes on where it was, and runs may share a folder.
 Output: ``run`` writes the steps; ``table`` gathers them into one JSON file, tables and a figure.
 
     python benchmarks/quality.py run --data DIR --weights DIR
@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arms import ABLATIONS, ARMS, COMPENSATED, FRONTS, PROTOCOLS, Ground, transferred
+from arms import ABLATIONS, ARMS, COMPENSATED, FRONTS, transferred
+from ground import PROTOCOLS, Ground
 from quality_tables import write_tables
 
 import deap_prune as dp
@@ -74,36 +75,24 @@ class Step:
 
 def plan(args: argparse.Namespace) -> list[Step]:
     """All steps that are asked for: half the FLOPs before other budgets, compensated before plain."""
-    seeds = range(args.seeds)
+    seeds, pairs = range(args.seeds), [p for p in PAIRS if p != "imagenet-resnet50" or p in (args.pairs or ())]
     if args.ablation:
-        return [
-            Step(p, 0.5, s, "plain", "ablation", arm)
-            for p in ABLATED
-            for s in seeds
-            for arm in ABLATIONS
-            if wanted(p, args)
-        ]
-    pairs = [p for p in PAIRS if p != "imagenet-resnet50" or p in (args.pairs or ())]
-    steps = [Step(p, None, 0, "plain", "dense", "dense") for p in pairs]
-    steps += [s for b in BUDGETS for s in cells(["digits"], b, seeds)]
-    steps += cells(pairs[1:], 0.5, seeds)
-    steps += [Step(p, None, s, "compensated", "front", arm) for p in pairs for s in seeds for arm in FRONTS]
-    others = [p for p in pairs[1:] if p not in DEEP or args.full]
-    steps += [s for b in BUDGETS[1:] for s in cells(others, b, seeds)]
-    return [
-        s
-        for s in steps
-        if wanted(s.pair, args)
-        and (not args.budgets or s.budget in args.budgets)
-        and (not args.protocols or s.protocol in args.protocols)
-        and (not args.kinds or s.kind in args.kinds)
-        and (not args.arms or s.arm in args.arms)
-    ]
-
-
-def wanted(pair: str, args: argparse.Namespace) -> bool:
-    """The pair is among those asked for, or all are."""
-    return not args.pairs or pair in args.pairs
+        steps = [Step(p, 0.5, s, "plain", "ablation", arm) for p in ABLATED for s in seeds for arm in ABLATIONS]
+    else:
+        steps = [Step(p, None, 0, "plain", "dense", "dense") for p in pairs]
+        steps += [s for b in BUDGETS for s in cells(["digits"], b, seeds)]
+        steps += cells(pairs[1:], 0.5, seeds)
+        steps += [Step(p, None, s, "compensated", "front", arm) for p in pairs for s in seeds for arm in FRONTS]
+        others = [p for p in pairs[1:] if p not in DEEP or args.full]
+        steps += [s for b in BUDGETS[1:] for s in cells(others, b, seeds)]
+    asked = {
+        "pair": args.pairs,
+        "budget": args.budgets,
+        "protocol": args.protocols,
+        "kind": args.kinds,
+        "arm": args.arms,
+    }
+    return [s for s in steps if all(not values or getattr(s, name) in values for name, values in asked.items())]
 
 
 def cells(pairs: list[str], budget: float, seeds: range) -> list[Step]:

@@ -143,3 +143,11 @@ def test_the_configs_prune_inner_filters_alone(quality, pair):
         import_factory(config.model.factory)(), torch.zeros(1, 3, 32, 32), ignore=config.search.ignore
     )
     assert all(len(group.layers("filter")) == 1 for group in space.groups)
+
+
+def test_ablations_are_runs_of_their_own(quality, done):
+    out, _ = done
+    ground = quality.Ground(quality.open_config("digits", 0, quality_args(quality, out)), 0, 18, 20)
+    for name in ("validation images: 100", "clusters: 1", "population: 10"):
+        row = quality.ABLATIONS[name](ground, 0.5, "plain")
+        assert row["evaluations"] >= 18 and row["validation"]["flops"] <= 0.5
