@@ -10,35 +10,36 @@ import argparse
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 import deap_prune as dp
 from deap_prune.data import load_data
 from deap_prune.zoo import PointClassifier, brightest_points
 
+Batch = tuple[tuple[Tensor, Tensor], Tensor]
 
-def as_points(pair: tuple[Tensor, Tensor], *, shuffle: bool = False) -> DataLoader:
-    """Batches ((features, coordinates), labels) of the 32 brightest pixels of each image."""
+
+def as_points(pair: tuple[Tensor, Tensor]) -> list[Batch]:
+    """Batches ((features, coordinates), labels) of the 24 brightest pixels of each image; a DataLoader does as well."""
     images, labels = pair
-    features, points = brightest_points(images, 32)
-    samples = [((f, p), y) for f, p, y in zip(features, points, labels, strict=True)]
-    return DataLoader(samples, batch_size=64, shuffle=shuffle)
+    features, points = brightest_points(images, 24)
+    parts = (values.split(64) for values in (features, points, labels))
+    return [((f, p), y) for f, p, y in zip(*parts, strict=True)]
 
 
 def main() -> None:
     """Train, search at half the FLOPs, fine-tune."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--generations", type=int, default=3)
+    parser.add_argument("--generations", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=6)
     args = parser.parse_args()
     torch.manual_seed(0)
     data = load_data(format="digits")
-    train, validation, test = as_points(data.train, shuffle=True), as_points(data.validation), as_points(data.test)
+    train, validation, test = as_points(data.train), as_points(data.validation), as_points(data.test)
     model = PointClassifier()
     dp.finetune(model, train, epochs=args.epochs, recipe=dp.Recipe(lr=0.1), progress=False)
     result = dp.search(
         model,
-        brightest_points(data.calibration[0][:1]),
+        brightest_points(data.calibration[0][:1], 24),
         calibration=as_points(data.calibration),
         validation=validation,
         objectives=("accuracy",),

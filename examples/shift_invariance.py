@@ -24,8 +24,8 @@ def show(stage: str, judge: dp.Evaluator, network: torch.nn.Module, masks: dp.Ma
 def main() -> None:
     """Train, search at half the FLOPs, fine-tune, and see after each what shifts do to the test images' labels."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--generations", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--generations", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=5)
     args = parser.parse_args()
     data = load_data(format="digits")
     print(f"{'':24} accuracy  shift consistency  FLOPs")

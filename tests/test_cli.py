@@ -149,7 +149,7 @@ def test_an_existing_run_is_not_overwritten(run, home):
     assert refused.exit_code == 2 and "holds no run" in refused.stderr
 
 
-@pytest.mark.parametrize("config", sorted(Path(__file__).parents[1].glob("configs/*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("config", sorted(Path(__file__).parents[1].glob("configs/**/*.yaml")), ids=lambda p: p.stem)
 def test_every_config_validates(config):
     from deap_prune.config import load_config
 

@@ -1,0 +1,81 @@
+"""The methods next to ours, each on the digits: benchmarks/neighbours.py, briefly, and the configs."""
+
+from __future__ import annotations
+
+import argparse
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import deap_prune as dp
+from deap_prune.cli import app
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(case: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    neighbours = import_module("neighbours")
+    found = neighbours.CASES[case][0](argparse.Namespace(quick=True, epochs=1, images=256), 0)
+    assert neighbours.table([{"seed": 0, **row} for row in found]).count("\n") == len(found) + 1
+    rows = {row["arm"]: row for row in found}
+    assert len(rows) == len(found)
+    assert all(0.3 < row["flops"] <= 0.5 for arm, row in rows.items() if "dense" not in arm)
+    return rows
+
+
+def test_compensation_gives_back_more_than_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Re-fitting in the place of training: above BN statistics alone, whoever chose the filters and the widths."""
+    rows = run("compensation", monkeypatch)
+    for criterion in ("l2", "compensation"):
+        for allocation in ("uniform", "binary"):
+            arm = f"{criterion}, {allocation} widths"
+            assert rows[f"{arm}, compensated"]["test"] > rows[f"{arm}, BN alone"]["test"] + 0.02
+
+
+def test_uniform_channel_pruning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal widths within a stage, in the residual stream too; and the network from scratch has learned anew."""
+    rows = run("uniform", monkeypatch)
+    streams_and_blocks = [(0, 1, 2), (3, 4, 5), (6, 7, 8)]
+    for row in rows.values():
+        assert [len({row["widths"][i] for i in stage}) for stage in streams_and_blocks] == [1, 1, 1]
+    scratch = next(row for arm, row in rows.items() if "from scratch" in arm)
+    assert scratch["test"] < rows["attention, searched rates, compensated"]["test"]  # an epoch does not make up for it
+
+
+def test_self_supervised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masks with and without labels differ, and agree more than chance (half) would; the search sees no label."""
+    rows = run("self_supervised", monkeypatch)
+    assert 0.5 < rows["taylor_gate, without labels"]["kept by both"] < 1
+    assert rows["searched without labels"]["front"] >= 1
+    assert all(row["linear probe"] > 0.5 and row["transfer"] > 0.5 for row in rows.values())  # of five classes
+
+
+def test_polyphase(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the layer shifts change no label: dense, pruned, fine-tuned; without it they do."""
+    rows = run("polyphase", monkeypatch)
+    assert all(rows[f"polyphase, {stage}"]["shift"] == 1 for stage in ("dense", "pruned", "fine-tuned"))
+    assert all(rows[f"strides, {stage}"]["shift"] < 0.9 for stage in ("dense", "pruned", "fine-tuned"))
+
+
+def test_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = run("points", monkeypatch)
+    assert rows["dense"]["test"] > 0.3 and rows["pruned"]["test"] > 0.2
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs/neighbours").glob("*.yaml")), ids=lambda p: p.stem)
+def test_configs_run(config: Path, tmp_path: Path) -> None:
+    """On a small network of the digits, with its own options otherwise."""
+    changes = ["data={format: digits, calibration: 64, validation: 64}", "model.weights=null", "search.ignore=[]"]
+    changes += ["model.factory=deap_prune.zoo:digits_resnet", "model.kwargs.width=4", "search.population=4"]
+    changes += ["search.generations=0" if config.stem == "compensation" else "search.generations=1"]
+    given = [word for change in changes for word in ("--set", change)]
+    done = CliRunner().invoke(app, ["search", str(config), "--out", str(tmp_path / "run"), "--quiet", *given])
+    assert done.exit_code == 0, done.output
+    front = dp.ParetoFront.load(tmp_path / "run")
+    assert len(front) >= 1
+    if config.stem in ("compensation", "uniform"):
+        assert all(s.flops <= 0.5 * front.dense["flops"] for s in front)
