@@ -12,6 +12,7 @@ OPTIONS = {
     "criteria": ("l1", "fpgm", "bn_scale"),
     "population": 8,
     "generations": 0,
+    "refine": False,
     "device": "cpu",
     "progress": False,
 }

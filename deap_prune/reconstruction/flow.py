@@ -94,6 +94,11 @@ class Recorder(TorchDispatchMode):
             self._note(self._names[id(layer)], True, in_order(layer, args, kwargs), result)
         self._inside -= 1
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Torch's own hook; True, the default, imports torch._dynamo in the first pass, which takes seconds."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if not self._inside:

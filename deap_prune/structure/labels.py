@@ -75,6 +75,11 @@ class LabelTracer(TorchDispatchMode):
         self._modules = [(layer, name) for name, layer in model.named_modules()]
         self._names = {id(layer): name for layer, name in self._modules}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Torch's own hook; True, the default, imports torch._dynamo in the first pass, which takes seconds."""
+        return False
+
     # ------------------------------------------------------------------ the pass
     def run(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, counting: bool = True) -> Any:
         """Forward pass of ``model`` with labels; labels of the outputs are frozen at the end.
