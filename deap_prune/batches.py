@@ -91,6 +91,18 @@ def first_forward(forward: Forward, model: nn.Module, batch: Any, *, name: str) 
     return outputs, targets
 
 
+def check_batches(forward: Forward, model: nn.Module, batches: Sequence[Any], *, name: str) -> None:
+    """The network takes the data, and the labels are of its classes.
+
+    Raises:
+        DataError: If not.
+    """
+    if batches:
+        outputs, _ = first_forward(forward, model, batches[0], name=name)
+        for batch in batches[1:] if forward is default_forward else ():
+            check_labels(outputs, batch[1], name=name)
+
+
 def count_samples(batch: Any) -> int:
     """Samples in a batch: the first dimension of its first tensor."""
     return next((len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()), 0)

@@ -87,6 +87,9 @@ class SearchConfig(_Section):
     )
     gram_memory: int = Field(default=2048, ge=1, description="most MB that compensation's matrices may take")
     refine: bool = Field(default=True, description="refine the front's networks at the end, and judge them again")
+    refine_from: int | None = Field(
+        default=None, ge=1, description="judge candidates refined from this generation on; null: compensated only"
+    )
     executor: str = Field(default="auto", description="how candidates are run: slim, masked, or auto (by device)")
     precision: str = Field(default="fp32", description="of the forward pass in the search: fp32, bf16, auto")
     images: int | None = Field(default=None, ge=1, description="validation images drawn for judging; null: all")
@@ -126,9 +129,10 @@ class SearchConfig(_Section):
 
     def fitness(self) -> dict[str, Any]:
         """The options of the Evaluator."""
-        names = ("objectives", "recalibrate", "compensate", "gram_memory", "executor", "precision", "racing")
+        judged = ("objectives", "recalibrate", "compensate", "gram_memory", "refine_from", "racing")
+        names = (*judged, "executor", "precision", "batch_size", "device")
         sampling = Sampling(images=self.images, augment=self.augment, redraw=self.redraw, seed=self.seed)
-        return {**{name: getattr(self, name) for name in (*names, "batch_size", "device")}, "sampling": sampling}
+        return {**{name: getattr(self, name) for name in names}, "sampling": sampling}
 
     def check(self) -> None:
         """Names and combinations that a type can't tell.

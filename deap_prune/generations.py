@@ -18,7 +18,7 @@ from deap_prune.fitness.sampling import EVERYTHING
 
 
 class NextGeneration:
-    """Before children are made: their images are drawn, and parents and archive judged on them (eaBlend's ``begin``).
+    """Before children are made: parents and archive are judged as those will be, on their images (eaBlend's ``begin``).
 
     Args:
         evaluator: The fitness.
@@ -30,8 +30,7 @@ class NextGeneration:
 
     def __call__(self, state: Generation) -> None:
         """Give everybody who lives on the values of the new generation."""
-        options = self._evaluator.options
-        if not options.sampling.redraw and options.racing is None:
+        if not self._evaluator.options.by_generation:
             return
         parents, archive = self._decode(state.population), self._decode(state.archive)
         self._evaluator.next_generation(state.number + 1, parents, archive)

@@ -68,6 +68,7 @@ def pack_masks(space: PruningSpace, masks: Masks) -> str:
 def unpack_cache(extra: Mapping[str, Any], lines: Sequence[str], evaluator: Evaluator) -> None:
     """Bring the evaluator to where a checkpoint was."""
     space = evaluator.space
+    evaluator.at_generation(extra.get("generation", 0))
     for line in lines:
         text, *values = json.loads(line)
         bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8)).astype(bool)

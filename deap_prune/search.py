@@ -239,7 +239,7 @@ def _run(
 
 def _counted(evaluator: Evaluator) -> dict[str, int]:
     """What a checkpoint keeps of the evaluator, beside its cache."""
-    return {"candidates": evaluator.counters.candidates}
+    return {"candidates": evaluator.counters.candidates, "generation": evaluator.generation}
 
 
 def _open_folder(

@@ -23,6 +23,7 @@ OPTIONS: dict[str, Any] = {
     "device": "cpu",
 }
 VARIANTS: dict[str, dict[str, Any]] = {
+    "refined": {"refine_from": 2, "guard": 40},
     "redraw": {"images": 80, "augment": True, "redraw": True, "guard": 40},
     "racing": {"racing": 0.9, "guard": 40},
     "everything": {"images": 100, "redraw": True, "racing": 0.8, "objectives": ("loss",), "max_flops": 0.5},

@@ -32,9 +32,10 @@ class Parcel:
 def check_alone(evaluate: Any) -> None:
     """A candidate's values must not depend on others, or processes would differ."""
     options = getattr(evaluate, "options", None)
-    if getattr(options, "racing", None) is not None or getattr(getattr(options, "sampling", None), "redraw", False):
+    if getattr(options, "by_generation", False):
         raise ConfigError(
-            "racing and redraw follow the run from generation to generation; leave them out to judge in other processes"
+            "racing, redraw and refine_from follow the run from generation to generation; leave them out to judge in "
+            "other processes"
         )
 
 

@@ -47,7 +47,7 @@ class Builder:
     ) -> None:
         self._resident = Resident(network, space)
         self._network, self._space, self._calibration = network, space, calibration
-        self._settings, self._forward, self._counters, self._device = settings, forward, counters, device
+        self.settings, self._forward, self._counters, self._device = settings, forward, counters, device
 
     @cached_property
     def grams(self) -> Grams:
@@ -58,8 +58,8 @@ class Builder:
         """
         if not self._calibration:
             raise DataError("calibration data is needed: give calibration=(inputs, targets) tensors or batches")
-        mode = cast(Any, self._settings.compensate or "auto")
-        memory = self._settings.gram_memory * 2**20
+        mode = cast(Any, self.settings.compensate or "auto")
+        memory = self.settings.gram_memory * 2**20
         with full_precision():
             return collect_grams(
                 self._network, self._space, self._calibration, forward=self._forward, mode=mode, memory=memory
@@ -84,8 +84,8 @@ class Builder:
             return self._built(masks)
 
     def _built(self, masks: Masks) -> nn.Module:
-        clock, recalibrate = self._counters.clock, self._settings.recalibrate
-        compensated = self._settings.compensate is not None and bool(self._calibration)
+        clock, recalibrate = self._counters.clock, self.settings.recalibrate
+        compensated = self.settings.compensate is not None and bool(self._calibration)
         if compensated:
             self.grams  # noqa: B018  collected before the clock runs
         start = time.perf_counter()
@@ -100,7 +100,7 @@ class Builder:
             recalibrate_bn(network, self._calibration, forward=self._forward)
             self._counters.samples += sum(count_samples(b) for b in self._calibration)
             start = clock("recalibrate", start, self._device)
-        if self._settings.refine:
+        if self.settings.refine:
             batches, forward = self._calibration, self._forward
             network = refine(self._network, self._space, masks, batches, start=network, forward=forward)
             clock("refine", start, self._device)
@@ -109,5 +109,5 @@ class Builder:
     def with_settings(self, settings: Settings) -> Builder:
         """One that builds otherwise, from the same moments."""
         other = copy.copy(self)
-        other._settings = settings
+        other.settings = settings
         return other

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from deap_prune.batches import Data, Forward, check_labels, default_forward, first_forward, name_of, resolve_device
+from deap_prune.batches import Data, Forward, check_batches, default_forward, name_of, resolve_device
 from deap_prune.errors import DataError
 from deap_prune.fitness.builder import Builder
 from deap_prune.fitness.executors import Executor, make_executor
 from deap_prune.fitness.fold import find_pairs
 from deap_prune.fitness.objectives import OBJECTIVES
-from deap_prune.fitness.racing import Floats, Rivals
+from deap_prune.fitness.racing import Floats, Rivals, least_dominated
 from deap_prune.fitness.sampling import EVERYTHING, first_samples, full_precision, load
 from deap_prune.fitness.settings import Counters, Settings
 from deap_prune.fitness.verdict import Found, Values, Verdict, part_of
@@ -37,7 +37,7 @@ class Evaluator:
     Args:
         model: The network that was traced; it is copied, and never changed.
         space: Its space.
-        calibration: For the BN statistics: batches, or (inputs, targets) tensors. May be None if ``recalibrate`` is.
+        calibration: For compensation and BN statistics: batches, or (inputs, targets) tensors.
         validation: What the objectives are measured on; never the test images.
         guard: Images that never drive anything, for :meth:`on_guard`.
         forward: Function of (model, batch) to (outputs, targets), for batches of other shapes.
@@ -73,11 +73,11 @@ class Evaluator:
         check_finite(self.network)
         size, on_data = self.options.batch_size, any(o.of_masks is None for o in self.objectives)
         self._all = load(validation, "validation", on_data, size, self.device)
-        asked = self.options
-        needed = asked.recalibrate is not None or asked.compensate in ("full", "channel") or asked.refine
-        self._calibration = load(calibration, "calibration", needed, size, self.device)
+        self._calibration = load(calibration, "calibration", self.options.calibrates, size, self.device)
         self._guard = load(guard, "guard", False, size, self.device)
-        self._check()
+        with torch.no_grad():
+            for name, batches in (("validation", self._all), ("guard", self._guard)):
+                check_batches(self.forward, self.network, batches, name=name)
         self._verdict = Verdict(self.objectives, space, self.network, self.forward)
         self._build = Builder(
             self.network,
@@ -91,7 +91,7 @@ class Evaluator:
         self._begin()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the executor: it is made anew where it is needed, and a captured graph can't be copied."""
+        """Without the executor: a captured graph can't be copied, and it is soon made anew."""
         return {name: value for name, value in vars(self).items() if name != "_executor"}
 
     def _begin(self) -> None:
@@ -143,7 +143,7 @@ class Evaluator:
     @property
     def settings(self) -> dict[str, Any]:
         """How candidates are judged; stored with a front."""
-        found = {name: getattr(self.options, name) for name in ("recalibrate", "compensate", "refine")}
+        found = {name: getattr(self._build.settings, name) for name in ("recalibrate", "compensate", "refine")}
         return found | ({"device": name_of(self.device)} if any(o.of_network for o in self.objectives) else {})
 
     def __call__(self, masks: Masks) -> Values:
@@ -167,7 +167,7 @@ class Evaluator:
         return [self(m) for m in masks]
 
     def next_generation(self, number: int, survivors: Iterable[Masks], archive: Iterable[Masks] = ()) -> list[Values]:
-        """Begin a generation: draw its images, judge on them who lives on, and race its children against those.
+        """Begin a generation: judge on its images, and as it does, who lives on, and race its children against those.
 
         The values and everything after depend on the arguments alone, not on what was judged before.
 
@@ -177,14 +177,10 @@ class Evaluator:
             archive: Others that are judged in full as well, and answered from the cache from then on.
 
         Returns:
-            The survivors' values on the images of this generation.
+            The survivors' values in this generation.
         """
         survivors = list(survivors)
-        if self.options.sampling.redraw and number != self.generation:
-            self.cache.clear()
-            self._losses.clear()
-            self.generation = number
-            self._sample = self._draw()
+        self.at_generation(number)
         self._dropped.clear()
         self._rivals = None
         values = self.many(survivors)
@@ -198,6 +194,19 @@ class Evaluator:
             costs = np.array([self._verdict.costs(masks) for masks in rows]).reshape(len(rows), -1)
             self._rivals = Rivals.of(self.options.racing, np.stack([self._losses[m] for m in rows]), costs)
         return values
+
+    def at_generation(self, number: int) -> None:
+        """Judge as in a generation: on its images, refined or not. What was judged otherwise is forgotten."""
+        redrawn, refine = self.options.sampling.redraw and number != self.generation, self.options.refines(number)
+        self.generation = number
+        if refine != self._build.settings.refine:
+            self._build = self._build.with_settings(replace(self.options, refine=refine))
+            self._guarded.clear()
+        elif not redrawn:
+            return
+        self.cache.clear()
+        self._losses.clear()
+        self._sample = self._draw()
 
     def surrogate(self, masks: Masks) -> float:
         """What compensation can't bring back, in closed form, without a forward pass; smaller is better.
@@ -221,11 +230,8 @@ class Evaluator:
             candidates: A multiple of ``slots``.
             slots: How many are wanted.
         """
-        points = np.array([[self.surrogate(masks), *self._verdict.costs(masks)] for masks in candidates])
-        beaten = [int(((points <= p).all(axis=1) & (points < p).any(axis=1)).sum()) for p in points]
-        share = len(candidates) // slots
-        ranges = (range(slot * share, (slot + 1) * share) for slot in range(slots))
-        return [min(each, key=lambda k: (beaten[k], points[k, 0], k)) for each in ranges]
+        costs = [[self.surrogate(masks), *self._verdict.costs(masks)] for masks in candidates]
+        return least_dominated(np.array(costs), slots)
 
     def in_full(self, *, refine: bool) -> Evaluator:
         """The same fitness on all validation images as they are, without races and in fp32.
@@ -236,7 +242,8 @@ class Evaluator:
             refine: Candidates are refined.
         """
         other = copy.copy(self)
-        other.options = replace(self.options, sampling=EVERYTHING, racing=None, precision="fp32", refine=refine)
+        plain = replace(self.options, sampling=EVERYTHING, racing=None, precision="fp32", refine_from=None)
+        other.options = replace(plain, refine=refine)
         other._build = self._build.with_settings(other.options)
         other._begin()
         return other
@@ -341,12 +348,3 @@ class Evaluator:
         """The batches of the generation, each with the dense network's outputs for it (None if nobody needs them)."""
         batches = self.options.sampling.draw(self._all, self.generation, self.options.batch_size)
         return list(zip(batches, self._verdict.dense_outputs(batches), strict=True))
-
-    @torch.no_grad()
-    def _check(self) -> None:
-        """The network takes the data, and the labels are of its classes."""
-        for name, batches in (("validation", self._all), ("guard", self._guard)):
-            if batches:
-                outputs, _ = first_forward(self.forward, self.network, batches[0], name=name)
-                for batch in batches[1:] if self.forward is default_forward else ():
-                    check_labels(outputs, batch[1], name=name)

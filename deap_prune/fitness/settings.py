@@ -36,6 +36,7 @@ class Settings:
             matrices, ``"channel"``-wise ones, or ``"auto"``: as memory allows, and not at all without calibration
             data. None: never.
         refine: Every candidate is refined after that (see :func:`deap_prune.refine`); takes several times as long.
+        refine_from: From this generation of a search on, parents included (they are judged again); None: never.
         executor: ``"slim"``: kept weights in one resident network; ``"masked"``: full shapes, on CUDA as a captured
             graph; ``"auto"``: by device.
         precision: ``"fp32"``; ``"bf16"``, for the forward pass over the validation data; ``"auto"``: bf16 where the
@@ -55,6 +56,7 @@ class Settings:
     recalibrate: str | None = "data"
     compensate: str | None = "auto"
     refine: bool = False
+    refine_from: int | None = None
     executor: str = "auto"
     precision: str = "fp32"
     sampling: Sampling = EVERYTHING
@@ -70,6 +72,8 @@ class Settings:
                 raise ConfigError(f"{name} is {value!r}; it is {', '.join(most)} or {last}")
         if self.gram_memory < 1:
             raise ConfigError(f"gram_memory is {self.gram_memory}; give 1 or more MB, 2048 is the default")
+        if self.refine_from is not None and self.refine_from < 1:
+            raise ConfigError(f"refine_from is {self.refine_from}; give a generation from 1 on, or refine=True for all")
         names = self.objectives
         if isinstance(names, str) or not names or len(set(names)) < len(tuple(names)):
             raise ConfigError(
@@ -99,6 +103,21 @@ class Settings:
             if name not in known:
                 raise ConfigError(f"unknown option '{name}' of the Evaluator; {did_you_mean(name, known)}")
         return cls(**options)
+
+    def refines(self, generation: int) -> bool:
+        """Whether candidates of a generation are judged refined."""
+        return self.refine or (self.refine_from is not None and generation >= self.refine_from)
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether calibration data is needed."""
+        asked = self.compensate in ("full", "channel") or self.refine or self.refine_from is not None
+        return asked or self.recalibrate is not None
+
+    @property
+    def by_generation(self) -> bool:
+        """Whether a candidate's values depend on the generation it is judged in."""
+        return self.sampling.redraw or self.racing is not None or self.refine_from is not None
 
     def dtype(self, device: torch.device) -> torch.dtype | None:
         """What the forward pass is cast to on this device; None: not at all.

@@ -147,3 +147,17 @@ def test_in_full_refines_and_forgets_draws_and_races(digits: Digits) -> None:
         torch.testing.assert_close(value, wanted.state_dict()[key])
     assert after == pytest.approx(judge.measure(wanted, masks)[0], rel=1e-4)
     assert after < search.in_full(refine=False)(masks)[0]
+
+
+def test_refined_from_a_generation_on(digits: Digits) -> None:
+    """Parents are judged again when it begins, as if they had always been judged so; and the front says so."""
+    a, b = (dp.Masks.random(digits.space, keep=0.4, seed=s) for s in range(2))
+    plain, refined = digits.evaluator(), digits.evaluator(refine=True)
+    evaluate = digits.evaluator(refine_from=2)
+    assert evaluate.next_generation(1, [a]) == [plain(a)] and not evaluate.settings["refine"]
+    assert evaluate.next_generation(2, [a]) == [refined(a)] != [plain(a)] and evaluate.settings["refine"]
+    judged = evaluate.counters.candidates
+    assert evaluate.next_generation(3, [a]) == [refined(a)] and evaluate.counters.candidates == judged
+    assert evaluate(b) == refined(b) == evaluate.measure(evaluate.slim(b), b)
+    with pytest.raises(ConfigError, match="refine_from is 0; give a generation from 1 on"):
+        digits.evaluator(refine_from=0)
