@@ -102,7 +102,7 @@ class SearchConfig(_Section):
         default=None, ge=1, description="stop after so many generations without a better guard"
     )
     algorithm: str = Field(default="mu_plus_lambda", description="dp.algorithms() lists them, and the baselines")
-    mate: str = Field(default="cxBlendLayers", description="crossover: cxBlendLayers, cxBlendStages, ...")
+    mate: str = Field(default="cxBlendWidths", description="crossover: cxBlendWidths, cxBlendLayers, ...")
     mutate: str = Field(default="mutBlend", description="mutation: mutBlend, mutBlendTrade, ...")
     budgets: tuple[float, ...] = Field(default=(), description="of 'successive': kept shares, one after the other")
     generations_per_budget: int | None = Field(default=None, ge=1, description="null: equal parts of the run")

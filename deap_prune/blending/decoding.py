@@ -131,8 +131,7 @@ class Planner:
             _top(scores.reshape(len(scores), group.blocks, -1), count // group.blocks)
             for group, scores, count in zip(self.space.groups, importance, counts.T, strict=True)
         ]
-        names = [group.name for group in self.space.groups]
-        return [Masks(dict(zip(names, rows, strict=True))) for rows in zip(*kept, strict=True)]
+        return Masks.of_rows([group.name for group in self.space.groups], kept)
 
     def counts(self, importance: Sequence[Matrix], shares: Matrix, budgets: Matrix | None) -> Counts:
         """How many filters each group keeps, shape (individuals, groups); arguments as for ``masks``."""

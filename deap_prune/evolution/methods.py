@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -41,19 +42,47 @@ def _oldest_leave(state: Generation, toolbox: base.Toolbox, children: list[Any])
 
 def aging(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
     """Ageing evolution: the best of a quarter is mutated, the oldest leave; one child a generation is LeGR's loop."""
+    return [_reborn(toolbox.mutate(child)[0]) for child in _tournaments(state, toolbox, variation)]
+
+
+def _tournaments(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
+    """Copies of the winners."""
     size = max(2, len(state.population) // 4)
-    children = []
-    for _ in range(variation.children):
-        best = max(random.choices(state.population, k=size), key=lambda ind: ind.fitness)
-        (child,) = toolbox.mutate(toolbox.clone(best))
-        del child.fitness.values
-        children.append(child)
+    return [
+        toolbox.clone(max(random.choices(state.population, k=size), key=lambda ind: ind.fitness))
+        for _ in range(variation.children)
+    ]
+
+
+def _reborn(child: Any) -> Any:
+    del child.fitness.values
+    return child
+
+
+def legr(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
+    """LeGR: ageing evolution; of a tenth of the layers the scales move by shrinking steps, the shifts by equal ones.
+
+    The steps are the published ones: exp(N(0, 1 - i / 500)) after i of 400 evaluations (the last one's from there on),
+    N(0, 1) standard deviations. A budget gene, which LeGR doesn't know, counts as a layer with a scale alone.
+    """
+    layout = toolbox.layout
+    places = layout.of_kind("scale", "budget")
+    step = 1 - min(sum(record["nevals"] for record in state.logbook), 400) / 500
+    children = _tournaments(state, toolbox, variation)
+    for child in children:
+        for place in random.choices(places, k=max(1, round(len(places) / 10))):
+            child[place] *= math.exp(random.gauss(0, step))
+            if layout.kinds[place] == "scale":
+                child[place + 1] += random.gauss(0, 1)
+        clip(_reborn(child), layout)
     return children
 
 
-AGING = "Real et al. 2019, arXiv 1802.01548; as LeGR: Chin et al. 2020, arXiv 1904.12368"
-register_algorithm("aging", reference=AGING, survivors=_oldest_leave)(aging)
-register_algorithm("legr", reference=AGING, survivors=_oldest_leave, genome="affine")(aging)
+LEGR = "Chin et al. 2020, arXiv 1904.12368"
+register_algorithm("aging", reference=f"Real et al. 2019, arXiv 1802.01548; as LeGR: {LEGR}", survivors=_oldest_leave)(
+    aging
+)
+register_algorithm("legr", reference=LEGR, survivors=_oldest_leave, genome="affine")(legr)
 
 
 def _only_children(state: Generation, toolbox: base.Toolbox, children: list[Any]) -> list[Any]:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Ind = TypeVar("Ind", bound=MutableSequence[float])
 CONTINUOUS = ("factor", "keep", "budget", "scale", "shift")
+WIDTHS = ("keep", "budget")
+LEAST = 0.01  # a width of 0 is multiplied from here on
 
 
 # ------------------------------------------------------------------ crossover
@@ -37,6 +39,25 @@ def cxBlendLayers(ind1: Ind, ind2: Ind, layout: Layout, indpb: float = 0.5) -> t
     for span in layout.spans:
         if random.random() < indpb:
             _exchange(ind1, ind2, (span,))
+    return ind1, ind2
+
+
+def cxBlendWidths(ind1: Ind, ind2: Ind, layout: Layout, indpb: float = 0.5, alpha: float = 0.3) -> tuple[Ind, Ind]:
+    """Uniform crossover by layer, but widths (keep and budget genes) are mixed by BLX-alpha.
+
+    Layers need widths that suit each other: between two balanced networks is a balanced one, a patchwork of them isn't.
+
+    Args:
+        ind1: First parent, changed in place.
+        ind2: Second parent, changed in place.
+        layout: Kinds and bounds of the genes.
+        indpb: Probability that a layer's other genes are exchanged.
+        alpha: How far beyond the parents a width may go, in their distance.
+    """
+    clip(ind1, layout)
+    clip(ind2, layout)
+    cxBlendLayers(ind1, ind2, layout, indpb)
+    _mix(ind1, ind2, layout, layout.of_kind(*WIDTHS), alpha)
     return ind1, ind2
 
 
@@ -69,11 +90,7 @@ def cxBlendMix(ind1: Ind, ind2: Ind, layout: Layout, alpha: float = 0.3) -> tupl
     """
     clip(ind1, layout)
     clip(ind2, layout)
-    for i in _after_exchange(ind1, ind2, layout):
-        share = (1 + 2 * alpha) * random.random() - alpha
-        one, other = ind1[i], ind2[i]
-        ind1[i] = _clipped((1 - share) * one + share * other, layout, i)
-        ind2[i] = _clipped(share * one + (1 - share) * other, layout, i)
+    _mix(ind1, ind2, layout, _after_exchange(ind1, ind2, layout), alpha)
     return ind1, ind2
 
 
@@ -97,6 +114,14 @@ def cxBlendSBX(ind1: Ind, ind2: Ind, layout: Layout, eta: float = 10.0) -> tuple
     return ind1, ind2
 
 
+def _mix(ind1: Ind, ind2: Ind, layout: Layout, places: Sequence[int], alpha: float) -> None:
+    for i in places:
+        share = (1 + 2 * alpha) * random.random() - alpha
+        one, other = ind1[i], ind2[i]
+        ind1[i] = _clipped((1 - share) * one + share * other, layout, i)
+        ind2[i] = _clipped(share * one + (1 - share) * other, layout, i)
+
+
 def _exchange(ind1: Ind, ind2: Ind, spans: Sequence[Span]) -> None:
     for start, stop in spans:
         for i in range(start, stop):
@@ -115,11 +140,12 @@ def _after_exchange(ind1: Ind, ind2: Ind, layout: Layout) -> list[int]:
 
 # ------------------------------------------------------------------ mutation
 def mutBlend(individual: Ind, layout: Layout, indpb: float = 0.1, sigma: float = 0.5) -> tuple[Ind]:
-    """Mutate single genes, each by its kind; at least one is mutated.
+    """Mutate single genes, each by its kind, at least one; and, in three of ten cases, the widths of all layers alike.
 
     A candidate becomes another member of its cluster; a factor is multiplied by exp(N(0, sigma)), now and then drawn
-    anew (a factor of 0 would stay 0), and so is a scale; other genes move by N(0, sigma / 5) of their range. All stay
-    in their bounds.
+    anew (a factor of 0 would stay 0), and so is a scale; widths (keep and budget genes) are multiplied by
+    exp(N(0, sigma)), single ones and all alike; other genes move by N(0, sigma / 5) of their range. All stay in their
+    bounds.
 
     Args:
         individual: Changed in place.
@@ -127,7 +153,12 @@ def mutBlend(individual: Ind, layout: Layout, indpb: float = 0.1, sigma: float =
         indpb: Probability that a gene is mutated.
         sigma: Step.
     """
-    return _mutate(individual, layout, range(len(layout)), indpb, sigma)
+    _mutate(individual, layout, range(len(layout)), indpb, sigma)
+    if random.random() < 0.3:
+        scale = math.exp(random.gauss(0, sigma))
+        for i in layout.of_kind(*WIDTHS):
+            individual[i] = _clipped(max(individual[i], LEAST) * scale, layout, i)
+    return (individual,)
 
 
 def mutBlendFactors(individual: Ind, layout: Layout, indpb: float = 0.2, sigma: float = 0.5) -> tuple[Ind]:
@@ -187,8 +218,9 @@ def _mutated(gene: float, layout: Layout, i: int, sigma: float) -> float:
     if kind in ("factor", "scale"):
         fresh = gene <= 0 or random.random() < 0.1
         return random.uniform(low, high) if fresh else _clipped(gene * math.exp(random.gauss(0, sigma)), layout, i)
-    width = 1.0 if kind in ("keep", "budget") else high - low
-    return _clipped(gene + random.gauss(0, sigma / 5) * width, layout, i)
+    if kind in WIDTHS:
+        return _clipped(max(gene, LEAST) * math.exp(random.gauss(0, sigma)), layout, i)
+    return _clipped(gene + random.gauss(0, sigma / 5) * (high - low), layout, i)
 
 
 def clip(individual: MutableSequence[float], layout: Layout) -> None:
@@ -310,7 +342,7 @@ def initBlendAffine(
 
 
 CROSSOVERS: Mapping[str, Callable[..., Any]] = {
-    f.__name__: f for f in (cxBlendLayers, cxBlendStages, cxBlendMix, cxBlendSBX)
+    f.__name__: f for f in (cxBlendWidths, cxBlendLayers, cxBlendStages, cxBlendMix, cxBlendSBX)
 }
 MUTATIONS: Mapping[str, Callable[..., Any]] = {
     f.__name__: f for f in (mutBlend, mutBlendFactors, mutBlendCandidates, mutBlendTrade)

@@ -15,7 +15,7 @@ from deap_prune.blending.layout import Layout
 from deap_prune.errors import ConfigError
 from deap_prune.evolution.front import ParetoFront, Solution
 from deap_prune.evolution.individual import BlendIndividual, fitness_class
-from deap_prune.evolution.operators import cxBlendLayers, initBlend, mutBlend
+from deap_prune.evolution.operators import cxBlendWidths, initBlend, mutBlend
 from deap_prune.evolution.selection import selBlend
 from deap_prune.evolution.shipping import shipped
 from deap_prune.structure.masks import Masks
@@ -206,7 +206,7 @@ def make_toolbox(
     register("evaluate", problem.evaluate)
     register("map", problem.map)
     register("decode", genome.decode_many)
-    register("mate", cxBlendLayers, layout=genome.layout)
+    register("mate", cxBlendWidths, layout=genome.layout)
     register("mutate", mutBlend, layout=genome.layout, indpb=indpb, sigma=sigma)
     register("select", selBlend)
     register("front", problem.front)

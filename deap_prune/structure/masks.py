@@ -87,6 +87,25 @@ class Masks(Mapping[str, NDArray[np.bool_]]):
         return f"Masks({', '.join(f'{name}: {keep.sum()}/{len(keep)}' for name, keep in self._keep.items())})"
 
     @classmethod
+    def of_rows(cls, names: Sequence[str], rows: Sequence[NDArray[np.bool_]]) -> list[Masks]:
+        """The masks of many candidates at once, which is several times faster than one by one.
+
+        Args:
+            names: The groups.
+            rows: Of each group the masks of all candidates, shape (candidates, group.size).
+        """
+        stops = np.cumsum([row.shape[1] for row in rows]).tolist()
+        spans = list(zip(names, [0, *stops], stops, strict=False))
+        found = []
+        for flat in np.concatenate(rows, axis=1):
+            own = flat.copy()  # a view would keep all candidates in memory
+            own.flags.writeable = False
+            masks = cls({})
+            masks._keep = {name: own[start:stop] for name, start, stop in spans}
+            found.append(masks)
+        return found
+
+    @classmethod
     def random(cls, space: Space, *, keep: float | tuple[float, float] = 0.5, seed: int = 0) -> Masks:
         """Masks that keep a share of each group, drawn uniformly (at least one filter a block).
 

@@ -184,6 +184,8 @@ def containers() -> Iterator[dict[str, Callable[..., Any]]]:
 
 
 OPERATORS: dict[str, Callable[[list[Any], Layout], tuple[Any, ...]]] = {
+    "cxBlendWidths": lambda parents, layout: dp.cxBlendWidths(*parents, layout=layout),
+    "cxBlendWidths, far beyond": lambda parents, layout: dp.cxBlendWidths(*parents, layout=layout, alpha=20.0),
     "cxBlendLayers": lambda parents, layout: dp.cxBlendLayers(*parents, layout=layout),
     "cxBlendStages": lambda parents, layout: dp.cxBlendStages(*parents, layout=layout),
     "cxBlendMix": lambda parents, layout: dp.cxBlendMix(*parents, layout=layout),

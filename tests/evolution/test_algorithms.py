@@ -97,6 +97,27 @@ def test_aging_forgets_the_oldest() -> None:
     assert [list(ind) for ind in state.population[:4]] == first[2:]
 
 
+def test_legr_moves_scales_by_shrinking_steps() -> None:
+    """As published: log-normal steps of 1 - i / 500 after i evaluations, down to 0.2; shifts by one deviation."""
+
+    def moves(evaluations: int) -> tuple[float, float, set[int]]:
+        toolbox = toolbox_for("legr", max_flops=0.5)
+        state = dp.Loop("legr", toolbox, dp.Variation(1)).start(4)
+        for individual in state.population:
+            individual[:] = [1.0, 0.0] * (len(individual) // 2)
+        state.logbook.clear()
+        state.logbook.record(gen=0, nevals=evaluations)
+        children = np.array(ALGORITHMS["legr"].children(state, toolbox, dp.Variation(800)))
+        changed = {int(n) for n in (children != [1.0, 0.0] * (children.shape[1] // 2)).sum(axis=1)}
+        scales, shifts = np.log(children[:, ::2]), children[:, 1::2]
+        return float(scales[scales != 0].std()), float(shifts[shifts != 0].std()), changed
+
+    for evaluations, step in ((0, 1.0), (250, 0.5), (400, 0.2), (4000, 0.2)):
+        scale, shift, changed = moves(evaluations)
+        assert scale == pytest.approx(step, rel=0.08) and shift == pytest.approx(1.0, rel=0.1)
+        assert changed == {2}  # few groups: one of them, its scale and its shift
+
+
 def test_cma_learns() -> None:
     """On a sphere of factors its distribution shrinks around the optimum."""
     genome = fake_genome(candidates="medoid", max_flops=0.5)

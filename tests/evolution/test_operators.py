@@ -51,6 +51,19 @@ def test_exchange_moves_whole_parts(cross: Cross, parts: str) -> None:
     assert len(seen) == 4
 
 
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=30)
+def test_widths_are_mixed_and_the_rest_changes_places(seed: int) -> None:
+    one, two = draw(seed), draw(seed + 1)
+    a, b = dp.cxBlendWidths(one[:], two[:], LAYOUT, alpha=0.0)
+    for start, stop in LAYOUT.spans:
+        keep = stop - 1
+        now, stayed, moved = ((x[start:keep], y[start:keep]) for x, y in ((a, b), (one, two), (two, one)))
+        assert now in (stayed, moved)
+        assert min(one[keep], two[keep]) <= a[keep] <= max(one[keep], two[keep])
+        assert a[keep] + b[keep] == pytest.approx(one[keep] + two[keep])
+
+
 @given(one=st.integers(0, 10**6), two=st.integers(0, 10**6))
 @settings(max_examples=30)
 def test_mixing_keeps_candidates_with_their_factors(one: int, two: int) -> None:
@@ -118,6 +131,20 @@ def test_factors_move_by_a_log_normal_step() -> None:
     near = [s for s in steps if abs(s) < 5]  # a tenth is drawn anew, uniformly: far above
     assert 0.85 < len(near) / len(steps) < 0.95
     assert abs(np.mean(near)) < 0.05 and 0.45 < np.std(near) < 0.55
+
+
+def test_widths_move_by_log_normal_steps_together_and_apart() -> None:
+    """Three times in ten all widths are multiplied alike; single ones at any time; a width of 0 comes back."""
+    random.seed(0)
+    layout = dp.Layout(("keep",) * 5, (0.0,) * 5, (1e9,) * 5, tuple(range(5)))
+    steps = np.log([dp.mutBlend([1.0] * 5, layout, indpb=0.0, sigma=0.5)[0] for _ in range(2000)])
+    alone = (steps != 0).sum(axis=1) == 1  # no gene was drawn, so one was chosen
+    assert 0.65 < alone.mean() < 0.75
+    together = np.sort(steps[~alone], axis=1)
+    common = np.median(together, axis=1)
+    assert (np.isclose(together, common[:, None]).sum(axis=1) == 4).all()
+    assert 0.45 < common.std() < 0.55 and 0.45 < steps[alone].sum(axis=1).std() < 0.55
+    assert dp.mutBlend([0.0], dp.Layout(("keep",), (0.0,), (1.0,), (0,)))[0][0] > 0
 
 
 def test_a_factor_of_zero_comes_back() -> None:

@@ -86,6 +86,16 @@ def test_random_masks_differ_by_seed() -> None:
     assert len({dp.Masks.random(space, seed=seed) for seed in range(20)}) == 20
 
 
+def test_rows_are_masks_one_by_one() -> None:
+    rows = [np.array([[True, False], [True, True]]), np.array([[True, True, False], [False, True, True]])]
+    found = dp.Masks.of_rows(["a", "b"], rows)
+    assert found == [dp.Masks({"a": a, "b": b}) for a, b in zip(*rows, strict=True)]
+    rows[0][:] = False
+    assert found[0]["a"].tolist() == [True, False] and found[1]["b"].base.size == 5
+    with pytest.raises(ValueError, match="read-only"):
+        found[0]["a"][0] = False
+
+
 def test_messages() -> None:
     space = prepared("residual").space
     for values, found in [
