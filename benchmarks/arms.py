@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from deap import algorithms, base
 from ground import Ground, Row, View, named
 
 import deap_prune as dp
@@ -27,10 +28,10 @@ def search(
     algorithm: str = "mu_plus_lambda",
     *,
     population: int | None = None,
-    children: int | None = None,
-    cxpb: float = 0.5,
-    mutpb: float = 0.5,
+    indpb: float = 0.1,
     sigma: float = 0.5,
+    children: int | None = None,
+    **variation: Any,
 ) -> Generation:
     """Exactly ``ground.evaluations`` individuals judged, doubles included.
 
@@ -38,11 +39,22 @@ def search(
     identity.
     """
     size = population or max(2 * len(genome.criteria), ground.evaluations // 6)
-    toolbox = dp.make_toolbox(genome, view, seed=ground.seed, sigma=sigma)
-    loop = Loop(
-        algorithm, toolbox, Variation(children or size, cxpb, mutpb), stops=[MaxEvaluations(ground.evaluations)]
-    )
+    toolbox = dp.make_toolbox(genome, view, seed=ground.seed, indpb=indpb, sigma=sigma)
+    stops = [MaxEvaluations(ground.evaluations)]
+    loop = Loop(algorithm, toolbox, Variation(children or size, **variation), stops=stops)
     return loop.run(loop.start(size), ground.evaluations)
+
+
+def screened(evaluator: dp.Evaluator, each: int) -> Callable[..., list[Any]]:
+    """DEAP's varOr, ``each`` children for one: that with the smallest reconstruction error is judged."""
+
+    def vary(population: list[Any], toolbox: base.Toolbox, lambda_: int, cxpb: float, mutpb: float) -> list[Any]:
+        made = algorithms.varOr(population, toolbox, lambda_ * each, cxpb, mutpb)
+        errors = [evaluator.surrogate(masks) for masks in toolbox.decode(made)]
+        slots = (range(first, first + each) for first in range(0, len(made), each))
+        return [made[min(slot, key=errors.__getitem__)] for slot in slots]
+
+    return vary
 
 
 def judged(state: Generation) -> int:
@@ -93,15 +105,17 @@ def blend(
     protocol: str,
     *,
     algorithm: str = "mu_plus_lambda",
-    population: int | None = None,
     objective: str = "loss",
     allocation: str = "uniform",
     clusters: int | None = None,
-    **options: Any,
+    candidates: str = "evolved",
+    normaliser: str = "max",
+    **steps: Any,
 ) -> Row:
     """A blend that an evolution (or random search) found; its first individuals are the single criteria."""
-    genome = ground.genome(budget, clusters=clusters, allocation=allocation, **options)
-    state = search(ground, genome, View(ground.evaluator(protocol), (objective,)), algorithm, population=population)
+    options = {"allocation": allocation, "candidates": candidates, "normaliser": normaliser}
+    genome = ground.genome(budget, clusters=clusters, **options)
+    state = search(ground, genome, View(ground.evaluator(protocol), (objective,)), algorithm, **steps)
     return found(ground, protocol, genome, state, blend=weights_of(genome, state.archive[0]))
 
 
@@ -117,11 +131,19 @@ def legr(ground: Ground, budget: float, protocol: str) -> Row:
     return found(ground, protocol, genome, state)
 
 
+def pre_screened(ground: Ground, budget: float, protocol: str, **options: Any) -> Row:
+    """Ours, eight children made for each that is judged, with small steps."""
+    evaluator = ground.evaluator(protocol)
+    return blend(ground, budget, protocol, vary=screened(evaluator, 8), indpb=0.02, sigma=0.2, **options)
+
+
 EVOLVED = partial(blend, allocation="evolved")
 ARMS: dict[str, Callable[[Ground, float, str], Row]] = {
     "best single": best_single,
     "ours, uniform widths": blend,
     "ours, evolved widths": EVOLVED,
+    "ours, uniform widths, pre-screened": pre_screened,
+    "ours, evolved widths, pre-screened": partial(pre_screened, allocation="evolved"),
     "LeGR": legr,
     "random": random_masks,
     "mean rank": mean_rank,
@@ -129,7 +151,8 @@ ARMS: dict[str, Callable[[Ground, float, str], Row]] = {
     "random search, uniform widths": partial(blend, algorithm="random"),
     "random search, evolved widths": partial(EVOLVED, algorithm="random"),
 }
-COMPENSATED = ("best single", "ours, uniform widths", "ours, evolved widths")
+PLAIN = tuple(name for name in ARMS if "pre-screened" not in name)  # the screen knows of compensation alone
+COMPENSATED = ("best single", *(name for name in ARMS if name.startswith("ours")), "LeGR")
 
 
 # ------------------------------------------------------------------ fronts

@@ -16,9 +16,14 @@ LEFT_OUT = ("individual", "blend")  # what only a transfer reads
 STAGES = ("compensated", "refined", "plain")
 CONTRASTS = (
     ("compensated", "ours, uniform widths", "best single"),
+    ("compensated", "ours, uniform widths, pre-screened", "best single"),
     ("compensated", "ours, evolved widths", "ours, uniform widths"),
+    ("compensated", "ours, evolved widths, pre-screened", "LeGR"),
     ("refined", "ours, uniform widths", "best single"),
+    ("refined", "ours, uniform widths, pre-screened", "best single"),
     ("refined", "ours, evolved widths", "best single"),
+    ("refined", "ours, evolved widths, pre-screened", "best single"),
+    ("refined", "ours, evolved widths, pre-screened", "LeGR"),
     ("plain", "ours, uniform widths", "best single"),
     ("plain", "ours, uniform widths", "random search, uniform widths"),
     ("plain", "ours, uniform widths", "no clustering"),
