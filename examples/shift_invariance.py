@@ -25,13 +25,13 @@ def main() -> None:
     """Train, search at half the FLOPs, fine-tune, and see after each what shifts do to the test images' labels."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--generations", type=int, default=1)
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=6)
     args = parser.parse_args()
     data = load_data(format="digits")
     print(f"{'':24} accuracy  shift consistency  FLOPs")
     for shift_invariant in (False, True):
         torch.manual_seed(0)
-        model = digits_resnet(shift_invariant=shift_invariant)
+        model = digits_resnet(width=8, shift_invariant=shift_invariant)
         space = dp.trace(model, data.calibration[0])
         figures = ("accuracy", "shift_consistency", "flops")
         judge = dp.Evaluator(model, space, validation=data.test, objectives=figures, recalibrate=None)

@@ -51,7 +51,7 @@ class Calibration:
 
     def run(self, batch: Any) -> tuple[Any, Any]:
         """Outputs and targets of a batch."""
-        return first_forward(self.forward, self.network, batch, name="calibration")
+        return first_forward(self.forward, self.network, batch, name="calibration", labels=self.labels)
 
     def loss_of(self, batch: Any, number: int) -> Tensor:
         """The loss whose gradients the criteria look at, of the batch of that number.
