@@ -32,7 +32,6 @@ lint: $(READY) ## ruff and mypy
 	$(BIN)/mypy
 
 docs: $(READY) ## Build the documentation into site/; a broken link is an error
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	$(BIN)/mkdocs build --strict --quiet
 
 check: lint test ## ruff, mypy, tests

@@ -88,7 +88,7 @@ def export(
         tolerance: Largest difference allowed, relative to the largest output.
         repeats: Timed runs.
 
-    Example:
+    Examples:
         >>> done = dp.export(small, images, "exported", formats=("safetensors",), masks=masks)
         >>> again = dp.rebuild("exported", model=model, example_inputs=images)
         >>> torch.equal(again(images), small(images))

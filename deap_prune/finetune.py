@@ -72,7 +72,7 @@ def finetune(
         forward: Model and batch to (logits, targets); default: ``model(inputs)``, batch (inputs, targets).
         progress: Show a bar with loss and accuracy.
 
-    Example:
+    Examples:
         >>> records = dp.finetune(small, data["calibration"], epochs=2, teacher=model, progress=False)
         >>> [record.epoch for record in records], small.training
         ([1, 2], False)

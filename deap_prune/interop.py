@@ -21,7 +21,7 @@ class BlendedImportance:
     ``trace`` holds apart, their mean. A group with filters that ``trace`` refused has no scores; the pruner leaves it
     as it is.
 
-    Example:
+    Examples:
         >>> import torch_pruning as tp
         >>> importance = dp.BlendedImportance(model, genome, genome.single("l2"))
         >>> pruner = tp.pruner.BasePruner(model, images[:1], importance, pruning_ratio=0.5, ignored_layers=[model[-1]])

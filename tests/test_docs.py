@@ -52,7 +52,6 @@ def test_options_of_the_budget_page_exist():
     assert {o for o in options if o not in ("at_least",)} <= SEARCH_KEYS
 
 
-@pytest.mark.slow
 def test_the_documentation_builds_strictly(tmp_path):
     if importlib.util.find_spec("material") is None or importlib.util.find_spec("mkdocstrings") is None:
         pytest.skip("the extra 'docs' is not installed")

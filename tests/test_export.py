@@ -54,7 +54,6 @@ def test_torch_export_with_a_free_batch(small, tmp_path):
         torch.testing.assert_close(program(images), network(images), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_onnx_in_onnxruntime(small, digits, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     network, _, images = small

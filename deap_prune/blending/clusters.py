@@ -114,7 +114,7 @@ def cluster(scores: Scored, *, n_clusters: int | str = 3, method: str = "kmeans"
         method: ``"kmeans"`` on rank vectors, or ``"agglomerative"`` on 1 - rho (average linkage).
         seed: Of k-means.
 
-    Example:
+    Examples:
         >>> clusters = dp.cluster(scores, n_clusters=2)
         >>> len(clusters["3"].members), sorted(c for members in clusters["3"].members for c in members)
         (2, ['l1', 'l2', 'taylor_weight'])

@@ -64,7 +64,7 @@ class Genome:
         candidates: ``"evolved"``: a gene names each cluster's candidate; ``"medoid"``: it is the cluster's medoid, and
             all genes are continuous (what CMA-ES needs).
 
-    Example:
+    Examples:
         >>> genome = dp.Genome(space, scores, clusters, max_flops=0.5)
         >>> masks = genome.decode(genome.single("l2"))
         >>> dp.flops(space, masks) <= 0.5 * space.flops

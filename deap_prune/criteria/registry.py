@@ -75,7 +75,7 @@ def register_criterion(
 ) -> Callable[[Score], Score]:
     """Add a criterion: decorate a function of the statistics it needs.
 
-    Example:
+    Examples:
         >>> @dp.register_criterion("linf", needs=("weight",))
         ... def linf(weight):
         ...     '''Largest absolute weight of the filter.'''

@@ -92,7 +92,7 @@ def score(
         seed: Of the random criterion.
         progress: Show a bar.
 
-    Example:
+    Examples:
         >>> scores = dp.score(model, space, criteria=("l1", "l2"))  # of the weights alone: no data
         >>> scores.criteria, scores["3"]["l2"].shape
         (('l1', 'l2'), (6,))

@@ -52,7 +52,7 @@ class ParetoFront(Sequence[Solution]):
         dense: ``flops`` and ``params`` of the dense network, and its ``values``.
         settings: How the figures were judged (BN re-estimation, ...).
 
-    Example:
+    Examples:
         >>> front = dp.search(model, images, **data, population=4, generations=1, progress=False).front
         >>> front.best(max_flops=0.5).flops <= 0.5 * space.flops
         True

@@ -184,7 +184,7 @@ def make_toolbox(
         sigma: Mutation step.
         individual: Makes an individual of genes: your own ``creator`` class, a list with a fitness.
 
-    Example:
+    Examples:
         >>> import deap.algorithms
         >>> toolbox = dp.make_toolbox(genome, evaluate, seed=0)
         >>> population, _ = deap.algorithms.eaSimple(toolbox.population(n=4), toolbox, 0.5, 0.5, ngen=2, verbose=False)

@@ -39,7 +39,7 @@ def masked(
         state: A slimmed network whose weights and statistics take the place of the kept ones (as judged, with BN
             statistics re-estimated); None keeps the network's own.
 
-    Example:
+    Examples:
         >>> with torch.no_grad(), dp.masked(model, space, masks) as network:
         ...     torch.allclose(network(images), dp.slim(model, space, masks)(images), atol=1e-5)
         True

@@ -37,7 +37,7 @@ class Masks(Mapping[str, NDArray[np.bool_]]):
     Args:
         keep: Group name to anything that converts to booleans, shape (group.size,). Groups left out stay dense.
 
-    Example:
+    Examples:
         >>> dp.Masks({"3": [True, True, False, True, False, False]})
         Masks(3: 3/6)
 

@@ -40,7 +40,7 @@ def slim(model: nn.Module, space: PruningSpace, masks: Masks) -> nn.Module:
         space: Its space.
         masks: What stays.
 
-    Example:
+    Examples:
         >>> dp.slim(model, space, dp.Masks.random(space, keep=0.5))[3]
         Conv2d(4, 3, kernel_size=(3, 3), stride=(1, 1))
 

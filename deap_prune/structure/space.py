@@ -222,7 +222,7 @@ def _count(group: FilterGroup, keep: NDArray[np.bool_]) -> int:
 def flops(space: PruningSpace, masks: Masks) -> int:
     """Multiply-adds of the slimmed network for one sample, as fvcore counts them.
 
-    Example:
+    Examples:
         >>> space.flops, dp.flops(space, dp.Masks.random(space, keep=0.5))
         (15744, 6144)
 
@@ -235,7 +235,7 @@ def flops(space: PruningSpace, masks: Masks) -> int:
 def params(space: PruningSpace, masks: Masks) -> int:
     """Parameters of the slimmed network.
 
-    Example:
+    Examples:
         >>> space.params, dp.params(space, dp.Masks.random(space, keep=0.5))
         (1163, 476)
 

@@ -32,7 +32,7 @@ def trace(model: nn.Module, example_inputs: Inputs, *, ignore: Iterable[str] = (
         example_inputs: A tensor, a tuple of positional arguments or a dict of keyword arguments; one sample is used.
         ignore: Module names to leave dense; a name covers what is below it.
 
-    Example:
+    Examples:
         >>> print(dp.trace(model, images))
         2 groups, 14 filters; 15,744 flops (1 multiply-add = 1 flop; at least 8.1% stay), 1,163 parameters
           0 (8 filters) filters: 0; norms: 1; readers: 3
