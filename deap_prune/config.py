@@ -120,7 +120,9 @@ class SearchConfig(_Section):
     generations: int = Field(default=20, ge=0, description="after the initial one")
     cxpb: float = Field(default=0.5, ge=0, le=1, description="probability of crossover")
     mutpb: float = Field(default=0.5, ge=0, le=1, description="probability of mutation; cxpb + mutpb is at most 1")
-    indpb: float = Field(default=0.1, ge=0, le=1, description="probability that a gene mutates")
+    indpb: float | None = Field(
+        default=None, ge=0, le=1, description="probability that a gene mutates; null: 0.1, but six genes at most"
+    )
     sigma: float = Field(default=0.5, gt=0, description="mutation step")
     seed: int = Field(default=0, ge=0, description="of everything")
     batch_size: int = Field(default=250, ge=1, description="samples a batch when judging")

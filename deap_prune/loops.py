@@ -34,7 +34,8 @@ def option_toolbox(genome: AnyGenome, evaluator: Evaluator, options: SearchConfi
     toolbox = make_toolbox(genome, evaluator, seed=options.seed, indpb=options.indpb, sigma=options.sigma)
     toolbox.register("mate", CROSSOVERS[options.mate], layout=genome.layout)
     step = {} if options.mutate == "mutBlendCandidates" else {"sigma": options.sigma}
-    toolbox.register("mutate", MUTATIONS[options.mutate], layout=genome.layout, indpb=options.indpb, **step)
+    share = toolbox.mutate.keywords["indpb"]
+    toolbox.register("mutate", MUTATIONS[options.mutate], layout=genome.layout, indpb=share, **step)
     return toolbox
 
 

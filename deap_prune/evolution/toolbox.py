@@ -168,7 +168,7 @@ def make_toolbox(
     evaluate: Evaluate,
     *,
     seed: int | None = 0,
-    indpb: float = 0.1,
+    indpb: float | None = None,
     sigma: float = 0.5,
     individual: Callable[[Iterable[float]], Any] | None = None,
 ) -> base.Toolbox:
@@ -180,7 +180,7 @@ def make_toolbox(
         genome: Decodes individuals to masks.
         evaluate: Judges masks.
         seed: Seeds ``random`` and ``numpy.random``, DEAP's sources of randomness, once; None leaves them alone.
-        indpb: Probability that a gene is mutated.
+        indpb: Probability that a gene is mutated; a tenth, but no more than six genes on average, if left out.
         sigma: Mutation step.
         individual: Makes an individual of genes: your own ``creator`` class, a list with a fitness.
 
@@ -207,7 +207,8 @@ def make_toolbox(
     register("map", problem.map)
     register("decode", genome.decode_many)
     register("mate", cxBlendWidths, layout=genome.layout)
-    register("mutate", mutBlend, layout=genome.layout, indpb=indpb, sigma=sigma)
+    share = min(0.1, 6 / len(genome.layout)) if indpb is None else indpb
+    register("mutate", mutBlend, layout=genome.layout, indpb=share, sigma=sigma)
     register("select", selBlend)
     register("front", problem.front)
     toolbox.layout = genome.layout

@@ -5,11 +5,14 @@ from __future__ import annotations
 import random
 import statistics
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import Digits
 from deap import tools
+from fakes import Fake
+from helpers import prepared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -222,3 +225,13 @@ def test_affine_widths_are_the_global_ranking(digits: Digits) -> None:
     assert shifted[0] == digits.space.sizes[0] > found[0]
     with pytest.raises(ConfigError, match="allocation 'uniform' has no keep genes; choose 'evolved'"):
         digits.genome(allocation="uniform").affine("l2", ones, zeros)
+
+
+def test_a_child_differs_in_few_genes_however_many_there_are() -> None:
+    """Six on average where a tenth would be more: a child of many changes is worse than its parent."""
+    for layers, expected in ((4, 2.0), (40, 6.0)):
+        genome = SimpleNamespace(layout=layout_of(layers), decode_many=list, criteria=("a",), single=lambda name: [0.0])
+        toolbox = dp.make_toolbox(genome, Fake(prepared("residual").space))
+        parent = [0.5 if kind != "candidate" else 1 for kind in genome.layout.kinds]
+        changed = [sum(a != b for a, b in zip(parent, *toolbox.mutate(parent[:]), strict=True)) for _ in range(400)]
+        assert statistics.mean(changed) == pytest.approx(expected, rel=0.15)
