@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,11 @@ class Bench:
     budget: float = 0.5
     scale: float = 1.0
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    @cached_property
+    def channels_last(self) -> nn.Module:
+        """A copy of the network with its weights in channels_last."""
+        return copy.deepcopy(self.model).to(memory_format=torch.channels_last)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
