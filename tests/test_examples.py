@@ -29,6 +29,13 @@ def test_islands(tmp_path):
     assert "1 solutions" in run("islands.py", "--generations", "2", "--epochs", "2", cwd=tmp_path)
 
 
+@pytest.mark.slow
+def test_on_ray(tmp_path):
+    pytest.importorskip("ray", reason="needs the extra 'ray'")
+    found = run("on_ray.py", "--generations", "1", "--epochs", "2", cwd=tmp_path)
+    assert "candidates on 2 workers, 0 of them lost" in found and "dp.search:" in found
+
+
 def test_own_operator(tmp_path):
     found = run("own_operator.py", "--generations", "2", "--epochs", "2", cwd=tmp_path)
     assert "generation 2: hypervolume" in found and "knee:" in found
