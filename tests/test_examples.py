@@ -61,6 +61,13 @@ def test_own_loop(run):
     assert "solutions" in run("own_loop.py", "--generations", "1", "--epochs", "2")
 
 
+@pytest.mark.slow
+def test_on_ray(tmp_path):
+    pytest.importorskip("ray", reason="needs the extra 'ray'")
+    found = run_apart("on_ray.py", "--generations", "1", "--epochs", "2", cwd=tmp_path)
+    assert "candidates on 2 workers, 0 of them lost" in found and "dp.search:" in found
+
+
 def test_own_criterion(tmp_path):
     assert "linf" in run_apart("own_criterion.py", "--epochs", "1", cwd=tmp_path)
 

@@ -62,7 +62,7 @@ class BlendProblem:
         individual: Makes an individual of genes (a ``creator`` class, say); a ``BlendIndividual`` if left out.
 
     Raises:
-        ConfigError: If the individuals' fitness has other weights than the objectives.
+        ConfigError: If individuals are NumPy arrays, or their fitness has other weights than the objectives.
     """
 
     def __init__(
@@ -71,7 +71,13 @@ class BlendProblem:
         self.genome = genome
         self.evaluator = evaluator
         self.individual = individual or partial(_individual, fitness_class(evaluator.weights))
-        weights = tuple(self.individual(genome.single(genome.criteria[0])).fitness.weights)
+        one = self.individual(genome.single(genome.criteria[0]))
+        if isinstance(one, np.ndarray):
+            raise ConfigError(
+                "individuals are NumPy arrays, whose slices are views: DEAP's cxTwoPoint would copy one child's genes "
+                "over the other's, and its ParetoFront can't compare them; derive the class from list"
+            )
+        weights = tuple(one.fitness.weights)
         if weights != evaluator.weights:
             raise ConfigError(
                 f"the individuals' fitness has weights {weights}; the objectives {', '.join(evaluator.names)} need "
@@ -192,7 +198,7 @@ def make_toolbox(
         (4, True)
 
     Raises:
-        ConfigError: If your individuals' fitness has other weights than the objectives.
+        ConfigError: If your individuals are NumPy arrays, or their fitness has other weights than the objectives.
     """
     if seed is not None:
         random.seed(seed)

@@ -9,9 +9,11 @@ import importlib.util
 import os
 import pickle
 import random
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -145,6 +147,56 @@ def test_workers_killed_every_few_seconds(cluster: Any, digits: Digits) -> None:
     toolbox = dp.make_toolbox(digits.genome(), digits.evaluator(), seed=0)
     whole = dp.eaBlend(toolbox.population(n=8), toolbox, 8, 0.5, 0.5, 3)
     assert [(list(i), i.fitness.values) for i in state.archive] == [(list(i), i.fitness.values) for i in whole.archive]
+
+
+class Slowly:
+    """A forward function that takes its time in other processes than the one that made it."""
+
+    def __init__(self) -> None:
+        self.driver = os.getpid()
+
+    def __call__(self, model: Any, batch: Any) -> Any:
+        time.sleep(2 * (os.getpid() != self.driver))
+        return model(batch[0]), batch[1]
+
+
+@pytest.mark.slow
+def test_a_worker_killed_every_twenty_seconds(tmp_path: Path) -> None:
+    """SIGKILL for the process of one of them, again and again: the run's files are those of a run without Ray."""
+    pytest.importorskip("ray").shutdown()
+    done, killed, others = threading.Event(), list[int](), set(worker_processes())
+
+    def kill() -> None:
+        while not done.wait(20):
+            victim = sorted({*worker_processes()} - others)[:1]
+            killed.extend(victim)
+            for process in victim:
+                os.kill(process, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        search(tmp_path / "ray", ray="local", forward=Slowly(), population=8, generations=9)
+    finally:
+        done.set()
+        killer.join()
+    assert len(killed) >= 3 and len(set(killed)) == len(killed)
+    search(tmp_path / "alone", population=8, generations=9)
+    assert files(tmp_path / "ray") == files(tmp_path / "alone")
+    assert (tmp_path / "ray/cache.jsonl").read_bytes() == (tmp_path / "alone/cache.jsonl").read_bytes()
+
+
+def worker_processes() -> list[int]:
+    """Ray names the processes of its actors after their class."""
+    named = ((path.parent.name, path) for path in Path("/proc").glob("[0-9]*/cmdline"))
+    return [int(number) for number, path in named if read(path).startswith(b"ray::_Worker")]
+
+
+def read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # it has ended
+        return b""
 
 
 class Locked:

@@ -247,7 +247,7 @@ def test_genes_of_any_operator_are_judged() -> None:
 
 
 def test_two_point_crossover_changes_both_children() -> None:
-    """On numpy individuals it changes one; ours are lists."""
+    """On numpy individuals it changes one; ours are lists, and others' arrays are refused."""
     toolbox = fake_toolbox()
     one, two = toolbox.population(n=2)
     before = list(one), list(two)
@@ -255,6 +255,21 @@ def test_two_point_crossover_changes_both_children() -> None:
     tools.cxTwoPoint(one, two)
     assert list(one) != before[0] and list(two) != before[1]
     assert sorted([*one, *two]) == sorted([*before[0], *before[1]])
+
+    class Vector(np.ndarray):
+        fitness = one.fitness
+
+    with pytest.raises(ConfigError, match=r"individuals are NumPy arrays, .* derive the class from list"):
+        fake_toolbox(individual=lambda genes: np.array(list(genes)).view(Vector))
+
+
+def test_selection_sorts_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DEAP's default, nd="standard", takes seconds for a population of 1,000: ours never calls it."""
+    monkeypatch.setattr(tools.emo, "sortNondominated", lambda *args, **options: pytest.fail("the slow sort"))
+    for objectives in (2, 3):
+        population, _ = mu_plus_lambda(fake_toolbox(objectives))
+        assert len(dp.selBlend(population, 4)) == len(dp.selBlendNSGA3(population, 4)) == 4
+        assert len(dp.selBlendParents(population, 9)) == 9
 
 
 def test_a_seeded_population_has_distinct_members() -> None:
