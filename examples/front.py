@@ -8,7 +8,7 @@ from deap_prune.zoo import digits_resnet
 data, model = load_data(format="digits"), digits_resnet(width=8)
 dp.finetune(model, data.train, epochs=3, recipe=dp.Recipe(lr=0.1, batch_size=64))
 images = {"calibration": data.calibration, "validation": data.validation}
-front = dp.search(model, data.calibration[0], **images, population=12, generations=2).front
+front = dp.search(model, data.calibration[0], **images, population=8, generations=2).front
 print(front)
 print(f"best at half the cost: {front.best(max_flops=0.5)}")
 print(f"knee: {front.knee()}")

@@ -1,6 +1,7 @@
 """benchmarks/quality.py on a random digits network, a few images and a few evaluations."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -151,3 +152,16 @@ def test_ablations_are_runs_of_their_own(quality, done):
     for name in ("validation images: 100", "clusters: 1", "population: 10"):
         row = quality.ABLATIONS[name](ground, 0.5, "plain")
         assert row["evaluations"] >= 18 and row["validation"]["flops"] <= 0.5
+
+
+@pytest.mark.slow
+def test_export_latency(tmp_path):
+    """Dense and slim in turn: multiples of 16 can't reach half of a ResNet-56, whose first stage is 16 wide."""
+    pytest.importorskip("onnxruntime")
+    out = tmp_path / "latency.json"
+    options = ["--networks", "resnet56", "--repeats", "2", "--out", str(out)]
+    subprocess.run([sys.executable, str(BENCHMARKS / "export_latency.py"), *options], check=True)
+    rows = json.loads(out.read_text())["rows"]
+    assert {row["widths"] for row in rows} == {"dense", "multiples of 1", "multiples of 8"} and len(rows) == 12
+    assert all(row["speed-up"] == 1 for row in rows if row["widths"] == "dense")
+    assert all(0.45 < row["flops"] <= 0.5 for row in rows if row["widths"] != "dense")

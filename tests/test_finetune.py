@@ -193,6 +193,12 @@ def test_optimizers(data: Pair, optimizer: Any) -> None:
         {"batch_size": 0},
         {"momentum": 1},
         {"distill": 1.5},
+        {"temperature": 0},
+        {"weight_decay": -1},
+        {"warmup_epochs": -1},
+        {"precision": "fp16"},
+        {"ema": 1},
+        {"patience": 0},
     ],
 )
 def test_recipes_that_cannot_be_used(options: dict[str, Any]) -> None:
@@ -223,6 +229,8 @@ def test_errors(data: Pair) -> None:
         accuracy(nn.Identity(), data)
     with pytest.raises(ConfigError, match="epochs=0"):
         quick(model, data, epochs=0)
+    with pytest.raises(ConfigError, match="epochs=2 with warmup_epochs=2"):
+        quick(model, data, epochs=2, recipe=Recipe(warmup_epochs=2))
 
 
 def test_a_loss_that_is_not_finite_is_an_error(data: Pair) -> None:
@@ -243,7 +251,7 @@ def test_progress_shows_loss_and_accuracy(data: Pair, capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_stopped_training_goes_on_as_if_it_had_not(data: Pair, optimizer: Any, tmp_path: Any) -> None:
-    recipe = Recipe(optimizer=optimizer, ema=0.9, batch_size=16)
+    recipe = Recipe(optimizer=optimizer, ema=0.9, batch_size=16, warmup_epochs=1)
     options = {"epochs": 4, "augment": True, "recipe": recipe, "teacher": make_net()}
     whole, parts = make_net(), make_net()
     records = quick(whole, data, data, **options)

@@ -158,7 +158,7 @@
   function drawKept() {
     const z = layers.map((_, l) => facts.solutions.map((s) => s.kept[l] / facts.layers[l].size));
     const hover = layers.map((name, l) => facts.solutions.map((s, i) => `${name}<br>solution ${i} keeps ${s.kept[l]} of ${facts.layers[l].size}`));
-    return heat("kept", z, layers, hover, theme().share, [0, 1], { title: { text: "solution, cheapest first", standoff: 14 }, showgrid: false, zeroline: false });
+    return heat("kept", z, layers, hover, theme().share, [0, 1], { title: { text: "solution, cheapest first", standoff: 14 }, tick0: 0, dtick: Math.ceil(z[0].length / 15), showgrid: false, zeroline: false });
   }
 
   function drawProgress() {

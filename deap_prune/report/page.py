@@ -50,6 +50,7 @@ def render(facts: Facts, plotly: str, path: Path) -> Path:
         config=escape(facts.config or "no config.yaml in the run folder"),
         versions="".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in facts.versions.items()),
         as_of="of the run" if facts.run_versions else "when this page was written; the run stored none",
+        refined="Before the front's networks were refined." if facts.front.settings.get("refine") else "",
         settings=escape(", ".join(f"{k}: {v}" for k, v in facts.front.settings.items()) or "not stored"),
         style=(resources / "page.css").read_text(encoding="utf-8"),
         script=(resources / "page.js").read_text(encoding="utf-8"),
@@ -62,10 +63,11 @@ def render(facts: Facts, plotly: str, path: Path) -> Path:
 
 def _lead(facts: Facts) -> str:
     goals = [f"{name} ({'more' if w > 0 else 'less'} is better)" for name, w in facts.front.weights.items()]
-    return escape(
-        f"{len(facts.front)} pruned networks, none better than another in every objective: {', '.join(goals)}. "
-        "All figures are of validation images, and a search has chosen by them: expect less on new images."
-    )
+    what = "A pruned network"
+    if len(facts.front) > 1:
+        what = f"{len(facts.front)} pruned networks, none better than another in every objective"
+    chosen = "All figures are of validation images, and a search has chosen by them: expect less on new images."
+    return escape(f"{what}: {', '.join(goals)}. {chosen}")
 
 
 def _tiles(facts: Facts) -> dict[str, str]:
