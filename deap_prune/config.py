@@ -87,6 +87,7 @@ class SearchConfig(_Section):
     )
     gram_memory: int = Field(default=2048, ge=1, description="most MB that compensation's matrices may take")
     refine: bool = Field(default=True, description="refine the front's networks at the end, and judge them again")
+    refine_images: int = Field(default=1000, ge=2, description="calibration images that refinement uses at most")
     refine_from: int | None = Field(
         default=None, ge=1, description="judge candidates refined from this generation on; null: compensated only"
     )
@@ -131,7 +132,7 @@ class SearchConfig(_Section):
 
     def fitness(self) -> dict[str, Any]:
         """The options of the Evaluator."""
-        judged = ("objectives", "recalibrate", "compensate", "gram_memory", "refine_from", "racing")
+        judged = ("objectives", "recalibrate", "compensate", "gram_memory", "refine_images", "refine_from", "racing")
         names = (*judged, "executor", "precision", "batch_size", "device")
         sampling = Sampling(images=self.images, augment=self.augment, redraw=self.redraw, seed=self.seed)
         return {**{name: getattr(self, name) for name in names}, "sampling": sampling}

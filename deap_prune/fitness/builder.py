@@ -102,7 +102,8 @@ class Builder:
             start = clock("recalibrate", start, self._device)
         if self.settings.refine:
             batches, forward = self._calibration, self._forward
-            network = refine(self._network, self._space, masks, batches, start=network, forward=forward)
+            images, parts = self.settings.refine_images, (self._network, self._space, masks, batches)
+            network = refine(*parts, start=network, images=images, rows=16 * images, forward=forward)
             clock("refine", start, self._device)
         return network
 

@@ -15,6 +15,7 @@ from deap_prune.fitness.objectives import OBJECTIVES, Objective
 from deap_prune.fitness.sampling import EVERYTHING, Sampling
 from deap_prune.reconstruction.gram import MEMORY
 
+JUDGED = ("recalibrate", "compensate", "refine", "refine_images")  # what figures depend on: stored with a front
 PHASES = ("plan", "compensate", "recalibrate", "refine", "forward")
 _LEGAL: dict[str, tuple[str | None, ...]] = {
     "recalibrate": ("data", "closed_form", None),
@@ -36,6 +37,7 @@ class Settings:
             matrices, ``"channel"``-wise ones, or ``"auto"``: as memory allows, and not at all without calibration
             data. None: never.
         refine: Every candidate is refined after that (see :func:`deap_prune.refine`); takes several times as long.
+        refine_images: Calibration images that refinement uses at most, each with 16 positions of a layer's output.
         refine_from: From this generation of a search on, parents included (they are judged again); None: never.
         executor: ``"slim"``: kept weights in one resident network; ``"masked"``: full shapes, on CUDA as a captured
             graph; ``"auto"``: by device.
@@ -56,6 +58,7 @@ class Settings:
     recalibrate: str | None = "data"
     compensate: str | None = "auto"
     refine: bool = False
+    refine_images: int = 1000
     refine_from: int | None = None
     executor: str = "auto"
     precision: str = "fp32"
@@ -72,6 +75,8 @@ class Settings:
                 raise ConfigError(f"{name} is {value!r}; it is {', '.join(most)} or {last}")
         if self.gram_memory < 1:
             raise ConfigError(f"gram_memory is {self.gram_memory}; give 1 or more MB, 2048 is the default")
+        if self.refine_images < 2:
+            raise ConfigError(f"refine_images is {self.refine_images}; give 2 or more, 1000 is the default")
         if self.refine_from is not None and self.refine_from < 1:
             raise ConfigError(f"refine_from is {self.refine_from}; give a generation from 1 on, or refine=True for all")
         names = self.objectives

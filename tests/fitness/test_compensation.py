@@ -149,6 +149,19 @@ def test_in_full_refines_and_forgets_draws_and_races(digits: Digits) -> None:
     assert after < search.in_full(refine=False)(masks)[0]
 
 
+def test_refinement_uses_as_many_images_as_it_is_told(digits: Digits) -> None:
+    masks = dp.Masks.random(digits.space, keep=0.4)
+    few, all_of_them = (digits.evaluator(refine=True, refine_images=n) for n in (20, 1000))
+    x, y = (part[:20] for part in digits.calibration)
+    data = [(x.contiguous(memory_format=torch.channels_last), y)]
+    start = digits.evaluator().slim(masks)
+    wanted = dp.refine(few.network, digits.space, masks, data, start=start, rows=320).state_dict()
+    assert all(torch.allclose(value, wanted[key]) for key, value in few.slim(masks).state_dict().items())
+    assert any(not torch.equal(value, wanted[key]) for key, value in all_of_them.slim(masks).state_dict().items())
+    with pytest.raises(ConfigError, match="refine_images is 1; give 2 or more"):
+        digits.evaluator(refine_images=1)
+
+
 def test_refined_from_a_generation_on(digits: Digits) -> None:
     """Parents are judged again when it begins, as if they had always been judged so; and the front says so."""
     a, b = (dp.Masks.random(digits.space, keep=0.4, seed=s) for s in range(2))
