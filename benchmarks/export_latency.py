@@ -4,8 +4,8 @@ Question: how much faster is a network with half of its multiply-adds on this CP
 Method: L2, uniform widths, at most half of the FLOPs; widths as they come, or multiples of 8 or 16 (``round_to``;
 left out where they can't reach the half). ResNet-56 (CIFAR, layers 16 to 64 wide; residual streams dense, as in
 configs/) and torchvision's ResNet-50 (64 to 2048 wide), with random weights: time does not depend on them. Each is
-exported by ``dp.export``, which checks the outputs. Then dense and slim run in turn, in torch (eager) and in ONNX Runtime, after a
-warm-up; the speed-up is the median of dense by slim over the turns.
+exported by ``dp.export``, which checks the outputs. Then dense and slim run in turn, in torch (eager) and in ONNX
+Runtime, after a warm-up; the speed-up is the median of dense by slim over the turns.
 Output: a JSON file in benchmarks/results, and a table.
 
     python benchmarks/export_latency.py --repeats 50
