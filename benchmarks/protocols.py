@@ -1,10 +1,21 @@
 """How others judge a pruned candidate, written from their descriptions: LeGR, EagleEye, Torch-Pruning, torch's masks.
 
 Every protocol has ``plan()`` (a candidate of its own, at the budget) and ``score(masks)``, and books its seconds by
-phase. "As published" keeps a protocol's own images, loaders and BN batches; "hoisted" gives it ours, in memory, under
-``no_grad``, so that nobody wins by fixing a loader. Surgery is ours (``dp.slim``) in all of them, which is quicker than
-theirs. Sources: Chin et al., CVPR 2020, arXiv 1904.12368 (LeGR); Li et al., ECCV 2020, arXiv 2007.02491 (EagleEye);
-Fang et al., CVPR 2023, arXiv 2301.12900 (DepGraph, Torch-Pruning).
+phase. Surgery is ours (``dp.slim``), and so is the count of FLOPs while planning, both quicker than theirs.
+
+LeGR (Chin et al., CVPR 2020, arXiv 1904.12368; as in the code of cmu-enyac/LeGR), as published: an affine-transformed
+global ranking, filters leave one by one, the list sorted and the cost walked anew after each; the whole network loaded
+from disk; surgery; multiply-adds counted by a forward pass; ``tau`` SGD steps of 128 images (0 for CIFAR-10, 200 for
+CIFAR-100); no BN re-estimation; mean loss on 5,000 training images through a DataLoader, with gradients recorded.
+Hoisted: sorted once, copied in memory, no fine-tuning, BN re-estimated on our images, loss on ours without gradients.
+
+EagleEye (Li et al., ECCV 2020, arXiv 2007.02491; as in the code of anonymous47823493/EagleEye), as published: random
+rates, L1, surgery and two counts for every proposal until one is within 0.5 % of the budget; adaptive BN: 102 augmented
+batches of 128 in training mode, loss computed too; top-1 on 10,000 augmented training images, to three decimals.
+Hoisted: proposals are counted in closed form; BN re-estimated on our images, top-1 on ours.
+
+The others have no published protocol; they get our images and BN budget. Torch-Pruning: Fang et al., CVPR 2023, arXiv
+2301.12900 (DepGraph).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from deap_prune.reconstruction.gram import MEMORY
 JUDGED = ("recalibrate", "compensate", "refine", "refine_images")  # what figures depend on: stored with a front
 PHASES = ("plan", "compensate", "recalibrate", "refine", "forward")
 _LEGAL: dict[str, tuple[str | None, ...]] = {
-    "recalibrate": ("data", "closed_form", None),
+    "recalibrate": ("auto", "data", "closed_form", None),
     "compensate": ("auto", "full", "channel", None),
     "executor": ("auto", "slim", "masked"),
     "precision": ("fp32", "bf16", "auto"),
@@ -32,7 +32,8 @@ class Settings:
     Attributes:
         objectives: Registry names (``dp.objectives()`` lists them), in the order of the fitness values.
         recalibrate: ``"data"``: BN statistics re-estimated on the calibration data; ``"closed_form"``: propagated from
-            the moments of what layers read, without a forward pass; None: the dense network's.
+            the moments of what layers read, without a forward pass; ``"auto"``: in closed form where candidates are
+            compensated, else on the data (and stored as that); None: the dense network's.
         compensate: Layers that read pruned channels are re-fitted to those that stay, in closed form: ``"full"``
             matrices, ``"channel"``-wise ones, or ``"auto"``: as memory allows, and not at all without calibration
             data. None: never.
@@ -73,6 +74,8 @@ class Settings:
             if (value := getattr(self, name)) not in legal:
                 *most, last = (repr(entry) if entry else "None" for entry in legal)
                 raise ConfigError(f"{name} is {value!r}; it is {', '.join(most)} or {last}")
+        if self.recalibrate == "auto":
+            object.__setattr__(self, "recalibrate", "data" if self.compensate is None else "closed_form")
         if self.gram_memory < 1:
             raise ConfigError(f"gram_memory is {self.gram_memory}; give 1 or more MB, 2048 is the default")
         if self.refine_images < 2:

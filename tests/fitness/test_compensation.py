@@ -102,6 +102,15 @@ def test_memory_of_the_matrices_is_bounded(digits: Digits, caplog: pytest.LogCap
         digits.evaluator(gram_memory=0)
 
 
+def test_statistics_follow_compensation(digits: Digits) -> None:
+    """``recalibrate="auto"``: in closed form where there is compensation; what is stored says which."""
+    masks = dp.Masks.random(digits.space, keep=0.6)
+    for mode, expected in (("auto", "closed_form"), (None, "data")):
+        chosen = digits.evaluator(recalibrate="auto", compensate=mode)
+        assert chosen.settings["recalibrate"] == expected
+        assert chosen(masks) == digits.evaluator(recalibrate=expected, compensate=mode)(masks)
+
+
 def test_auto_without_calibration_data_is_none(digits: Digits) -> None:
     masks = dp.Masks.random(digits.space)
     small = digits.evaluator(calibration=None, recalibrate=None).slim(masks)

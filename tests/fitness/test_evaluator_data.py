@@ -196,5 +196,5 @@ def test_option_messages(digits: Digits) -> None:
     for objectives in ("accuracy", (), ("flops", "flops")):
         with pytest.raises(ConfigError, match=r"objectives is .*; give a tuple of different names"):
             digits.evaluator(objectives=objectives)
-    with pytest.raises(ConfigError, match="recalibrate is 'always'; it is 'data', 'closed_form' or None"):
+    with pytest.raises(ConfigError, match="recalibrate is 'always'; it is 'auto', 'data', 'closed_form' or None"):
         digits.evaluator(recalibrate="always")
