@@ -162,7 +162,7 @@ class RayMap:
             deaths[number] += 1
             if deaths[number] >= MAX_DEATHS:
                 raise RunError(f"{MAX_DEATHS} Ray workers died judging one candidate; give each more memory (cpus=2)")
-            waiting.append(number)
+            waiting.insert(0, number)  # last: whatever kills may be over by then
         self._spawn()
 
     def _spawn(self) -> None:

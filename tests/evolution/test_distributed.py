@@ -164,14 +164,13 @@ class Slowly:
 def test_a_worker_killed_every_twenty_seconds(tmp_path: Path) -> None:
     """SIGKILL for the process of one of them, again and again: the run's files are those of a run without Ray."""
     pytest.importorskip("ray").shutdown()
-    done, killed, others = threading.Event(), list[int](), set(worker_processes())
+    done, killed, others, chance = threading.Event(), list[int](), set(worker_processes()), random.Random(0)
 
     def kill() -> None:
         while not done.wait(20):
-            victim = sorted({*worker_processes()} - others)[:1]
-            killed.extend(victim)
-            for process in victim:
-                os.kill(process, signal.SIGKILL)
+            if workers := sorted({*worker_processes()} - others):
+                killed.append(chance.choice(workers))
+                os.kill(killed[-1], signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()

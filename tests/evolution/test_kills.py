@@ -11,47 +11,54 @@ import time
 from pathlib import Path
 
 import pytest
-
-PROGRAM = """
-import sys
-from pathlib import Path
 import torch
-torch.set_num_threads(1)
+
 import deap_prune as dp
 from deap_prune.data import load_data
 from deap_prune.zoo import digits_resnet
 
-out, seed = Path(sys.argv[1]), int(sys.argv[2])
-torch.manual_seed(0)
-model = digits_resnet()
-data = load_data(format="digits")
-few = lambda pair: (pair[0][:100], pair[1][:100])  # noqa: E731
-data = {"calibration": few(data.calibration), "validation": few(data.validation), "progress": False}
-if (out / "config.yaml").is_file():
-    dp.resume(out, model, torch.zeros(1, 1, 8, 8), **data)
-else:
-    options = dict(criteria=("l1", "fpgm", "bn_scale"), population=6, generations=GENERATIONS, seed=seed, device="cpu")
-    dp.search(model, torch.zeros(1, 1, 8, 8), out=out, **data, **options)
+PROGRAM = """
+import sys
+from pathlib import Path
+sys.path[:0] = [sys.argv[1]]
+import torch
+torch.set_num_threads(1)
+from test_kills import work
+work(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
 """
 
 
-def start(out: Path, seed: int, generations: int) -> subprocess.Popen[bytes]:
+def work(out: Path, seed: int, generations: int) -> None:
     """Search or resume; untrained weights do, since killing asks nothing of the figures."""
-    code = PROGRAM.replace("GENERATIONS", str(generations))
+    torch.manual_seed(0)
+    model, digits = digits_resnet(width=8), load_data(format="digits")
+    splits = {"calibration": digits.calibration, "validation": digits.validation}
+    data = {name: (x[:40], y[:40]) for name, (x, y) in splits.items()}
+    example = torch.zeros(1, 1, 8, 8)
+    if (out / "config.yaml").is_file():
+        dp.resume(out, model, example, **data, progress=False)
+        return
+    options = {"criteria": ("l1", "fpgm", "bn_scale"), "population": 6, "generations": generations, "device": "cpu"}
+    dp.search(model, example, out=out, **data, seed=seed, progress=False, **options)
+
+
+def start(out: Path, seed: int, generations: int) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", code, str(out), str(seed)]
+    here = str(Path(__file__).parent)
+    command = [sys.executable, "-c", PROGRAM, here, str(out), str(seed), str(generations)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-def finish(out: Path, seed: int, generations: int) -> float:
-    """Run to the end; gives the seconds from the first checkpoint on."""
-    process = start(out, seed, generations)
-    while process.poll() is None and not list(out.glob("checkpoints/0*.json")):
-        time.sleep(0.02)
-    begin = time.monotonic()
-    _, errors = process.communicate()
+def finish(out: Path, seed: int, generations: int) -> None:
+    """Run to the end."""
+    _, errors = (process := start(out, seed, generations)).communicate()
     assert process.returncode == 0, errors.decode()
-    return time.monotonic() - begin
+
+
+def whole_run(out: Path, seed: int, generations: int) -> float:
+    """A run of this process, that nobody kills; gives its seconds from the first file to the last."""
+    work(out, seed, generations)
+    return (out / "front.json").stat().st_mtime - (out / "config.yaml").stat().st_mtime
 
 
 def killed_run(out: Path, seed: int, kills: int, generations: int, seconds: float) -> int:
@@ -62,7 +69,7 @@ def killed_run(out: Path, seed: int, kills: int, generations: int, seconds: floa
         process = start(out, seed, generations)
         before = set(out.glob("checkpoints/0*.json"))
         while process.poll() is None and set(out.glob("checkpoints/0*.json")) == before:
-            time.sleep(0.005)
+            time.sleep(0.02)
         time.sleep(moments.uniform(0, seconds / kills))
         process.send_signal(signal.SIGKILL)
         _, errors = process.communicate()
@@ -79,7 +86,7 @@ def result(out: Path) -> dict[str, bytes]:
 
 
 def test_killed_twice(tmp_path: Path) -> None:
-    seconds = finish(tmp_path / "whole", 0, 6)
+    seconds = whole_run(tmp_path / "whole", 0, 6)
     assert killed_run(tmp_path / "run", 0, 2, 6, seconds) >= 1
     assert result(tmp_path / "run") == result(tmp_path / "whole")
 
@@ -87,7 +94,7 @@ def test_killed_twice(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 def test_killed_five_times(seed: int, tmp_path: Path) -> None:
-    seconds = finish(tmp_path / "whole", seed, 20)
+    seconds = whole_run(tmp_path / "whole", seed, 20)
     hit = killed_run(tmp_path / "run", seed, 5, 20, seconds / 2)
     assert hit >= 3
     assert result(tmp_path / "run") == result(tmp_path / "whole")
