@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from networks import NETWORKS
 from torch import Tensor, nn
 
 import deap_prune as dp
-from deap_prune.errors import ConfigError, DataError
+from deap_prune.errors import ConfigError, DataError, RunError
+from deap_prune.evolution.checkpoint import Checkpoints
 from deap_prune.generations import hold_out
 
 OPTIONS: dict[str, Any] = {
@@ -134,3 +136,19 @@ def test_messages() -> None:
         search(redraw=True)
     with pytest.raises(ConfigError, match="executor is 'gpu'"):
         search(executor="gpu")
+
+
+def test_a_setting_that_an_older_version_did_not_know_is_off(tmp_path: Path) -> None:
+    """A run goes on after an update that adds an option, unless the option is set."""
+    search(tmp_path / "run", generations=0)
+    stored = Checkpoints(tmp_path / "run", {}).newest()
+    assert stored is not None
+    identity, settings = stored["fingerprint"], json.loads(stored["fingerprint"]["settings"])
+    for value in (None, 2):
+        newer = {**identity, "settings": json.dumps({**settings, "brand_new": value}, sort_keys=True)}
+        found = Checkpoints(tmp_path / "run", newer)
+        if value is None:
+            assert found.newest() == stored
+        else:
+            with pytest.raises(RunError, match="other settings: brand_new None, now 2;"):
+                found.newest()

@@ -184,6 +184,8 @@ def _named(name: str, then: str, now: str) -> str:
     if name == "settings":
         old, new = json.loads(then or "{}"), json.loads(now)
         keys = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
+        if not keys:  # a setting that the run's version did not know yet, and that is off
+            return ""
         return f"{_OTHER[name]}: {', '.join(f'{k} {old.get(k)!r}, now {new.get(k)!r}' for k in keys)}"
     return f"{_OTHER[name]} [{then[:8]}, now {now[:8]}]"
 
