@@ -153,29 +153,28 @@ def main() -> None:
     if test is None:
         parser.error("test images are needed")
     masks = candidates(bench, args.candidates, args.generations, args.device)
-    scores, seconds = scored(bench, masks, args.device)
-    truth = {**truths(bench, masks, test, args), "exact loss": scores[f"{EXACT}: loss"]}
-    taus = {name: {t: float(kendalltau(v, w).statistic) for t, w in truth.items()} for name, v in scores.items()}
-    report = {
-        "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "data"},
-        "candidates": len(masks),
-        "tau": taus,
-        "seconds": seconds,
-        "mean accuracy": {name: statistics.mean(values) for name, values in truth.items() if name != "exact loss"},
-        "scores": scores,
-        "truth": truth,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }
     name = f"fitness_validity-{args.network}{'-quick' if args.quick else ''}.json"
     path = args.out or Path(__file__).parent / "results" / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    scores, seconds = scored(bench, masks, args.device)
+    report: dict[str, Any] = {
+        "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "data"},
+        "candidates": len(masks),
+        "seconds": seconds,
+        "scores": scores,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    path.write_text(json.dumps(report, indent=1) + "\n")  # a run that is stopped from here on keeps its scores
+    truth = {**truths(bench, masks, test, args), "exact loss": scores[f"{EXACT}: loss"]}
+    taus = {name: {t: float(kendalltau(v, w).statistic) for t, w in truth.items()} for name, v in scores.items()}
+    means = {name: statistics.mean(values) for name, values in truth.items() if name != "exact loss"}
+    path.write_text(json.dumps(report | {"tau": taus, "mean accuracy": means, "truth": truth}, indent=1) + "\n")
     print(f"{'fitness':44} {'seconds':>8} " + " ".join(f"{t:>20}" for t in truth))
     for fitness, row in taus.items():
         took = seconds[fitness.split(":")[0]]
         print(f"{fitness:44} {took:8.3f} " + " ".join(f"{tau:20.3f}" for tau in row.values()))
-    print(report["mean accuracy"])
+    print(means)
     print(path)
 
 
