@@ -61,7 +61,6 @@ def test_own_loop(run):
     assert "solutions" in run("own_loop.py", "--generations", "1", "--epochs", "2")
 
 
-@pytest.mark.slow
 def test_on_ray(tmp_path):
     pytest.importorskip("ray", reason="needs the extra 'ray'")
     found = run_apart("on_ray.py", "--generations", "1", "--epochs", "2", cwd=tmp_path)
