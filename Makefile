@@ -17,10 +17,10 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $(READY)
 
-demo: $(READY) ## Prune a network on real images: train, search, compare, slim, fine-tune (about a minute)
+demo: $(READY) ## Prune a network on real images: train, search, compare, slim, fine-tune (two to three minutes)
 	$(BIN)/python examples/demo.py
 
-test: $(READY) ## Run the tests, on up to four cores (minutes)
+test: $(READY) ## Run the tests, on up to four cores (about seven minutes on two)
 	$(PYTEST)
 
 test-all: $(READY) ## Run all tests, the slow ones too
