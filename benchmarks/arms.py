@@ -28,7 +28,7 @@ def search(
     algorithm: str = "mu_plus_lambda",
     *,
     population: int | None = None,
-    indpb: float = 0.1,
+    indpb: float | None = None,
     sigma: float = 0.5,
     children: int | None = None,
     **variation: Any,

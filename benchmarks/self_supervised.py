@@ -67,6 +67,25 @@ def alike(space: dp.PruningSpace, one: dp.Masks, other: dp.Masks) -> float:
     return both / sum(int(one[g.name].sum()) for g in space.groups)
 
 
+def searched(network: nn.Module, calibration: Pair, validation: Pair, *, generations: int, seed: int) -> dp.ParetoFront:
+    """A front that no label has touched: criteria, and agreement with the network itself."""
+    return dp.search(
+        network,
+        calibration[0][:1],
+        calibration=blank(calibration),
+        validation=blank(validation),
+        criteria=(CRITERION, "l2", "mean_activation", "compensation"),
+        labels=False,
+        objectives=("agreement", "flops"),
+        max_flops=(0.3, 0.6),
+        population=12,
+        generations=generations,
+        seed=seed,
+        refine=False,
+        progress=False,
+    ).front
+
+
 def self_supervised(own: Images, other: Images, *, seed: int, epochs: int, generations: int) -> list[dict[str, object]]:
     """A row for each mask.
 
@@ -97,22 +116,8 @@ def self_supervised(own: Images, other: Images, *, seed: int, epochs: int, gener
         "l2 (no data)": masks(network, "l2", False),
         "random": masks(network, "random", False),
     }
-    result = dp.search(
-        network,
-        rest[0][:1],
-        calibration=blank(calibration),
-        validation=blank(validation),
-        criteria=(CRITERION, "l2", "mean_activation", "compensation"),
-        labels=False,
-        objectives=("agreement", "flops"),
-        max_flops=(0.3, 0.6),
-        population=12,
-        generations=generations,
-        seed=seed,
-        refine=False,
-        progress=False,
-    )
-    found["searched without labels"] = result.front.best(max_flops=0.5).masks
+    front = searched(network, calibration, validation, generations=generations, seed=seed)
+    found["searched without labels"] = front.best(max_flops=0.5).masks
     judge = dp.Evaluator(network, space, calibration=blank(calibration), objectives=("flops",))
     rows: list[dict[str, object]] = []
     for arm, chosen in found.items():
@@ -128,6 +133,7 @@ def self_supervised(own: Images, other: Images, *, seed: int, epochs: int, gener
         dp.finetune(head, rest, epochs=epochs, recipe=tuned, seed=seed, progress=False)
         rows.append({**row, "trained on labels": dp.accuracy(head, own.test)})
     with_labels, without = (found[f"{CRITERION}, {how} labels"] for how in ("with", "without"))
-    rows[2]["kept by both"] = alike(space, without, with_labels)
-    rows[5]["front"] = len(result.front)
+    by_arm = {row["arm"]: row for row in rows}
+    by_arm[f"{CRITERION}, without labels"]["kept by both"] = alike(space, without, with_labels)
+    by_arm["searched without labels"]["front"] = len(front)
     return rows

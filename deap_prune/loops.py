@@ -15,7 +15,7 @@ from deap_prune.evolution.distributed import RayMap, ray_map
 from deap_prune.evolution.generation import Callback, Generation
 from deap_prune.evolution.operators import CROSSOVERS, MUTATIONS
 from deap_prune.evolution.stops import MaxEvaluations, MaxSeconds, Patience, Target
-from deap_prune.evolution.toolbox import BlendProblem, make_toolbox
+from deap_prune.evolution.toolbox import BlendProblem, make_toolbox, mutation_probability
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.generations import Guard, NextGeneration, PreScreen
 
@@ -31,11 +31,11 @@ def ray_workers(address: str | None, evaluator: Evaluator) -> AbstractContextMan
 def option_toolbox(genome: AnyGenome, evaluator: Evaluator, options: SearchConfig) -> base.Toolbox:
     """The toolbox with the options' operators; from here on the run's randomness is its seed's."""
     torch.manual_seed(options.seed)
-    toolbox = make_toolbox(genome, evaluator, seed=options.seed, indpb=options.indpb, sigma=options.sigma)
+    toolbox = make_toolbox(genome, evaluator, seed=options.seed)
     toolbox.register("mate", CROSSOVERS[options.mate], layout=genome.layout)
     step = {} if options.mutate == "mutBlendCandidates" else {"sigma": options.sigma}
-    share = toolbox.mutate.keywords["indpb"]
-    toolbox.register("mutate", MUTATIONS[options.mutate], layout=genome.layout, indpb=share, **step)
+    probability = mutation_probability(genome.layout, options.indpb)
+    toolbox.register("mutate", MUTATIONS[options.mutate], layout=genome.layout, indpb=probability, **step)
     return toolbox
 
 

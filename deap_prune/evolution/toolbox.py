@@ -169,6 +169,11 @@ def _individual(fitness: type[base.Fitness], genes: Iterable[float]) -> BlendInd
     return BlendIndividual(genes, fitness())
 
 
+def mutation_probability(layout: Layout, asked: float | None = None) -> float:
+    """The probability that a gene mutates: as asked for; else a tenth, but no more than six genes on average."""
+    return min(0.1, 6 / len(layout)) if asked is None else asked
+
+
 def make_toolbox(
     genome: Decoder,
     evaluate: Evaluate,
@@ -213,8 +218,8 @@ def make_toolbox(
     register("map", problem.map)
     register("decode", genome.decode_many)
     register("mate", cxBlendWidths, layout=genome.layout)
-    share = min(0.1, 6 / len(genome.layout)) if indpb is None else indpb
-    register("mutate", mutBlend, layout=genome.layout, indpb=share, sigma=sigma)
+    probability = mutation_probability(genome.layout, indpb)
+    register("mutate", mutBlend, layout=genome.layout, indpb=probability, sigma=sigma)
     register("select", selBlend)
     register("front", problem.front)
     toolbox.layout = genome.layout

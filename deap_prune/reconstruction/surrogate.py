@@ -28,6 +28,8 @@ class ReconstructionError:
 
     def __init__(self, space: PruningSpace, grams: Grams, *, ridge: float = RIDGE) -> None:
         self._space, self._grams, self._ridge = space, grams, ridge
+        channels = ((name, gram.channels) for name, gram in grams.layers.items())
+        self._looked_at = {name: np.concatenate((c.inputs, c.outputs)) for name, c in channels}
         self._known: dict[str, dict[bytes, float]] = {name: {} for name in grams.layers}
 
     @torch.no_grad()
@@ -40,7 +42,7 @@ class ReconstructionError:
         keep, total = self._space.kept(masks), 0.0
         for name, gram in self._grams.layers.items():
             known = self._known[name]
-            seen = np.packbits(keep[np.concatenate((gram.channels.inputs, gram.channels.outputs))]).tobytes()
+            seen = np.packbits(keep[self._looked_at[name]]).tobytes()
             if seen not in known:
                 if len(known) >= REMEMBERED:
                     known.clear()
