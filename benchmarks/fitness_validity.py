@@ -13,6 +13,7 @@ way of judging is the default.
 Output: a JSON file in benchmarks/results, and a table.
 
     OMP_NUM_THREADS=1 python benchmarks/fitness_validity.py --weights cifar10_resnet20.pth --data DIR
+    OMP_NUM_THREADS=1 python benchmarks/fitness_validity.py --network digits-vgg     # trained here, no files needed
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from compensation import mobile, vgg
 from deap import algorithms
 from protocols import Bench, top1
 from scipy.stats import kendalltau
@@ -34,6 +36,7 @@ from speed import setup
 from torch import Tensor
 
 import deap_prune as dp
+from deap_prune.data import load_data
 from deap_prune.fitness import Sampling
 from deap_prune.fitness.settings import computes_bf16
 
@@ -52,6 +55,19 @@ JUDGES: dict[str, dict[str, Any]] = {
     "no compensation, stale BN": {"compensate": None, "recalibrate": None},
     "BN data, bf16": {"precision": "bf16"},
 }
+
+
+DIGITS = {"digits-vgg": vgg, "digits-mobile": mobile}  # a plain network, and one of depthwise blocks
+
+
+def digits_setup(args: argparse.Namespace) -> tuple[Bench, Pair]:
+    """A network that is trained here, on 8x8 images of digits, and its test images."""
+    torch.manual_seed(0)
+    model, splits = DIGITS[args.network](), load_data(format="digits")
+    recipe = dp.Recipe(lr=0.1, batch_size=64)
+    dp.finetune(model, splits.train, epochs=3 if args.quick else 30, recipe=recipe, device="cpu", progress=False)
+    space = dp.trace(model.eval(), splits.train[0][:1])
+    return Bench(model, space, splits.train, splits.calibration, splits.validation), splits.test
 
 
 def few(bench: Bench) -> Sampling:
@@ -135,8 +151,8 @@ def main() -> None:
     """Score all candidates by every fitness and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", default="cifar10_resnet20")
-    parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True, help="folder with cifar10_train.npz, cifar10_test.npz, ...")
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--data", type=Path, help="folder with cifar10_train.npz, cifar10_test.npz, ...")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--candidates", type=int, default=60)
     parser.add_argument("--generations", type=int, default=3, help="of the evolution that makes half of them")
@@ -149,7 +165,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         args.candidates, args.generations, args.images, args.test_images, args.tune_steps = 6, 1, 250, 250, 2
-    bench, test = setup(args)
+    bench, test = digits_setup(args) if args.network in DIGITS else setup(args)
     if test is None:
         parser.error("test images are needed")
     masks = candidates(bench, args.candidates, args.generations, args.device)

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -104,25 +105,22 @@ def candidates(bench: Bench, count: int) -> list[dp.Masks]:
     return [genome.decode(ind) for ind in dp.make_toolbox(genome, evaluate).population(n=count)]
 
 
+def engine(bench: Bench, device: str, **options: Any) -> dp.Evaluator:
+    """Our engine."""
+    data = {"calibration": bench.calibration, "validation": bench.validation}
+    return dp.Evaluator(bench.model, bench.space, **data, objectives=("loss",), device=device, **options)
+
+
 def engines(bench: Bench, device: str) -> dict[str, dp.Evaluator]:
     """Our engine in the settings that are compared."""
     precisions = ("fp32", "bf16") if computes_bf16(torch.device(device)) else ("fp32",)
     found = {}
     for precision in precisions:
         for recalibrate in ("data", "closed_form"):
-            for compensate in ("auto", None):
+            for compensate in ("auto", "channel", None):
                 name = f"ours, {precision}, BN {recalibrate}, compensation {compensate or 'none'}"
-                found[name] = dp.Evaluator(
-                    bench.model,
-                    bench.space,
-                    calibration=bench.calibration,
-                    validation=bench.validation,
-                    objectives=("loss",),
-                    recalibrate=recalibrate,
-                    compensate=compensate,
-                    precision=precision,
-                    device=device,
-                )
+                options = {"precision": precision, "recalibrate": recalibrate, "compensate": compensate}
+                found[name] = engine(bench, device, **options)
     return found
 
 
@@ -166,7 +164,8 @@ def memory() -> dict[str, float] | None:
     found = {}
     for what in ("dense", "ours"):
         command = [sys.executable, str(Path(__file__).with_name("memory.py")), what, *sys.argv[1:]]
-        answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_TRIM_THRESHOLD_": "1000000"}
+        answer = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
         found[what] = float(answer.splitlines()[-1])
     return found | {"ratio": found["ours"] / found["dense"]}
 
@@ -199,10 +198,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     masks = candidates(bench, args.candidates)
     ours = engines(bench, args.device)
     peers: dict[str, Protocol] = {}
-    for published in (False, True):
+    for published in (False, True) if args.published else (False,):
         how = "as published" if published else "hoisted"
         peers |= {f"{kind.name}, {how}": kind(bench, published=published) for kind in (LeGR, EagleEye)}
-    peers["LeGR, as published, 200 steps"] = LeGR(bench, published=True, tau=200)
+    if args.published:
+        peers["LeGR, as published, 200 steps"] = LeGR(bench, published=True, tau=200)
     peers |= {kind.name: kind(bench, published=False) for kind in (TorchPruning, TorchMasks)}
     for evaluate in ours.values():
         measure_ours(evaluate, masks[0])
@@ -291,7 +291,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder with cifar10_train.npz, cifar10_test.npz, ...")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--candidates", type=int, default=20)
-    parser.add_argument("--published", type=int, default=3, help="candidates of the protocols as published")
+    parser.add_argument("--published", type=int, default=3, help="candidates of the protocols as published; 0: none")
     parser.add_argument("--images", type=int, default=1000, help="validation images")
     parser.add_argument("--bn-images", type=int, default=250)
     parser.add_argument("--test-images", type=int, default=10_000)

@@ -81,7 +81,9 @@ class SearchConfig(_Section):
         default=0.0, description="least share that a group keeps: of all, or by names of groups or modules"
     )
     ignore: tuple[str, ...] = Field(default=(), description="modules to leave dense")
-    recalibrate: str | None = Field(default="data", description="BN statistics: auto, data, closed_form, null")
+    recalibrate: str | None = Field(
+        default="auto", description="BN statistics: closed_form, data, auto (closed_form where that is sound), null"
+    )
     compensate: str | None = Field(
         default="auto", description="re-fit what reads pruned channels: auto (as memory allows), full, channel, null"
     )

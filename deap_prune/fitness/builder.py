@@ -15,7 +15,7 @@ from deap_prune.errors import DataError
 from deap_prune.fitness.recalibrate import recalibrate_bn
 from deap_prune.fitness.resident import Resident
 from deap_prune.fitness.sampling import full_precision
-from deap_prune.fitness.settings import Counters, Settings
+from deap_prune.fitness.settings import JUDGED, Counters, Settings
 from deap_prune.reconstruction import Grams, ReconstructionError, collect_grams, compensate, propagate_bn, refine
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
@@ -74,6 +74,23 @@ class Builder:
         """
         return ReconstructionError(self._space, self.grams)
 
+    @property
+    def judged(self) -> dict[str, Any]:
+        """The options that figures depend on."""
+        return {name: getattr(self.settings, name) for name in JUDGED} | {"recalibrate": self.recalibrate}
+
+    @property
+    def _compensates(self) -> bool:
+        return self.settings.compensate is not None and bool(self._calibration)
+
+    @cached_property
+    def recalibrate(self) -> str | None:
+        """How BN statistics are set; what ``"auto"`` comes to, which the moments tell."""
+        if self.settings.recalibrate != "auto":
+            return self.settings.recalibrate
+        sound = self._compensates and self.grams.tell_variances(self._network, self._space)
+        return "closed_form" if sound else "data"
+
     def __call__(self, masks: Masks) -> nn.Module:
         """The slim network, in eval mode; good until the next call.
 
@@ -84,8 +101,7 @@ class Builder:
             return self._built(masks)
 
     def _built(self, masks: Masks) -> nn.Module:
-        clock, recalibrate = self._counters.clock, self.settings.recalibrate
-        compensated = self.settings.compensate is not None and bool(self._calibration)
+        clock, recalibrate, compensated = self._counters.clock, self.recalibrate, self._compensates
         if compensated:
             self.grams  # noqa: B018  collected before the clock runs
         start = time.perf_counter()
@@ -111,4 +127,5 @@ class Builder:
         """One that builds otherwise, from the same moments."""
         other = copy.copy(self)
         other.settings = settings
+        vars(other).pop("recalibrate", None)
         return other

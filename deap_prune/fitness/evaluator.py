@@ -22,7 +22,7 @@ from deap_prune.fitness.fold import find_pairs
 from deap_prune.fitness.objectives import OBJECTIVES
 from deap_prune.fitness.racing import Floats, Rivals, least_dominated
 from deap_prune.fitness.sampling import EVERYTHING, first_samples, full_precision, load
-from deap_prune.fitness.settings import JUDGED, Counters, Settings
+from deap_prune.fitness.settings import Counters, Settings
 from deap_prune.fitness.verdict import Found, Values, Verdict, part_of
 from deap_prune.structure.masking import masked
 from deap_prune.structure.masks import Masks
@@ -143,8 +143,9 @@ class Evaluator:
     @property
     def settings(self) -> dict[str, Any]:
         """How candidates are judged; stored with a front."""
-        found = {name: getattr(self._build.settings, name) for name in JUDGED}
-        return found | ({"device": name_of(self.device)} if any(o.of_network for o in self.objectives) else {})
+        return self._build.judged | (
+            {"device": name_of(self.device)} if any(o.of_network for o in self.objectives) else {}
+        )
 
     def __call__(self, masks: Masks) -> Values:
         """The objectives' values of a pruned network, in order.

@@ -33,7 +33,8 @@ class Settings:
         objectives: Registry names (``dp.objectives()`` lists them), in the order of the fitness values.
         recalibrate: ``"data"``: BN statistics re-estimated on the calibration data; ``"closed_form"``: propagated from
             the moments of what layers read, without a forward pass; ``"auto"``: in closed form where candidates are
-            compensated, else on the data (and stored as that); None: the dense network's.
+            compensated, no layer by channel and none depthwise, else on the data (and stored as that); None: the
+            dense network's.
         compensate: Layers that read pruned channels are re-fitted to those that stay, in closed form: ``"full"``
             matrices, ``"channel"``-wise ones, or ``"auto"``: as memory allows, and not at all without calibration
             data. None: never.
@@ -56,7 +57,7 @@ class Settings:
     """
 
     objectives: tuple[str, ...] = ("accuracy", "flops")
-    recalibrate: str | None = "data"
+    recalibrate: str | None = "auto"
     compensate: str | None = "auto"
     refine: bool = False
     refine_images: int = 1000
@@ -74,8 +75,6 @@ class Settings:
             if (value := getattr(self, name)) not in legal:
                 *most, last = (repr(entry) if entry else "None" for entry in legal)
                 raise ConfigError(f"{name} is {value!r}; it is {', '.join(most)} or {last}")
-        if self.recalibrate == "auto":
-            object.__setattr__(self, "recalibrate", "data" if self.compensate is None else "closed_form")
         if self.gram_memory < 1:
             raise ConfigError(f"gram_memory is {self.gram_memory}; give 1 or more MB, 2048 is the default")
         if self.refine_images < 2:

@@ -35,7 +35,7 @@ def propagate_bn(small: nn.Module, space: PruningSpace, masks: Masks, grams: Gra
         numbers = places(gram, keep)
         if gram.norm is None or numbers is None:
             continue
-        kept, outputs = numbers
+        kept, _, outputs = numbers
         layer: Any = small.get_submodule(name)
         weight = to_matrix(layer.weight, known(layer), gram.form)
         products = (part(gram.moments, kept, kept) @ weight.flatten(2)).view_as(weight)

@@ -112,12 +112,17 @@ def refit(gram: LayerGram, keep: NDArray[np.bool_], ridge: float = RIDGE) -> Ref
     numbers = places(gram, keep)
     if numbers is None:
         return None
-    kept, outputs = numbers
-    square = part(gram.moments, kept, kept)
+    kept, gone, outputs = numbers
     weight, cross = part(gram.weight, kept, outputs), part(gram.cross, kept, outputs)
-    target = cross - (square @ weight.flatten(2)).view_as(weight)
-    change, added = solve(square, target.flatten(2), ridge * gram.scarcity)
-    return Refit(kept, outputs, weight, cross, target, change.view_as(target), added.unsqueeze(3))
+    lost = part(gram.weight, gone, outputs).flatten(2)
+    square, beside = part(gram.moments, kept, kept), part(gram.moments, kept, gone)
+    target = beside @ lost
+    if lost.shape[1] < lost.shape[2]:  # fewer to solve for: what went, not what is made of it
+        share, added = solve(square, beside, ridge * gram.scarcity)
+        change = share @ lost
+    else:
+        change, added = solve(square, target, ridge * gram.scarcity)
+    return Refit(kept, outputs, weight, cross, target.view_as(weight), change.view_as(weight), added.unsqueeze(3))
 
 
 def solve(square: Tensor, target: Tensor, ridge: float) -> tuple[Tensor, Tensor]:

@@ -35,7 +35,7 @@ from deap_prune.structure.space import LayerChannels, PruningSpace
 log = logging.getLogger("deap_prune")
 MODES = ("auto", "full", "channel")
 MEMORY = 2 * 1024**3
-PIECE = 64 * 1024**2  # bytes of patches that are held at once
+PIECE = 16 * 1024**2  # bytes of patches that are held at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ class LayerGram:
         mean: Of the features, shape (blocks, n).
         moments: What a fit minimises, (blocks, n, n): the features' covariance where an intercept takes up the mean,
             else raw second moments.
-        weight: The dense weights, (blocks, n, outputs of a block, 1 or taps).
+        weight: The dense weights, (blocks, n, outputs of a block, 1 or taps); a view of the layer's where that can be.
         bias: Whether the layer has one.
         norm: The batch normalisation that alone reads the layer's output, with its dense statistics; or None.
         rows: How many rows of features the moments are of, in each block.
@@ -106,9 +106,20 @@ class Grams:
         """Memory of the matrices, in bytes."""
         return sum(g.moments.numel() * g.moments.element_size() for g in self.layers.values())
 
+    def tell_variances(self, network: nn.Module, space: PruningSpace) -> bool:
+        """Whether BN statistics follow from them: not by channel, and not after depthwise layers, which have none.
 
-def places(gram: LayerGram, keep: NDArray[np.bool_]) -> tuple[Tensor, Tensor] | None:
-    """Numbers of the kept features and of the kept outputs, each (blocks, n); None if all features are kept.
+        Args:
+            network: The dense network.
+            space: Its space.
+        """
+        full = all(gram.form == "full" or gram.taps == 1 for gram in self.layers.values())
+        specs = (refittable(network.get_submodule(e.name)) for e in space.layers if e.dim is None)
+        return full and not any(spec is not None and spec.coupled for spec in specs)
+
+
+def places(gram: LayerGram, keep: NDArray[np.bool_]) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Numbers of the features kept and gone and of the kept outputs, each (blocks, n); None if all features are kept.
 
     Args:
         gram: A layer.
@@ -119,10 +130,10 @@ def places(gram: LayerGram, keep: NDArray[np.bool_]) -> tuple[Tensor, Tensor] | 
     if stays.all():
         return None
     outputs = keep[gram.channels.outputs].reshape(blocks, -1)
-    kept = features(np.nonzero(stays)[1].reshape(blocks, -1), gram.taps, gram.form)
-    made = np.nonzero(outputs)[1].reshape(blocks, -1)
-    device = gram.weight.device
-    return torch.as_tensor(kept, device=device), torch.as_tensor(made, device=device)
+    numbers = [np.nonzero(each)[1].reshape(blocks, -1) for each in (stays, ~stays, outputs)]
+    read = [features(each, gram.taps, gram.form) for each in numbers[:2]]
+    kept, gone, made = (torch.as_tensor(each, device=gram.weight.device) for each in (*read, numbers[2]))
+    return kept, gone, made
 
 
 @torch.no_grad()
@@ -239,7 +250,7 @@ class _Sums:
 
     def __init__(self, layer: Any, name: str, form: Form) -> None:
         self.layer, self.name, self.form, self.spec = layer, name, form, known(layer)
-        self.weight = to_matrix(layer.weight.detach(), self.spec, form).clone()
+        self.weight = to_matrix(layer.weight.detach(), self.spec, form)
         self.taps = to_matrix(layer.weight.detach(), self.spec, "channel").shape[3]
         blocks, n = self.weight.shape[:2]
         self.first, self.second = self.weight.new_zeros(blocks, n), self.weight.new_zeros(blocks, n, n)

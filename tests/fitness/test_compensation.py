@@ -102,13 +102,22 @@ def test_memory_of_the_matrices_is_bounded(digits: Digits, caplog: pytest.LogCap
         digits.evaluator(gram_memory=0)
 
 
-def test_statistics_follow_compensation(digits: Digits) -> None:
-    """``recalibrate="auto"``: in closed form where there is compensation; what is stored says which."""
+@pytest.mark.parametrize(("mode", "expected"), [("full", "closed_form"), ("channel", "data"), (None, "data")])
+def test_statistics_follow_compensation(digits: Digits, mode: str | None, expected: str) -> None:
+    """``recalibrate="auto"``, the default: in closed form where full moments tell it; what is stored says which."""
     masks = dp.Masks.random(digits.space, keep=0.6)
-    for mode, expected in (("auto", "closed_form"), (None, "data")):
-        chosen = digits.evaluator(recalibrate="auto", compensate=mode)
-        assert chosen.settings["recalibrate"] == expected
-        assert chosen(masks) == digits.evaluator(recalibrate=expected, compensate=mode)(masks)
+    chosen = digits.evaluator(compensate=mode)
+    assert chosen.settings["recalibrate"] == expected
+    assert chosen(masks) == digits.evaluator(recalibrate=expected, compensate=mode)(masks)
+    assert chosen.in_full(refine=False).settings["recalibrate"] == expected
+
+
+@pytest.mark.parametrize(("name", "expected"), [("residual", "closed_form"), ("separable", "data")])
+def test_depthwise_layers_have_no_moments(name: str, expected: str) -> None:
+    _, _, space, random, call = prepared(name)
+    options: dict[str, Any] = {"compensate": "full", "objectives": ("flops",), "device": "cpu"}
+    evaluate = dp.Evaluator(random, space, calibration=[call], forward=tuple_forward, **options)
+    assert evaluate.settings["recalibrate"] == expected
 
 
 def test_auto_without_calibration_data_is_none(digits: Digits) -> None:
