@@ -90,6 +90,9 @@ class SearchConfig(_Section):
     gram_memory: int = Field(default=2048, ge=1, description="most MB that compensation's matrices may take")
     refine: bool = Field(default=True, description="refine the front's networks at the end, and judge them again")
     refine_images: int = Field(default=1000, ge=2, description="calibration images that refinement uses at most")
+    finalists: int = Field(
+        default=3, ge=0, description="of the last population, and of the single criteria, refined to choose the best"
+    )
     refine_from: int | None = Field(
         default=None, ge=1, description="judge candidates refined from this generation on; null: compensated only"
     )

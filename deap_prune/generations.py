@@ -110,7 +110,7 @@ def front_of(
 
 
 def final_front(
-    problem: BlendProblem, evaluator: Evaluator, state: Generation, *, refine: bool
+    problem: BlendProblem, evaluator: Evaluator, state: Generation, *, refine: bool, finalists: int = 0
 ) -> tuple[ParetoFront, Evaluator]:
     """The front of a run, its figures measured on all validation images in fp32, and the evaluator that they are from.
 
@@ -119,8 +119,12 @@ def final_front(
         evaluator: The fitness of the search.
         state: Where the search ended.
         refine: The front's networks are refined before they are measured.
+        finalists: With refinement, one objective and one budget: so many of the last population and so many single
+            criteria are refined as well, and the best of all is the front. Refinement may turn an order round.
     """
     options, individuals = evaluator.options, state.archive
+    if refine and len(evaluator.names) == 1 and isinstance(problem.genome.max_flops, (int, float)):
+        individuals = [*individuals, *_finalists(problem, evaluator, state, finalists)]
     if not refine and options.sampling == EVERYTHING and options.precision == "fp32":
         return front_of(problem, evaluator, individuals, [ind.fitness.values for ind in individuals]), evaluator
     if options.sampling.redraw:  # each was best on a draw of its own
@@ -130,6 +134,16 @@ def final_front(
     judge = evaluator.in_full(refine=refine)
     values = [judge.measure(judge.slim(masks), masks) for masks, _ in distinct]
     return front_of(problem, judge, [ind for _, ind in distinct], values), judge
+
+
+def _finalists(problem: BlendProblem, evaluator: Evaluator, state: Generation, count: int) -> list[Any]:
+    """The best of the last population, and the best single criteria before they are refined, ``count`` of each."""
+    best = sorted(state.population, key=lambda ind: ind.fitness, reverse=True)[:count]
+    singles = problem.singles(count) if count else []
+    judge, weight = evaluator.in_full(refine=False), evaluator.weights[0]
+    values = judge.many(problem.genome.decode_many(singles))
+    order = sorted(range(len(singles)), key=lambda k: -weight * values[k][0])
+    return [*best, *(singles[k] for k in order[:count])]
 
 
 def hold_out(validation: Data, count: int) -> tuple[Data, Data | None]:

@@ -227,7 +227,8 @@ def _run(
                 state = _open_folder(folder, checkpoints, config, evaluator, problem)
                 hooks += [checkpoints, lambda state: write_history(folder, state.logbook)]
             state = evolve(toolbox, problem, evaluator, options, [*hooks, bar], state)
-        front, judge = final_front(problem, evaluator, state, refine=options.refine)
+        refine, finalists = options.refine, options.finalists
+        front, judge = final_front(problem, evaluator, state, refine=refine, finalists=finalists)
         result = Result(front, state.logbook, genome.space, scores, genome.clusters, judge, evaluator, genome)
         if folder is not None:
             write_result(folder, result.front, result.logbook)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import deap_prune as dp
 from deap_prune.errors import ConfigError, DataError, RunError
 from deap_prune.evolution.checkpoint import Checkpoints
+from deap_prune.evolution.toolbox import BlendProblem
 from deap_prune.generations import hold_out
 
 OPTIONS: dict[str, Any] = {
@@ -96,6 +97,18 @@ def test_the_front_is_judged_in_full(name: str) -> None:
         assert values == pytest.approx(tuple(solution.values.values()), rel=1e-5)
     if name == "everything":
         assert result.evaluator.counters.dropped > 0
+
+
+def test_the_best_of_those_that_were_refined_wins() -> None:
+    """No single criterion of the finalists is better, refined, than what a search with one objective ends with."""
+    options: dict[str, Any] = {"objectives": ("loss",), "max_flops": 0.5, "generations": 1}
+    alone, result = search(finalists=0, **options), search(finalists=4, **options)
+    problem = BlendProblem(result.genome, result.evaluator)
+    rivals = result.genome.decode_many([*problem.singles(4), tuple(alone.best.individual)])
+    losses = [result.evaluator.measure(result.slim(masks), masks)[0] for masks in rivals]
+    assert result.best.values["loss"] == min([*losses, result.best.values["loss"]])
+    assert alone.best.values["loss"] == losses[-1] > min(losses)  # the search alone would have missed it
+    assert len(result.front) == 1
 
 
 def test_guard_is_logged_and_changes_nothing() -> None:

@@ -141,7 +141,8 @@ class RayMap:
             self._bury(done[0], waiting, deaths, error)
             return {}
         except ray.exceptions.RayError as error:
-            raise RunError(f"a Ray worker can't take the evaluator: {error}") from error
+            reason = str(error).strip().splitlines()[-1]  # before it stands the worker's traceback
+            raise RunError(f"a Ray worker can't take the evaluator: {reason}") from error
         if done[0] in self._starting:
             self._idle.append(self._starting.pop(done[0]))
             self._stillborn = 0
