@@ -174,7 +174,11 @@ def main() -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     scores, seconds = scored(bench, masks, args.device)
     report: dict[str, Any] = {
-        "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "data"},
+        "arguments": {
+            k: str(v) if isinstance(v, Path) else v
+            for k, v in vars(args).items()
+            if k not in ("data", "weights", "out")
+        },
         "candidates": len(masks),
         "seconds": seconds,
         "scores": scores,

@@ -2,7 +2,8 @@ r"""Do our operators find the good region faster than DEAP's generic ones and Op
 
 Question: on the same genome, with the same cached fitness and the same number of evaluations, how large is the
 hypervolume of (accuracy, flops) that each finds?
-Method: four arms. ``ours``: the toolbox as ``dp.make_toolbox`` makes it, in the (mu + lambda) loop of ``dp.search``.
+Method: five arms. ``ours``: the toolbox as ``dp.make_toolbox`` makes it, in the (mu + lambda) loop of ``dp.search``.
+``ours, pre-screened``: the same; eight children made for each that is judged (``prescreen: 8``), with small steps.
 ``ours, random start``: the same from a random initial population. ``generic``: DEAP's cxTwoPoint and mutGaussian
 (clipped to the bounds, candidates rounded when decoded), same loop, same random start. ``optuna``: NSGAIISampler with
 the genes as parameters (candidates as categorical ones). Every arm gets as many evaluations, counted as masks judged
@@ -32,12 +33,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from deap import tools
+from deap import algorithms, tools
 
 import deap_prune as dp
 from deap_prune.config import SearchConfig, load_config
 from deap_prune.data import load_data
 from deap_prune.evolution.front import hypervolume
+from deap_prune.evolution.toolbox import BlendProblem
+from deap_prune.generations import PreScreen
 from deap_prune.search import prepare
 from deap_prune.workspace import Workspace
 from deap_prune.zoo import digits_resnet
@@ -53,7 +56,7 @@ class Counted:
     """An evaluator that counts the new masks of one run, and keeps every value."""
 
     def __init__(self, evaluate: dp.Evaluator, limit: int) -> None:
-        self._evaluate, self._limit = evaluate, limit
+        self.inner, self._limit = evaluate, limit
         self.names, self.weights, self.settings = evaluate.names, evaluate.weights, evaluate.settings
         self.dense = evaluate.dense
         self.seen: dict[dp.Masks, tuple[float, ...]] = {}
@@ -63,7 +66,7 @@ class Counted:
         if masks not in self.seen:
             if len(self.seen) >= self._limit:
                 raise EnoughError
-            self.seen[masks] = self._evaluate(masks)
+            self.seen[masks] = self.inner(masks)
         return self.seen[masks]
 
     def volumes(self, marks: list[int]) -> list[float]:
@@ -72,16 +75,19 @@ class Counted:
         return [hypervolume(points[:mark], self.weights) for mark in marks]
 
 
-def evolve(genome: dp.Genome, counted: Counted, seed: int, *, start: str, operators: str) -> None:
+def evolve(genome: dp.Genome, counted: Counted, seed: int, *, start: str, operators: str, children: int = 1) -> None:
     """One run of the (mu + lambda) loop until the evaluations are spent."""
-    toolbox = dp.make_toolbox(genome, counted, seed=seed)
+    small = {} if children == 1 else {"indpb": 0.02, "sigma": 0.2}
+    toolbox = dp.make_toolbox(genome, counted, seed=seed, **small)
     if operators == "generic":
         toolbox.register("mate", tools.cxTwoPoint)
         toolbox.register("mutate", tools.mutGaussian, mu=0.0, sigma=0.2, indpb=0.1)
         toolbox.decorate("mutate", dp.bounded(genome.layout))
     single = start == "criteria"
     population = toolbox.population(n=POPULATION) if single else [toolbox.individual() for _ in range(POPULATION)]
-    dp.eaBlend(population, toolbox, POPULATION, 0.5, 0.5, 10**6)
+    screen = PreScreen(counted.inner, BlendProblem(genome, counted), children)
+    vary = algorithms.varOr if children == 1 else screen
+    dp.eaBlend(population, toolbox, POPULATION, 0.5, 0.5, 10**6, vary=vary)
 
 
 def optuna_nsga2(genome: dp.Genome, counted: Counted, seed: int) -> None:
@@ -108,6 +114,7 @@ def optuna_nsga2(genome: dp.Genome, counted: Counted, seed: int) -> None:
 
 ARMS: dict[str, Callable[[dp.Genome, Counted, int], None]] = {
     "ours": lambda g, c, s: evolve(g, c, s, start="criteria", operators="ours"),
+    "ours, pre-screened": lambda g, c, s: evolve(g, c, s, start="criteria", operators="ours", children=8),
     "ours, random start": lambda g, c, s: evolve(g, c, s, start="random", operators="ours"),
     "generic": lambda g, c, s: evolve(g, c, s, start="random", operators="generic"),
     "optuna": optuna_nsga2,

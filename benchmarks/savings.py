@@ -101,7 +101,9 @@ def main() -> None:
         row = rows[name] = short_search(bench, population=args.population, generations=args.generations, **ARMS[name])
         figures = f"{row['judged']:7} {row['dropped']:8} {row['images']:8} {row['seconds']:8.1f} {row['R']:6.2f}"
         print(f"{name:38} {figures} {row['held-out loss']:14.4f}", flush=True)
-    arguments = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "data"}
+    arguments = {
+        k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("data", "weights", "out")
+    }
     report = {"arguments": arguments, "searches": rows, "torch": torch.__version__, "threads": torch.get_num_threads()}
     name = f"savings-{args.network}{'-quick' if args.quick else ''}.json"
     path = args.out or Path(__file__).parent / "results" / name

@@ -87,6 +87,7 @@ def main() -> None:
         validation=data.validation,
         population=32,
         generations=args.generations,
+        recalibrate="data",  # on images of 8 x 8 a pass over them costs little
         seed=0,
         out=folder,
     )
