@@ -328,8 +328,7 @@ class Evaluator:
         measured = self._verdict.measured(network, self._all, self.device)
         start = time.perf_counter()
         found: list[Found] = []
-        losses = np.zeros(0)
-        estimate = None
+        losses, estimate = np.zeros(0), None
         with torch.no_grad(), full_precision():
             self._executor.load(network, masks)
             for batch, dense in self._sample:
