@@ -43,17 +43,18 @@ from deap_prune.fitness.settings import computes_bf16
 Pair = tuple[Tensor, Tensor]
 MEASURES = ("loss", "accuracy", "agreement")
 MOVED = Sampling(augment=True)
+DATA = {"recalibrate": "data"}
 CLOSED = {"recalibrate": "closed_form"}
 EXACT = "BN data"
 JUDGES: dict[str, dict[str, Any]] = {
-    EXACT: {},
-    "BN data, augmented": {"sampling": MOVED},
+    EXACT: DATA,
+    "BN data, augmented": {**DATA, "sampling": MOVED},
     "BN closed form": CLOSED,
     "BN closed form, augmented": {**CLOSED, "sampling": MOVED},
-    "no compensation, BN data": {"compensate": None},
+    "no compensation, BN data": {**DATA, "compensate": None},
     "no compensation, BN closed form": {**CLOSED, "compensate": None},
     "no compensation, stale BN": {"compensate": None, "recalibrate": None},
-    "BN data, bf16": {"precision": "bf16"},
+    "BN data, bf16": {**DATA, "precision": "bf16"},
 }
 
 
@@ -86,7 +87,7 @@ def candidates(bench: Bench, count: int, generations: int, device: str) -> list[
     scores = dp.score(bench.model, bench.space, bench.calibration, criteria=("l1", "l2", "bn_scale", "random"))
     clusters = dp.cluster(scores, n_clusters=2)
     genome = dp.Genome(bench.space, scores, clusters, allocation="evolved", max_flops=bench.budget)
-    judge = evaluator(bench, {"objectives": ("loss",), "sampling": few(bench)}, device)
+    judge = evaluator(bench, {**DATA, "objectives": ("loss",), "sampling": few(bench)}, device)
     toolbox = dp.make_toolbox(genome, judge, seed=0)
     first = toolbox.population(n=count)
     random.seed(1)
@@ -101,7 +102,7 @@ def scored(bench: Bench, masks: list[dp.Masks], device: str) -> tuple[dict[str, 
     """Scores (larger is better) and median seconds a candidate, of every way of judging and of the surrogate."""
     scores: dict[str, list[float]] = {}
     seconds: dict[str, float] = {}
-    judges = {**JUDGES, "BN data, a quarter of the images": {"sampling": few(bench)}}
+    judges = {**JUDGES, "BN data, a quarter of the images": {**DATA, "sampling": few(bench)}}
     for name, options in judges.items():
         if options.get("precision") == "bf16" and not computes_bf16(torch.device(device)):
             continue

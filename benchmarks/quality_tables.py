@@ -171,7 +171,7 @@ def draw(rows: list[Row], pairs: Sequence[str], path: Path) -> None:
             axes.plot([statistics.mean(scores)], [height], "|", ms=14, mew=2, color=color)
         axes.set_yticks(range(len(arms)), arms, fontsize=7)
         axes.set_ylim(-0.6, len(arms) - 0.4)
-        axes.set_title(f"{pair}, {protocol}: test top-1", loc="left", fontsize=9)
+        axes.set_title(f"{pair}, {protocol}: test top-1", loc="left", fontsize=8)
         axes.grid(color="#e6e8eb", lw=0.8)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)

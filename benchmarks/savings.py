@@ -36,7 +36,7 @@ from deap_prune.generations import NextGeneration, PreScreen
 CLOSED = {"recalibrate": "closed_form"}
 DRAWN = Sampling(images=250, augment=True, redraw=True)
 ARMS: dict[str, dict[str, Any]] = {
-    "all images, BN data": {},
+    "all images, BN data": {"recalibrate": "data"},
     "all images, BN closed form": CLOSED,
     "racing at 0.99": {**CLOSED, "racing": 0.99},
     "racing at 0.9": {**CLOSED, "racing": 0.9},
