@@ -123,7 +123,8 @@ def final_front(
             criteria are refined as well, and the best of all is the front. Refinement may turn an order round.
     """
     options, individuals = evaluator.options, state.archive
-    if refine and len(evaluator.names) == 1 and isinstance(problem.genome.max_flops, (int, float)):
+    one_best = len(evaluator.names) == 1 and isinstance(problem.genome.max_flops, (int, float))
+    if refine and finalists and one_best:
         individuals = [*individuals, *_finalists(problem, evaluator, state, finalists)]
     if not refine and options.sampling == EVERYTHING and options.precision == "fp32":
         return front_of(problem, evaluator, individuals, [ind.fitness.values for ind in individuals]), evaluator
@@ -139,7 +140,7 @@ def final_front(
 def _finalists(problem: BlendProblem, evaluator: Evaluator, state: Generation, count: int) -> list[Any]:
     """The best of the last population, and the best single criteria before they are refined, ``count`` of each."""
     best = sorted(state.population, key=lambda ind: ind.fitness, reverse=True)[:count]
-    singles = problem.singles(count) if count else []
+    singles = problem.singles(count)
     judge, weight = evaluator.in_full(refine=False), evaluator.weights[0]
     values = judge.many(problem.genome.decode_many(singles))
     order = sorted(range(len(singles)), key=lambda k: -weight * values[k][0])

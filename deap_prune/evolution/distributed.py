@@ -141,7 +141,7 @@ class RayMap:
             self._bury(done[0], waiting, deaths, error)
             return {}
         except ray.exceptions.RayError as error:
-            reason = str(error).strip().splitlines()[-1]  # before it stands the worker's traceback
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]  # after its traceback
             raise RunError(f"a Ray worker can't take the evaluator: {reason}") from error
         if done[0] in self._starting:
             self._idle.append(self._starting.pop(done[0]))
