@@ -71,10 +71,14 @@ def found(ground: Ground, protocol: str, genome: AnyGenome, state: Generation, *
 
 
 # ------------------------------------------------------------------ arms at a budget
-def best_single(ground: Ground, budget: float, protocol: str) -> Row:
-    """Every criterion alone with uniform widths; the one with the smallest validation loss is the arm's."""
-    genome, evaluator = ground.genome(budget, allocation="uniform"), ground.evaluator(protocol)
-    masks = {name: genome.decode(genome.single(name)) for name in genome.criteria}
+def best_single(ground: Ground, budget: float, protocol: str, *, balanced: bool = False) -> Row:
+    """Every criterion alone, uniform widths or balanced ones; that with the smallest validation loss is the arm's."""
+    genome, evaluator = ground.genome(budget, allocation="evolved"), ground.evaluator(protocol)
+    genes = {name: genome.single(name) for name in genome.criteria}
+    if balanced:
+        curves = {name: genome.width_curves(name, evaluator.surrogate) for name in genes}
+        genes = {name: genome.balanced(name, curves[name]) for name in genes}
+    masks = {name: genome.decode(each) for name, each in genes.items()}
     values = {name: named(evaluator, evaluator(each)) for name, each in masks.items()}
     best = min(values, key=lambda name: values[name]["loss"])
     return ground.row(protocol, masks[best], evaluations=len(masks), criterion=best, singles=values)
@@ -140,6 +144,7 @@ def pre_screened(ground: Ground, budget: float, protocol: str, **options: Any) -
 EVOLVED = partial(blend, allocation="evolved")
 ARMS: dict[str, Callable[[Ground, float, str], Row]] = {
     "best single": best_single,
+    "best single, balanced widths": partial(best_single, balanced=True),
     "ours, uniform widths": blend,
     "ours, evolved widths": EVOLVED,
     "ours, uniform widths, pre-screened": pre_screened,
@@ -151,8 +156,9 @@ ARMS: dict[str, Callable[[Ground, float, str], Row]] = {
     "random search, uniform widths": partial(blend, algorithm="random"),
     "random search, evolved widths": partial(EVOLVED, algorithm="random"),
 }
-PLAIN = tuple(name for name in ARMS if "pre-screened" not in name)  # the screen knows of compensation alone
-COMPENSATED = ("best single", *(name for name in ARMS if name.startswith("ours")), "LeGR")
+SURROGATE = ("pre-screened", "balanced")  # knows of compensation alone
+PLAIN = tuple(name for name in ARMS if not any(word in name for word in SURROGATE))
+COMPENSATED = tuple(name for name in ARMS if name.startswith(("best single", "ours")) or name == "LeGR")
 
 
 # ------------------------------------------------------------------ fronts
@@ -163,7 +169,7 @@ def front(ground: Ground, protocol: str, *, algorithm: str = "nsga2", **options:
     """
     genome, evaluator = ground.genome(None, **options), ground.evaluator(protocol)
     view = View(evaluator, ("accuracy", "flops"))
-    state = search(ground, genome, view, algorithm, cxpb=0.9, mutpb=1.0)
+    state = search(ground, genome, view, algorithm, cxpb=0.9, mutpb=0.5, sigma=0.2)
     masks = genome.decode_many(state.archive)
     validation = np.array([ind.fitness.values for ind in state.archive])
     shares = validation[:, 1]

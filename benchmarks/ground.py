@@ -38,7 +38,7 @@ class View:
         self.evaluator, self.names = evaluator, tuple(names)
         self._places = [evaluator.names.index(name) for name in names]
         self.weights = tuple(evaluator.weights[p] for p in self._places)
-        self.settings = evaluator.settings
+        self.settings, self.surrogate = evaluator.settings, evaluator.surrogate
 
     @property
     def dense(self) -> Row:

@@ -138,9 +138,12 @@ def final_front(
 
 
 def _finalists(problem: BlendProblem, evaluator: Evaluator, state: Generation, count: int) -> list[Any]:
-    """The best of the last population, and the best single criteria before they are refined, ``count`` of each."""
+    """The best of the last population, and the best single criteria before they are refined, ``count`` of each.
+
+    Single criteria: with uniform and with balanced widths.
+    """
     best = sorted(state.population, key=lambda ind: ind.fitness, reverse=True)[:count]
-    singles = problem.singles(count)
+    singles = [*problem.singles(count), *problem.balanced(len(problem.genome.criteria))]
     judge, weight = evaluator.in_full(refine=False), evaluator.weights[0]
     values = judge.many(problem.genome.decode_many(singles))
     order = sorted(range(len(singles)), key=lambda k: -weight * values[k][0])

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deap_prune.blending.allocation import ALLOCATIONS
+from deap_prune.blending.balance import WidthCurves
 from deap_prune.blending.clusters import CriteriaClusters, Scored
 from deap_prune.blending.decoding import Matrix, MaxFlops, MinKeep, Planner, check_budget, chunks, genes_of
 from deap_prune.blending.layout import Layout
@@ -232,8 +233,7 @@ class Genome:
             ConfigError: If the allocation has no keep genes to hold the widths.
             RegistryError: If no group was scored by the criterion.
         """
-        if not self.allocation.genes:
-            raise ConfigError(f"allocation '{self.allocation.name}' has no keep genes; choose 'evolved'")
+        self._check_keeps()
         planner = replace(self._planner, allocation=ALLOCATIONS["global"], max_flops=1.0)
         if isinstance(self.max_flops, (int, float)):
             share = self.max_flops
@@ -244,8 +244,48 @@ class Genome:
             k, i = next(((k, m.index(criterion)) for k, m in enumerate(clusters) if criterion in m), (0, 0))
             importance.append((scale * tables[k][i] + shift * tables[k][i].std())[None])
         counts = planner.counts(importance, np.ones((1, len(importance))), np.array([share]))[0]
-        kept, leaders = counts / self.space.sizes, self._planner.leaders
-        return self._single(criterion, [kept[leaders == leader].mean() for leader in leaders], share)
+        return self._single(criterion, self._led(counts / self.space.sizes), share)
+
+    def width_curves(self, criterion: str, error: Callable[[Masks], float]) -> WidthCurves:
+        """How wide each group should be at a budget, for filters ranked by a criterion.
+
+        Args:
+            criterion: Ranks the filters.
+            error: Of masks, smaller is better; ``evaluator.surrogate``, say. It is asked eight times a group.
+
+        Raises:
+            ConfigError: If the allocation has no keep genes to hold the widths.
+            RegistryError: If no group was scored by the criterion.
+        """
+        self._check_keeps()
+        importance, _ = self._read(genes_of([self.single(criterion)], self.layout))
+        return WidthCurves.of(self._planner, importance, error)
+
+    def balanced(self, criterion: str, curves: WidthCurves, *, share: float = 0.5) -> list[float]:
+        """The individual that ranks by one criterion, with widths at which no group loses more than another by FLOPs.
+
+        Args:
+            criterion: Ranks the filters.
+            curves: Of :meth:`width_curves`.
+            share: Kept share of the FLOPs; a fixed ``max_flops`` has precedence.
+
+        Raises:
+            ConfigError: If the allocation has no keep genes to hold the widths.
+            RegistryError: If no group was scored by the criterion.
+        """
+        self._check_keeps()
+        if isinstance(self.max_flops, (int, float)):
+            share = self.max_flops
+        return self._single(criterion, self._led(np.array(curves.shares(share))), share)
+
+    def _check_keeps(self) -> None:
+        if not self.allocation.genes:
+            raise ConfigError(f"allocation '{self.allocation.name}' has no keep genes; choose 'evolved'")
+
+    def _led(self, shares: Matrix) -> list[float]:
+        """Shares of the groups, those of a stage that widens together as one: their mean."""
+        leaders = self._planner.leaders
+        return [float(shares[leaders == leader].mean()) for leader in leaders]
 
 
 def _blended(scores: Sequence[Matrix], factors: Sequence[Scores]) -> Matrix:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from deap import base
 
+from deap_prune.blending.genome import Genome
 from deap_prune.blending.layout import Layout
 from deap_prune.errors import ConfigError
 from deap_prune.evolution.front import ParetoFront, Solution
@@ -112,8 +113,7 @@ class BlendProblem:
         names = self.genome.criteria
         if isinstance(self.genome.max_flops, (int, float)):
             return self._distinct(self.genome.single(name) for name in names)
-        low, high = self.genome.max_flops or (0.25, 0.95)
-        shares = np.linspace(high, low, max(n, len(names))).tolist()
+        shares = np.linspace(*self._range, max(n, len(names))).tolist()
         return self._distinct(
             self.genome.single(name, share=share) for name, share in zip(itertools.cycle(names), shares, strict=False)
         )
@@ -121,15 +121,17 @@ class BlendProblem:
     def population(self, n: int) -> list[Any]:
         """``n`` different individuals: single criteria in the first half (over a range of costs), then random ones.
 
+        Where widths evolve and the fitness compensates, the third quarter are single criteria with balanced widths
+        (``genome.balanced``, by the evaluator's surrogate).
+
         Args:
             n: Size.
         """
-        names = self.genome.criteria
-        fixed = isinstance(self.genome.max_flops, (int, float))
-        low, high = (0.25, 0.95) if fixed or self.genome.max_flops is None else self.genome.max_flops  # type: ignore[misc]
-        shares = np.ones(min(len(names), n // 2)) if fixed else np.linspace(high, low, n // 2)
+        names, fixed = self.genome.criteria, isinstance(self.genome.max_flops, (int, float))
+        shares = np.ones(min(len(names), n // 2)) if fixed else np.linspace(*self._range, n // 2)
         pairs = zip(itertools.cycle(names), shares.tolist(), strict=False)
         found = self._distinct(self.genome.single(name, share=share) for name, share in pairs)
+        found = self._distinct([*found, *self.balanced(n // 4)])
         seen = {tuple(ind) for ind in found}
         while len(found) < n:
             for _ in range(10):  # a genome of few genes may have no more different ones
@@ -139,6 +141,31 @@ class BlendProblem:
             seen.add(tuple(fresh))
             found.append(fresh)
         return found
+
+    def balanced(self, n: int) -> list[Any]:
+        """Single criteria with balanced widths (``genome.balanced``), over a range of costs where the budget is free.
+
+        None where widths don't evolve, or the evaluator doesn't compensate: it then has no surrogate to balance by.
+
+        Args:
+            n: How many.
+        """
+        genome, error = self.genome, getattr(self.evaluator, "surrogate", None)
+        if error is None or not n or self.evaluator.settings.get("compensate") is None:
+            return []
+        if not isinstance(genome, Genome) or not genome.allocation.genes:
+            return []
+        best = min(genome.criteria, key=lambda name: error(genome.decode(genome.single(name, share=0.5))))
+        curves, shares = genome.width_curves(best, error), np.linspace(*self._range, n)
+        flops = shares if genome.max_flops is not None else shares**2  # of filters that are read by as large a share
+        pairs = zip(itertools.cycle(genome.criteria), flops.tolist(), strict=False)
+        return self._distinct(genome.balanced(name, curves, share=share) for name, share in pairs)
+
+    @property
+    def _range(self) -> tuple[float, float]:
+        """The largest and the smallest share that a population begins with where the budget is free."""
+        budget = self.genome.max_flops
+        return (budget[1], budget[0]) if isinstance(budget, tuple) else (0.95, 0.25)
 
     def _distinct(self, genes: Iterable[Genes]) -> list[Any]:
         return [self.individual(g) for g in dict.fromkeys(map(tuple, genes))]

@@ -1,0 +1,85 @@
+"""Widths that suit each other: what is narrowed is always what loses least for the FLOPs that it saves.
+
+A group's curve is the error of networks in which it alone is narrower. On the way from the dense network down to the
+narrowest one each step goes along the lower convex hull of some group's curve, the flattest steps first: widths of the
+least total error (by Lagrange's condition; it takes the groups' errors to add up, and a group's FLOPs to be those with
+all others dense). That is where an evolution of widths may begin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from deap_prune.blending.allocation import ALLOCATIONS
+from deap_prune.blending.decoding import Matrix, Planner
+from deap_prune.structure.masks import Masks
+
+LEVELS = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
+
+
+@dataclass(frozen=True, eq=False)
+class WidthCurves:
+    """The balanced widths of every budget, from the dense network down to the narrowest one.
+
+    Attributes:
+        kept: Kept share of each group, shape (rows, groups); from row to row one group gets narrower.
+        flops: Kept share of the FLOPs of each row, shape (rows,), falling.
+    """
+
+    kept: Matrix
+    flops: Matrix
+
+    @classmethod
+    def of(cls, planner: Planner, importance: Sequence[Matrix], error: Callable[[Masks], float]) -> WidthCurves:
+        """Measure every group alone at eight widths, and put the steps of all groups in order.
+
+        Args:
+            planner: Of the groups and their admissible widths.
+            importance: Of every group's filters, shape (1, filters) each; larger = keep.
+            error: Of masks; 0 where nothing is pruned.
+        """
+        space, groups = planner.space, len(planner.space.groups)
+        alone = np.ones((len(LEVELS), groups, groups))
+        alone[:, range(groups), range(groups)] = np.array(LEVELS)[:, None]
+        wishes = alone.reshape(-1, groups)
+        rows = [np.broadcast_to(scores, (len(wishes), scores.shape[1])) for scores in importance]
+        free = replace(planner, allocation=ALLOCATIONS["evolved"], max_flops=None)  # as wide as the shares say
+        counts = free.counts(rows, wishes, None)
+        share = np.diagonal(counts.reshape(alone.shape), axis1=1, axis2=2) / space.sizes
+        spent = (np.asarray(space.flops_of(counts)) / space.flops).reshape(share.shape)
+        lost = np.array([error(masks) for masks in free.masks(rows, wishes, None)]).reshape(share.shape)
+        steps = [(slope, g, place) for g in range(groups) for slope, place in _hull(spent[:, g], lost[:, g])]
+        kept = [np.ones(groups)]
+        for _, group, place in sorted(steps):
+            kept.append(kept[-1].copy())
+            kept[-1][group] = share[place, group]
+        kept.append(planner.widths.fewest / space.sizes)
+        shares = np.minimum.accumulate(kept)
+        return cls(shares, np.asarray(space.flops_of(planner.widths.admissible(shares * space.sizes))) / space.flops)
+
+    def shares(self, flops: float) -> list[float]:
+        """The kept share of each group.
+
+        Args:
+            flops: Kept share of the FLOPs; what is outside the reach gives the nearest there is.
+        """
+        return [float(np.interp(flops, self.flops[::-1], column[::-1])) for column in self.kept.T]
+
+
+def _hull(spent: Matrix, lost: Matrix) -> list[tuple[float, int]]:
+    """The steps down the lower convex hull of a curve: error by FLOPs saved, growing, and the place it leads to.
+
+    Args:
+        spent: FLOPs at each place, falling.
+        lost: Error at each place.
+    """
+    steps, here = [], 0
+    while (further := np.flatnonzero(spent < spent[here])).size:
+        slopes = (lost[further] - lost[here]) / (spent[here] - spent[further])
+        flattest = np.flatnonzero(slopes == slopes.min())[-1]
+        here = int(further[flattest])
+        steps.append((float(slopes[flattest]), here))
+    return steps

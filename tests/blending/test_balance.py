@@ -1,0 +1,148 @@
+"""Balanced widths: equal slopes of error by FLOPs, at every budget, and where a search begins with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from conftest import Digits
+from helpers import prepared
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_genome import SPACES, make
+
+import deap_prune as dp
+from deap_prune.blending.baselines import AffineGenome
+from deap_prune.errors import ConfigError
+
+
+def losses(space: dp.PruningSpace, worth: np.ndarray, power: float = 2.0) -> Callable[[dp.Masks], float]:
+    """Each group loses its worth times a power of the share that is gone."""
+
+    def error(masks: dp.Masks) -> float:
+        gone = np.array([1 - float(np.mean(np.asarray(masks[g.name]))) for g in space.groups])
+        return float(worth @ gone**power)
+
+    return error
+
+
+LEVELS = np.arange(8, 0, -1) / 8
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("power", [2.0, 0.5])  # convex curves, and concave ones, which are jumped over
+def test_no_other_widths_are_better_at_a_price(digits: Digits, seed: int, power: float) -> None:
+    space, genome = digits.space, digits.genome()
+    worth = np.random.default_rng(seed).uniform(0.5, 2.0, len(space.groups))
+    curves = genome.width_curves("l2", losses(space, worth, power))
+    flops = np.zeros((len(space.groups), 8))  # of each group at each width, all others dense
+    for group, size in enumerate(space.sizes.tolist()):
+        for place, level in enumerate(LEVELS.tolist()):
+            counts = space.sizes.copy()
+            counts[group] = level * size
+            flops[group, place] = float(space.flops_of(counts)) / space.flops
+    rows = {tuple(row) for row in curves.kept[:-1].round(6).tolist()}
+    for price in np.geomspace(0.1, 1000, 50):
+        best = (worth[:, None] * (1 - LEVELS) ** power + price * flops).argmin(axis=1)
+        assert tuple(LEVELS[best].round(6).tolist()) in rows
+
+
+@pytest.mark.parametrize("name", SPACES)
+@given(data=st.data())
+@settings(max_examples=15)
+def test_budgets_are_met_and_wider_ones_are_wider(name: str, data: st.DataObject) -> None:
+    space, genome = prepared(name).space, make(name)
+    worth = np.array(data.draw(st.lists(st.floats(0, 10), min_size=len(space.groups), max_size=len(space.groups))))
+    curves = genome.width_curves("b", losses(space, worth))
+    assert (np.diff(curves.flops) <= 0).all() and (np.diff(curves.kept, axis=0) <= 0).all()
+    few, many = sorted(data.draw(st.tuples(st.floats(0, 1), st.floats(0, 1))))
+    assert (np.array(curves.shares(few)) <= np.array(curves.shares(many)) + 1e-9).all()
+    assert curves.shares(1.0) == [1.0] * len(space.groups)
+    budget = data.draw(st.floats(max(genome.min_flops, 0.05), 1))
+    fixed = make(name, max_flops=budget)
+    for criterion in fixed.criteria:
+        masks = fixed.decode(fixed.balanced(criterion, curves))
+        assert dp.flops(space, masks) <= budget * space.flops
+
+
+def test_nothing_to_lose_or_to_save(digits: Digits) -> None:
+    curves = digits.genome().width_curves("l2", lambda masks: 0.0)
+    assert curves.shares(1.0) == [1.0] * len(digits.space.groups) and np.isfinite(curves.kept).all()
+
+
+def test_a_free_budget_is_what_was_asked_for(digits: Digits) -> None:
+    genome, evaluator = digits.genome(), digits.evaluator(objectives=("flops",))
+    curves = genome.width_curves("l2", evaluator.surrogate)
+    for share in (0.8, 0.5, 0.2):
+        masks = genome.decode(genome.balanced("l2", curves, share=share))
+        assert abs(dp.flops(digits.space, masks) / digits.space.flops - share) < 0.04  # whole filters
+
+
+def test_less_is_lost_than_with_equal_shares(digits: Digits) -> None:
+    evaluator = digits.evaluator(objectives=("loss",))
+    for budget in (0.6, 0.3):
+        genome = digits.genome(max_flops=budget)
+        for criterion in ("l2", "taylor_gate"):
+            curves = genome.width_curves(criterion, evaluator.surrogate)
+            balanced, equal = (genome.decode(g) for g in (genome.balanced(criterion, curves), genome.single(criterion)))
+            assert evaluator.surrogate(balanced) < evaluator.surrogate(equal)
+
+
+def test_widths_that_nothing_holds(digits: Digits) -> None:
+    genome = digits.genome(allocation="uniform", max_flops=0.5)
+    with pytest.raises(ConfigError, match="'uniform' has no keep genes; choose 'evolved'"):
+        genome.width_curves("l2", lambda masks: 0.0)
+    with pytest.raises(ConfigError, match="'uniform' has no keep genes"):
+        genome.balanced("l2", digits.genome().width_curves("l2", lambda masks: 0.0))
+
+
+def test_stages_stay_together() -> None:
+    genome = make("residual", allocation="stage", max_flops=0.5)
+    space = genome.space
+    curves = genome.width_curves("a", losses(space, np.ones(len(space.groups))))
+    individual = genome.balanced("a", curves)
+    assert len(individual) == len(genome.layout) and dp.flops(space, genome.decode(individual)) <= 0.5 * space.flops
+
+
+# ------------------------------------------------------------------ where a search begins
+@pytest.mark.parametrize("max_flops", [None, 0.5, (0.3, 0.7)])
+def test_a_quarter_of_the_first_population(digits: Digits, max_flops: float | tuple[float, float] | None) -> None:
+    genome, evaluator = digits.genome(max_flops=max_flops), digits.evaluator(objectives=("accuracy", "flops"))
+    toolbox = dp.make_toolbox(genome, evaluator, seed=0)
+    population = [tuple(ind) for ind in toolbox.population(n=24)]
+    errors = {c: evaluator.surrogate(genome.decode(genome.single(c, share=0.5))) for c in genome.criteria}
+    curves = genome.width_curves(min(errors, key=lambda c: errors[c]), evaluator.surrogate)
+    wide, narrow = (max_flops[1], max_flops[0]) if isinstance(max_flops, tuple) else (0.95, 0.25)
+    shares = np.linspace(wide, narrow, 6) ** (2 if max_flops is None else 1)
+    balanced = {tuple(genome.balanced(c, curves, share=s)) for c, s in zip(genome.criteria, shares, strict=False)}
+    assert len(set(population)) == 24 and balanced <= set(population)
+    singles = [tuple(genome.single(c)) for c in genome.criteria] if isinstance(max_flops, float) else []
+    assert set(singles) <= set(population)
+
+
+def test_no_balance_without_compensation_or_widths(digits: Digits) -> None:
+    plain = digits.evaluator(objectives=("accuracy", "flops"), compensate=None)
+    assert not dp.BlendProblem(digits.genome(), plain).balanced(8)
+    evaluator = digits.evaluator(objectives=("accuracy", "flops"))
+    assert not dp.BlendProblem(digits.genome(allocation="global"), evaluator).balanced(8)
+    affine = AffineGenome(digits.space, digits.scores, digits.clusters, criterion="l2", max_flops=0.5)
+    assert not dp.BlendProblem(affine, evaluator).balanced(8)
+    assert len(dp.BlendProblem(digits.genome(), evaluator).balanced(8)) == 8
+
+
+def test_the_worst_filters_go_first() -> None:
+    genome = make("residual")
+    seen: list[dp.Masks] = []
+
+    def error(masks: dp.Masks) -> float:
+        seen.append(masks)
+        return float(len(seen))
+
+    genome.width_curves("b", error)
+    ranking = genome.importance(genome.single("b"))
+    for masks in seen:
+        for name, scores in ranking.items():
+            kept = np.asarray(masks[name])
+            assert kept.all() or scores[kept].min() >= scores[~kept].max()
+    assert len(seen) == 8 * len(genome.space.groups)
