@@ -73,7 +73,8 @@ def found(ground: Ground, protocol: str, genome: AnyGenome, state: Generation, *
 # ------------------------------------------------------------------ arms at a budget
 def best_single(ground: Ground, budget: float, protocol: str, *, balanced: bool = False) -> Row:
     """Every criterion alone, uniform widths or balanced ones; that with the smallest validation loss is the arm's."""
-    genome, evaluator = ground.genome(budget, allocation="evolved"), ground.evaluator(protocol)
+    genome = ground.genome(budget, allocation="evolved" if balanced else "uniform")
+    evaluator = ground.evaluator(protocol)
     genes = {name: genome.single(name) for name in genome.criteria}
     if balanced:
         curves = {name: genome.width_curves(name, evaluator.surrogate) for name in genes}

@@ -73,8 +73,10 @@ def test_own_criterion(tmp_path):
 
 def test_resume(run, tmp_path):
     first, longer = (int(number) for number in run("resume.py").splitlines()[0].split() if number.isdigit())
-    assert 12 <= first <= 16 < longer  # doubles are not judged again
-    assert len((tmp_path / "runs/resume/history.csv").read_text().splitlines()) == 1 + 4
+    history = (tmp_path / "runs/resume/history.csv").read_text().splitlines()
+    assert [line.split(",")[1] for line in history] == ["nevals", "8", "8", "8", "8"]
+    assert 8 < first <= 16 < longer <= 32  # networks that two individuals stand for are judged once
+    assert longer == len((tmp_path / "runs/resume/cache.jsonl").read_text().splitlines())
 
 
 def test_export_onnx(run, tmp_path):

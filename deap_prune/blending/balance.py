@@ -3,7 +3,8 @@
 A group's curve is the error of networks in which it alone is narrower. On the way from the dense network down to the
 narrowest one each step goes along the lower convex hull of some group's curve, the flattest steps first: widths of the
 least total error (by Lagrange's condition; it takes the groups' errors to add up, and a group's FLOPs to be those with
-all others dense). That is where an evolution of widths may begin.
+all others dense), found as Shoham and Gersho spend bits over quantizers (IEEE Trans. ASSP 36, 1988). That is where an
+evolution of widths may begin.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class WidthCurves:
         wishes = alone.reshape(-1, groups)
         rows = [np.broadcast_to(scores, (len(wishes), scores.shape[1])) for scores in importance]
         free = replace(planner, allocation=ALLOCATIONS["evolved"], max_flops=None)  # as wide as the shares say
-        counts = free.counts(rows, wishes, None)
+        counts = free.widths.admissible(space.sizes * wishes)
         share = np.diagonal(counts.reshape(alone.shape), axis1=1, axis2=2) / space.sizes
         spent = (np.asarray(space.flops_of(counts)) / space.flops).reshape(share.shape)
         lost = np.array([error(masks) for masks in free.masks(rows, wishes, None)]).reshape(share.shape)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import numpy as np
 from deap import base
 
+from deap_prune.blending.balance import WidthCurves
 from deap_prune.blending.genome import Genome
 from deap_prune.blending.layout import Layout
-from deap_prune.errors import ConfigError
+from deap_prune.errors import ConfigError, DataError
 from deap_prune.evolution.front import ParetoFront, Solution
 from deap_prune.evolution.individual import BlendIndividual, fitness_class
 from deap_prune.evolution.operators import cxBlendWidths, initBlend, mutBlend
@@ -150,16 +151,26 @@ class BlendProblem:
         Args:
             n: How many.
         """
-        genome, error = self.genome, getattr(self.evaluator, "surrogate", None)
-        if error is None or not n or self.evaluator.settings.get("compensate") is None:
+        genome, shares = self.genome, np.linspace(*self._range, n)
+        if not n or not isinstance(genome, Genome) or (curves := self._curves) is None:
             return []
-        if not isinstance(genome, Genome) or not genome.allocation.genes:
-            return []
-        best = min(genome.criteria, key=lambda name: error(genome.decode(genome.single(name, share=0.5))))
-        curves, shares = genome.width_curves(best, error), np.linspace(*self._range, n)
         flops = shares if genome.max_flops is not None else shares**2  # of filters that are read by as large a share
         pairs = zip(itertools.cycle(genome.criteria), flops.tolist(), strict=False)
         return self._distinct(genome.balanced(name, curves, share=share) for name, share in pairs)
+
+    @cached_property
+    def _curves(self) -> WidthCurves | None:
+        """Measured once, for the criterion whose filters compensation makes up for best; all criteria share them."""
+        genome, error = self.genome, getattr(self.evaluator, "surrogate", None)
+        if error is None or self.evaluator.settings.get("compensate") is None:
+            return None
+        if not isinstance(genome, Genome) or not genome.allocation.genes:
+            return None
+        try:
+            best = min(genome.criteria, key=lambda name: error(genome.decode(genome.single(name, share=0.5))))
+        except DataError:  # no calibration data: fine for objectives that are counted from masks alone
+            return None
+        return genome.width_curves(best, error)
 
     @property
     def _range(self) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Balanced widths: equal slopes of error by FLOPs, at every budget, and where a search begins with them."""
+"""Balanced widths: the least error at a price of FLOPs, at every budget, and where a search begins with them."""
 
 from __future__ import annotations
 
@@ -124,6 +124,8 @@ def test_a_quarter_of_the_first_population(digits: Digits, max_flops: float | tu
 def test_no_balance_without_compensation_or_widths(digits: Digits) -> None:
     plain = digits.evaluator(objectives=("accuracy", "flops"), compensate=None)
     assert not dp.BlendProblem(digits.genome(), plain).balanced(8)
+    counted = digits.evaluator(objectives=("params", "flops"), calibration=None, recalibrate=None)
+    assert len(dp.make_toolbox(digits.genome(), counted, seed=0).population(n=16)) == 16
     evaluator = digits.evaluator(objectives=("accuracy", "flops"))
     assert not dp.BlendProblem(digits.genome(allocation="global"), evaluator).balanced(8)
     affine = AffineGenome(digits.space, digits.scores, digits.clusters, criterion="l2", max_flops=0.5)
