@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from fakes import Fake, Table, fake_genome, fake_toolbox
 from helpers import prepared
-from test_deap import front_of, solution
+from test_front import front_of, solution
 from test_resume import files, interrupted, resume, search
 
 import deap_prune as dp
