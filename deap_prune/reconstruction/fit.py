@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from deap_prune.reconstruction.matrix import from_matrix, known, to_matrix
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # of the mean variance of the features
 HELD_OUT = 0.2
+ROUNDS = 5  # of a fit before a rectifier
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,9 +24,37 @@ class _Map:
     weight: Tensor
     constant: Tensor
 
-    def error(self, x: Tensor, wanted: Tensor) -> float:
-        """Summed squared error on rows (blocks, rows, n), (blocks, rows, outputs)."""
-        return float((wanted - x @ self.weight - self.constant).square().sum())
+    def __call__(self, x: Tensor) -> Tensor:
+        """Features (blocks, rows, n) to outputs (blocks, rows, outputs)."""
+        return x @ self.weight + self.constant
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """What a layer reads, and what it should make of it.
+
+    Attributes:
+        x: Features, (blocks, rows, n).
+        wanted: Outputs, (blocks, rows, outputs).
+        floor: What is below it is as good as it, since a rectifier reads the outputs; None without one.
+    """
+
+    x: Tensor
+    wanted: Tensor
+    floor: Tensor | None
+
+    def part(self, rows: slice) -> _Rows:
+        return _Rows(self.x[:, rows], self.wanted[:, rows], None if self.floor is None else self.floor[:, rows])
+
+    def aim(self, fit: _Map) -> Tensor:
+        """The outputs nearest to those of a fit that are as good as the wanted ones."""
+        if self.floor is None:
+            return self.wanted
+        return torch.where(self.wanted > self.floor, self.wanted, torch.minimum(fit(self.x), self.floor))
+
+    def error(self, fit: _Map) -> float:
+        """Summed squared error."""
+        return float((self.aim(fit) - fit(self.x)).square().sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +75,10 @@ class _Sums:
     def __add__(self, other: _Sums) -> _Sums:
         rows = self.rows + other.rows
         return _Sums(rows, *(getattr(self, n) + getattr(other, n) for n in ("first", "wanted", "square", "cross")))
+
+    def aimed(self, x: Tensor, wanted: Tensor) -> _Sums:
+        """Of the same features with other outputs."""
+        return replace(self, wanted=wanted.sum(dim=1, keepdim=True), cross=x.transpose(1, 2) @ wanted)
 
     def moments(self, intercept: bool) -> _Moments:
         mean, level = self.first / self.rows, self.wanted / self.rows
@@ -71,37 +104,45 @@ class _Moments:
         return _Map(weight, self.wanted - self.mean @ weight if intercept else current.constant)
 
 
-def fit_layer(layer: Any, norm: Any, x: Tensor, wanted: Tensor) -> None:
+def fit_layer(layer: Any, norm: Any, x: Tensor, wanted: Tensor, *, floor: Tensor | None = None) -> None:
     """Fit a layer in place, so that what it makes (after the normalisation, if there is one) comes near what is wanted.
 
     The ridge is the smallest of ``RIDGES`` with which a fit on the other rows makes a smaller error on the last fifth
     than the layer as it is; with none, nothing is changed. (Which rule does better in the end:
     ``benchmarks/compensation.py --cases ridges``.)
 
+    With a floor the error is one-sided where no more than the floor is wanted: a rectifier makes the same of all that
+    is below. That is convex, and every round of fitting to the nearest outputs that are as good lowers it.
+
     Args:
         layer: With weights that its patches are multiplied with.
         norm: The batch normalisation that reads it, or None.
         x: What it reads, (blocks, rows, features).
         wanted: (rows, outputs).
+        floor: (rows, outputs), or None.
     """
-    spec = known(layer)
-    wanted = wanted.reshape(len(wanted), len(x), -1).transpose(0, 1)
+    split = [None if y is None else y.reshape(len(y), len(x), -1).transpose(0, 1) for y in (wanted, floor)]
+    rows = _Rows(x, cast(Tensor, split[0]), split[1])
     intercept = norm is not None or layer.bias is not None
     current = _read(layer, norm)
     cut = max(1, round(x.shape[1] * (1 - HELD_OUT)))
     if cut == x.shape[1]:
         return
-    held_out = x[:, cut:], wanted[:, cut:]
-    sums = _Sums.of(x[:, :cut], wanted[:, :cut])
+    fitted_on, held_out = rows.part(slice(cut)), rows.part(slice(cut, None))
+    sums = _Sums.of(fitted_on.x, fitted_on.wanted)
     first = sums.moments(intercept)
     start = _restandardised(layer, norm, current, first)
-    as_is = current.error(*held_out)
-    chosen = choose(((ridge, first.fit(start, ridge, intercept).error(*held_out)) for ridge in RIDGES), as_is)
+    as_is = held_out.error(current)
+    chosen = choose(((ridge, held_out.error(first.fit(start, ridge, intercept))) for ridge in RIDGES), as_is)
     if chosen is None:
         return
-    moments = (sums + _Sums.of(*held_out)).moments(intercept)
+    sums = sums + _Sums.of(held_out.x, held_out.wanted)
+    moments = sums.moments(intercept)
     found = moments.fit(start, chosen, intercept)
-    layer.weight.data.copy_(from_matrix(found.weight.unsqueeze(3), layer.weight, spec, "full"))
+    for _ in range(0 if floor is None else ROUNDS):
+        moments = sums.aimed(x, rows.aim(found)).moments(intercept)
+        found = moments.fit(start, chosen, intercept)
+    layer.weight.data.copy_(from_matrix(found.weight.unsqueeze(3), layer.weight, known(layer), "full"))
     if norm is not None:
         _absorb(layer, norm, found, moments)
     elif intercept:

@@ -19,6 +19,8 @@ from deap_prune.structure.inputs import in_order
 from deap_prune.structure.layers import describe_layer
 
 ADDITIONS = frozenset({"add", "add_"})
+RECTIFIERS = frozenset({"relu", "relu_", "relu6"})
+CLAMPS = frozenset({"hardtanh", "hardtanh_"})  # rectifiers if the lower bound is 0, as in nn.ReLU6
 Key = tuple[str, int]
 
 
@@ -32,12 +34,14 @@ class Step:
         sources: The steps whose results it read (-1: the network's inputs, parameters, constants).
         is_layer: Whether ``name`` is a layer.
         shapes: Of the tensors it read.
+        rectifies: Whether it makes 0 of all that is below 0 (ReLU, ReLU6).
     """
 
     key: Key
     sources: tuple[int, ...]
     is_layer: bool
     shapes: tuple[tuple[int, ...], ...]
+    rectifies: bool = False
 
     @property
     def name(self) -> str:
@@ -102,14 +106,15 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if not self._inside:
-            self._note(str(func.overloadpacket.__name__), False, (args, kwargs or {}), result)
+            name = str(func.overloadpacket.__name__)
+            self._note(name, False, (args, kwargs or {}), result, rectifies=_rectifies(name, args))
         return result
 
-    def _note(self, name: str, is_layer: bool, arguments: Any, result: Any) -> None:
+    def _note(self, name: str, is_layer: bool, arguments: Any, result: Any, *, rectifies: bool = False) -> None:
         tensors, number, key = _tensors(arguments), len(self.steps), (name, self._counts[name])
         self._counts[name] += 1
         sources = tuple(self._made.get(tensor, -1) for tensor in tensors)
-        self.steps.append(Step(key, sources, is_layer, tuple(tuple(t.shape) for t in tensors)))
+        self.steps.append(Step(key, sources, is_layer, tuple(tuple(t.shape) for t in tensors), rectifies))
         for tensor in _tensors(result):
             self._made[tensor] = number  # written in place: the tensor is this step's from now on
             self._after(key, tensor)
@@ -163,6 +168,11 @@ class Flow:
             return None
         return reader, step.sources[0] if step.sources[1] == number else step.sources[1]
 
+    def rectified(self, number: int) -> bool:
+        """Whether the result of a step goes into a rectifier and nowhere else."""
+        reader = self._only_reader(number)
+        return reader is not None and self.steps[reader].rectifies
+
     def _only_reader(self, number: int | None) -> int | None:
         readers = self._readers.get(number, ()) if number is not None else ()
         return readers[0] if len(readers) == 1 else None
@@ -179,6 +189,10 @@ def has_statistics(layer: nn.Module) -> bool:
     """Whether a layer normalises each channel by running statistics, as batch normalisation does in eval mode."""
     spec = describe_layer(layer)
     return spec is not None and spec.role == "norm" and getattr(layer, "running_mean", None) is not None
+
+
+def _rectifies(operator: str, args: tuple[Any, ...]) -> bool:
+    return operator in RECTIFIERS or (operator in CLAMPS and len(args) > 1 and args[1] == 0)
 
 
 def _tensors(tree: Any) -> list[Tensor]:

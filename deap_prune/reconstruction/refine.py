@@ -35,12 +35,14 @@ class _Aim:
             reads it.
         other: In the last case, what makes the other summand, before the layer runs; else None.
         outputs: The layer's channels that stay.
+        rectified: Whether a rectifier alone reads what is aimed at.
     """
 
     norm: str | None
     step: Key
     other: Key | None
     outputs: Tensor
+    rectified: bool
 
 
 @torch.no_grad()
@@ -62,9 +64,10 @@ def refine(
     that follows it and after the addition in which a shortcut meets it, at sampled positions. Then one pass of the
     pruned network: whenever a layer is about to run, it is fitted by ridge regression from what it is about to read
     (all errors made so far included) to the dense outputs, less the other summand as the pruned network has it: so the
-    shortcut's error is made up for too. Images held out from a layer's fit decide on its ridge; a layer that no fit
-    improves there stays as it is. Normalisations take up the constant, and end with the statistics of what they read.
-    Labels are not looked at.
+    shortcut's error is made up for too. Where a rectifier alone reads the result, no more is asked of what the dense
+    network has below 0 than to be below 0 (as Zhang et al., TPAMI 2016, arXiv 1505.06798, look at layers through their
+    rectifiers). Images held out from a layer's fit decide on its ridge; a layer that no fit improves there stays as it
+    is. Normalisations take up the constant, and end with the statistics of what they read. Labels are not looked at.
 
     All images go through both networks in one piece; what is noted takes 4 bytes x rows x outputs for each layer.
 
@@ -149,10 +152,11 @@ def _aims(network: nn.Module, space: PruningSpace, masks: Masks, flow: Flow) -> 
         if step is None:
             continue
         meeting = flow.meeting(step)
-        keys: tuple[Key, Key | None] = flow.steps[step].key, None
+        other: Key | None = None
         if meeting is not None and meeting[1] < number:  # the other summand is there already
-            keys = flow.steps[meeting[0]].key, flow.steps[meeting[1]].key
-        found[entry.name] = _Aim(norm, *keys, torch.as_tensor(keep[entry.outputs].nonzero()[0]))
+            step, other = meeting[0], flow.steps[meeting[1]].key
+        outputs = torch.as_tensor(keep[entry.outputs].nonzero()[0])
+        found[entry.name] = _Aim(norm, flow.steps[step].key, other, outputs, flow.rectified(step))
     return found
 
 
@@ -213,6 +217,7 @@ class _Pass:
 
     def _fit(self, name: str, aim: _Aim, target: _Target, layer: nn.Module, source: Tensor) -> None:
         spec, wanted = known(layer), target.values
+        floor = torch.zeros_like(wanted) if aim.rectified else None
         if aim.other is not None:
             other = self.summands.pop(aim.other, None)
             if other is None or other.shape[spec.channel_dim] != wanted.shape[1]:
@@ -220,6 +225,8 @@ class _Pass:
                     f"the pruned network takes other steps to '{name}' than the dense one; it can't be refined: "
                     "use the compensated network"
                 )
-            wanted = wanted - positions(other, spec)[target.picks]
+            given = positions(other, spec)[target.picks]
+            wanted, floor = wanted - given, None if floor is None else floor - given
         patches = to_features(patches_of(layer, source, target.picks), blocks_of(spec), "full")
-        fit_layer(layer, self.network.get_submodule(aim.norm) if aim.norm else None, patches, wanted)
+        norm = self.network.get_submodule(aim.norm) if aim.norm else None
+        fit_layer(layer, norm, patches, wanted, floor=floor)

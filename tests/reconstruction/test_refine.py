@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import deap_prune as dp
 from deap_prune.errors import ConfigError, DataError, ModelError
-from deap_prune.reconstruction import refine
+from deap_prune.reconstruction import fit, refine
 from deap_prune.reconstruction.fit import fit_layer
 from deap_prune.reconstruction.flow import record
 from deap_prune.reconstruction.refine import join_batches
@@ -112,6 +112,63 @@ def test_noise_changes_nothing() -> None:
     assert all(torch.equal(before[k], v) for k, v in layer.state_dict().items())
     fit_layer(layer, None, x[:, :1], torch.zeros(1, 2))  # a single row: nothing to hold out
     assert all(torch.equal(before[k], v) for k, v in layer.state_dict().items())
+
+
+# ------------------------------------------------------------------ before a rectifier
+def one_sided(made: Tensor, wanted: Tensor, floor: Tensor) -> Tensor:
+    """What counts before a rectifier: above the floor the square, below it what rises above it."""
+    return torch.where(wanted > floor, made - wanted, (made - floor).clamp(min=0)).square().mean()
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_before_a_rectifier_the_fit_is_one_sided(given: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few rounds are between least squares and the optimum that gradients find; many rounds are at the optimum."""
+    torch.manual_seed(0)
+    x = torch.randn(4000, 6, dtype=torch.float64)
+    wanted = torch.tanh(x @ torch.randn(6, 3, dtype=torch.float64)) + x[:, :3] ** 2 - 1
+    floor = torch.randn_like(wanted) if given else torch.zeros_like(wanted)
+
+    def fitted(rounds: int | None) -> float:
+        layer = nn.Linear(6, 3).double()
+        nn.init.zeros_(layer.weight)
+        if rounds is not None:
+            monkeypatch.setattr(fit, "ROUNDS", rounds)
+        fit_layer(layer, None, x.unsqueeze(0), wanted, floor=floor)
+        return float(one_sided(layer(x).detach(), wanted, floor))
+
+    shipped, squares, few, many = (fitted(rounds) for rounds in (None, 0, 5, 300))
+    best = nn.Linear(6, 3).double()
+    descent = torch.optim.LBFGS(best.parameters(), max_iter=500, tolerance_grad=1e-10)
+
+    def loss() -> Tensor:
+        descent.zero_grad()
+        value = one_sided(best(x), wanted, floor)
+        value.backward()
+        return value
+
+    descent.step(loss)  # type: ignore[arg-type]
+    optimum = float(loss().detach())
+    assert optimum < few < 0.95 * squares and shipped == few
+    assert many < optimum * 1.001
+
+
+def test_flow_finds_rectifiers() -> None:
+    class Activations(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c, self.d, self.e = (nn.Linear(4, 4) for _ in range(5))
+            self.act, self.six, self.tanh = nn.ReLU(inplace=True), nn.ReLU6(), nn.Hardtanh()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.six(self.b(self.act(self.a(x))))
+            x = self.tanh(self.c(x))
+            y = self.d(x)
+            return self.e(F.relu(y) + y)
+
+    model = Activations()
+    flow = record(model, lambda: model(torch.randn(2, 4)))
+    numbers = {name: flow.call(name) for name in "abcde"}
+    assert [name for name, number in numbers.items() if number is not None and flow.rectified(number)] == ["a", "b"]
 
 
 # ------------------------------------------------------------------ where paths meet
@@ -254,6 +311,18 @@ def test_refining_gains_on_new_images(digits: Digits, make: Any) -> None:
     assert after < 0.5 * before
     accuracy = [dp.accuracy(net, digits.validation, device="cpu") for net in (start, small)]
     assert accuracy[1] > accuracy[0]
+
+
+def test_looking_through_rectifiers_gains_on_new_images(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trained network, 40 % of each group kept, by the distance of the logits; three draws of filters."""
+    errors = []
+    for rounds in (0, fit.ROUNDS):
+        monkeypatch.setattr(fit, "ROUNDS", rounds)
+        for seed in range(3):
+            masks = dp.Masks.random(digits.space, keep=0.4, seed=seed)
+            small = refine(digits.model, digits.space, masks, digits.calibration)
+            errors.append(held_out_error(digits.model.eval(), small, digits.validation[0]))
+    assert all(after < 0.95 * before for before, after in zip(errors[:3], errors[3:], strict=True)), errors
 
 
 # ------------------------------------------------------------------ data and errors
