@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -121,8 +121,7 @@ def fit_layer(layer: Any, norm: Any, x: Tensor, wanted: Tensor, *, floor: Tensor
         wanted: (rows, outputs).
         floor: (rows, outputs), or None.
     """
-    split = [None if y is None else y.reshape(len(y), len(x), -1).transpose(0, 1) for y in (wanted, floor)]
-    rows = _Rows(x, cast(Tensor, split[0]), split[1])
+    rows = _Rows(x, _by_block(wanted, len(x)), None if floor is None else _by_block(floor, len(x)))
     intercept = norm is not None or layer.bias is not None
     current = _read(layer, norm)
     cut = max(1, round(x.shape[1] * (1 - HELD_OUT)))
@@ -147,6 +146,11 @@ def fit_layer(layer: Any, norm: Any, x: Tensor, wanted: Tensor, *, floor: Tensor
         _absorb(layer, norm, found, moments)
     elif intercept:
         layer.bias.data.copy_(found.constant.flatten())
+
+
+def _by_block(y: Tensor, blocks: int) -> Tensor:
+    """(rows, outputs) as (blocks, rows, outputs of a block)."""
+    return y.reshape(len(y), blocks, -1).transpose(0, 1)
 
 
 def choose(errors: Iterable[tuple[float, float]], as_is: float) -> float | None:
