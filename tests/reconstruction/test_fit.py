@@ -53,15 +53,15 @@ def test_before_a_rectifier_the_fit_is_one_sided(given: bool, monkeypatch: pytes
     wanted = torch.tanh(x @ torch.randn(6, 3, dtype=torch.float64)) + x[:, :3] ** 2 - 1
     floor = torch.randn_like(wanted) if given else torch.zeros_like(wanted)
 
-    def fitted(rounds: int | None) -> float:
+    def fitted(rounds: int) -> float:
         layer = nn.Linear(6, 3).double()
         nn.init.zeros_(layer.weight)
-        if rounds is not None:
-            monkeypatch.setattr(fit, "ROUNDS", rounds)
+        nn.init.zeros_(layer.bias)
+        monkeypatch.setattr(fit, "ROUNDS", rounds)
         fit_layer(layer, None, x.unsqueeze(0), wanted, floor=floor)
         return float(one_sided(layer(x).detach(), wanted, floor))
 
-    shipped, squares, few, many = (fitted(rounds) for rounds in (None, 0, 5, 300))
+    squares, few, many = (fitted(rounds) for rounds in (0, fit.ROUNDS, 300))
     best = nn.Linear(6, 3).double()
     descent = torch.optim.LBFGS(best.parameters(), max_iter=500, tolerance_grad=1e-10)
 
@@ -73,5 +73,5 @@ def test_before_a_rectifier_the_fit_is_one_sided(given: bool, monkeypatch: pytes
 
     descent.step(loss)  # type: ignore[arg-type]
     optimum = float(loss().detach())
-    assert optimum < few < 0.95 * squares and shipped == few
+    assert optimum < few < 0.95 * squares
     assert many < optimum * 1.001
