@@ -8,13 +8,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from deap import algorithms, base
 from ground import Ground, Row, View, named
 
 import deap_prune as dp
 from deap_prune.blending.baselines import AffineGenome, AnyGenome, Table, borda
 from deap_prune.evolution import Generation, Loop, MaxEvaluations, Variation
 from deap_prune.evolution.front import hypervolume
+from deap_prune.generations import PreScreen
 
 RANDOM_MASKS = 5
 TESTED = 2000  # test images that see the networks of a front
@@ -31,30 +31,21 @@ def search(
     indpb: float | None = None,
     sigma: float = 0.5,
     children: int | None = None,
+    screened: int = 0,
     **variation: Any,
 ) -> Generation:
     """Exactly ``ground.evaluations`` individuals judged, doubles included.
 
     A sixth of them are the first population, which holds every single criterion once (in its first half), or LeGR's
-    identity.
+    identity. Of ``screened`` children that are made for one that is judged, the surrogate picks it.
     """
     size = population or max(2 * len(genome.criteria), ground.evaluations // 6)
+    if screened:
+        variation["vary"] = PreScreen(view, dp.BlendProblem(genome, view), screened)
     toolbox = dp.make_toolbox(genome, view, seed=ground.seed, indpb=indpb, sigma=sigma)
     stops = [MaxEvaluations(ground.evaluations)]
     loop = Loop(algorithm, toolbox, Variation(children or size, **variation), stops=stops)
     return loop.run(loop.start(size), ground.evaluations)
-
-
-def screened(evaluator: dp.Evaluator, each: int) -> Callable[..., list[Any]]:
-    """DEAP's varOr, ``each`` children for one: that with the smallest reconstruction error is judged."""
-
-    def vary(population: list[Any], toolbox: base.Toolbox, lambda_: int, cxpb: float, mutpb: float) -> list[Any]:
-        made = algorithms.varOr(population, toolbox, lambda_ * each, cxpb, mutpb)
-        errors = [evaluator.surrogate(masks) for masks in toolbox.decode(made)]
-        slots = (range(first, first + each) for first in range(0, len(made), each))
-        return [made[min(slot, key=errors.__getitem__)] for slot in slots]
-
-    return vary
 
 
 def judged(state: Generation) -> int:
@@ -138,8 +129,7 @@ def legr(ground: Ground, budget: float, protocol: str) -> Row:
 
 def pre_screened(ground: Ground, budget: float, protocol: str, **options: Any) -> Row:
     """Ours, eight children made for each that is judged, with small steps."""
-    evaluator = ground.evaluator(protocol)
-    return blend(ground, budget, protocol, vary=screened(evaluator, 8), indpb=0.02, sigma=0.2, **options)
+    return blend(ground, budget, protocol, screened=8, indpb=0.02, sigma=0.2, **options)
 
 
 EVOLVED = partial(blend, allocation="evolved")
@@ -159,6 +149,8 @@ ARMS: dict[str, Callable[[Ground, float, str], Row]] = {
 }
 SURROGATE = ("pre-screened", "balanced")  # knows of compensation alone
 PLAIN = tuple(name for name in ARMS if not any(word in name for word in SURROGATE))
+DRAFTS = ("best single", "best single, balanced widths", "ours, uniform widths, pre-screened", "LeGR")
+DRAFTS = (*DRAFTS, "ours, evolved widths, pre-screened")
 COMPENSATED = tuple(name for name in ARMS if name.startswith(("best single", "ours")) or name == "LeGR")
 
 

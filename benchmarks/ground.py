@@ -1,9 +1,9 @@
 """What the arms of quality.py share: the network, the images, the scores, and one fitness for each protocol.
 
-Two protocols. ``plain``: BN statistics re-estimated on calibration images, no weight changed. ``compensated``: layers
+Three protocols. ``plain``: BN statistics re-estimated on calibration images, no weight changed. ``compensated``: layers
 that read pruned channels are re-fitted in closed form while candidates are judged, and what an arm chose is refined at
-the end. The fitness is the loss on validation images in both. What an arm chose meets the test images once, at its end:
-as it was judged, and refined.
+the end. ``drafts``: candidates are judged refined on few images. The fitness is the loss on validation images in all.
+What an arm chose meets the test images once, at its end: as it was judged, and refined; a draft refined in full alone.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from deap_prune.workspace import Workspace
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "plain": {"recalibrate": "data", "compensate": None},
     "compensated": {"recalibrate": "closed_form", "compensate": "auto"},
+    "drafts": {"recalibrate": "closed_form", "compensate": "auto", "refine_from": 0, "draft_images": 250},
 }
 JUDGED = ("loss", "accuracy", "agreement", "flops")
 Row = dict[str, Any]
@@ -39,6 +40,17 @@ class View:
         self._places = [evaluator.names.index(name) for name in names]
         self.weights = tuple(evaluator.weights[p] for p in self._places)
         self.settings, self.surrogate = evaluator.settings, evaluator.surrogate
+        self.cache: dict[dp.Masks, tuple[float, ...]] = {}
+
+    def learned(self) -> Callable[[dp.Masks], float] | None:
+        """The surrogate as it learns from this view's candidates, not from other arms'."""
+        return self.evaluator.learned(self.cache)
+
+    def prescreen(self, candidates: Sequence[dp.Masks], slots: int) -> list[int]:
+        """The first of each slot's with the smallest error: costs, which are no objectives here, do not count."""
+        error = self.learned() or self.surrogate
+        errors, each = [error(masks) for masks in candidates], len(candidates) // slots
+        return [min(range(slot * each, (slot + 1) * each), key=errors.__getitem__) for slot in range(slots)]
 
     @property
     def dense(self) -> Row:
@@ -47,7 +59,7 @@ class View:
 
     def __call__(self, masks: dp.Masks) -> tuple[float, ...]:
         """The values of these objectives."""
-        values = self.evaluator(masks)
+        values = self.cache[masks] = self.evaluator(masks)
         return tuple(values[p] for p in self._places)
 
 
@@ -123,13 +135,16 @@ class Ground:
 
         A network that is refined is measured before that too: refinement may level what the search had found.
         """
-        judge = self.evaluator(protocol)
-        told = {"validation": named(judge, judge(masks)), "test accuracy": self.tested(judge.slim(masks)), **facts}
-        if protocol != "compensated":
-            return told
-        network = judge.in_full(refine=True).slim(masks)
-        refined = {"validation": named(judge, judge.measure(network, masks)), "test accuracy": self.tested(network)}
-        return told | {"refined": refined}
+        judge, full = self.evaluator(protocol), self.evaluator(protocol).in_full(refine=protocol != "plain")
+        refined = self._measured(full, masks)
+        if protocol == "drafts":
+            return refined | {"judged": named(judge, judge(masks)), **facts}
+        told = self._measured(judge, masks) | facts
+        return told | {"refined": refined} if protocol == "compensated" else told
+
+    def _measured(self, judge: dp.Evaluator, masks: dp.Masks) -> Row:
+        network = judge.slim(masks)
+        return {"validation": named(judge, judge.measure(network, masks)), "test accuracy": self.tested(network)}
 
     def tested(self, network: nn.Module, images: int | None = None) -> float:
         """Accuracy of a slimmed network on the (first) test images, batch norms folded for speed."""

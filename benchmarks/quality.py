@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arms import ABLATIONS, ARMS, COMPENSATED, FRONTS, PLAIN, transferred
+from arms import ABLATIONS, ARMS, COMPENSATED, DRAFTS, FRONTS, PLAIN, transferred
 from ground import PROTOCOLS, Ground
 from quality_tables import write_tables
 
@@ -98,7 +98,7 @@ def plan(args: argparse.Namespace) -> list[Step]:
 def cells(pairs: list[str], budget: float, seeds: range) -> list[Step]:
     """The arms at a budget, protocol by protocol, and the transfers."""
     steps = []
-    for protocol, arms in (("compensated", COMPENSATED), ("plain", PLAIN)):
+    for protocol, arms in (("compensated", COMPENSATED), ("drafts", DRAFTS), ("plain", PLAIN)):
         for pair in pairs:
             for seed in seeds:
                 steps += [Step(pair, budget, seed, protocol, "arm", arm) for arm in arms]

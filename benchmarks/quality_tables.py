@@ -13,7 +13,7 @@ from arms import ABLATIONS, ARMS, FRONTS
 Row = dict[str, Any]
 MARKS = ("<!-- quality -->", "<!-- end of quality -->")
 LEFT_OUT = ("individual", "blend")  # what only a transfer reads
-STAGES = ("compensated", "refined", "plain")
+STAGES = ("compensated", "refined", "drafts", "plain")
 CONTRASTS = (
     ("compensated", "ours, uniform widths", "best single"),
     ("compensated", "ours, uniform widths, pre-screened", "best single"),

@@ -94,7 +94,10 @@ class SearchConfig(_Section):
         default=3, ge=0, description="of the last population, and of the single criteria, refined to choose the best"
     )
     refine_from: int | None = Field(
-        default=None, ge=1, description="judge candidates refined from this generation on; null: compensated only"
+        default=None, ge=0, description="judge candidates refined from this generation on; null: compensated only"
+    )
+    draft_images: int | None = Field(
+        default=None, ge=2, description="calibration images to refine candidates that are compared; null: refine_images"
     )
     executor: str = Field(default="auto", description="how candidates are run: slim, masked, or auto (by device)")
     precision: str = Field(default="fp32", description="of the forward pass in the search: fp32, bf16, auto")
@@ -137,8 +140,8 @@ class SearchConfig(_Section):
 
     def fitness(self) -> dict[str, Any]:
         """The options of the Evaluator."""
-        judged = ("objectives", "recalibrate", "compensate", "gram_memory", "refine_images", "refine_from", "racing")
-        names = (*judged, "executor", "precision", "batch_size", "device")
+        judged = ("objectives", "recalibrate", "compensate", "gram_memory", "refine_images", "draft_images")
+        names = (*judged, "refine_from", "racing", "executor", "precision", "batch_size", "device")
         sampling = Sampling(images=self.images, augment=self.augment, redraw=self.redraw, seed=self.seed)
         return {**{name: getattr(self, name) for name in names}, "sampling": sampling}
 
@@ -171,6 +174,10 @@ class SearchConfig(_Section):
                 raise RegistryError(f"unknown {what} '{name}'; {did_you_mean(name, known)}")
         check_clusters(self.n_clusters, self.clustering)
         Settings.of(self.fitness())
+        if self.refine_from is not None and not self.refine:
+            raise ConfigError(
+                "refine_from compares refined networks, so the front's are refined too: leave refine true"
+            )
         if self.patience is not None and not self.guard:
             raise ConfigError("patience follows the guard images: set guard to how many are held out, such as 500")
         if self.prescreen > 1 and self.algorithm not in ("mu_plus_lambda", "successive"):

@@ -43,6 +43,9 @@ class NextGeneration:
 class PreScreen:
     """Several children are made for each one that is judged; the evaluator's surrogate picks it (eaBlend's ``vary``).
 
+    Where the surrogate learns from what was judged, an eighth of the children are what it takes for the best there is:
+    single criteria with widths balanced by it. So it is put right where it errs, and widths take large steps.
+
     Args:
         evaluator: The fitness, with calibration data.
         problem: Decodes individuals.
@@ -50,15 +53,28 @@ class PreScreen:
     """
 
     def __init__(self, evaluator: Evaluator, problem: BlendProblem, children: int) -> None:
-        self._evaluator, self._decode, self._children = evaluator, problem.genome.decode_many, children
+        self._evaluator, self._problem, self._children = evaluator, problem, children
+        self._decode = problem.genome.decode_many
 
     def __call__(
         self, population: list[Any], toolbox: base.Toolbox, lambda_: int, cxpb: float, mutpb: float
     ) -> list[Any]:
         """``lambda_`` children, as ``algorithms.varOr`` makes them."""
-        children = algorithms.varOr(population, toolbox, lambda_ * self._children, cxpb, mutpb)
-        chosen = self._evaluator.prescreen(self._decode(children), lambda_)
-        return [children[k] for k in chosen]
+        proposed = self._proposals(-(-lambda_ // 8))
+        slots = lambda_ - len(proposed)
+        if not slots:
+            return proposed
+        children = algorithms.varOr(population, toolbox, slots * self._children, cxpb, mutpb)
+        chosen = self._evaluator.prescreen(self._decode(children), slots)
+        return [*(children[k] for k in chosen), *proposed]
+
+    def _proposals(self, count: int) -> list[Any]:
+        """The surrogate's own, that were not judged yet."""
+        error = self._evaluator.learned()
+        if error is None:
+            return []
+        found = self._problem.balanced(len(self._problem.genome.criteria), error)
+        return [ind for ind in found if self._decode([ind])[0] not in self._evaluator.cache][:count]
 
 
 class Guard:

@@ -27,6 +27,7 @@ OPTIONS: dict[str, Any] = {
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "refined": {"refine_from": 2, "guard": 40},
+    "drafts": {"refine_from": 0, "draft_images": 20, "prescreen": 3, "max_flops": 0.6, "objectives": ("loss",)},
     "redraw": {"images": 80, "augment": True, "redraw": True, "guard": 40},
     "racing": {"racing": 0.9, "guard": 40},
     "everything": {

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 from deap_prune.batches import Data, Forward, default_forward, to_batches
 from deap_prune.criteria import gates, maps, onepass, second, tensors
 from deap_prune.criteria.calibration import PASSES, Calibration, Found, Loss
+from deap_prune.structure.inputs import evaluating
 from deap_prune.structure.slim import unwrap
 from deap_prune.structure.space import FilterGroup, PruningSpace
 
@@ -88,18 +89,15 @@ def collect(
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
     """Eval mode with gradients possible; modes, gradients, grad flags and memory formats come back as they were."""
-    modes = {module: module.training for module in model.modules()}
     flags = [(p, p.requires_grad, p.grad, p.data) for p in model.parameters()]
     try:
-        model.eval()
         for p, _, _, data in flags:
             p.grad = None
             p.requires_grad_(p.is_floating_point())
             p.data = data.contiguous()
-        yield
+        with evaluating(model):
+            yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
         for p, flag, grad, data in flags:
             p.requires_grad_(flag)
             p.data = data

@@ -143,16 +143,18 @@ class BlendProblem:
             found.append(fresh)
         return found
 
-    def balanced(self, n: int) -> list[Any]:
+    def balanced(self, n: int, error: Callable[[Masks], float] | None = None) -> list[Any]:
         """Single criteria with balanced widths (``genome.balanced``), over a range of costs where the budget is free.
 
         None where widths don't evolve, or the evaluator doesn't compensate: it then has no surrogate to balance by.
 
         Args:
             n: How many.
+            error: What is balanced; the evaluator's surrogate if left out.
         """
         genome, shares = self.genome, np.linspace(*self._range, n)
-        if not n or not isinstance(genome, Genome) or (curves := self._curves) is None:
+        curves = self._curves if error is None else self._measured(error)
+        if not n or not isinstance(genome, Genome) or curves is None:
             return []
         flops = shares if genome.max_flops is not None else shares**2  # of filters that are read by as large a share
         pairs = zip(itertools.cycle(genome.criteria), flops.tolist(), strict=False)
@@ -160,10 +162,15 @@ class BlendProblem:
 
     @cached_property
     def _curves(self) -> WidthCurves | None:
-        """Measured once, for the criterion whose filters compensation makes up for best; all criteria share them."""
-        genome, error = self.genome, getattr(self.evaluator, "surrogate", None)
+        """By the evaluator's surrogate, measured once."""
+        error = getattr(self.evaluator, "surrogate", None)
         if error is None or self.evaluator.settings.get("compensate") is None:
             return None
+        return self._measured(error)
+
+    def _measured(self, error: Callable[[Masks], float]) -> WidthCurves | None:
+        """For the criterion whose filters leave the smallest error; all criteria share them."""
+        genome = self.genome
         if not isinstance(genome, Genome) or not genome.allocation.genes:
             return None
         try:

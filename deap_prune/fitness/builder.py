@@ -7,7 +7,6 @@ import time
 from functools import cached_property
 from typing import Any, cast
 
-import torch
 from torch import nn
 
 from deap_prune.batches import Forward, count_samples
@@ -16,7 +15,8 @@ from deap_prune.fitness.recalibrate import recalibrate_bn
 from deap_prune.fitness.resident import Resident
 from deap_prune.fitness.sampling import full_precision
 from deap_prune.fitness.settings import JUDGED, Counters, Settings
-from deap_prune.reconstruction import Grams, ReconstructionError, collect_grams, compensate, propagate_bn, refine
+from deap_prune.reconstruction import Grams, ReconstructionError, collect_grams, compensate, propagate_bn
+from deap_prune.reconstruction.refine import Refiner
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
 
@@ -31,7 +31,6 @@ class Builder:
         settings: What is done to a candidate.
         forward: Function of (model, batch) to (outputs, targets).
         counters: Where time and samples are booked.
-        device: Where the network is.
     """
 
     def __init__(
@@ -43,11 +42,12 @@ class Builder:
         settings: Settings,
         forward: Forward,
         counters: Counters,
-        device: torch.device,
     ) -> None:
         self._resident = Resident(network, space)
         self._network, self._space, self._calibration = network, space, calibration
-        self.settings, self._forward, self._counters, self._device = settings, forward, counters, device
+        self.settings, self._forward, self._counters = settings, forward, counters
+        self._device = next(network.parameters()).device
+        self._refiners: dict[int, Refiner] = {}
 
     @cached_property
     def grams(self) -> Grams:
@@ -77,7 +77,8 @@ class Builder:
     @property
     def judged(self) -> dict[str, Any]:
         """The options that figures depend on."""
-        return {name: getattr(self.settings, name) for name in JUDGED} | {"recalibrate": self.recalibrate}
+        told = {name: getattr(self.settings, name) for name in JUDGED}
+        return told | {"recalibrate": self.recalibrate, "refine_images": self.settings.images_to_refine}
 
     @property
     def _compensates(self) -> bool:
@@ -117,11 +118,24 @@ class Builder:
             self._counters.samples += sum(count_samples(b) for b in self._calibration)
             start = clock("recalibrate", start, self._device)
         if self.settings.refine:
-            batches, forward = self._calibration, self._forward
-            images, parts = self.settings.refine_images, (self._network, self._space, masks, batches)
-            network = refine(*parts, start=network, images=images, rows=16 * images, forward=forward)
+            network = self._refiner()(masks, network)
             clock("refine", start, self._device)
         return network
+
+    def _refiner(self) -> Refiner:
+        """Kept for the next candidate if what it notes of the dense network takes no more than the moments may."""
+        images = self.settings.images_to_refine
+        if images not in self._refiners:
+            parts, rows = (self._network, self._space, self._calibration), 16 * images
+            made = Refiner(*parts, images=images, rows=rows, forward=self._forward)
+            if made.nbytes > self.settings.gram_memory * 2**20:
+                return made
+            self._refiners[images] = made
+        return self._refiners[images]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is soon made anew."""
+        return vars(self) | {"_refiners": {}}
 
     def with_settings(self, settings: Settings) -> Builder:
         """One that builds otherwise, from the same moments."""

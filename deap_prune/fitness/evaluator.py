@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
@@ -24,6 +24,7 @@ from deap_prune.fitness.racing import Floats, Rivals, least_dominated
 from deap_prune.fitness.sampling import EVERYTHING, first_samples, full_precision, load
 from deap_prune.fitness.settings import Counters, Settings
 from deap_prune.fitness.verdict import Found, Values, Verdict, part_of
+from deap_prune.structure.inputs import evaluating
 from deap_prune.structure.masking import masked
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import unwrap
@@ -79,15 +80,8 @@ class Evaluator:
             for name, batches in (("validation", self._all), ("guard", self._guard)):
                 check_batches(self.forward, self.network, batches, name=name)
         self._verdict = Verdict(self.objectives, space, self.network, self.forward)
-        self._build = Builder(
-            self.network,
-            space,
-            self._calibration,
-            settings=self.options,
-            forward=self.forward,
-            counters=self.counters,
-            device=self.device,
-        )
+        parts = (self.network, space, self._calibration)
+        self._build = Builder(*parts, settings=self.options.at(0), forward=self.forward, counters=self.counters)
         self._begin()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -109,13 +103,12 @@ class Evaluator:
 
     @cached_property
     def _executor(self) -> Executor:
-        batch = first_samples(self._all[0], 2)
         return make_executor(
             self.options.executor,
             self.network,
             self.space,
             forward=self.forward,
-            pairs=find_pairs(self.network, self.forward, batch),
+            pairs=find_pairs(self.network, self.forward, first_samples(self._all[0], 2)),
             dtype=self.options.dtype(self.device),
             device=self.device,
         )
@@ -133,12 +126,8 @@ class Evaluator:
     @cached_property
     def dense(self) -> dict[str, Any]:
         """The dense network: ``flops`` and ``params`` in whole numbers, and its ``values`` (own BN statistics)."""
-        values = self.measure(self.network, Masks({}))
-        return {
-            "flops": self.space.flops,
-            "params": self.space.params,
-            "values": dict(zip(self.names, values, strict=True)),
-        }
+        values = dict(zip(self.names, self.measure(self.network, Masks({})), strict=True))
+        return {"flops": self.space.flops, "params": self.space.params, "values": values}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -198,10 +187,10 @@ class Evaluator:
 
     def at_generation(self, number: int) -> None:
         """Judge as in a generation: on its images, refined or not. What was judged otherwise is forgotten."""
-        redrawn, refine = self.options.sampling.redraw and number != self.generation, self.options.refines(number)
+        redrawn, settings = self.options.sampling.redraw and number != self.generation, self.options.at(number)
         self.generation = number
-        if refine != self._build.settings.refine:
-            self._build = self._build.with_settings(replace(self.options, refine=refine))
+        if settings.refine != self._build.settings.refine:
+            self._build = self._build.with_settings(settings)
             self._guarded.clear()
         elif not redrawn:
             return
@@ -221,17 +210,33 @@ class Evaluator:
         with full_precision():
             return self._build.surrogate(masks)
 
+    def learned(self, judged: Mapping[Masks, Values] | None = None) -> Callable[[Masks], float] | None:
+        """The surrogate with layers that count as candidates tell; None unless candidates are refined.
+
+        By :meth:`deap_prune.reconstruction.ReconstructionError.learned`, of the first objective measured on data.
+
+        Args:
+            judged: Values of candidates; of all in the cache if left out.
+        """
+        place = next((k for k, o in enumerate(self.objectives) if o.batch is not None), None)
+        if not self._build.settings.refine or place is None:
+            return None
+        known, sign = self.cache if judged is None else judged, self.weights[place]
+        with full_precision():
+            return self._build.surrogate.learned((m, -sign * values[place]) for m, values in known.items())
+
     def prescreen(self, candidates: Sequence[Masks], slots: int) -> list[int]:
         """Positions of the candidates that are worth judging, one for each slot.
 
         Candidates are dealt to the slots in order. A slot's is the one that the fewest of all candidates dominate by
-        surrogate and cost objectives; of equals, the one with the smaller surrogate.
+        surrogate (the learned one, where there is one) and cost objectives; of equals, that with the smaller surrogate.
 
         Args:
             candidates: A multiple of ``slots``.
             slots: How many are wanted.
         """
-        costs = [[self.surrogate(masks), *self._verdict.costs(masks)] for masks in candidates]
+        error = self.learned() or self.surrogate
+        costs = [[error(masks), *self._verdict.costs(masks)] for masks in candidates]
         return least_dominated(np.array(costs), slots)
 
     def in_full(self, *, refine: bool) -> Evaluator:
@@ -244,7 +249,7 @@ class Evaluator:
         """
         other = copy.copy(self)
         plain = replace(self.options, sampling=EVERYTHING, racing=None, precision="fp32", refine_from=None)
-        other.options = replace(plain, refine=refine)
+        other.options = replace(plain, refine=refine, draft_images=None)
         other._build = self._build.with_settings(other.options)
         other._begin()
         return other
@@ -267,14 +272,8 @@ class Evaluator:
 
         Undone at the end; the model stays on the device where it is.
         """
-        with masked(self._user_model, self.space, masks, state=self.slim(masks)) as network:
-            modes = {module: module.training for module in network.modules()}
-            network.eval()
-            try:
-                yield network
-            finally:
-                for module, mode in modes.items():
-                    module.training = mode
+        with masked(self._user_model, self.space, masks, state=self.slim(masks)) as network, evaluating(network):
+            yield network
 
     def map(self, function: Callable[..., Any], *items: Iterable[Any]) -> list[Any]:
         """``map`` for DEAP's toolbox, ``toolbox.register("map", evaluate.map)``: whole populations reach :meth:`many`.
@@ -300,8 +299,7 @@ class Evaluator:
         batches = self._all if data is None else load(data, "data", True, self.options.batch_size, self.device)
         with torch.no_grad(), full_precision():
             run = partial(self.forward, network)
-            dense = self._verdict.dense_outputs(batches)
-            pairs = zip(batches, dense, strict=True)
+            pairs = zip(batches, self._verdict.dense_outputs(batches), strict=True)
             found = [self._verdict.of_batch(part_of(run, *pair, self.counters)) for pair in pairs]
             measured = self._verdict.measured(network, batches, self.device)
             values = self._verdict.values(masks, found, None, measured)

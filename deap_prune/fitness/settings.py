@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,9 @@ class Settings:
             data. None: never.
         refine: Every candidate is refined after that (see :func:`deap_prune.refine`); takes several times as long.
         refine_images: Calibration images that refinement uses at most, each with 16 positions of a layer's output.
-        refine_from: From this generation of a search on, parents included (they are judged again); None: never.
+        draft_images: The same, in place of ``refine_images``, while a search compares candidates; None: no fewer.
+        refine_from: Refined from this generation of a search on, parents included (they are judged again), 0 being the
+            first population; None: never.
         executor: ``"slim"``: kept weights in one resident network; ``"masked"``: full shapes, on CUDA as a captured
             graph; ``"auto"``: by device.
         precision: ``"fp32"``; ``"bf16"``, for the forward pass over the validation data; ``"auto"``: bf16 where the
@@ -61,6 +63,7 @@ class Settings:
     compensate: str | None = "auto"
     refine: bool = False
     refine_images: int = 1000
+    draft_images: int | None = None
     refine_from: int | None = None
     executor: str = "auto"
     precision: str = "fp32"
@@ -79,8 +82,10 @@ class Settings:
             raise ConfigError(f"gram_memory is {self.gram_memory}; give 1 or more MB, 2048 is the default")
         if self.refine_images < 2:
             raise ConfigError(f"refine_images is {self.refine_images}; give 2 or more, 1000 is the default")
-        if self.refine_from is not None and self.refine_from < 1:
-            raise ConfigError(f"refine_from is {self.refine_from}; give a generation from 1 on, or refine=True for all")
+        if self.draft_images is not None and self.draft_images < 2:
+            raise ConfigError(f"draft_images is {self.draft_images}; give 2 or more, such as 250, or None")
+        if self.refine_from is not None and self.refine_from < 0:
+            raise ConfigError(f"refine_from is {self.refine_from}; give a generation, 0 being the first population")
         names = self.objectives
         if isinstance(names, str) or not names or len(set(names)) < len(tuple(names)):
             raise ConfigError(
@@ -111,9 +116,14 @@ class Settings:
                 raise ConfigError(f"unknown option '{name}' of the Evaluator; {did_you_mean(name, known)}")
         return cls(**options)
 
-    def refines(self, generation: int) -> bool:
-        """Whether candidates of a generation are judged refined."""
-        return self.refine or (self.refine_from is not None and generation >= self.refine_from)
+    def at(self, generation: int) -> Settings:
+        """As candidates of a generation are judged: ``refine`` says whether they are refined."""
+        return replace(self, refine=self.refine or (self.refine_from is not None and generation >= self.refine_from))
+
+    @property
+    def images_to_refine(self) -> int:
+        """How many calibration images a candidate's refinement uses."""
+        return self.refine_images if self.draft_images is None else self.draft_images
 
     @property
     def calibrates(self) -> bool:
@@ -124,7 +134,7 @@ class Settings:
     @property
     def by_generation(self) -> bool:
         """Whether a candidate's values depend on the generation it is judged in."""
-        return self.sampling.redraw or self.racing is not None or self.refine_from is not None
+        return self.sampling.redraw or self.racing is not None or self.refine_from not in (None, 0)
 
     def dtype(self, device: torch.device) -> torch.dtype | None:
         """What the forward pass is cast to on this device; None: not at all.

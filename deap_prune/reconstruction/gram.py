@@ -27,7 +27,7 @@ from deap_prune.reconstruction.matrix import (
     to_features,
     to_matrix,
 )
-from deap_prune.structure.inputs import in_order
+from deap_prune.structure.inputs import evaluating, in_order
 from deap_prune.structure.layers import describe_layer
 from deap_prune.structure.slim import check_network
 from deap_prune.structure.space import LayerChannels, PruningSpace
@@ -179,9 +179,7 @@ def collect_grams(
         raise DataError("no calibration batches to collect from; give at least one (see deap_prune.batches.to_batches)")
     entries = {e.name: e for e in space.layers if e.dim is None and _reads_filters(network, e)}
     samples = np.array([count_samples(batch) for batch in batches], dtype=np.float64)
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
+    with evaluating(network):
         flow, made = _survey(network, partial(forward, network, batches[0]))
         positions = {name: made.get(name, 0) * samples.sum() / samples[0] for name in entries}
         forms = _forms(network, positions, mode, memory)
@@ -194,9 +192,6 @@ def collect_grams(
             finally:
                 for handle in handles:
                     handle.remove()
-    finally:
-        for module, training in modes.items():
-            module.training = training
     return Grams({name: s.gram(entries[name], network, flow) for name, s in sums.items() if s.rows})
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -20,6 +21,7 @@ from deap_prune.reconstruction.fit import fit_layer
 from deap_prune.reconstruction.flow import Flow, Key, Recorder, has_statistics, record
 from deap_prune.reconstruction.gram import pick
 from deap_prune.reconstruction.matrix import blocks_of, known, patches_of, positions, refittable, to_features
+from deap_prune.structure.inputs import evaluating
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import slim, unwrap
 from deap_prune.structure.space import PruningSpace
@@ -34,18 +36,17 @@ class _Aim:
         step: Whose result in the dense network is aimed at: the layer, the normalisation, or the addition that alone
             reads it.
         other: In the last case, what makes the other summand, before the layer runs; else None.
-        outputs: The layer's channels that stay.
+        outputs: Of the layer, by id.
         rectified: Whether a rectifier alone reads what is aimed at.
     """
 
     norm: str | None
     step: Key
     other: Key | None
-    outputs: Tensor
+    outputs: NDArray[np.intp]
     rectified: bool
 
 
-@torch.no_grad()
 def refine(
     model: nn.Module,
     space: PruningSpace,
@@ -94,16 +95,56 @@ def refine(
     """
     if images < 2 or rows < 2:
         raise ConfigError(f"images={images}, rows={rows}: refinement needs at least 2 of each")
-    network, forward = unwrap(model), forward or default_forward
-    small = slim(network, space, masks) if start is None else copy.deepcopy(start)
-    device = next(small.parameters()).device
-    batch = join_batches(to_batches(calibration, name="calibration", device=device), images)
-    with _evaluating(network):
-        flow = record(network, partial(forward, network, _head(batch, 2)))
-        aims = _aims(network, space, masks, flow)
-        targets = _dense_targets(network, partial(forward, network, batch), aims, rows, seed)
-    _Pass(small.eval(), flow, aims, targets).run(partial(forward, small, batch))
-    return small
+    network = unwrap(model)
+    small = slim(network, space, masks) if start is None else start
+    return Refiner(network, space, calibration, images=images, rows=rows, forward=forward, seed=seed)(masks, small)
+
+
+class Refiner:
+    """Refines one candidate after the other: the dense network runs once for all. See :func:`refine`.
+
+    Args:
+        network: The dense network, unwrapped.
+        space: Its space.
+        calibration: Batches or a pair of tensors.
+        images: Most samples to use.
+        rows: Most output positions of a layer.
+        forward: Function of (model, batch) to (outputs, targets).
+        seed: Of the sampling of positions.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        network: nn.Module,
+        space: PruningSpace,
+        calibration: Data,
+        *,
+        images: int,
+        rows: int,
+        forward: Forward | None = None,
+        seed: int = 0,
+    ) -> None:
+        device = next(network.parameters()).device
+        self._space, self._forward = space, forward or default_forward
+        self._batch = join_batches(to_batches(calibration, name="calibration", device=device), images)
+        with evaluating(network):
+            self._flow = record(network, partial(self._forward, network, _head(self._batch, 2)))
+            self._aims = _aims(network, space, self._flow)
+            run = partial(self._forward, network, self._batch)
+            self._targets = _dense_targets(network, run, self._aims, rows, seed)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of what was noted of the dense network, in bytes."""
+        return sum(t.values.numel() * t.values.element_size() for t in self._targets.values())
+
+    @torch.no_grad()
+    def __call__(self, masks: Masks, start: nn.Module) -> nn.Module:
+        """A refined copy, in eval mode, of the network slimmed by the masks."""
+        small, keep = copy.deepcopy(start).eval(), self._space.kept(masks)
+        _Pass(small, self._flow, self._aims, self._targets, keep).run(partial(self._forward, small, self._batch))
+        return small
 
 
 def join_batches(batches: list[Any], samples: int) -> Any:
@@ -124,20 +165,8 @@ def _head(batch: Any, samples: int) -> Any:
     return tree_map(lambda x: x[:samples] if isinstance(x, Tensor) and x.dim() else x, batch)
 
 
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-def _aims(network: nn.Module, space: PruningSpace, masks: Masks, flow: Flow) -> dict[str, _Aim]:
+def _aims(network: nn.Module, space: PruningSpace, flow: Flow) -> dict[str, _Aim]:
     """For each layer that can be re-fitted: what to."""
-    keep = space.kept(masks)
     shares = Counter(id(p) for _, p in network.named_parameters(remove_duplicate=False))
     found: dict[str, _Aim] = {}
     for entry in space.layers:
@@ -155,14 +184,13 @@ def _aims(network: nn.Module, space: PruningSpace, masks: Masks, flow: Flow) -> 
         other: Key | None = None
         if meeting is not None and meeting[1] < number:  # the other summand is there already
             step, other = meeting[0], flow.steps[meeting[1]].key
-        outputs = torch.as_tensor(keep[entry.outputs].nonzero()[0])
-        found[entry.name] = _Aim(norm, flow.steps[step].key, other, outputs, flow.rectified(step))
+        found[entry.name] = _Aim(norm, flow.steps[step].key, other, entry.outputs, flow.rectified(step))
     return found
 
 
 @dataclass(frozen=True, eq=False)
 class _Target:
-    """Positions of a layer's output, and what the dense network has there: (picks,), (picks, kept outputs)."""
+    """Positions of a layer's output, and what the dense network has there: (picks,), (picks, outputs)."""
 
     picks: Tensor
     values: Tensor
@@ -183,7 +211,7 @@ def _dense_targets(
             values = positions(result, known(network.get_submodule(name)))
             generator = torch.Generator().manual_seed(seed * 1_000_003 + order[name])
             picks = pick(len(values), rows, generator).to(values.device)
-            found[name] = _Target(picks, values[picks][:, aims[name].outputs.to(values.device)])
+            found[name] = _Target(picks, values[picks])
 
     Recorder(network, after=after).run(forward)
     return found
@@ -192,8 +220,15 @@ def _dense_targets(
 class _Pass:
     """One pass of the pruned network; a layer is fitted when its turn comes, and runs fitted."""
 
-    def __init__(self, network: nn.Module, flow: Flow, aims: Mapping[str, _Aim], targets: dict[str, _Target]) -> None:
-        self.network, self.flow, self.aims, self.targets = network, flow, aims, targets
+    def __init__(
+        self,
+        network: nn.Module,
+        flow: Flow,
+        aims: Mapping[str, _Aim],
+        targets: Mapping[str, _Target],
+        keep: NDArray[np.bool_],
+    ) -> None:
+        self.network, self.flow, self.aims, self.targets, self.keep = network, flow, aims, targets, keep
         self.fitted = {aim.norm for aim in aims.values()}
         self.others = {aim.other for aim in aims.values()}
         self.summands: dict[Key, Tensor] = {}
@@ -204,7 +239,7 @@ class _Pass:
 
     def _before(self, name: str, layer: Any, source: Tensor) -> None:
         if name in self.aims and name in self.targets:
-            self._fit(name, self.aims[name], self.targets.pop(name), layer, source)
+            self._fit(name, self.aims[name], self.targets[name], layer, source)
         elif name not in self.fitted and self.flow.call(name) is not None and has_statistics(layer):
             dim = known(layer).channel_dim % source.dim()
             variance, mean = torch.var_mean(source, [d for d in range(source.dim()) if d != dim])
@@ -216,7 +251,8 @@ class _Pass:
             self.summands[key] = result
 
     def _fit(self, name: str, aim: _Aim, target: _Target, layer: nn.Module, source: Tensor) -> None:
-        spec, wanted = known(layer), target.values
+        stays = torch.as_tensor(self.keep[aim.outputs], device=target.values.device)
+        spec, wanted = known(layer), target.values[:, stays]
         floor = torch.zeros_like(wanted) if aim.rectified else None
         if aim.other is not None:
             other = self.summands.pop(aim.other, None)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,6 +15,7 @@ from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
 
 REMEMBERED = 2048  # masks of a layer
+PRIOR = 1.0  # how firmly learned weights are drawn to equal ones: as by so many candidates
 
 
 class ReconstructionError:
@@ -19,6 +23,9 @@ class ReconstructionError:
 
     A surrogate of the loss: smaller is better, 0 where nothing is pruned. Thousands of masks can be compared, the more
     so as children differ from their parents in few layers: a layer's error under a mask it has met is remembered.
+
+    All layers count alike, which suits compensated networks. What refinement leaves comes from few of them, mostly the
+    late ones: those before are made up for by all that follow. So there the weights are learned (:meth:`learned`).
 
     Args:
         space: What is pruned.
@@ -31,15 +38,42 @@ class ReconstructionError:
         channels = ((name, gram.channels) for name, gram in grams.layers.items())
         self._looked_at = {name: np.concatenate((c.inputs, c.outputs)) for name, c in channels}
         self._known: dict[str, dict[bytes, float]] = {name: {} for name in grams.layers}
+        self.weights: Sequence[float] = [1.0] * len(grams.layers)
 
-    @torch.no_grad()
     def __call__(self, masks: Masks) -> float:
         """The error under a mask.
 
         Raises:
             MaskError: If the masks don't fit the space.
         """
-        keep, total = self._space.kept(masks), 0.0
+        return sum(weight * error for weight, error in zip(self.weights, self.by_layer(masks), strict=True))
+
+    def learned(self, judged: Iterable[tuple[Masks, float]]) -> ReconstructionError:
+        """The same errors, with weights of the layers that tell most of what was judged.
+
+        Least squares of the values on the errors and a constant, over weights that are not negative and are drawn to
+        equal ones.
+
+        Args:
+            judged: Masks, and values of which smaller is better.
+        """
+        rows, values = [], []
+        for masks, value in judged:
+            rows.append(self.by_layer(masks))
+            values.append(value)
+        other = copy.copy(self)
+        if rows:
+            other.weights = _weights(np.array(rows), np.array(values)).tolist()
+        return other
+
+    @torch.no_grad()
+    def by_layer(self, masks: Masks) -> list[float]:
+        """The error of each reader, from 0 to 1, in the order of the moments.
+
+        Raises:
+            MaskError: If the masks don't fit the space.
+        """
+        keep, errors = self._space.kept(masks), []
         for name, gram in self._grams.layers.items():
             known = self._known[name]
             seen = np.packbits(keep[self._looked_at[name]]).tobytes()
@@ -47,8 +81,8 @@ class ReconstructionError:
                 if len(known) >= REMEMBERED:
                     known.clear()
                 known[seen] = self._error(gram, keep)
-            total += known[seen]
-        return total
+            errors.append(known[seen])
+        return errors
 
     def _error(self, gram: LayerGram, keep: NDArray[np.bool_]) -> float:
         """Of one layer, from 0 to 1."""
@@ -59,6 +93,27 @@ class ReconstructionError:
         before = dense - (fit.weight * (fit.cross + fit.target)).sum(dim=(1, 3))
         error = (before - fit.won).sum() / dense.sum().clamp_min(torch.finfo(dense.dtype).tiny)
         return float(error.clamp(0, 1))
+
+
+def _weights(errors: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of the layers, from 0 on.
+
+    Args:
+        errors: Of each candidate and layer.
+        values: Of each candidate.
+    """
+    from scipy.optimize import nnls  # slow to import: when first used
+
+    centred, wanted = errors - errors.mean(axis=0), values - values.mean()
+    scale = centred.std(axis=0).mean()
+    if not scale > 0:
+        return np.ones(errors.shape[1])
+    centred /= scale
+    together = centred.sum(axis=1)
+    equal = max(0.0, float(together @ wanted) / max(float(together @ together), np.finfo(np.float64).tiny))
+    prior = np.sqrt(PRIOR) * np.eye(errors.shape[1])
+    found, _ = nnls(np.concatenate((centred, prior)), np.concatenate((wanted, prior.sum(axis=1) * equal)))
+    return np.asarray(found) if found.any() else np.ones(errors.shape[1])
 
 
 def reconstruction_error(space: PruningSpace, masks: Masks, grams: Grams, *, ridge: float = RIDGE) -> float:

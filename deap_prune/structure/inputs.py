@@ -57,19 +57,27 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode; afterwards every module is in the mode that it was in."""
+    before = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in before.items():
+            module.training = mode
+
+
+@contextmanager
 def training_branches(model: nn.Module) -> Iterator[None]:
     """What a network runs in training only (auxiliary heads) runs, while statistics and dropout stay still.
 
     Modules that hold others are in train mode, the others in eval mode.
     """
-    before = {module: module.training for module in model.modules()}
-    try:
-        for module in before:
+    with evaluating(model):
+        for module in model.modules():
             module.training = bool(module._modules)
         yield
-    finally:
-        for module, mode in before.items():
-            module.training = mode
 
 
 def copy_with(model: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Digits
 from helpers import draw_masks, gap, prepared
 from networks import NETWORKS
+from scipy.stats import kendalltau
 from torch import Tensor, nn
 
 import deap_prune as dp
@@ -190,5 +192,56 @@ def test_refined_from_a_generation_on(digits: Digits) -> None:
     judged = evaluate.counters.candidates
     assert evaluate.next_generation(3, [a]) == [refined(a)] and evaluate.counters.candidates == judged
     assert evaluate(b) == refined(b) == evaluate.measure(evaluate.slim(b), b)
-    with pytest.raises(ConfigError, match="refine_from is 0; give a generation from 1 on"):
-        digits.evaluator(refine_from=0)
+    with pytest.raises(ConfigError, match="refine_from is -1; give a generation, 0 being the first population"):
+        digits.evaluator(refine_from=-1)
+
+
+def test_drafts_are_refined_on_fewer_images(digits: Digits) -> None:
+    """From the first population on; what is judged in full is refined as the settings say."""
+    masks = dp.Masks.random(digits.space, keep=0.4)
+    few, many = (digits.evaluator(refine=True, refine_images=n) for n in (20, 40))
+    evaluate = digits.evaluator(refine_from=0, draft_images=20, refine_images=40)
+    assert evaluate(masks) == few(masks) != many(masks)
+    assert evaluate.settings == few.settings and not evaluate.options.by_generation
+    full = evaluate.in_full(refine=True)
+    assert full(masks) == many(masks) and full.settings == many.settings
+    with pytest.raises(ConfigError, match="draft_images is 1; give 2 or more"):
+        digits.evaluator(draft_images=1)
+
+
+@pytest.mark.parametrize("memory", [2048, 1])
+def test_the_dense_network_runs_once_for_all_that_are_refined(digits: Digits, memory: int) -> None:
+    """If what is noted of it fits; the values are the same."""
+    first, second = (dp.Masks.random(digits.space, keep=0.4, seed=s) for s in range(2))
+    options: dict[str, Any] = {"refine": True, "compensate": "full"}
+    evaluate = digits.evaluator(gram_memory=memory, **options)
+    evaluate(first)
+    runs: list[int] = []
+    handle = evaluate.network.register_forward_hook(lambda network, args, outputs: runs.append(len(outputs)))
+    assert evaluate(second) == digits.evaluator(**options)(second)
+    handle.remove()
+    assert bool(runs) == (memory == 1)
+
+
+def test_the_surrogate_learns_where_candidates_are_refined(digits: Digits) -> None:
+    """It ranks drafts it has not seen better than the sum of all layers' errors, and better than nothing."""
+    rng, sizes = np.random.default_rng(0), [group.size for group in digits.space.groups]
+    masks = [
+        dp.Masks({g.name: rng.permutation(g.size) < rng.integers(1, g.size + 1) for g in digits.space.groups})
+        for _ in range(60)
+    ]
+    assert len(sizes) > 2 and digits.evaluator(objectives=("loss",)).learned() is None
+    evaluate = digits.evaluator(objectives=("flops", "loss"), refine_from=0, draft_images=100)
+    losses = [loss for _, loss in evaluate.many(masks[:30])]
+    learned = evaluate.learned()
+    assert learned is not None
+    assert [learned(m) for m in masks[:5]] == [learned(m) for m in masks[:5]]
+    rest = [loss for _, loss in evaluate.many(masks[30:])]
+    by_sum, by_learned = ([error(m) for m in masks[30:]] for error in (evaluate.surrogate, learned))
+    assert kendalltau(by_learned, rest)[0] > max(0.4, kendalltau(by_sum, rest)[0])
+    assert kendalltau([learned(m) for m in masks[:30]], losses)[0] > 0.4
+    accurate = digits.evaluator(objectives=("accuracy",), refine_from=0, draft_images=100)
+    accurate.many(masks[:30])
+    more = accurate.learned()
+    assert more is not None and kendalltau([more(m) for m in masks[30:]], rest)[0] > 0.3  # accuracy is maximised
+    assert evaluate.learned({}) is not None and digits.evaluator(objectives=("flops",), refine_from=0).learned() is None

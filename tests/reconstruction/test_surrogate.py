@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Digits
+from scipy.stats import kendalltau
 
 import deap_prune as dp
 from deap_prune.reconstruction import LayerGram, ReconstructionError, collect_grams, reconstruction_error, surrogate
@@ -39,3 +40,37 @@ def test_a_child_costs_the_layers_in_which_it_differs(digits: Digits, monkeypatc
     error(child)
     touched = {m.layer for m in space.groups[0].members}
     assert 0 < len(solved) <= len(touched)
+
+
+def test_learned_weights_are_those_that_made_the_values(digits: Digits) -> None:
+    """Values that are a weighted sum of the layers' errors are ranked as they are; without any, nothing changes."""
+    space, grams = digits.space, collect_grams(digits.model, digits.space, [digits.calibration])
+    error, rng = ReconstructionError(space, grams), np.random.default_rng(0)
+    masks = [dp.Masks.random(space, keep=float(k), seed=s) for s, k in enumerate(rng.uniform(0.1, 0.9, 200))]
+    weights = np.linspace(-2, 2, len(grams.layers)).clip(0)
+    values = [float(np.dot(weights, error.by_layer(m))) for m in masks]
+    learned = error.learned(zip(masks, values, strict=True))
+    found = np.array(learned.weights)
+    assert (found >= 0).all() and np.corrcoef(found, weights)[0, 1] > 0.95
+    by_learned, by_sum = (kendalltau([each(m) for m in masks], values)[0] for each in (learned, error))
+    assert by_learned > 0.97 and by_learned > by_sum
+    assert error.weights == [1.0] * len(weights)
+    unchanged = (error.learned([]), error.learned([(masks[0], 1.0)]), error.learned([(m, 1.0) for m in masks]))
+    assert all(each(masks[1]) == error(masks[1]) for each in unchanged)
+
+
+def test_learned_weights_minimise_what_they_say(digits: Digits) -> None:
+    """Squared error of the fit, and of the distance to equal weights; by a search that knows nothing of the solver."""
+    rng = np.random.default_rng(1)
+    errors, values = rng.uniform(size=(6, 3)), rng.uniform(size=6)
+    found = surrogate._weights(errors, values)
+    x, y = errors - errors.mean(axis=0), values - values.mean()
+    x = x / x.std(axis=0).mean()
+    equal = max(0.0, float(x.sum(axis=1) @ y / (x.sum(axis=1) ** 2).sum()))
+
+    def cost(w: Any) -> float:
+        return float(((x @ w - y) ** 2).sum() + surrogate.PRIOR * ((w - equal) ** 2).sum())
+
+    grid = np.stack(np.meshgrid(*[np.linspace(0, 0.4, 41)] * 3), axis=-1).reshape(-1, 3)
+    assert min(map(cost, grid)) >= cost(found) - 1e-9
+    assert found.shape == (3,) and (found >= 0).all()
