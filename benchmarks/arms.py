@@ -155,14 +155,17 @@ COMPENSATED = tuple(name for name in ARMS if name.startswith(("best single", "ou
 
 
 # ------------------------------------------------------------------ fronts
-def front(ground: Ground, protocol: str, *, algorithm: str = "nsga2", **options: Any) -> Row:
+def front(ground: Ground, protocol: str, *, algorithm: str = "nsga2", screened: int = 0, **options: Any) -> Row:
     """Accuracy against FLOPs: the front of a search, its hypervolume on validation and on the first test images.
 
-    The networks are handed over as they were judged, not refined.
+    The networks are handed over as they were judged: compensated, or refined drafts.
     """
     genome, evaluator = ground.genome(None, **options), ground.evaluator(protocol)
     view = View(evaluator, ("accuracy", "flops"))
-    state = search(ground, genome, view, algorithm, cxpb=0.9, mutpb=0.5, sigma=0.2)
+    steps = (
+        {"cxpb": 0.5, "mutpb": 0.5, "indpb": 0.02, "screened": screened} if screened else {"cxpb": 0.9, "mutpb": 0.5}
+    )
+    state = search(ground, genome, view, algorithm, sigma=0.2, **steps)
     masks = genome.decode_many(state.archive)
     validation = np.array([ind.fitness.values for ind in state.archive])
     shares = validation[:, 1]
@@ -182,6 +185,7 @@ def volume(points: np.ndarray) -> float:
 
 FRONTS: dict[str, Callable[[Ground, str], Row]] = {
     "ours": partial(front, allocation="evolved"),
+    "ours, pre-screened": partial(front, allocation="evolved", algorithm="mu_plus_lambda", screened=8),
     "LeGR's genome": partial(front, kind=AffineGenome, criterion="l2", min_keep=0.1),
     "random search": partial(front, allocation="evolved", algorithm="random"),
 }

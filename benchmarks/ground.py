@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -21,6 +22,7 @@ from deap_prune.batches import default_forward
 from deap_prune.blending.baselines import AnyGenome
 from deap_prune.config import Config
 from deap_prune.fitness.fold import Pair, find_pairs, fold
+from deap_prune.fitness.racing import least_dominated
 from deap_prune.workspace import Workspace
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
@@ -47,10 +49,10 @@ class View:
         return self.evaluator.learned(self.cache)
 
     def prescreen(self, candidates: Sequence[dp.Masks], slots: int) -> list[int]:
-        """The first of each slot's with the smallest error: costs, which are no objectives here, do not count."""
-        error = self.learned() or self.surrogate
-        errors, each = [error(masks) for masks in candidates], len(candidates) // slots
-        return [min(range(slot * each, (slot + 1) * each), key=errors.__getitem__) for slot in range(slots)]
+        """As an evaluator's, by the objectives of the view."""
+        error, space = self.learned() or self.surrogate, self.evaluator.space
+        costs = [[error(m), *([dp.flops(space, m)] if "flops" in self.names else [])] for m in candidates]
+        return least_dominated(np.array(costs), slots)
 
     @property
     def dense(self) -> Row:

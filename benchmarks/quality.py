@@ -82,7 +82,10 @@ def plan(args: argparse.Namespace) -> list[Step]:
         steps = [Step(p, None, 0, "plain", "dense", "dense") for p in pairs]
         steps += [s for b in BUDGETS for s in cells(["digits"], b, seeds)]
         steps += cells(pairs[1:], 0.5, seeds)
-        steps += [Step(p, None, s, "compensated", "front", arm) for p in pairs for s in seeds for arm in FRONTS]
+        protocols = ("compensated", "drafts")
+        steps += [
+            Step(p, None, s, by, "front", arm) for by in protocols for p in pairs for s in seeds for arm in FRONTS
+        ]
         others = [p for p in pairs[1:] if p not in DEEP or args.full]
         steps += [s for b in BUDGETS[1:] for s in cells(others, b, seeds)]
     asked = {
@@ -102,7 +105,8 @@ def cells(pairs: list[str], budget: float, seeds: range) -> list[Step]:
         for pair in pairs:
             for seed in seeds:
                 steps += [Step(pair, budget, seed, protocol, "arm", arm) for arm in arms]
-                steps += [Step(pair, budget, seed, protocol, "transfer", name) for name in sources(pair, budget)]
+                if protocol != "drafts":
+                    steps += [Step(pair, budget, seed, protocol, "transfer", name) for name in sources(pair, budget)]
     return steps
 
 

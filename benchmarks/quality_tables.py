@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -27,6 +28,10 @@ CONTRASTS = (
     ("refined", "ours, evolved widths, pre-screened", "LeGR"),
     ("refined", "best single, balanced widths", "best single"),
     ("refined", "ours, evolved widths, pre-screened", "best single, balanced widths"),
+    ("drafts", "ours, uniform widths, pre-screened", "best single"),
+    ("drafts", "best single, balanced widths", "best single"),
+    ("drafts", "ours, evolved widths, pre-screened", "best single, balanced widths"),
+    ("drafts", "ours, evolved widths, pre-screened", "LeGR"),
     ("plain", "ours, uniform widths", "best single"),
     ("plain", "ours, uniform widths", "random search, uniform widths"),
     ("plain", "ours, uniform widths", "no clustering"),
@@ -115,11 +120,12 @@ def fronts(rows: list[Row], pairs: Sequence[str]) -> str:
     """Hypervolumes."""
     told = chosen(rows, kind="front")
     lines = []
-    for pair in (p for p in pairs if chosen(told, pair=p)):
-        for arm in in_order(told, "arm"):
-            each = [row["hypervolume"] for row in chosen(told, pair=pair, arm=arm)]
-            lines.append([pair, arm, *(spread([v[split] for v in each], 4) for split in ("validation", "test"))])
-    return markdown(["", "NSGA-II over, or", "validation", "test"], lines)
+    for protocol, pair, arm in itertools.product(STAGES, pairs, in_order(told, "arm")):
+        each = [row["hypervolume"] for row in chosen(told, protocol=protocol, pair=pair, arm=arm)]
+        if each:
+            figures = (spread([v[split] for v in each], 4) for split in ("validation", "test"))
+            lines.append([protocol, pair, arm, *figures])
+    return markdown(["protocol", "", "NSGA-II over, or", "validation", "test"], lines)
 
 
 def text(rows: list[Row], pairs: Sequence[str]) -> str:

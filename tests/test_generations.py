@@ -16,7 +16,7 @@ import deap_prune as dp
 from deap_prune.errors import ConfigError, DataError, RunError
 from deap_prune.evolution.checkpoint import Checkpoints
 from deap_prune.evolution.toolbox import BlendProblem
-from deap_prune.generations import hold_out
+from deap_prune.generations import PreScreen, hold_out
 
 OPTIONS: dict[str, Any] = {
     "criteria": ("l1", "fpgm", "bn_scale", "taylor_gate"),
@@ -173,3 +173,27 @@ def test_a_setting_that_an_older_version_did_not_know_is_off(tmp_path: Path) -> 
         else:
             with pytest.raises(RunError, match="other settings: brand_new None, now 2;"):
                 found.newest()
+
+
+def test_what_the_learned_surrogate_takes_for_best_is_judged() -> None:
+    """An eighth of the children; none that was judged before, and none where candidates are not refined."""
+    options: dict[str, Any] = {"objectives": ("loss",), "max_flops": 0.6, "generations": 0}
+    for refine_from in (0, None):
+        found = search(refine_from=refine_from, **options)
+        evaluate, genome = found.fitness, found.genome
+        problem, toolbox = BlendProblem(genome, evaluate), dp.make_toolbox(genome, evaluate, seed=0)
+        population = toolbox.population(n=6)
+        for individual in population:
+            individual.fitness.values = toolbox.evaluate(individual)
+        children = PreScreen(evaluate, problem, 2)(population, toolbox, 9, 0.5, 0.5)
+        assert len(children) == 9
+        learned = evaluate.learned()
+        if refine_from is None:
+            assert learned is None
+            continue
+        assert learned is not None
+        proposed = [ind for ind in problem.balanced(8, learned) if genome.decode(ind) not in evaluate.cache]
+        assert proposed and children[9 - min(2, len(proposed)) :] == proposed[:2]
+        uniform = dp.Genome(found.space, found.scores, found.clusters, allocation="uniform", max_flops=0.6)
+        best = min(learned(uniform.decode(uniform.single(name))) for name in uniform.criteria)
+        assert min(learned(genome.decode(ind)) for ind in proposed) < best  # by what it was balanced for
