@@ -162,10 +162,9 @@ def front(ground: Ground, protocol: str, *, algorithm: str = "nsga2", screened: 
     """
     genome, evaluator = ground.genome(None, **options), ground.evaluator(protocol)
     view = View(evaluator, ("accuracy", "flops"))
-    steps = (
-        {"cxpb": 0.5, "mutpb": 0.5, "indpb": 0.02, "screened": screened} if screened else {"cxpb": 0.9, "mutpb": 0.5}
-    )
-    state = search(ground, genome, view, algorithm, sigma=0.2, **steps)
+    rates = (0.5, 0.5, 0.02) if screened else (0.9, 0.5, None)
+    steps = dict(zip(("cxpb", "mutpb", "indpb"), rates, strict=True))
+    state = search(ground, genome, view, algorithm, sigma=0.2, screened=screened, **steps)
     masks = genome.decode_many(state.archive)
     validation = np.array([ind.fitness.values for ind in state.archive])
     shares = validation[:, 1]

@@ -137,12 +137,13 @@ class Ground:
 
         A network that is refined is measured before that too: refinement may level what the search had found.
         """
-        judge, full = self.evaluator(protocol), self.evaluator(protocol).in_full(refine=protocol != "plain")
-        refined = self._measured(full, masks)
+        judge = self.evaluator(protocol)
+        if protocol == "plain":
+            return self._measured(judge, masks) | facts
+        refined = self._measured(judge.in_full(refine=True), masks)
         if protocol == "drafts":
             return refined | {"judged": named(judge, judge(masks)), **facts}
-        told = self._measured(judge, masks) | facts
-        return told | {"refined": refined} if protocol == "compensated" else told
+        return self._measured(judge, masks) | facts | {"refined": refined}
 
     def _measured(self, judge: dp.Evaluator, masks: dp.Masks) -> Row:
         network = judge.slim(masks)

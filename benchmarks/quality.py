@@ -82,10 +82,8 @@ def plan(args: argparse.Namespace) -> list[Step]:
         steps = [Step(p, None, 0, "plain", "dense", "dense") for p in pairs]
         steps += [s for b in BUDGETS for s in cells(["digits"], b, seeds)]
         steps += cells(pairs[1:], 0.5, seeds)
-        protocols = ("compensated", "drafts")
-        steps += [
-            Step(p, None, s, by, "front", arm) for by in protocols for p in pairs for s in seeds for arm in FRONTS
-        ]
+        for by in ("compensated", "drafts"):
+            steps += [Step(p, None, s, by, "front", arm) for p in pairs for s in seeds for arm in FRONTS]
         others = [p for p in pairs[1:] if p not in DEEP or args.full]
         steps += [s for b in BUDGETS[1:] for s in cells(others, b, seeds)]
     asked = {
