@@ -109,16 +109,15 @@ class Ground:
     def evaluator(self, protocol: str) -> dp.Evaluator:
         """The fitness of a protocol, one for all arms."""
         if protocol not in self._evaluators:
-            data = self._few if protocol == "plain" else self.work.calibration
-            self._evaluators[protocol] = dp.Evaluator(
-                self.work.model,
-                self.space,
-                calibration=data,
-                validation=self.work.validation,
-                objectives=JUDGED,
-                **PROTOCOLS[protocol],
-            )
+            self._evaluators[protocol] = self.judge(protocol, objectives=JUDGED)
         return self._evaluators[protocol]
+
+    def judge(self, protocol: str, **options: Any) -> dp.Evaluator:
+        """A fitness that judges as the protocol does, save for these options."""
+        data = self._few if protocol == "plain" else self.work.calibration
+        options = {"objectives": ("loss",), **PROTOCOLS[protocol], **options}
+        images = {"calibration": data, "validation": self.work.validation}
+        return dp.Evaluator(self.work.model, self.space, **images, **options)
 
     def genome(
         self,

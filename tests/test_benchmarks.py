@@ -155,6 +155,21 @@ def test_ablations_are_runs_of_their_own(quality, done):
         assert row["evaluations"] >= 18 and row["validation"]["flops"] <= 0.5
 
 
+def test_drafts_are_compared_with_what_they_become(quality, done):
+    import drafts
+
+    out, _ = done
+    ground = quality.Ground(quality.open_config("digits", 0, quality_args(quality, out)), 0, 18, 20)
+    masks = drafts.candidates(ground, 0.5, 2)
+    assert len(masks) == len(set(masks)) and all(
+        quality.dp.flops(ground.space, m) / ground.space.flops <= 0.5 for m in masks
+    )
+    figures, seconds = drafts.measured(ground, masks[:3])
+    assert figures.keys() == seconds.keys() and all(len(values) == 3 for values in figures.values())
+    evaluator = ground.judge("compensated").in_full(refine=True)
+    assert figures["refined"] == [evaluator(m)[0] for m in masks[:3]] != figures["compensated"]
+
+
 @pytest.mark.slow
 def test_export_latency(tmp_path):
     """Dense and slim in turn: multiples of 16 can't reach half of a ResNet-56, whose first stage is 16 wide."""
