@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from deap import algorithms, base
@@ -15,6 +15,7 @@ from deap_prune.evolution.generation import Generation, non_dominated
 from deap_prune.evolution.toolbox import BlendProblem
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.fitness.sampling import EVERYTHING
+from deap_prune.structure.masks import Masks
 
 
 class NextGeneration:
@@ -43,38 +44,44 @@ class NextGeneration:
 class PreScreen:
     """Several children are made for each one that is judged; the evaluator's surrogate picks it (eaBlend's ``vary``).
 
-    Where the surrogate learns from what was judged, an eighth of the children are what it takes for the best there is:
-    single criteria with widths balanced by it. So it is put right where it errs, and widths take large steps.
+    Where the surrogate learns from what was judged, one child in eight (none of one) is what it takes for the best
+    there is: a single criterion with widths balanced by it. So it is put right where it errs, and widths take large
+    steps.
 
     Args:
         evaluator: The fitness, with calibration data.
         problem: Decodes individuals.
         children: Made for each that is judged.
+        propose: Whether there are such proposals; not where budgets change on the way.
     """
 
-    def __init__(self, evaluator: Evaluator, problem: BlendProblem, children: int) -> None:
-        self._evaluator, self._problem, self._children = evaluator, problem, children
+    def __init__(self, evaluator: Evaluator, problem: BlendProblem, children: int, *, propose: bool = True) -> None:
+        self._evaluator, self._problem, self._children, self._propose = evaluator, problem, children, propose
         self._decode = problem.genome.decode_many
 
     def __call__(
         self, population: list[Any], toolbox: base.Toolbox, lambda_: int, cxpb: float, mutpb: float
     ) -> list[Any]:
         """``lambda_`` children, as ``algorithms.varOr`` makes them."""
-        proposed = self._proposals(-(-lambda_ // 8))
+        error = self._evaluator.learned()
+        count = min(-(-lambda_ // 8), lambda_ - 1) if self._propose and error is not None else 0
+        proposed = self._proposals(count, error) if count and error is not None else []
         slots = lambda_ - len(proposed)
-        if not slots:
-            return proposed
         children = algorithms.varOr(population, toolbox, slots * self._children, cxpb, mutpb)
-        chosen = self._evaluator.prescreen(self._decode(children), slots)
+        chosen = self._evaluator.prescreen(self._decode(children), slots, error)
         return [*(children[k] for k in chosen), *proposed]
 
-    def _proposals(self, count: int) -> list[Any]:
-        """The surrogate's own, that were not judged yet."""
-        error = self._evaluator.learned()
-        if error is None:
-            return []
-        found = self._problem.balanced(len(self._problem.genome.criteria), error)
-        return [ind for ind in found if self._decode([ind])[0] not in self._evaluator.cache][:count]
+    def _proposals(self, count: int, error: Callable[[Masks], float]) -> list[Any]:
+        """The surrogate's own, at most so many, none judged before; over a range of costs where the budget is free."""
+        genome, known = self._problem.genome, self._evaluator.cache
+        found = self._problem.balanced(count * len(genome.criteria), error)
+        masks = self._decode(found)
+        if isinstance(genome.max_flops, (int, float)):
+            order = sorted(range(len(found)), key=lambda k: error(masks[k]))
+        else:
+            order = self._evaluator.prescreen(masks, min(count, len(masks)), error) if masks else []
+        fresh = {masks[k]: found[k] for k in order if masks[k] not in known}
+        return list(fresh.values())[:count]
 
 
 class Guard:
@@ -156,13 +163,17 @@ def final_front(
 def _finalists(problem: BlendProblem, evaluator: Evaluator, state: Generation, count: int) -> list[Any]:
     """The best of the last population, and the best single criteria before they are refined, ``count`` of each.
 
-    Single criteria: with uniform and with balanced widths.
+    Single criteria: with uniform and with balanced widths; the best are told by the learned surrogate, or judged.
     """
     best = sorted(state.population, key=lambda ind: ind.fitness, reverse=True)[:count]
-    singles = [*problem.singles(count), *problem.balanced(len(problem.genome.criteria))]
-    judge, weight = evaluator.in_full(refine=False), evaluator.weights[0]
-    values = judge.many(problem.genome.decode_many(singles))
-    order = sorted(range(len(singles)), key=lambda k: -weight * values[k][0])
+    error, weight = evaluator.learned(), evaluator.weights[0]
+    singles = [*problem.singles(count), *problem.balanced(len(problem.genome.criteria), error)]
+    masks = problem.genome.decode_many(singles)
+    if error is None:
+        costs = [-weight * values[0] for values in evaluator.in_full(refine=False).many(masks)]
+    else:
+        costs = [error(each) for each in masks]
+    order = sorted(range(len(singles)), key=costs.__getitem__)
     return [*best, *(singles[k] for k in order[:count])]
 
 

@@ -76,7 +76,9 @@ def evolve(
     state: Generation | None,
 ) -> Generation:
     """The last generation; from the first on, or from where the run stopped."""
-    screen = PreScreen(evaluator, problem, options.prescreen) if options.prescreen > 1 else None
+    screen = None
+    if options.prescreen > 1:
+        screen = PreScreen(evaluator, problem, options.prescreen, propose=not options.budgets)
     loop = Loop(
         options.algorithm,
         toolbox,

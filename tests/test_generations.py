@@ -175,25 +175,40 @@ def test_a_setting_that_an_older_version_did_not_know_is_off(tmp_path: Path) -> 
                 found.newest()
 
 
-def test_what_the_learned_surrogate_takes_for_best_is_judged() -> None:
-    """An eighth of the children; none that was judged before, and none where candidates are not refined."""
-    options: dict[str, Any] = {"objectives": ("loss",), "max_flops": 0.6, "generations": 0}
-    for refine_from in (0, None):
-        found = search(refine_from=refine_from, **options)
-        evaluate, genome = found.fitness, found.genome
-        problem, toolbox = BlendProblem(genome, evaluate), dp.make_toolbox(genome, evaluate, seed=0)
-        population = toolbox.population(n=6)
-        for individual in population:
-            individual.fitness.values = toolbox.evaluate(individual)
-        children = PreScreen(evaluate, problem, 2)(population, toolbox, 9, 0.5, 0.5)
-        assert len(children) == 9
-        learned = evaluate.learned()
-        if refine_from is None:
-            assert learned is None
-            continue
-        assert learned is not None
-        proposed = [ind for ind in problem.balanced(8, learned) if genome.decode(ind) not in evaluate.cache]
-        assert proposed and children[9 - min(2, len(proposed)) :] == proposed[:2]
-        uniform = dp.Genome(found.space, found.scores, found.clusters, allocation="uniform", max_flops=0.6)
-        best = min(learned(uniform.decode(uniform.single(name))) for name in uniform.criteria)
-        assert min(learned(genome.decode(ind)) for ind in proposed) < best  # by what it was balanced for
+def made(children: int, **options: Any) -> tuple[dp.Result, list[Any], list[Any]]:
+    """A search's first population, children of it, and those of them that keep one criterion in every group."""
+    found = search(generations=0, population=8, **options)
+    evaluate, genome = found.fitness, found.genome
+    problem, toolbox = BlendProblem(genome, evaluate), dp.make_toolbox(genome, evaluate, seed=0)
+    population = toolbox.population(n=8)
+    for individual in population:
+        individual.fitness.values = toolbox.evaluate(individual)
+    vary = PreScreen(evaluate, problem, 2)
+    children_made = vary(population, toolbox, children, 0.5, 0.5)
+    error = evaluate.learned()
+    drawn = min(-(-children // 8), children - 1) * len(genome.criteria)
+    own = problem.balanced(drawn, error) if error is not None else []
+    return found, children_made, [ind for ind in children_made if ind in own]
+
+
+@pytest.mark.parametrize(("children", "proposed"), [(1, 0), (2, 1), (8, 1), (9, 2), (16, 2)])
+def test_the_learned_surrogates_own_are_among_the_children(children: int, proposed: int) -> None:
+    """One in eight, the best of all criteria by what was learned, and none that was judged before."""
+    found, brood, own = made(children, objectives=("loss",), max_flops=0.6, refine_from=0)
+    evaluate, genome, learned = found.fitness, found.genome, found.fitness.learned()
+    assert len(brood) == children and len(own) == proposed and learned is not None
+    assert not any(genome.decode(ind) in evaluate.cache for ind in own)
+    every = [genome.decode(ind) for ind in BlendProblem(genome, evaluate).balanced(4, learned)]
+    fresh = sorted(learned(masks) for masks in set(every) if masks not in evaluate.cache)
+    assert [learned(genome.decode(ind)) for ind in own] == fresh[:proposed]
+
+
+def test_where_the_budget_is_free_they_cover_a_range_of_costs() -> None:
+    found, _, own = made(24, refine_from=0)
+    shares = [dp.flops(found.space, found.genome.decode(ind)) / found.space.flops for ind in own]
+    assert len(own) == 3 and shares == sorted(shares, reverse=True) and shares[0] > 0.5 > 0.25 > shares[-1]
+
+
+def test_compensated_candidates_teach_nothing() -> None:
+    found, brood, own = made(8, objectives=("loss",), max_flops=0.6)
+    assert found.fitness.learned() is None and len(brood) == 8 and not own

@@ -34,8 +34,8 @@ def check_alone(evaluate: Any) -> None:
     options = getattr(evaluate, "options", None)
     if getattr(options, "by_generation", False):
         raise ConfigError(
-            "racing, redraw and refine_from follow the run from generation to generation; leave them out to judge in "
-            "other processes"
+            "racing, redraw and refine_from above 0 follow the run from generation to generation; leave them out to "
+            "judge in other processes"
         )
 
 

@@ -146,15 +146,17 @@ class BlendProblem:
     def balanced(self, n: int, error: Callable[[Masks], float] | None = None) -> list[Any]:
         """Single criteria with balanced widths (``genome.balanced``), over a range of costs where the budget is free.
 
-        None where widths don't evolve, or the evaluator doesn't compensate: it then has no surrogate to balance by.
+        None where widths don't evolve, or where there is nothing to balance by.
 
         Args:
             n: How many.
-            error: What is balanced; the evaluator's surrogate if left out.
+            error: What is balanced; the evaluator's surrogate (if it compensates) if left out.
         """
         genome, shares = self.genome, np.linspace(*self._range, n)
+        if not n or not isinstance(genome, Genome):
+            return []
         curves = self._curves if error is None else self._measured(error)
-        if not n or not isinstance(genome, Genome) or curves is None:
+        if curves is None:
             return []
         flops = shares if genome.max_flops is not None else shares**2  # of filters that are read by as large a share
         pairs = zip(itertools.cycle(genome.criteria), flops.tolist(), strict=False)

@@ -47,7 +47,7 @@ class Builder:
         self._network, self._space, self._calibration = network, space, calibration
         self.settings, self._forward, self._counters = settings, forward, counters
         self._device = next(network.parameters()).device
-        self._refiners: dict[int, Refiner] = {}
+        self._refiner: Refiner | None = None
 
     @cached_property
     def grams(self) -> Grams:
@@ -118,24 +118,23 @@ class Builder:
             self._counters.samples += sum(count_samples(b) for b in self._calibration)
             start = clock("recalibrate", start, self._device)
         if self.settings.refine:
-            network = self._refiner()(masks, network)
+            network = self._refined(masks, network)
             clock("refine", start, self._device)
         return network
 
-    def _refiner(self) -> Refiner:
-        """Kept for the next candidate if what it notes of the dense network takes no more than the moments may."""
-        images = self.settings.images_to_refine
-        if images not in self._refiners:
-            parts, rows = (self._network, self._space, self._calibration), 16 * images
-            made = Refiner(*parts, images=images, rows=rows, forward=self._forward)
-            if made.nbytes > self.settings.gram_memory * 2**20:
-                return made
-            self._refiners[images] = made
-        return self._refiners[images]
+    def _refined(self, masks: Masks, network: nn.Module) -> nn.Module:
+        """What is noted of the dense network is kept for the next candidate, if it takes no more than moments may."""
+        refiner = self._refiner
+        if refiner is None:
+            images, parts = self.settings.images_to_refine, (self._network, self._space, self._calibration)
+            refiner = Refiner(*parts, images=images, rows=16 * images, forward=self._forward)
+            if refiner.nbytes <= self.settings.gram_memory * 2**20:
+                self._refiner = refiner
+        return refiner(masks, network)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is soon made anew."""
-        return vars(self) | {"_refiners": {}}
+        return vars(self) | {"_refiner": None}
 
     def with_settings(self, settings: Settings) -> Builder:
         """One that builds otherwise, from the same moments."""

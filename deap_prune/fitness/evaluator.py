@@ -23,7 +23,7 @@ from deap_prune.fitness.objectives import OBJECTIVES
 from deap_prune.fitness.racing import Floats, Rivals, least_dominated
 from deap_prune.fitness.sampling import EVERYTHING, first_samples, full_precision, load
 from deap_prune.fitness.settings import Counters, Settings
-from deap_prune.fitness.verdict import Found, Values, Verdict, part_of
+from deap_prune.fitness.verdict import Estimate, Found, Values, Verdict, part_of
 from deap_prune.structure.inputs import evaluating
 from deap_prune.structure.masking import masked
 from deap_prune.structure.masks import Masks
@@ -210,8 +210,8 @@ class Evaluator:
         with full_precision():
             return self._build.surrogate(masks)
 
-    def learned(self, judged: Mapping[Masks, Values] | None = None) -> Callable[[Masks], float] | None:
-        """The surrogate with layers that count as candidates tell; None unless candidates are refined.
+    def learned(self, judged: Mapping[Masks, Values] | None = None) -> Estimate | None:
+        """The surrogate, its layers weighed as candidates tell; None unless they are refined, on data, without races.
 
         By :meth:`deap_prune.reconstruction.ReconstructionError.learned`, of the first objective measured on data.
 
@@ -219,23 +219,25 @@ class Evaluator:
             judged: Values of candidates; of all in the cache if left out.
         """
         place = next((k for k, o in enumerate(self.objectives) if o.batch is not None), None)
-        if not self._build.settings.refine or place is None:
-            return None
+        if not self._build.settings.refine or self.options.racing is not None or place is None:
+            return None  # the cache would not hold who was dropped: all that went wrong
         known, sign = self.cache if judged is None else judged, self.weights[place]
         with full_precision():
-            return self._build.surrogate.learned((m, -sign * values[place]) for m, values in known.items())
+            error = self._build.surrogate.learned((m, -sign * values[place]) for m, values in known.items())
+        return full_precision()(error)
 
-    def prescreen(self, candidates: Sequence[Masks], slots: int) -> list[int]:
+    def prescreen(self, candidates: Sequence[Masks], slots: int, error: Estimate | None = None) -> list[int]:
         """Positions of the candidates that are worth judging, one for each slot.
 
         Candidates are dealt to the slots in order. A slot's is the one that the fewest of all candidates dominate by
-        surrogate (the learned one, where there is one) and cost objectives; of equals, that with the smaller surrogate.
+        error and cost objectives; of equals, that with the smaller error.
 
         Args:
             candidates: A multiple of ``slots``.
             slots: How many are wanted.
+            error: Such as :meth:`learned`; :meth:`surrogate` if left out.
         """
-        error = self.learned() or self.surrogate
+        error = error or self.surrogate
         costs = [[error(masks), *self._verdict.costs(masks)] for masks in candidates]
         return least_dominated(np.array(costs), slots)
 
@@ -248,8 +250,8 @@ class Evaluator:
             refine: Candidates are refined.
         """
         other = copy.copy(self)
-        plain = replace(self.options, sampling=EVERYTHING, racing=None, precision="fp32", refine_from=None)
-        other.options = replace(plain, refine=refine, draft_images=None)
+        how: dict[str, Any] = {"refine": refine, "refine_from": None, "draft_images": None, "racing": None}
+        other.options = replace(self.options, sampling=EVERYTHING, precision="fp32", **how)
         other._build = self._build.with_settings(other.options)
         other._begin()
         return other

@@ -40,7 +40,7 @@ class Settings:
             data. None: never.
         refine: Every candidate is refined after that (see :func:`deap_prune.refine`); takes several times as long.
         refine_images: Calibration images that refinement uses at most, each with 16 positions of a layer's output.
-        draft_images: The same, in place of ``refine_images``, while a search compares candidates; None: no fewer.
+        draft_images: The same, in place of ``refine_images``, while a search compares candidates; None: as many.
         refine_from: Refined from this generation of a search on, parents included (they are judged again), 0 being the
             first population; None: never.
         executor: ``"slim"``: kept weights in one resident network; ``"masked"``: full shapes, on CUDA as a captured
@@ -84,6 +84,10 @@ class Settings:
             raise ConfigError(f"refine_images is {self.refine_images}; give 2 or more, 1000 is the default")
         if self.draft_images is not None and self.draft_images < 2:
             raise ConfigError(f"draft_images is {self.draft_images}; give 2 or more, such as 250, or None")
+        if self.draft_images is not None and not (self.refine or self.refine_from is not None):
+            raise ConfigError("draft_images are of candidates that are refined; set refine_from, 0 for all generations")
+        if self.draft_images is not None and self.draft_images > self.refine_images:
+            raise ConfigError(f"draft_images is {self.draft_images}, above refine_images, {self.refine_images}")
         if self.refine_from is not None and self.refine_from < 0:
             raise ConfigError(f"refine_from is {self.refine_from}; give a generation, 0 being the first population")
         names = self.objectives

@@ -20,6 +20,7 @@ from deap_prune.fitness.settings import Counters
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
 
+Estimate = Callable[[Masks], float]
 Values = tuple[float, ...]
 Found = dict[str, Tensor]
 

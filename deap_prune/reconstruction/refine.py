@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from deap_prune.batches import Data, Forward, count_samples, default_forward, to_batches
 from deap_prune.errors import ConfigError, ModelError
@@ -136,8 +136,9 @@ class Refiner:
 
     @property
     def nbytes(self) -> int:
-        """Memory of what was noted of the dense network, in bytes."""
-        return sum(t.values.numel() * t.values.element_size() for t in self._targets.values())
+        """Memory of the images and of what was noted of the dense network, in bytes."""
+        images = [leaf for leaf in tree_leaves(self._batch) if isinstance(leaf, Tensor)]
+        return sum(t.numel() * t.element_size() for t in (*images, *(t.values for t in self._targets.values())))
 
     @torch.no_grad()
     def __call__(self, masks: Masks, start: nn.Module) -> nn.Module:

@@ -15,6 +15,7 @@ from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
 
 REMEMBERED = 2048  # masks of a layer
+LATEST = 512  # candidates that weights are learned from
 PRIOR = 1.0  # how firmly learned weights are drawn to equal ones: as by so many candidates
 
 
@@ -52,15 +53,17 @@ class ReconstructionError:
         """The same errors, with weights of the layers that tell most of what was judged.
 
         Least squares of the values on the errors and a constant, over weights that are not negative and are drawn to
-        equal ones.
+        equal ones. A value far above the others (a network that broke down) counts as less; one that is not finite,
+        not at all.
 
         Args:
-            judged: Masks, and values of which smaller is better.
+            judged: Masks, and values of which smaller is better; the latest 512 count.
         """
         rows, values = [], []
-        for masks, value in judged:
-            rows.append(self.by_layer(masks))
-            values.append(value)
+        for masks, value in list(judged)[-LATEST:]:
+            if np.isfinite(value):
+                rows.append(self.by_layer(masks))
+                values.append(value)
         other = copy.copy(self)
         if rows:
             other.weights = _weights(np.array(rows), np.array(values)).tolist()
@@ -104,6 +107,8 @@ def _weights(errors: NDArray[np.float64], values: NDArray[np.float64]) -> NDArra
     """
     from scipy.optimize import nnls  # slow to import: when first used
 
+    low, high = np.quantile(values, (0.25, 0.75))
+    values = np.minimum(values, high + 3 * (high - low))
     centred, wanted = errors - errors.mean(axis=0), values - values.mean()
     scale = centred.std(axis=0).mean()
     if not scale > 0:

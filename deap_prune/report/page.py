@@ -50,7 +50,9 @@ def render(facts: Facts, plotly: str, path: Path) -> Path:
         config=escape(facts.config or "no config.yaml in the run folder"),
         versions="".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in facts.versions.items()),
         as_of="of the run" if facts.run_versions else "when this page was written; the run stored none",
-        refined="Before the front's networks were refined." if facts.front.settings.get("refine") else "",
+        refined="As candidates were compared; the front was refined then."
+        if facts.front.settings.get("refine")
+        else "",
         settings=escape(", ".join(f"{k}: {v}" for k, v in facts.front.settings.items()) or "not stored"),
         style=(resources / "page.css").read_text(encoding="utf-8"),
         script=(resources / "page.js").read_text(encoding="utf-8"),

@@ -238,7 +238,7 @@ def _born_dead() -> None:
 
 @pytest.mark.parametrize("option", [{"racing": 0.99}, {"redraw": True, "images": 9}])
 def test_what_follows_the_run_stays_in_one_process(option: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="racing, redraw and refine_from follow the run from"):
+    with pytest.raises(ConfigError, match="racing, redraw and refine_from above 0 follow the run from"):
         search(tmp_path / "run", ray="local", **option)
     assert not list(tmp_path.iterdir())
 
@@ -264,9 +264,9 @@ def test_bad_numbers_and_settings() -> None:
     with pytest.raises(ConfigError, match="workers is 0; give 1 or more"):
         distributed.ray_map(evaluate, workers=0)
     evaluate.options = type("Options", (), {"by_generation": True})()  # type: ignore[attr-defined]
-    with pytest.raises(ConfigError, match="racing, redraw and refine_from follow the run from"):
+    with pytest.raises(ConfigError, match="racing, redraw and refine_from above 0 follow the run from"):
         distributed.ray_map(evaluate)
-    with pytest.raises(ConfigError, match="racing, redraw and refine_from follow the run from"):
+    with pytest.raises(ConfigError, match="racing, redraw and refine_from above 0 follow the run from"):
         pickle.dumps(dp.BlendProblem(fake_genome(), evaluate))
 
 

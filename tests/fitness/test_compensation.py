@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import deap_prune as dp
 from deap_prune.errors import ConfigError, DataError
 from deap_prune.fitness import Sampling
-from deap_prune.reconstruction import collect_grams, compensate
+from deap_prune.reconstruction import collect_grams, compensate, surrogate
 from deap_prune.structure.inputs import forward
 
 
@@ -205,8 +205,13 @@ def test_drafts_are_refined_on_fewer_images(digits: Digits) -> None:
     assert evaluate.settings == few.settings and not evaluate.options.by_generation
     full = evaluate.in_full(refine=True)
     assert full(masks) == many(masks) and full.settings == many.settings
-    with pytest.raises(ConfigError, match="draft_images is 1; give 2 or more"):
-        digits.evaluator(draft_images=1)
+    for options, match in (
+        ({"draft_images": 1, "refine": True}, "draft_images is 1; give 2 or more"),
+        ({"draft_images": 20}, "draft_images are of candidates that are refined; set refine_from"),
+        ({"draft_images": 50, "refine": True, "refine_images": 40}, "draft_images is 50, above refine_images, 40"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            digits.evaluator(**options)
 
 
 @pytest.mark.parametrize("memory", [2048, 1])
@@ -235,7 +240,7 @@ def test_the_surrogate_learns_where_candidates_are_refined(digits: Digits) -> No
     losses = [loss for _, loss in evaluate.many(masks[:30])]
     learned = evaluate.learned()
     assert learned is not None
-    assert [learned(m) for m in masks[:5]] == [learned(m) for m in masks[:5]]
+    assert [learned(m) for m in masks[:5]] != [evaluate.surrogate(m) for m in masks[:5]]
     rest = [loss for _, loss in evaluate.many(masks[30:])]
     by_sum, by_learned = ([error(m) for m in masks[30:]] for error in (evaluate.surrogate, learned))
     assert kendalltau(by_learned, rest)[0] > max(0.4, kendalltau(by_sum, rest)[0])
@@ -244,4 +249,31 @@ def test_the_surrogate_learns_where_candidates_are_refined(digits: Digits) -> No
     accurate.many(masks[:30])
     more = accurate.learned()
     assert more is not None and kendalltau([more(m) for m in masks[30:]], rest)[0] > 0.3  # accuracy is maximised
-    assert evaluate.learned({}) is not None and digits.evaluator(objectives=("flops",), refine_from=0).learned() is None
+    unlearned = evaluate.learned({})
+    assert unlearned is not None and unlearned(masks[0]) == evaluate.surrogate(masks[0])
+    assert digits.evaluator(objectives=("flops",), refine_from=0).learned() is None
+    assert digits.evaluator(objectives=("loss",), refine_from=0, racing=0.9).learned() is None
+
+
+def test_what_is_learned_is_computed_in_full_precision(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what is remembered of a mask would depend on who asked first, and a resumed run would differ."""
+    seen: set[str] = set()
+    solve = surrogate.refit
+
+    def watched(*args: Any) -> Any:
+        seen.add(torch.get_float32_matmul_precision())
+        return solve(*args)
+
+    monkeypatch.setattr(surrogate, "refit", watched)
+    evaluate = digits.evaluator(objectives=("loss",), refine_from=0, draft_images=20)
+    masks = [dp.Masks.random(digits.space, keep=0.4, seed=s) for s in range(4)]
+    evaluate.many(masks[:2])
+    torch.set_float32_matmul_precision("high")
+    try:
+        learned = evaluate.learned()
+        assert learned is not None
+        learned(masks[2])
+        evaluate.prescreen(masks[3:], 1, learned)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert seen == {"highest"}
