@@ -147,7 +147,7 @@ ARMS: dict[str, Callable[[Ground, float, str], Row]] = {
     "random search, uniform widths": partial(blend, algorithm="random"),
     "random search, evolved widths": partial(EVOLVED, algorithm="random"),
 }
-SURROGATE = ("pre-screened", "balanced")  # knows of compensation alone
+SURROGATE = ("pre-screened", "balanced")  # knows nothing of networks that are not compensated
 PLAIN = tuple(name for name in ARMS if not any(word in name for word in SURROGATE))
 DRAFTS = ("best single", "best single, balanced widths", "ours, uniform widths, pre-screened", "LeGR")
 DRAFTS = (*DRAFTS, "ours, evolved widths, pre-screened")

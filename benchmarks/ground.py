@@ -45,12 +45,14 @@ class View:
         self.cache: dict[dp.Masks, tuple[float, ...]] = {}
 
     def learned(self) -> Callable[[dp.Masks], float] | None:
-        """The surrogate as it learns from this view's candidates, not from other arms'."""
+        """The surrogate as it learns from the losses of this view's candidates, not from other arms'."""
         return self.evaluator.learned(self.cache)
 
-    def prescreen(self, candidates: Sequence[dp.Masks], slots: int) -> list[int]:
-        """As an evaluator's, by the objectives of the view."""
-        error, space = self.learned() or self.surrogate, self.evaluator.space
+    def prescreen(
+        self, candidates: Sequence[dp.Masks], slots: int, error: Callable[[dp.Masks], float] | None = None
+    ) -> list[int]:
+        """As an evaluator's, by the costs among the view's objectives."""
+        error, space = error or self.surrogate, self.evaluator.space
         costs = [[error(m), *([dp.flops(space, m)] if "flops" in self.names else [])] for m in candidates]
         return least_dominated(np.array(costs), slots)
 

@@ -125,7 +125,7 @@ def fronts(rows: list[Row], pairs: Sequence[str]) -> str:
         if each:
             figures = (spread([v[split] for v in each], 4) for split in ("validation", "test"))
             lines.append([protocol, pair, arm, *figures])
-    return markdown(["protocol", "", "NSGA-II over, or", "validation", "test"], lines)
+    return markdown(["protocol", "", "front of", "validation", "test"], lines)
 
 
 def text(rows: list[Row], pairs: Sequence[str]) -> str:
