@@ -27,6 +27,7 @@ class Splits:
         load_train: Makes ``train``.
         load_test: Makes ``test``, None without a test split.
         num_classes: Targets lie in 0 .. num_classes - 1.
+        held_out: Whether ``train`` is without the validation images, so that they still judge what was trained on it.
     """
 
     calibration: TensorPair
@@ -34,6 +35,7 @@ class Splits:
     load_train: Callable[[], TensorPair]
     load_test: Callable[[], TensorPair] | None
     num_classes: int
+    held_out: bool = True
 
     @cached_property
     def train(self) -> TensorPair:
@@ -202,4 +204,5 @@ def _split(source: Source, calibration: int, validation: int, seed: int, exclude
         load_train=partial(source.train.take, remaining),
         load_test=partial(test.take, torch.arange(len(test.labels))) if test else None,
         num_classes=source.num_classes,
+        held_out=exclude_from_train or source.holds_out,
     )

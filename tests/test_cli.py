@@ -104,6 +104,13 @@ def test_inspect_criteria_slim_finetune(run, home, monkeypatch):
     assert trained[0] == trained[1]
     for part in ("after the last epoch (1)", "after the best (1)", "as pruned", "after fine-tuning (last epoch)"):
         assert part in done.stdout
+    assert "trained on those images" not in done.stdout
+    known = dataclasses.replace(load_data(format="digits", calibration=100, validation=100), held_out=False)
+    monkeypatch.setattr("deap_prune.workspace.load_data", lambda **_: known)
+    done = here("finetune", run, "--number", "0", "--quiet", "--state", home / "training")
+    assert "trained on those images too: --set data.exclude_from_train=true leaves them out" in done.stdout
+    monkeypatch.undo()
+    monkeypatch.chdir(home)
     options = ("--number", "0", "--format", "safetensors", "--weights", run / "finetuned.safetensors")
     done = here("export", run, *options)
     assert done.exit_code == 0, done.stderr

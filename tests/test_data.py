@@ -72,6 +72,7 @@ def test_excluding_and_seeds(train: str) -> None:
 
     data = load(exclude_from_train=True)
     assert numbers(data.train) == set(range(40)) - numbers(data.calibration) - numbers(data.validation)
+    assert data.held_out and not load().held_out and numbers(load().train) == set(range(40))
     assert torch.equal(load(seed=3).validation[1], load(seed=3).validation[1])
     assert numbers(load(seed=3).validation) != numbers(load(seed=4).validation)
 
