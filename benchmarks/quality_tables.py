@@ -139,14 +139,17 @@ def text(rows: list[Row], pairs: Sequence[str]) -> str:
             if here:
                 parts.append(f"**{budget:.0%} of the FLOPs, {protocol}**: test top-1, mean ± sd (seeds)")
                 parts.append(by_arm(here, pairs, top1))
-    half, moved = chosen(arms, budget=0.5), chosen(rows, kind="transfer", protocol="refined")
-    parts += ["**Differences within a cell, half the FLOPs**", contrasts(half, pairs)]
+    half, moved = chosen(arms, budget=0.5), chosen(rows, kind="transfer")
+    for budget in sorted(set(in_order(arms, "budget")), reverse=True):
+        parts.append(f"**Differences within a cell, {budget:.0%} of the FLOPs**")
+        parts.append(contrasts(chosen(arms, budget=budget), pairs))
     for protocol in (p for p in ("compensated", "plain") if chosen(half, protocol=p)):
         parts.append(f"**Single criteria, half the FLOPs, uniform widths, {protocol}**: validation top-1")
         parts.append(singles(chosen(half, protocol=protocol), pairs))
-    for budget in sorted(set(in_order(moved, "budget")), reverse=True):
-        parts.append(f"**Blends carried over, {budget:.0%} of the FLOPs, refined**: test top-1")
-        parts.append(by_arm(chosen(moved, budget=budget), pairs, top1))
+    for budget, protocol in itertools.product(sorted(set(in_order(moved, "budget")), reverse=True), STAGES):
+        if here := chosen(moved, budget=budget, protocol=protocol):
+            parts.append(f"**Blends carried over, {budget:.0%} of the FLOPs, {protocol}**: test top-1")
+            parts.append(by_arm(here, pairs, top1))
     if chosen(rows, kind="front"):
         parts += ["**Fronts**: hypervolume of (accuracy, FLOPs), reference (0, 1)", fronts(rows, pairs)]
     if told := chosen(rows, kind="ablation"):
