@@ -44,6 +44,8 @@ class NextGeneration:
 class PreScreen:
     """Several children are made for each one that is judged; the evaluator's surrogate picks it (eaBlend's ``vary``).
 
+    It picks of networks that were not judged before, as far as there are such among the children.
+
     Where the surrogate learns from what was judged, one child in eight (none of one) is what it takes for the best
     there is: a single criterion with widths balanced by it. So it is put right where it errs, and widths take large
     steps.
@@ -67,9 +69,22 @@ class PreScreen:
         count = min(-(-lambda_ // 8), lambda_ - 1) if self._propose and error is not None else 0
         proposed = self._proposals(count, error) if count and error is not None else []
         slots = lambda_ - len(proposed)
-        children = algorithms.varOr(population, toolbox, slots * self._children, cxpb, mutpb)
+        children = self._new(algorithms.varOr(population, toolbox, slots * self._children, cxpb, mutpb), slots)
         chosen = self._evaluator.prescreen(self._decode(children), slots, error)
         return [*(children[k] for k in chosen), *proposed]
+
+    def _new(self, children: list[Any], slots: int) -> list[Any]:
+        """Networks not judged before, each once; other children only where slots are left.
+
+        Or copies of good parents, which small steps often make, would be the best of their slots.
+        """
+        first: dict[Masks, Any] = {}
+        for masks, child in zip(self._decode(children), children, strict=True):
+            if masks not in self._evaluator.cache:
+                first.setdefault(masks, child)
+        chosen = set(map(id, first.values()))
+        rest = (child for child in children if id(child) not in chosen)
+        return [*first.values(), *rest][: max(len(first), slots)]
 
     def _proposals(self, count: int, error: Callable[[Masks], float]) -> list[Any]:
         """The surrogate's own, at most so many, none judged before; over a range of costs where the budget is free."""

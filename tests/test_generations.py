@@ -212,3 +212,27 @@ def test_where_the_budget_is_free_they_cover_a_range_of_costs() -> None:
 def test_compensated_candidates_teach_nothing() -> None:
     found, brood, own = made(8, objectives=("loss",), max_flops=0.6)
     assert found.fitness.learned() is None and len(brood) == 8 and not own
+
+
+def parents(n: int, **options: Any) -> tuple[PreScreen, list[Any], Any, dp.Result]:
+    """A pre-screen of sixteen children for one, and parents that were judged."""
+    found = search(generations=0, population=8)
+    evaluate, genome = found.fitness, found.genome
+    toolbox = dp.make_toolbox(genome, evaluate, seed=0, **options)
+    population = toolbox.population(n=n)
+    for individual in population:
+        individual.fitness.values = toolbox.evaluate(individual)
+    return PreScreen(evaluate, BlendProblem(genome, evaluate), 16), population, toolbox, found
+
+
+def test_what_was_judged_is_not_picked_again() -> None:
+    """Most children of small steps stand for their parent's network; they are left out as long as there are others."""
+    vary, population, toolbox, found = parents(4, indpb=0.02, sigma=0.05)
+    masks = [found.genome.decode(child) for child in vary(population, toolbox, 8, 0.0, 1.0)]
+    assert len(set(masks)) == len(masks) == 8 and not any(m in found.fitness.cache for m in masks)
+
+
+def test_copies_are_picked_where_there_is_nothing_else() -> None:
+    vary, population, toolbox, _ = parents(4)
+    copies = vary(population, toolbox, 6, 0.0, 0.0)  # parents as they are
+    assert len(copies) == 6 and {tuple(c) for c in copies} <= {tuple(ind) for ind in population}

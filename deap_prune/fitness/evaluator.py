@@ -233,7 +233,7 @@ class Evaluator:
         error and cost objectives; of equals, that with the smaller error.
 
         Args:
-            candidates: A multiple of ``slots``.
+            candidates: As many as slots, or more.
             slots: How many are wanted.
             error: Such as :meth:`learned`; :meth:`surrogate` if left out.
         """

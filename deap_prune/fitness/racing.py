@@ -82,10 +82,9 @@ def least_dominated(points: Floats, slots: int) -> list[int]:
     """For each slot, the one of its points that the fewest of all dominate; of equals, the first in the first value.
 
     Args:
-        points: Minimised, shape (n, objectives); n is a multiple of ``slots``, and they are dealt to them in order.
+        points: Minimised, shape (n, objectives); dealt to the slots in order, as evenly as may be.
         slots: How many are wanted.
     """
     beaten = [int(((points <= p).all(axis=1) & (points < p).any(axis=1)).sum()) for p in points]
-    share = len(points) // slots
-    ranges = (range(slot * share, (slot + 1) * share) for slot in range(slots))
-    return [min(each, key=lambda k: (beaten[k], points[k, 0], k)) for each in ranges]
+    deals = np.array_split(np.arange(len(points)), slots)
+    return [min(deal.tolist(), key=lambda k: (beaten[k], points[k, 0], k)) for deal in deals]

@@ -188,6 +188,8 @@ def test_prescreen_picks_the_least_dominated_of_each_slot(digits: Digits) -> Non
     assert evaluate.counters.samples == 0
     both = digits.evaluator(objectives=("loss", "flops"))
     assert both.prescreen([masks[4], masks[1]], 2) == [0, 1]  # one candidate a slot
+    odd = evaluate.prescreen(masks[:5], 2)  # three and two
+    assert odd == [errors.index(min(errors[:3])), errors.index(min(errors[3:5]))]
 
 
 def test_surrogate_without_data(digits: Digits) -> None:
