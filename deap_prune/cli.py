@@ -187,7 +187,8 @@ def finetune(
         last = f"{records[-1].validation_accuracy:.4f} after the last epoch ({records[-1].epoch})"
         out.print(f"validation accuracy {last}, {best.validation_accuracy:.4f} after the best ({best.epoch})")
         if not work.splits.held_out:
-            out.print("(it was trained on those images too: --set data.exclude_from_train=true leaves them out)")
+            known = "(it was trained on those images too: --set data.exclude_from_train=true leaves them out)"
+            out.print(known, soft_wrap=True)
     if test is not None:
         out.print(f"test accuracy {before:.4f} as pruned, {accuracy(small, test):.4f} after fine-tuning (last epoch)")
     out.print(_plain(f"weights in {run / 'finetuned.safetensors'}"), soft_wrap=True)
