@@ -8,6 +8,7 @@ What an arm chose meets the test images once, at its end: as it was judged, and 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 
 import deap_prune as dp
-from deap_prune.batches import default_forward
+from deap_prune.batches import default_forward, name_of
 from deap_prune.blending.baselines import AnyGenome
 from deap_prune.config import Config
 from deap_prune.fitness.fold import Pair, find_pairs, fold
@@ -139,6 +140,7 @@ class Ground:
         A network that is refined is measured before that too: refinement may level what the search had found.
         """
         judge = self.evaluator(protocol)
+        facts = {"masks": json.loads(masks.to_json()), "device": name_of(judge.device), **facts}
         if protocol == "plain":
             return self._measured(judge, masks) | facts
         refined = self._measured(judge.in_full(refine=True), masks)

@@ -3,7 +3,8 @@ r"""Do the methods next to ours work here? Five of them, each on real data, one 
 compensation     Pruning with compensation (Xie et al. 2021): criterion "compensation", allocation "binary", re-fitting
                  in the place of training. ResNet-20, CIFAR-100, inner filters, half the FLOPs.
 uniform          Uniform channel pruning (Chang, Lu, Xue 2020): squeeze-and-excitation gates, one rate a stage, training
-                 from scratch. ResNet-20, CIFAR-100, all groups, half the FLOPs.
+                 from scratch. ResNet-20, CIFAR-100, all groups, half the FLOPs; with ``--network vgg19`` the paper's
+                 own test: 38 % of VGG-19's FLOPs; the dense network is trained here, as long (on a CUDA device).
 self_supervised  Pruning networks that learned without labels (Caron et al. 2020): self_supervised.py
 polyphase        Adaptive polyphase sampling (Chaman, Dokmanic 2021), dense and pruned: shifts.py
 points           Parametric continuous convolution (Wang et al. 2018) on digits as sets of points, dense and pruned.
@@ -12,6 +13,7 @@ Filters and widths are chosen on training images; the test images give one figur
 Output: the case's part of benchmarks/results/neighbours.json, and a table (mean and standard deviation over seeds).
 
     python benchmarks/neighbours.py CASE --data DIR --weights DIR --seeds 0 1 2
+    python benchmarks/neighbours.py uniform --network vgg19 --data DIR --epochs 160 --images 48500
     python benchmarks/neighbours.py CASE --quick      # the digits, seconds, no files; nothing is written
 
 DIR of the data holds cifar10_test.npz and so on (images uint8 NHWC, labels); DIR of the weights the state dicts.
@@ -21,11 +23,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,28 +38,40 @@ from torch.utils.data import DataLoader
 
 import deap_prune as dp
 from deap_prune import zoo
+from deap_prune.batches import name_of, resolve_device
 from deap_prune.data import augment
 
 Rows = list[dict[str, Any]]
+BUDGETS = {"resnet20": 0.5, "vgg19": 0.38}  # kept FLOPs of "uniform"; the latter cut is the paper's
 EXTRA = ("linear probe", "transfer", "trained on labels", "kept by both", "shift", "front")
 
 
-def trained(args: argparse.Namespace) -> tuple[nn.Module, Images]:
-    """ResNet-20 with published weights, and CIFAR-100; quick: a network of the digits, trained for a moment."""
+def trained(args: argparse.Namespace, seed: int) -> tuple[nn.Module, Images]:
+    """ResNet-20 with published weights, or VGG-19 trained here; and CIFAR-100. Quick: a network of the digits."""
+    torch.manual_seed(seed)
     if args.quick:
-        images = digits()
-        torch.manual_seed(0)
-        model = zoo.digits_resnet(width=8)
+        images, model = digits(), zoo.digits_resnet(width=8)
         dp.finetune(model, images.split(0)[2], epochs=2, recipe=dp.Recipe(lr=0.1, batch_size=64), progress=False)
-        return model, images
-    model = zoo.cifar100_resnet20()
-    model.load_state_dict(torch.load(args.weights / "cifar100_resnet20_optB.pth", weights_only=True))
-    return model.eval(), cifar(args.data, "cifar100", train=12_000, test=args.test, held=1500)
+    elif args.network == "vgg19":
+        images, model = cifar(args.data, "cifar100", test=args.test, held=1500), zoo.vgg19(100)
+        train(args, model, images.split(seed)[2], 0.1, seed)
+    else:
+        images, model = cifar(args.data, "cifar100", train=12_000, test=args.test, held=1500), zoo.cifar100_resnet20()
+        model.load_state_dict(torch.load(args.weights / "cifar100_resnet20_optB.pth", weights_only=True))
+    return model.eval(), images
+
+
+def train(args: argparse.Namespace, model: nn.Module, pair: Pair, lr: float, seed: int, **options: Any) -> None:
+    """Train on the first images, shifted and mirrored; on CUDA in bf16."""
+    recipe = dp.Recipe(lr=lr, precision="bf16" if torch.cuda.is_available() else "fp32")
+    some = (pair[0][: args.images], pair[1][: args.images])
+    options |= {"epochs": args.epochs, "augment": augment, "seed": seed}
+    dp.finetune(model, some, recipe=recipe, progress=False, **options)
 
 
 def compensation(args: argparse.Namespace, seed: int) -> Rows:
     """Two criteria, two allocations, with BN statistics alone and re-fitted; a seed draws the 750 training images."""
-    model, images = trained(args)
+    model, images = trained(args, seed)
     calibration, _, _ = images.split(seed)
     streams = [g.name for g in dp.trace(model, calibration[0][:1]).groups if not g.name.endswith(".conv1")]
     space = dp.trace(model, calibration[0][:1], ignore=streams)
@@ -77,7 +89,8 @@ def compensation(args: argparse.Namespace, seed: int) -> Rows:
 
 def uniform(args: argparse.Namespace, seed: int) -> Rows:
     """Gates' scores and one rate a stage, equal and searched; then from scratch and fine-tuned, as many epochs."""
-    model, images = trained(args)
+    model, images = trained(args, seed)
+    budget = BUDGETS["resnet20" if args.quick else args.network]
     calibration, validation, rest = images.split(seed)
     space = dp.trace(model, calibration[0][:1])
     judge = dp.Evaluator(model, space, calibration=calibration, objectives=("flops",))
@@ -90,9 +103,9 @@ def uniform(args: argparse.Namespace, seed: int) -> Rows:
     row("dense", model, dp.Masks({}))
     for criterion in ("l2", "attention"):
         scores = dp.score(model, space, calibration, criteria=(criterion,), seed=seed)
-        masks = masks_by(dp.Genome(space, scores, dp.cluster(scores), allocation="stage", max_flops=0.5))
+        masks = masks_by(dp.Genome(space, scores, dp.cluster(scores), allocation="stage", max_flops=budget))
         row(f"{criterion}, equal rates, compensated", judge.slim(masks), masks)
-    options = {"criteria": ("attention",), "allocation": "stage", "objectives": ("loss",), "max_flops": 0.5}
+    options = {"criteria": ("attention",), "allocation": "stage", "objectives": ("loss",), "max_flops": budget}
     sizes = {"population": 4, "generations": 1} if args.quick else {"population": 8, "generations": 2}
     found = dp.search(
         model,
@@ -106,12 +119,10 @@ def uniform(args: argparse.Namespace, seed: int) -> Rows:
         **sizes,
     ).best.masks
     row("attention, searched rates, compensated", judge.slim(found), found)
-    some = tuple(part[: args.images] for part in rest)
-    train = partial(dp.finetune, train=some, epochs=args.epochs, augment=augment, seed=seed, progress=False)
     fresh, tuned = dp.slim(model, space, found), judge.slim(found)
-    train(tuned, recipe=dp.Recipe(lr=0.01))
+    train(args, tuned, rest, 0.01, seed)
     row(f"attention, searched rates, fine-tuned {args.epochs} epochs", tuned, found)
-    train(fresh, recipe=dp.Recipe(lr=0.1), from_scratch=True)
+    train(args, fresh, rest, 0.1, seed, from_scratch=True)
     row(f"attention, searched rates, from scratch {args.epochs} epochs", fresh, found)
     return rows
 
@@ -200,6 +211,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--network", choices=BUDGETS, default="resnet20", help="of 'uniform'")
     parser.add_argument("--epochs", type=int, default=None, help="of every training")
     parser.add_argument("--images", type=int, default=8000, help="of 'uniform', to train on")
     parser.add_argument("--test", type=int, default=10_000, help="CIFAR test images, the first so many")
@@ -207,22 +219,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "neighbours.json")
     args = parser.parse_args()
     case, epochs = CASES[args.case]
+    name = args.case if args.network == "resnet20" else f"{args.case}, {args.network}"
     args.epochs = args.epochs or (1 if args.quick else epochs)
     about = {
         "settings": {"epochs": args.epochs, "images": args.images, "test": args.test},
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "machine": f"{platform.machine()}, CPU",
+        "machine": name_of(resolve_device("auto")),
     }
     report = json.loads(args.out.read_text()) if args.out.is_file() and not args.quick else {}
-    before = report.get(args.case, {})
+    before = report.get(name, {})
     rows = before["rows"] if before and before["settings"] == about["settings"] else []
     for seed in args.seeds:
         start = time.perf_counter()
         rows = [*(row for row in rows if row["seed"] != seed), *({"seed": seed, **row} for row in case(args, seed))]
         print(f"seed {seed}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
         if not args.quick:  # a seed is done: it need not be done again
-            report[args.case] = {**about, "rows": rows}
+            report[name] = {**about, "rows": rows}
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.write_text(json.dumps(report, indent=1) + "\n")
     print(table(rows))

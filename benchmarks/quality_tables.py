@@ -13,7 +13,7 @@ from arms import ABLATIONS, ARMS, FRONTS
 
 Row = dict[str, Any]
 MARKS = ("<!-- quality -->", "<!-- end of quality -->")
-LEFT_OUT = ("individual", "blend")  # what only a transfer reads
+LEFT_OUT = ("individual", "blend", "masks")  # what only a transfer and training.py read
 STAGES = ("compensated", "refined", "drafts", "plain")
 CONTRASTS = (
     ("compensated", "ours, uniform widths", "best single"),

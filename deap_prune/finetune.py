@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from operator import length_hint
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,25 @@ from torch.utils._pytree import tree_map
 from deap_prune.batches import Data, Forward, check_labels, default_forward, resolve_device, to_batches
 from deap_prune.data import augment as shift_and_mirror
 from deap_prune.errors import ConfigError, DataError, ModelError
+from deap_prune.graphs import Graphs
 from deap_prune.recipe import Recipe
-from deap_prune.training import Average, EpochRecord, best_epoch, load_state, reset, save_state
+from deap_prune.training import (
+    Average,
+    EpochRecord,
+    Shuffled,
+    best_epoch,
+    load_state,
+    reset,
+    save_state,
+    set_rate,
+    shuffled,
+)
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """A batch of inputs and a generator on the CPU to inputs of the same shape."""
+
+Step = Callable[[Any], tuple[Tensor, int]]
+"""A batch to its loss and size; the weights have moved."""
 
 __all__ = ["Augment", "EpochRecord", "Recipe", "accuracy", "best_epoch", "finetune"]
 
@@ -107,7 +122,7 @@ def finetune(
             reset(model)
         settings = {**asdict(recipe), "epochs": epochs, "seed": seed, "from_scratch": from_scratch}
         kept = None if state is None else (Path(state), settings)
-        return trainer.run(_shuffled(train, recipe.batch_size, generator), validation, kept, progress)
+        return trainer.run(shuffled(train, recipe.batch_size, generator, place), validation, kept, progress)
 
 
 def accuracy(
@@ -166,7 +181,7 @@ class _Trainer:
     ) -> list[EpochRecord]:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         for parameter in parameters:
-            parameter.data = parameter.data.contiguous()  # see loss
+            parameter.data = self.laid_out(parameter.data)
         if not parameters:
             raise ModelError("no parameter has requires_grad=True; call model.requires_grad_(True) to train it")
         optimizer = self.recipe.make_optimizer(parameters)
@@ -175,18 +190,19 @@ class _Trainer:
         if kept is not None and kept[0].is_file():
             about = load_state(kept[0], self.model, optimizer, average, self.generator, kept[1])
             records = [EpochRecord(**record) for record in about["records"]]
+        step = self.stepper(batches, optimizer)
         columns = TextColumn("epoch {task.completed:.1f}/{task.total}"), BarColumn(), TimeRemainingColumn()
         console = Console(stderr=True)
         with Progress(*columns, TextColumn("{task.fields[note]}"), console=console, disable=not progress) as bar:
             task = bar.add_task("", total=self.epochs, note="", completed=len(records))
             while len(records) < self.epochs and not self.is_patient_no_more(records):
                 start, epoch = time.perf_counter(), len(records)
-                loss = self.epoch(epoch, batches, optimizer, average, lambda done: bar.update(task, completed=done))
+                loss = self.epoch(epoch, batches, step, optimizer, average, partial(bar.update, task))
                 score = None
                 if validation is not None:
                     with average.shown() if average else nullcontext():
                         score = accuracy(self.model, validation, device=self.place, forward=self.forward)
-                lr = optimizer.param_groups[0]["lr"]
+                lr = float(optimizer.param_groups[0]["lr"])
                 records.append(EpochRecord(epoch + 1, loss, score, lr, time.perf_counter() - start))
                 if kept is not None:
                     about = {"settings": kept[1], "records": [asdict(r) for r in records]}
@@ -195,6 +211,8 @@ class _Trainer:
                 bar.update(task, completed=epoch + 1, note=note)
         if average is not None:
             self.model.load_state_dict(average.tensors)
+        for parameter in parameters:
+            parameter.data = parameter.data.contiguous()
         return records
 
     def is_patient_no_more(self, records: Sequence[EpochRecord]) -> bool:
@@ -207,26 +225,23 @@ class _Trainer:
         self,
         epoch: int,
         batches: Iterable[Any],
+        step: Step,
         optimizer: torch.optim.Optimizer,
         average: Average | None,
-        report: Callable[[float], None],
+        report: Callable[..., None],
     ) -> float:
         """Go through the batches once; the mean loss."""
         self.model.train()
         steps, count, total = length_hint(batches), 0, torch.zeros((), device=self.place)
-        for step, batch in enumerate(batches):
-            done = epoch + ((step + 0.5) / steps if steps else 0.5)
-            for group in optimizer.param_groups:
-                group["lr"] = self.recipe.rate(done, self.epochs)
-            loss, size = self.loss(batch)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+        for number, batch in enumerate(batches):
+            done = epoch + ((number + 0.5) / steps if steps else 0.5)
+            set_rate(optimizer, self.recipe.rate(done, self.epochs))
+            loss, size = step(self.prepare(batch))
             if average is not None:
                 average.update()
-            total += loss.detach() * size
+            total += loss * size
             count += size
-            report(done)
+            report(completed=done)
         if not count:
             raise DataError(f"no batch in epoch {epoch + 1}; give tensors or a DataLoader, not a used generator")
         mean = float(total) / count
@@ -237,20 +252,44 @@ class _Trainer:
             )
         return mean
 
-    def loss(self, batch: Any) -> tuple[Tensor, int]:
+    def prepare(self, batch: Any) -> Any:
+        """A batch as the network takes it in training: on the device, augmented."""
+        batch = tree_map(lambda x: self.laid_out(x.to(self.place)) if isinstance(x, Tensor) else x, batch)
+        return (self.augment(batch[0], self.generator), *batch[1:]) if self.augment else batch
+
+    def laid_out(self, tensor: Tensor) -> Tensor:
+        """As the device's convolutions like it best."""
+        if tensor.dim() == 4 and self.place.type == "cuda" and self.recipe.precision == "bf16":
+            return tensor.contiguous(memory_format=torch.channels_last)
+        return tensor.contiguous()  # torch 2.15's oneDNN corrupts memory in some channels-last gradients (odd widths)
+
+    def stepper(self, batches: Iterable[Any], optimizer: torch.optim.Optimizer) -> Step:
+        """What takes a step with a batch: as CUDA graphs where all data is on the device and its labels are known."""
+        if not isinstance(batches, Shuffled) or not batches.targets.is_cuda or self.forward is not default_forward:
+            return partial(self.step, optimizer)
+        with torch.no_grad():
+            logits, _ = _logits(self.forward, self.model, (batches.inputs[:2], batches.targets[:2]))
+        check_labels(logits, batches.targets, name="the data")
+        return Graphs(partial(self.step, optimizer, check=False), name="the training step", alters=True)
+
+    def step(self, optimizer: torch.optim.Optimizer, batch: Any, *, check: bool = True) -> tuple[Tensor, int]:
+        """Forward, backward, and the weights' change; the loss, and how many images it averages."""
+        loss, size = self.loss(batch, check)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach(), size
+
+    def loss(self, batch: Any, check: bool) -> tuple[Tensor, int]:
         """Cross-entropy, with the teacher's part if there is one, and how many images it averages."""
-        # Contiguous: torch 2.15's oneDNN corrupts memory in some channels-last weight gradients (odd widths).
-        batch = tree_map(lambda leaf: leaf.to(self.place).contiguous() if isinstance(leaf, Tensor) else leaf, batch)
-        if self.augment:
-            batch = (self.augment(batch[0], self.generator), *batch[1:])
         with self.autocast():
-            logits, targets = _logits(self.forward, self.model, batch)
+            logits, targets = _logits(self.forward, self.model, batch, check)
         logits = logits.float()
         hard = F.cross_entropy(logits, targets)
         if self.teacher is None:
             return hard, len(targets)
         with torch.no_grad(), self.autocast():
-            wanted, _ = _logits(self.forward, self.teacher, batch)
+            wanted, _ = _logits(self.forward, self.teacher, batch, check)
         if wanted.shape != logits.shape:
             raise ModelError(
                 f"the teacher gives {tuple(wanted.shape)} and the network {tuple(logits.shape)}; give a "
@@ -262,41 +301,13 @@ class _Trainer:
         return (1 - weight) * hard + weight * soft, len(targets)
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.place.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
+        # No casts are remembered: a captured step would go on using them after the weights have changed.
+        enabled = self.recipe.precision == "bf16"
+        return torch.autocast(self.place.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
 
-@dataclass(frozen=True)
-class _Shuffled:
-    """Two tensors in batches whose sizes differ by one at most, so that none is too small for batch norm."""
-
-    inputs: Tensor
-    targets: Tensor
-    size: int
-    generator: torch.Generator
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.targets) / self.size)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(self.targets), generator=self.generator)
-        for indices in order.tensor_split(len(self)):
-            yield self.inputs[indices], self.targets[indices]
-
-
-def _shuffled(data: Data, size: int, generator: torch.Generator) -> Iterable[Any]:
-    """Two tensors in shuffled batches; batches as they are."""
-    if not isinstance(data, (tuple, list)) or len(data) != 2 or not all(isinstance(d, Tensor) for d in data):
-        return data
-    inputs, targets = data
-    if len(inputs) != len(targets) or not len(targets):
-        raise DataError(
-            f"{len(inputs)} inputs and {len(targets)} targets to train on; give as many of each, at least 1"
-        )
-    return _Shuffled(inputs, targets, size, generator)
-
-
-def _logits(forward: Forward, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-    """Logits (N, classes) and int64 targets (N,) in 0 .. classes - 1."""
+def _logits(forward: Forward, model: nn.Module, batch: Any, check: bool = True) -> tuple[Tensor, Tensor]:
+    """Logits (N, classes) and int64 targets (N,) in 0 .. classes - 1; looking at labels makes a GPU wait."""
     logits, targets = forward(model, batch)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(targets):
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -306,7 +317,8 @@ def _logits(forward: Forward, model: nn.Module, batch: Any) -> tuple[Tensor, Ten
         )
     if targets.dtype != torch.int64 or targets.ndim != 1:
         raise DataError(f"targets are {targets.dtype} {tuple(targets.shape)}; give torch.int64 (N,)")
-    check_labels(logits, targets, name="the data")
+    if check:
+        check_labels(logits, targets, name="the data")
     return logits, targets
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deap_prune.errors import ConfigError, did_you_mean
 
@@ -86,11 +86,11 @@ class Recipe:
         return self.lr * _SCHEDULES[self.schedule]((epoch - self.warmup_epochs) / (epochs - self.warmup_epochs))
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimizer of the parameters that are to be trained."""
-        if self.optimizer == "adam":
-            return torch.optim.Adam(parameters, self.lr, weight_decay=self.weight_decay)
-        if self.optimizer == "adamw":
-            return torch.optim.AdamW(parameters, self.lr, weight_decay=self.weight_decay)
-        return torch.optim.SGD(
-            parameters, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.momentum > 0
-        )
+        """The optimizer of the parameters that are to be trained; on CUDA one that can be captured in a graph."""
+        cuda = parameters[0].is_cuda
+        lr: float | Tensor = torch.tensor(self.lr, device=parameters[0].device) if cuda else self.lr
+        options: dict[str, Any] = {"weight_decay": self.weight_decay, **({"fused": True} if cuda else {})}
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(parameters, lr, self.momentum, nesterov=self.momentum > 0, **options)
+        kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
+        return kind(parameters, lr, capturable=cuda, **options)

@@ -1,9 +1,10 @@
-"""What lasts from epoch to epoch in training: records, averaged weights, and the state that training goes on from."""
+"""What training needs around its steps: batches, records, averaged weights, and the state that it goes on from."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from deap_prune.errors import ModelError, RunError
+from deap_prune.batches import Data
+from deap_prune.errors import DataError, ModelError, RunError
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,51 @@ def best_epoch(records: Sequence[EpochRecord]) -> EpochRecord | None:
     """
     measured = [r for r in records if r.validation_accuracy is not None]
     return max(measured, key=lambda r: cast(float, r.validation_accuracy), default=None)
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """Two tensors in batches whose sizes differ by one at most, so that none is too small for batch norm."""
+
+    inputs: Tensor
+    targets: Tensor
+    size: int
+    generator: torch.Generator
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.targets) / self.size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(self.targets), generator=self.generator).to(self.inputs.device)
+        for indices in order.tensor_split(len(self)):
+            yield self.inputs[indices], self.targets[indices]
+
+
+def shuffled(data: Data, size: int, generator: torch.Generator, place: torch.device) -> Iterable[Any]:
+    """Two tensors in shuffled batches, on the device if a quarter of its free memory holds them; batches as they are.
+
+    Raises:
+        DataError: If the tensors' lengths differ, or are 0.
+    """
+    if not isinstance(data, (tuple, list)) or len(data) != 2 or not all(isinstance(d, Tensor) for d in data):
+        return data
+    inputs, targets = data
+    if len(inputs) != len(targets) or not len(targets):
+        raise DataError(
+            f"{len(inputs)} inputs and {len(targets)} targets to train on; give as many of each, at least 1"
+        )
+    if place.type == "cuda" and 4 * inputs.numel() * inputs.element_size() < torch.cuda.mem_get_info(place)[0]:
+        inputs, targets = inputs.to(place), targets.to(place)
+    return Shuffled(inputs, targets, size, generator)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Change the learning rate, in place where it is a tensor: a captured step reads it there."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 class Average:

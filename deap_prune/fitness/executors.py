@@ -7,23 +7,21 @@ full network stay the same from candidate to candidate, so its forward pass is c
 from __future__ import annotations
 
 import copy
-import logging
 from contextlib import ExitStack
+from functools import partial
 from itertools import chain
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch import nn
 
 from deap_prune.batches import Forward
 from deap_prune.fitness.fold import Pair, fold, folded
+from deap_prune.graphs import Graphs
 from deap_prune.structure.layers import describe_layer
 from deap_prune.structure.masking import masked
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
-
-log = logging.getLogger(__name__)
 
 
 class Executor(Protocol):
@@ -102,34 +100,28 @@ class MaskedExecutor:
 
     def __init__(self, network: nn.Module, space: PruningSpace, run: _Precise, pairs: tuple[Pair, ...] | None) -> None:
         self._network, self._space, self._run = copy.deepcopy(network), space, run
-        self._graphs = None if pairs is None else _Graphs(network, run, pairs)
+        self._twin = None if pairs is None else _Twin(network, run, pairs)
         self._undo = ExitStack()
 
     def load(self, small: nn.Module, masks: Masks) -> None:
         """See :class:`Executor`."""
         self._undo.close()
         self._undo.enter_context(masked(self._network, self._space, masks, state=small))
-        if self._graphs is not None:
-            self._graphs.load(self._network)
+        if self._twin is not None:
+            self._twin.load(self._network)
 
     def __call__(self, batch: Any) -> tuple[Any, Any]:
         """See :class:`Executor`."""
-        if self._graphs is not None:
-            try:
-                return self._graphs(batch)
-            except RuntimeError as error:  # a forward function that looks at values, say
-                log.warning("the forward pass can't be captured as a CUDA graph (%s); it runs without", error)
-                self._graphs = None
-        return self._run(self._network, batch)
+        return self._run(self._network, batch) if self._twin is None else self._twin(batch)
 
 
-class _Graphs:
-    """A twin of the network at fixed addresses, and one captured forward pass for each shape of batch."""
+class _Twin:
+    """A twin of the network at fixed addresses, whose forward pass is captured."""
 
     def __init__(self, network: nn.Module, run: _Precise, pairs: tuple[Pair, ...]) -> None:
-        self._network, self._run, self._pairs = copy.deepcopy(network), run, pairs
+        self._network, self._pairs = copy.deepcopy(network), pairs
         fold(self._network, pairs)
-        self._captured: dict[Any, tuple[torch.cuda.CUDAGraph, Any, Any]] = {}
+        self._graphs = Graphs(partial(run, self._network), name="the forward pass")
 
     @torch.no_grad()
     def load(self, source: nn.Module) -> None:
@@ -143,30 +135,5 @@ class _Graphs:
 
     def __call__(self, batch: Any) -> tuple[Any, Any]:
         """(outputs, targets) of a batch."""
-        key = tuple((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in tree_leaves(batch))
-        if key not in self._captured:
-            self._captured[key] = self._capture(batch)
-        graph, buffers, found = self._captured[key]
-        for buffer, value in zip(tree_leaves(buffers), tree_leaves(batch), strict=True):
-            if isinstance(buffer, Tensor):
-                buffer.copy_(value)
-        graph.replay()
-        outputs, targets = _clone(found)
+        outputs, targets = self._graphs(batch)
         return outputs, targets
-
-    def _capture(self, batch: Any) -> tuple[torch.cuda.CUDAGraph, Any, Any]:
-        buffers = _clone(batch)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # warm up aside: lazily made handles and work spaces are not captured
-            for _ in range(3):
-                self._run(self._network, buffers)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            found = self._run(self._network, buffers)
-        return graph, buffers, found
-
-
-def _clone(tree: Any) -> Any:
-    return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, tree)

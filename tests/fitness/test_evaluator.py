@@ -59,7 +59,7 @@ def test_statistics_of_layers_that_stay_dense_are_re_estimated_too(norm: type[nn
 
 
 def test_training_mode_and_wrapping_do_not_matter(digits: Digits) -> None:
-    model = nn.DataParallel(copy.deepcopy(digits.model)).train()
+    model = nn.DataParallel(copy.deepcopy(digits.model), device_ids=[]).train()  # [] keeps it on the CPU anywhere
     evaluate = dp.Evaluator(
         model, digits.space, calibration=digits.calibration, validation=digits.validation, device="cpu"
     )
