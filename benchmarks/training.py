@@ -9,7 +9,7 @@ Output: a part of benchmarks/results/training.json, and a table. ``choose`` take
 ``train`` takes a CUDA device, or days, and trains several networks at once. Either goes on where it was stopped.
 
     python benchmarks/training.py choose --data DIR --weights DIR
-    python benchmarks/training.py train --data DIR --weights DIR --epochs 100 --together 4
+    python benchmarks/training.py train --data DIR --weights DIR --together 4
     python benchmarks/training.py table
 """
 
@@ -19,6 +19,7 @@ import argparse
 import copy
 import json
 import statistics
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import lru_cache
@@ -30,10 +31,13 @@ from arms import ARMS
 from ground import Ground
 from quality import PAIRS, open_config, train_digits
 from quality_tables import markdown, spread
+from torch import nn
 
 import deap_prune as dp
 from deap_prune.batches import name_of, resolve_device
 from deap_prune.files import write_text
+from deap_prune.structure.layers import describe_layer
+from deap_prune.weights import load_weights, save_weights
 
 CHOSEN = ("ours, evolved widths, pre-screened", "best single", "LeGR", "random")
 PROTOCOL = "drafts"
@@ -45,75 +49,102 @@ def place(args: argparse.Namespace, arm: str, seed: int, what: str) -> Path:
     return args.out / f"{args.pair}-{args.budget}" / f"{slug}-{seed}.{what}"
 
 
-def choose(args: argparse.Namespace, ground: Any) -> None:
-    """Filters of every arm and seed that has none yet."""
-    for seed in args.seeds:
-        for arm in args.arms:
-            path = place(args, arm, seed, "chosen.json")
-            if not path.is_file():
-                row = ARMS[arm](ground(seed), args.budget, PROTOCOL)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_text(path, json.dumps({"arm": arm, "seed": seed, **row}))
-                print(f"{arm}, seed {seed}: {row['test accuracy']:.4f}", flush=True)
+def steps(args: argparse.Namespace) -> list[tuple[str, int]]:
+    """Arms and seeds."""
+    return [(arm, seed) for seed in args.seeds for arm in args.arms]
 
 
-def train(args: argparse.Namespace, ground: Any) -> None:
+def choose(args: argparse.Namespace, ground: Callable[[int], Ground]) -> None:
+    """Filters of every arm and seed that has none yet, and the refined network's weights."""
+    for arm, seed in steps(args):
+        path, weights = (place(args, arm, seed, f"chosen.{kind}") for kind in ("json", "safetensors"))
+        if not path.is_file():
+            row = ARMS[arm](ground(seed), args.budget, PROTOCOL)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps({"arm": arm, "seed": seed, **row}))
+            print(f"{arm}, seed {seed}: {row['test accuracy']:.4f}", flush=True)
+        if not weights.is_file():
+            masks = dp.Masks.from_json(json.dumps(json.loads(path.read_text())["masks"]))
+            save_weights(ground(seed).evaluator(PROTOCOL).in_full(refine=True).slim(masks), weights)
+
+
+def train(args: argparse.Namespace, ground: Callable[[int], Ground]) -> None:
     """Train what was chosen and is not trained yet, some at a time: small networks leave a GPU idle."""
-    steps = [(arm, seed) for seed in args.seeds for arm in args.arms]
-    todo = [step for step in steps if not place(args, *step, f"trained-{args.epochs}.json").is_file()]
-    missing = [step for step in todo if not place(args, *step, "chosen.json").is_file()]
-    if missing:
+    todo = [step for step in steps(args) if not place(args, *step, f"trained-{args.epochs}.json").is_file()]
+    if missing := [step for step in todo if not place(args, *step, "chosen.safetensors").is_file()]:
         raise SystemExit(f"not chosen yet: {missing}; run `choose` first")
-    jobs = []
-    for arm, seed in todo:
-        chosen = json.loads(place(args, arm, seed, "chosen.json").read_text())
-        masks = dp.Masks.from_json(json.dumps(chosen["masks"]))
-        jobs.append((arm, seed, chosen, ground(seed).evaluator(PROTOCOL).in_full(refine=True).slim(masks)))
+    for seed in {seed for _, seed in todo}:
+        _ = ground(seed).space, ground(seed).work.splits.train  # made here, once for all threads
     with ThreadPoolExecutor(args.together) as pool:
-        for done in pool.map(lambda job: trained(args, ground(job[1]), *job), jobs):
-            print(f"{done['arm']}, seed {done['seed']}: {done['test accuracy']:.4f}", flush=True)
+        for row in pool.map(lambda step: trained(args, ground(step[1]), *step), todo):
+            print(f"{row['arm']}, seed {row['seed']}: {row['test accuracy']:.4f}", flush=True)
 
 
-def trained(args: argparse.Namespace, ground: Ground, arm: str, seed: int, chosen: Any, small: Any) -> dict[str, Any]:
+def trained(args: argparse.Namespace, ground: Ground, arm: str, seed: int) -> dict[str, Any]:
     """One network's training, on a stream of its own where there is a CUDA device."""
-    device = resolve_device("auto")
-    recipe = dp.Recipe(lr=args.lr, precision="bf16" if device.type == "cuda" else "fp32")
-    with torch.cuda.stream(torch.cuda.Stream() if device.type == "cuda" else None):
+    chosen = json.loads(place(args, arm, seed, "chosen.json").read_text())
+    masks = dp.Masks.from_json(json.dumps(chosen["masks"]))
+    small = dp.slim(ground.work.model, ground.space, masks)
+    load_weights(small, place(args, arm, seed, "chosen.safetensors"))
+    teacher = copy.deepcopy(ground.work.model)  # its own: training brings it to the device and home again
+    cuda = torch.cuda.is_available()
+    recipe = dp.Recipe(lr=args.lr, batch_size=args.batch_size, precision="bf16" if cuda else "fp32")
+    with torch.cuda.stream(torch.cuda.Stream() if cuda else None):
+        refined = dp.accuracy(small, ground.work.splits.test)
+        if args.full_width:
+            small = at_full_width(ground, masks, small)
         records = dp.finetune(
             small,
             ground.work.splits.train,
             epochs=args.epochs,
             recipe=recipe,
-            teacher=copy.deepcopy(ground.work.model),  # others bring theirs home in the meantime
+            teacher=teacher.to(memory_format=torch.channels_last) if cuda else teacher,
             augment=ground.config.finetune.augment,
             seed=seed,
-            state=place(args, arm, seed, f"state-{args.epochs}.safetensors") if device.type == "cpu" else None,
-            progress=device.type == "cpu",
+            state=place(args, arm, seed, f"state-{args.epochs}.safetensors"),
+            progress=args.together == 1,
         )
+        if args.full_width:
+            small = dp.slim(small, ground.space, masks)
         tested = dp.accuracy(small, ground.work.splits.test)
     row = {
         "arm": arm,
         "seed": seed,
         "flops": chosen["validation"]["flops"],
-        "refined": chosen["test accuracy"],
+        "refined": refined,
         "test accuracy": tested,
         "losses": [record.train_loss for record in records],
         "recipe": asdict(recipe),
         "epochs": args.epochs,
         "images": len(ground.work.splits.train[1]),
-        "device": name_of(device),
+        "device": name_of(resolve_device("auto")),
         "torch": torch.__version__,
     }
     write_text(place(args, arm, seed, f"trained-{args.epochs}.json"), json.dumps(row))
     return row
 
 
+@torch.no_grad()
+def at_full_width(ground: Ground, masks: dp.Masks, small: nn.Module) -> nn.Module:
+    """The masked network with its pruned filters set to 0: no gradient reaches them, nor what reads them."""
+    with dp.masked(copy.deepcopy(ground.work.model), ground.space, masks, state=small) as network:
+        full = copy.deepcopy(network)
+    kept = ground.space.kept(masks)
+    for entry in ground.space.layers:
+        layer = full.get_submodule(entry.name)
+        for name, dims in describe_layer(layer).tensors.items():
+            if dims[0] == "out" and getattr(layer, name) is not None:
+                getattr(layer, name)[torch.from_numpy(~kept[entry.outputs])] = 0
+    return full
+
+
 def table(args: argparse.Namespace) -> None:
     """Gather what is trained."""
     found = json.loads(args.results.read_text()) if args.results.is_file() else {}
     for folder in sorted(path for path in args.out.glob("*") if path.is_dir()):
-        rows = [json.loads(path.read_text()) for path in sorted(folder.glob("*.trained-*.json"))]
-        found[folder.name] = sorted(rows, key=lambda r: (r["epochs"], CHOSEN.index(r["arm"]), r["seed"]))
+        rows = found.get(folder.name, []) + [json.loads(p.read_text()) for p in folder.glob("*.trained-*.json")]
+        rows = list({(r["epochs"], CHOSEN.index(r["arm"]), r["seed"]): r for r in rows}.items())
+        found[folder.name] = [row for _, row in sorted(rows, key=lambda item: item[0])]
     args.results.parent.mkdir(parents=True, exist_ok=True)
     args.results.write_text(json.dumps(found, indent=1) + "\n")
     for name, rows in found.items():
@@ -135,7 +166,13 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=CHOSEN)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=100)
-    parser.add_argument("--lr", type=float, default=0.05)
+    parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument(
+        "--full-width",
+        action="store_true",
+        help="train the masked network: what is pruned stays 0, as it gets no gradient; for kernels that like eights",
+    )
     parser.add_argument("--together", type=int, default=1, help="networks trained at a time")
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--weights", type=Path, default=Path("weights"))

@@ -181,3 +181,31 @@ def test_export_latency(tmp_path):
     assert {row["widths"] for row in rows} == {"dense", "multiples of 1", "multiples of 8"} and len(rows) == 12
     assert all(row["speed-up"] == 1 for row in rows if row["widths"] == "dense")
     assert all(0.45 < row["flops"] <= 0.5 for row in rows if row["widths"] != "dense")
+
+
+def test_training_goes_on_and_full_width_is_the_same_training(quality, tmp_path, monkeypatch):
+    import training
+
+    torch.manual_seed(0)
+    save_weights(digits_resnet(width=4), tmp_path / "digits_resnet.safetensors")
+    options = ["--pair", "digits", "--budget", "0.4", "--seeds", "1", "--evaluations", "18", "--epochs", "2", *TINY]
+    options += ["--set", "model.kwargs={width: 4}", "--out", str(tmp_path), "--results", str(tmp_path / "found.json")]
+
+    def call(*command):
+        monkeypatch.setattr(sys, "argv", ["training.py", *command, *options, "--arms", "best single", "random"])
+        training.main()
+        return json.loads((tmp_path / "found.json").read_text())["digits-0.4"] if command[0] == "table" else None
+
+    with pytest.raises(SystemExit, match="not chosen yet"):
+        call("train")
+    call("choose")
+    call("train", "--together", "2")
+    rows = call("table")
+    assert [row["arm"] for row in rows] == ["best single", "random"]
+    assert all(0.3 < row["flops"] <= 0.4 and len(row["losses"]) == 2 for row in rows)
+    for path in (tmp_path / "digits-0.4").glob("random-1.*2*"):  # its training alone is done again
+        path.unlink()
+    call("train", "--full-width")
+    again = call("table")
+    assert again[0] == rows[0]
+    assert again[1]["losses"] == pytest.approx(rows[1]["losses"], rel=1e-4)
