@@ -155,11 +155,12 @@ class Ground:
     def tested(self, network: nn.Module, images: int | None = None) -> float:
         """Accuracy of a slimmed network on the (first) test images, batch norms folded for speed."""
         inputs, labels = self.work.splits.test
-        fold(network, self._pairs)
+        fold(network, self.pairs)
         return dp.accuracy(network.to(memory_format=torch.channels_last), (inputs[:images], labels[:images]))
 
     @cached_property
-    def _pairs(self) -> tuple[Pair, ...]:
+    def pairs(self) -> tuple[Pair, ...]:
+        """Convolutions and the batch norms that can be folded into them."""
         images, labels = self.work.calibration
         return find_pairs(self.work.model, default_forward, (images[:2], labels[:2]))
 

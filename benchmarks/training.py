@@ -36,6 +36,7 @@ from torch import nn
 import deap_prune as dp
 from deap_prune.batches import name_of, resolve_device
 from deap_prune.files import write_text
+from deap_prune.fitness.fold import fold
 from deap_prune.structure.layers import describe_layer
 from deap_prune.weights import load_weights, save_weights
 
@@ -74,7 +75,8 @@ def train(args: argparse.Namespace, ground: Callable[[int], Ground]) -> None:
     if missing := [step for step in todo if not place(args, *step, "chosen.safetensors").is_file()]:
         raise SystemExit(f"not chosen yet: {missing}; run `choose` first")
     for seed in {seed for _, seed in todo}:
-        _ = ground(seed).space, ground(seed).work.splits.train  # made here, once for all threads
+        _ = ground(seed).space, ground(seed).pairs, ground(seed).work.splits.train  # made here, once for all threads
+    torch.backends.cudnn.benchmark = True
     with ThreadPoolExecutor(args.together) as pool:
         for row in pool.map(lambda step: trained(args, ground(step[1]), *step), todo):
             print(f"{row['arm']}, seed {row['seed']}: {row['test accuracy']:.4f}", flush=True)
@@ -87,6 +89,7 @@ def trained(args: argparse.Namespace, ground: Ground, arm: str, seed: int) -> di
     small = dp.slim(ground.work.model, ground.space, masks)
     load_weights(small, place(args, arm, seed, "chosen.safetensors"))
     teacher = copy.deepcopy(ground.work.model)  # its own: training brings it to the device and home again
+    fold(teacher, ground.pairs)
     cuda = torch.cuda.is_available()
     recipe = dp.Recipe(lr=args.lr, batch_size=args.batch_size, precision="bf16" if cuda else "fp32")
     with torch.cuda.stream(torch.cuda.Stream() if cuda else None):
@@ -167,7 +170,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--lr", type=float, default=0.1)
-    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=250, help="one that divides the images is captured once")
     parser.add_argument(
         "--full-width",
         action="store_true",
