@@ -14,13 +14,14 @@ from torch.utils._pytree import tree_leaves, tree_map
 log = logging.getLogger(__name__)
 
 _REHEARSALS = 3  # what is made when first needed (handles, work spaces) must not be made in a capture
-_CAPTURING = Lock()  # one capture at a time, whichever thread it is on
+_ATTEMPTS = 3  # whoever waits for the whole device, on any thread, spoils a capture
+_ALONE = Lock()  # one thread at a time captures, or runs what isn't captured and may wait for the device
 
 
 class Graphs:
     """A function of a batch, captured once for each shape of batch and then replayed.
 
-    What can't be captured runs as it is, with a warning in the log.
+    What can't be captured, three times, runs as it is, with a warning in the log.
 
     Args:
         run: Batch to a tree of tensors. It reads and writes tensors at fixed addresses, and looks at no values.
@@ -31,23 +32,24 @@ class Graphs:
 
     def __init__(self, run: Callable[[Any], Any], *, name: str, alters: bool = False) -> None:
         self._run, self._name, self._alters = run, name, alters
-        self._calls, self._works = 0, True
+        self._calls = self._failures = 0
         self._captured: dict[Any, tuple[torch.cuda.CUDAGraph, Any, Any]] = {}
 
     def __call__(self, batch: Any) -> Any:
         """What the function gives, the caller's to keep."""
         self._calls += 1
-        if not self._works or (self._alters and self._calls <= _REHEARSALS):
-            return self._run(batch)
         key = tuple((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in tree_leaves(batch))
         if key not in self._captured:
-            try:
-                with _CAPTURING:
+            with _ALONE:
+                if self._failures == _ATTEMPTS or (self._alters and self._calls <= _REHEARSALS):
+                    return self._run(batch)
+                try:
                     self._captured[key] = self._capture(batch)
-            except RuntimeError as error:  # a network that looks at values, say
-                log.warning("%s can't be captured as a CUDA graph (%s); it runs without", self._name, error)
-                self._works = False
-                return self._run(batch)
+                except RuntimeError as error:  # a network that looks at values, say
+                    self._failures += 1
+                    if self._failures == _ATTEMPTS:
+                        log.warning("%s can't be captured as a CUDA graph (%s); it runs without", self._name, error)
+                    return self._run(batch)
         graph, buffers, found = self._captured[key]
         for buffer, value in zip(tree_leaves(buffers), tree_leaves(batch), strict=True):
             if isinstance(buffer, Tensor):

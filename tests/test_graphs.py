@@ -14,7 +14,7 @@ import deap_prune as dp
 from deap_prune.errors import DataError
 from deap_prune.graphs import Graphs
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
+on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +39,7 @@ def furthest(one: nn.Module, other: nn.Module) -> float:
     return max(float((a.cpu() - b.cpu()).abs().max()) for a, b in pairs)
 
 
+@on_cuda
 def test_a_function_of_several_shapes() -> None:
     net = make_net().cuda().eval()
     graphs = Graphs(torch.no_grad()(lambda batch: net(batch[0])), name="the network")
@@ -50,6 +51,7 @@ def test_a_function_of_several_shapes() -> None:
     assert torch.allclose(first, net(images(5)[0].cuda()), atol=1e-6)  # a later replay leaves it alone
 
 
+@on_cuda
 @pytest.mark.parametrize("options", [{}, {"optimizer": "adamw", "lr": 1e-3}, {"optimizer": "adam", "ema": 0.9}])
 @pytest.mark.parametrize("taught", [False, True])
 def test_captured_training_is_training(options: dict[str, Any], taught: bool) -> None:
@@ -71,6 +73,7 @@ def test_captured_training_is_training(options: dict[str, Any], taught: bool) ->
         assert two.lr == pytest.approx(one.lr)
 
 
+@on_cuda
 def test_captured_training_goes_on(tmp_path: Any) -> None:
     recipe = dp.Recipe(batch_size=8)
     options = {"epochs": 4, "recipe": recipe, "device": "cuda", "progress": False}
@@ -103,6 +106,7 @@ class Looks(nn.Module):
         return x * 2 if float(x.detach().mean()) > 1e9 else x
 
 
+@on_cuda
 def test_what_looks_at_values_trains_too(caplog: pytest.LogCaptureFixture) -> None:
     net = make_net(Looks())
     before = copy.deepcopy(net)
@@ -113,8 +117,39 @@ def test_what_looks_at_values_trains_too(caplog: pytest.LogCaptureFixture) -> No
     assert furthest(before, net) > 0
 
 
+@on_cuda
 def test_labels_are_looked_at_before_training() -> None:
     inputs, targets = images()
     targets[49] = 3
     with pytest.raises(DataError, match="labels from 0 to 3; the network has classes 0 to 2"):
         dp.finetune(make_net(), (inputs, targets), epochs=1, device="cuda", progress=False)
+
+
+class Fake:
+    """In a graph's place: to be replayed."""
+
+    def replay(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("failures", [0, 2, 3])
+def test_a_spoilt_capture_is_tried_again(
+    failures: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs, left = [], failures
+    graphs = Graphs(lambda batch: runs.append(1) or batch.sum(), name="the sum", alters=True)
+
+    def capture(batch: Tensor) -> Any:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise RuntimeError("spoilt")
+        return Fake(), batch.clone(), torch.tensor(7.0)
+
+    monkeypatch.setattr(graphs, "_capture", capture)
+    with caplog.at_level(logging.WARNING):
+        found = [float(graphs(torch.ones(4))) for _ in range(8)]
+    ran = 8 if failures == 3 else 3 + failures  # the first three steps, and those whose capture was spoilt
+    assert len(runs) == ran
+    assert found == [4.0] * ran + [7.0] * (8 - ran)
+    assert ("the sum can't be captured as a CUDA graph (spoilt)" in caplog.text) == (failures == 3)

@@ -59,7 +59,7 @@ def test_statistics_of_layers_that_stay_dense_are_re_estimated_too(norm: type[nn
 
 
 def test_training_mode_and_wrapping_do_not_matter(digits: Digits) -> None:
-    model = nn.DataParallel(copy.deepcopy(digits.model), device_ids=[]).train()  # [] keeps it on the CPU anywhere
+    model = nn.DataParallel(copy.deepcopy(digits.model)).train()
     evaluate = dp.Evaluator(
         model, digits.space, calibration=digits.calibration, validation=digits.validation, device="cpu"
     )
@@ -68,7 +68,7 @@ def test_training_mode_and_wrapping_do_not_matter(digits: Digits) -> None:
     before = snapshot(model)
     with evaluate.masked(masks) as network, torch.no_grad():
         assert not any(m.training for m in network.modules())
-        outputs = network(digits.validation[0])
+        outputs = network.module(digits.validation[0])  # the wrapper itself would bring inputs to a GPU
     assert_unchanged(model, before)
     small = evaluate.slim(masks)
     assert not small.training
