@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -26,16 +27,16 @@ class WidthCurves:
     """The balanced widths of every budget, from the dense network down to the narrowest one.
 
     Attributes:
-        kept: Kept share of each group, shape (rows, groups); from row to row one group gets narrower.
-        flops: Kept share of the FLOPs of each row, shape (rows,), falling.
+        planner: Of the groups and their admissible widths.
+        steps: Error by FLOPs saved, the group that gets narrower, and the share of its filters that is left.
     """
 
-    kept: Matrix
-    flops: Matrix
+    planner: Planner
+    steps: tuple[tuple[float, int, float], ...]
 
     @classmethod
     def of(cls, planner: Planner, importance: Sequence[Matrix], error: Callable[[Masks], float]) -> WidthCurves:
-        """Measure every group alone at eight widths, and put the steps of all groups in order.
+        """Measure every group alone at eight widths.
 
         Args:
             planner: Of the groups and their admissible widths.
@@ -52,14 +53,34 @@ class WidthCurves:
         share = np.diagonal(counts.reshape(alone.shape), axis1=1, axis2=2) / space.sizes
         spent = (np.asarray(space.flops_of(counts)) / space.flops).reshape(share.shape)
         lost = np.array([error(masks) for masks in free.masks(rows, wishes, None)]).reshape(share.shape)
-        steps = [(slope, g, place) for g in range(groups) for slope, place in _hull(spent[:, g], lost[:, g])]
-        kept = [np.ones(groups)]
-        for _, group, place in sorted(steps):
+        hulls = ((g, *step) for g in range(groups) for step in _hull(spent[:, g], lost[:, g]))
+        return cls(planner, tuple((slope, g, float(share[place, g])) for g, slope, place in hulls))
+
+    def weighed(self, weights: Sequence[float]) -> WidthCurves:
+        """The same errors, those of some groups counting more than others'.
+
+        Args:
+            weights: One a group, above 0.
+        """
+        return WidthCurves(self.planner, tuple((slope * weights[g], g, share) for slope, g, share in self.steps))
+
+    @cached_property
+    def kept(self) -> Matrix:
+        """Kept share of each group, shape (rows, groups); from row to row one group gets narrower."""
+        sizes = self.planner.space.sizes
+        kept = [np.ones(len(sizes))]
+        for _, group, share in sorted(self.steps, key=lambda step: step[0]):
             kept.append(kept[-1].copy())
-            kept[-1][group] = share[place, group]
-        kept.append(planner.widths.fewest / space.sizes)
-        shares = np.minimum.accumulate(kept)
-        return cls(shares, np.asarray(space.flops_of(planner.widths.admissible(shares * space.sizes))) / space.flops)
+            kept[-1][group] = share
+        kept.append(self.planner.widths.fewest / sizes)
+        return np.minimum.accumulate(kept)
+
+    @cached_property
+    def flops(self) -> Matrix:
+        """Kept share of the FLOPs of each row, shape (rows,), falling."""
+        space = self.planner.space
+        counts = self.planner.widths.admissible(self.kept * space.sizes)
+        return np.asarray(space.flops_of(counts)) / space.flops
 
     def shares(self, flops: float) -> list[float]:
         """The kept share of each group.

@@ -55,6 +55,9 @@ class Decoder(Protocol):
     def single(self, criterion: str, *, share: float = 1.0) -> list[float]: ...  # noqa: D102
 
 
+SPREAD = 2.0  # of the logarithms of random weights: chosen on validation images, 1.2 and 2.5 being tried beside it
+
+
 class BlendProblem:
     """Individuals judged: genome and evaluator together. DEAP's ``evaluate`` is its bound method.
 
@@ -122,8 +125,10 @@ class BlendProblem:
     def population(self, n: int) -> list[Any]:
         """``n`` different individuals: single criteria in the first half (over a range of costs), then random ones.
 
-        Where widths evolve and the fitness compensates, the third quarter are single criteria with balanced widths
-        (``genome.balanced``, by the evaluator's surrogate).
+        Where widths evolve and the fitness compensates, a quarter are single criteria with balanced widths
+        (``genome.balanced``, by the evaluator's surrogate). Where moreover the fitness refines, they are an eighth, and
+        the random ones have widths that are balanced with random weights of the groups: which layers refinement makes
+        up for is yet to be learned, and widths that are far from even teach most.
 
         Args:
             n: Size.
@@ -132,16 +137,35 @@ class BlendProblem:
         shares = np.ones(min(len(names), n // 2)) if fixed else np.linspace(*self._range, n // 2)
         pairs = zip(itertools.cycle(names), shares.tolist(), strict=False)
         found = self._distinct(self.genome.single(name, share=share) for name, share in pairs)
-        found = self._distinct([*found, *self.balanced(n // 4)])
-        seen = {tuple(ind) for ind in found}
+        found = self._distinct([*found, *self.balanced(n // 8 if self._learns else n // 4)])
+        seen, curves = {tuple(ind) for ind in found}, self._curves if self._learns else None
         while len(found) < n:
             for _ in range(10):  # a genome of few genes may have no more different ones
-                fresh = initBlend(self.individual, self.genome.layout)
+                fresh = self._random(curves)
                 if tuple(fresh) not in seen:
                     break
             seen.add(tuple(fresh))
             found.append(fresh)
         return found
+
+    @property
+    def _learns(self) -> bool:
+        """Whether the fitness refines, so that its surrogate has to learn which layers count."""
+        learned = getattr(self.evaluator, "learned", None)
+        return learned is not None and learned() is not None
+
+    def _random(self, curves: WidthCurves | None) -> Any:
+        """A random blend; its widths balanced with random weights of the groups, where there are curves."""
+        genome, fresh = self.genome, initBlend(self.individual, self.genome.layout)
+        if curves is None or not isinstance(genome, Genome):
+            return fresh
+        weights = np.exp(np.random.normal(0, SPREAD, len(genome.space.groups)))
+        low, high = sorted(self._range)
+        share = float(np.random.uniform(low, high))
+        widths = genome.balanced(genome.criteria[0], curves.weighed(weights.tolist()), share=share)
+        for place in genome.layout.of_kind("keep", "budget"):
+            fresh[place] = widths[place]
+        return fresh
 
     def balanced(self, n: int, error: Callable[[Masks], float] | None = None) -> list[Any]:
         """Single criteria with balanced widths (``genome.balanced``), over a range of costs where the budget is free.

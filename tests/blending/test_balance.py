@@ -66,6 +66,15 @@ def test_budgets_are_met_and_wider_ones_are_wider(name: str, data: st.DataObject
         assert dp.flops(space, masks) <= budget * space.flops
 
 
+def test_weights_are_of_errors(digits: Digits) -> None:
+    """Weighed curves are those of an error in which the groups count as much."""
+    space, genome = digits.space, digits.genome()
+    worth, weights = np.random.default_rng(0).uniform(0.5, 2.0, (2, len(space.groups)))
+    weighed = genome.width_curves("l2", losses(space, worth)).weighed(weights.tolist())
+    direct = genome.width_curves("l2", losses(space, worth * weights))
+    assert np.allclose(weighed.kept, direct.kept) and np.allclose(weighed.flops, direct.flops)
+
+
 def test_nothing_to_lose_or_to_save(digits: Digits) -> None:
     curves = digits.genome().width_curves("l2", lambda masks: 0.0)
     assert curves.shares(1.0) == [1.0] * len(digits.space.groups) and np.isfinite(curves.kept).all()
@@ -119,6 +128,26 @@ def test_a_quarter_of_the_first_population(digits: Digits, max_flops: float | tu
     assert len(set(population)) == 24 and balanced <= set(population)
     singles = [tuple(genome.single(c)) for c in genome.criteria] if isinstance(max_flops, float) else []
     assert set(singles) <= set(population)
+
+
+@pytest.mark.parametrize("max_flops", [None, 0.5])
+def test_where_candidates_are_refined_random_ones_are_far_from_even(digits: Digits, max_flops: float | None) -> None:
+    """Their widths differ much more from group to group than without refinement; their blends are as random."""
+    genome, found = digits.genome(max_flops=max_flops), {}
+    for drafts in (False, True):
+        options = {"refine_from": 0, "draft_images": 20} if drafts else {}
+        evaluator = digits.evaluator(objectives=("loss", "flops"), **options)
+        toolbox = dp.make_toolbox(genome, evaluator, seed=0)
+        population = [list(ind) for ind in toolbox.population(n=24)]
+        assert population == [list(ind) for ind in dp.make_toolbox(genome, evaluator, seed=0).population(n=24)]
+        keep = genome.layout.of_kind("keep")
+        random = population[-6:]
+        genes = np.array(random)
+        assert (genes >= genome.layout.low).all() and (genes <= genome.layout.high).all()
+        found[drafts] = [float(np.std([ind[k] for k in keep])) for ind in random]
+        factors = genome.layout.of_kind("factor")
+        assert all(0 < ind[k] < 1 for ind in random for k in factors)
+    assert np.mean(found[True]) > 2 * np.mean(found[False])
 
 
 def test_no_balance_without_compensation_or_widths(digits: Digits) -> None:
