@@ -141,11 +141,18 @@ def at_full_width(ground: Ground, masks: dp.Masks, small: nn.Module) -> nn.Modul
     return full
 
 
+def untrained(chosen: dict[str, Any]) -> dict[str, Any]:
+    """The row of what an arm chose, before it is trained."""
+    facts = {key: chosen[key] for key in ("arm", "seed", "criterion", "evaluations", "device") if key in chosen}
+    return {**facts, "flops": chosen["validation"]["flops"], "refined": chosen["test accuracy"], "epochs": 0}
+
+
 def table(args: argparse.Namespace) -> None:
-    """Gather what is trained."""
+    """Gather what is chosen (0 epochs) and trained."""
     found = json.loads(args.results.read_text()) if args.results.is_file() else {}
     for folder in sorted(path for path in args.out.glob("*") if path.is_dir()):
-        rows = found.get(folder.name, []) + [json.loads(p.read_text()) for p in folder.glob("*.trained-*.json")]
+        rows = found.get(folder.name, []) + [untrained(json.loads(p.read_text())) for p in folder.glob("*.chosen.json")]
+        rows += [json.loads(p.read_text()) for p in folder.glob("*.trained-*.json")]
         rows = list({(r["epochs"], CHOSEN.index(r["arm"]), r["seed"]): r for r in rows}.items())
         found[folder.name] = [row for _, row in sorted(rows, key=lambda item: item[0])]
     args.results.parent.mkdir(parents=True, exist_ok=True)
@@ -155,7 +162,7 @@ def table(args: argparse.Namespace) -> None:
         for epochs, arm in dict.fromkeys((r["epochs"], r["arm"]) for r in rows):
             here = [r for r in rows if (r["epochs"], r["arm"]) == (epochs, arm)]
             share = statistics.mean(r["flops"] for r in here)
-            figures = (spread([100 * r[key] for r in here]) for key in ("refined", "test accuracy"))
+            figures = (spread([100 * r[key] for r in here if key in r]) for key in ("refined", "test accuracy"))
             lines.append([arm, str(epochs), f"{share:.4f}", *figures])
         print(f"{name}\n" + markdown(["arm", "epochs", "FLOPs kept", "as refined", "trained"], lines))
 
