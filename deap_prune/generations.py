@@ -78,25 +78,28 @@ class PreScreen:
 
         Or copies of good parents, which small steps often make, would be the best of their slots.
         """
-        first: dict[Masks, Any] = {}
-        for masks, child in zip(self._decode(children), children, strict=True):
-            if masks not in self._evaluator.cache:
-                first.setdefault(masks, child)
-        chosen = set(map(id, first.values()))
+        first = list(self._fresh(children).values())
+        chosen = set(map(id, first))
         rest = (child for child in children if id(child) not in chosen)
-        return [*first.values(), *rest][: max(len(first), slots)]
+        return [*first, *rest][: max(len(first), slots)]
+
+    def _fresh(self, individuals: list[Any]) -> dict[Masks, Any]:
+        """Those whose networks were not judged before, the first of equals."""
+        found: dict[Masks, Any] = {}
+        for masks, individual in zip(self._decode(individuals), individuals, strict=True):
+            if masks not in self._evaluator.cache:
+                found.setdefault(masks, individual)
+        return found
 
     def _proposals(self, count: int, error: Callable[[Masks], float]) -> list[Any]:
         """The surrogate's own, at most so many, none judged before; over a range of costs where the budget is free."""
-        genome, known = self._problem.genome, self._evaluator.cache
-        found = self._problem.balanced(count * len(genome.criteria), error)
-        masks = self._decode(found)
+        genome = self._problem.genome
+        fresh = self._fresh(self._problem.balanced(count * len(genome.criteria), error))
+        left = list(fresh)
         if isinstance(genome.max_flops, (int, float)):
-            order = sorted(range(len(found)), key=lambda k: error(masks[k]))
-        else:
-            order = self._evaluator.prescreen(masks, min(count, len(masks)), error) if masks else []
-        fresh = {masks[k]: found[k] for k in order if masks[k] not in known}
-        return list(fresh.values())[:count]
+            return [fresh[masks] for masks in sorted(left, key=error)[:count]]
+        chosen = self._evaluator.prescreen(left, min(count, len(left)), error) if left else []
+        return [fresh[left[k]] for k in chosen]
 
 
 class Guard:
