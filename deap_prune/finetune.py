@@ -254,8 +254,10 @@ class _Trainer:
 
     def prepare(self, batch: Any) -> Any:
         """A batch as the network takes it in training: on the device, augmented."""
-        batch = tree_map(lambda x: self.laid_out(x.to(self.place)) if isinstance(x, Tensor) else x, batch)
-        return (self.augment(batch[0], self.generator), *batch[1:]) if self.augment else batch
+        batch = tree_map(lambda x: x.to(self.place) if isinstance(x, Tensor) else x, batch)
+        if self.augment:
+            batch = (self.augment(batch[0], self.generator), *batch[1:])
+        return tree_map(lambda x: self.laid_out(x) if isinstance(x, Tensor) else x, batch)
 
     def laid_out(self, tensor: Tensor) -> Tensor:
         """As the device's convolutions like it best."""

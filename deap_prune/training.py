@@ -60,7 +60,7 @@ class Shuffled:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(self.targets), generator=self.generator).to(self.inputs.device)
         for indices in order.tensor_split(len(self)):
-            yield self.inputs[indices], self.targets[indices]
+            yield self.inputs[indices], self.targets[indices.to(self.targets.device)]
 
 
 def shuffled(data: Data, size: int, generator: torch.Generator, place: torch.device) -> Iterable[Any]:
