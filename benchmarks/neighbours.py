@@ -218,6 +218,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="digits, one epoch, nothing written")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "neighbours.json")
     args = parser.parse_args()
+    if args.network != "resnet20" and args.case != "uniform":
+        parser.error(f"--network {args.network} is for 'uniform'; leave it out for '{args.case}'")
     case, epochs = CASES[args.case]
     name = args.case if args.network == "resnet20" else f"{args.case}, {args.network}"
     args.epochs = args.epochs or (1 if args.quick else epochs)

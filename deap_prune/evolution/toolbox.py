@@ -55,7 +55,7 @@ class Decoder(Protocol):
     def single(self, criterion: str, *, share: float = 1.0) -> list[float]: ...  # noqa: D102
 
 
-SPREAD = 2.0  # of the logarithms of random weights: chosen on validation images, 1.2 and 2.5 being tried beside it
+SPREAD = 2.0  # of the logarithms of random weights; benchmarks/RESULTS.md has what was tried beside it
 
 
 class BlendProblem:
@@ -137,8 +137,9 @@ class BlendProblem:
         shares = np.ones(min(len(names), n // 2)) if fixed else np.linspace(*self._range, n // 2)
         pairs = zip(itertools.cycle(names), shares.tolist(), strict=False)
         found = self._distinct(self.genome.single(name, share=share) for name, share in pairs)
-        found = self._distinct([*found, *self.balanced(n // 8 if self._learns else n // 4)])
-        seen, curves = {tuple(ind) for ind in found}, self._curves if self._learns else None
+        learns = self._learns
+        found = self._distinct([*found, *self.balanced(n // 8 if learns else n // 4)])
+        seen, curves = {tuple(ind) for ind in found}, self._curves if learns else None
         while len(found) < n:
             for _ in range(10):  # a genome of few genes may have no more different ones
                 fresh = self._random(curves)
