@@ -93,20 +93,24 @@ def by_arm(rows: list[Row], pairs: Sequence[str], figure: Callable[[Row], float]
     return markdown(["", *present], lines)
 
 
+def gap(rows: list[Row], protocol: str, one: str, other: str, pair: str) -> str:
+    """The difference of two arms, seed by seed; bold where the mean is beyond two of their standard deviations."""
+    here = chosen(rows, pair=pair, protocol=protocol)
+    scores = [{row["seed"]: top1(row) for row in chosen(here, arm=arm)} for arm in (one, other)]
+    gaps = [scores[0][seed] - scores[1][seed] for seed in sorted(set(scores[0]) & set(scores[1]))]
+    beyond = len(gaps) > 1 and abs(statistics.mean(gaps)) > 2 * statistics.stdev(gaps)
+    return f"**{spread(gaps)}**" if beyond else spread(gaps)
+
+
 def contrasts(rows: list[Row], pairs: Sequence[str]) -> str:
-    """Differences of two arms of the same cell, in points of test top-1; is the mean beyond two of their deviations?"""
+    """Differences of two arms of the same cell, in points of test top-1: contrasts down, pairs across."""
+    present = [p for p in pairs if chosen(rows, pair=p)]
     lines = []
     for protocol, one, other in CONTRASTS:
-        for pair in pairs:
-            here = chosen(rows, pair=pair, protocol=protocol)
-            scores = [{row["seed"]: top1(row) for row in chosen(here, arm=arm)} for arm in (one, other)]
-            seeds = sorted(set(scores[0]) & set(scores[1]))
-            if len(seeds) > 1:
-                gaps = [scores[0][s] - scores[1][s] for s in seeds]
-                mean, deviation = statistics.mean(gaps), statistics.stdev(gaps)
-                beyond = "no" if abs(mean) <= 2 * deviation else "above" if mean > 0 else "**below**"
-                lines.append([protocol, f"{one} - {other}", pair, spread(gaps), beyond])
-    return markdown(["protocol", "difference of", "", "points", "beyond 2 sd"], lines)
+        cells = [gap(rows, protocol, one, other, pair) for pair in present]
+        if set(cells) != {"-"}:
+            lines.append([protocol, f"{one} - {other}", *cells])
+    return markdown(["protocol", "difference of", *present], lines)
 
 
 def singles(rows: list[Row], pairs: Sequence[str]) -> str:
@@ -117,15 +121,15 @@ def singles(rows: list[Row], pairs: Sequence[str]) -> str:
 
 
 def fronts(rows: list[Row], pairs: Sequence[str]) -> str:
-    """Hypervolumes."""
+    """Hypervolumes: arms down, on validation and on test images; pairs across."""
     told = chosen(rows, kind="front")
-    lines = []
-    for protocol, pair, arm in itertools.product(STAGES, pairs, in_order(told, "arm")):
-        each = [row["hypervolume"] for row in chosen(told, protocol=protocol, pair=pair, arm=arm)]
-        if each:
-            figures = (spread([v[split] for v in each], 4) for split in ("validation", "test"))
-            lines.append([protocol, pair, arm, *figures])
-    return markdown(["protocol", "", "front of", "validation", "test"], lines)
+    present, lines = [p for p in pairs if chosen(told, pair=p)], []
+    for protocol, split, arm in itertools.product(STAGES, ("test", "validation"), in_order(told, "arm")):
+        here = chosen(told, protocol=protocol, arm=arm)
+        if here:
+            cells = ([row["hypervolume"][split] for row in chosen(here, pair=pair)] for pair in present)
+            lines.append([f"{protocol}, {split}", arm, *(spread(cell, 4) for cell in cells)])
+    return markdown(["protocol, images", "front of", *present], lines)
 
 
 def text(rows: list[Row], pairs: Sequence[str]) -> str:
@@ -141,7 +145,8 @@ def text(rows: list[Row], pairs: Sequence[str]) -> str:
                 parts.append(by_arm(here, pairs, top1))
     half, moved = chosen(arms, budget=0.5), chosen(rows, kind="transfer")
     for budget in sorted(set(in_order(arms, "budget")), reverse=True):
-        parts.append(f"**Differences within a cell, {budget:.0%} of the FLOPs**")
+        heading = f"**Differences within a cell, {budget:.0%} of the FLOPs**"
+        parts.append(f"{heading}: points of test top-1; bold: the mean is beyond two standard deviations")
         parts.append(contrasts(chosen(arms, budget=budget), pairs))
     for protocol in (p for p in ("compensated", "plain") if chosen(half, protocol=p)):
         parts.append(f"**Single criteria, half the FLOPs, uniform widths, {protocol}**: validation top-1")

@@ -92,16 +92,33 @@ def first_forward(forward: Forward, model: nn.Module, batch: Any, *, name: str, 
     return outputs, targets
 
 
-def check_batches(forward: Forward, model: nn.Module, batches: Sequence[Any], *, name: str) -> None:
-    """The network takes the data, and the labels are of its classes.
+def check_batches(
+    forward: Forward, model: nn.Module, batches: Sequence[Any], *, name: str, judge: Callable[[Any, Any], Any]
+) -> None:
+    """The network takes the data, the labels are of its classes, and the first batch can be judged.
+
+    Args:
+        forward: Function of (model, batch) to (outputs, targets).
+        model: The network.
+        batches: The data.
+        name: What to call it in messages.
+        judge: Called with (outputs, targets).
 
     Raises:
         DataError: If not.
     """
-    if batches:
-        outputs, _ = first_forward(forward, model, batches[0], name=name)
-        for batch in batches[1:] if forward is default_forward else ():
-            check_labels(outputs, batch[1], name=name)
+    if not batches:
+        return
+    outputs, targets = first_forward(forward, model, batches[0], name=name)
+    for batch in batches[1:] if forward is default_forward else ():
+        check_labels(outputs, batch[1], name=name)
+    try:
+        judge(outputs, targets)
+    except Exception as error:
+        raise DataError(
+            f"the objectives fail on the {name} data: {type(error).__name__}: {error}; class labels are whole numbers, "
+            "one a sample (labels.long()), other targets need an objective of their own (dp.register_objective)"
+        ) from error
 
 
 def count_samples(batch: Any) -> int:

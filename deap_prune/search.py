@@ -189,6 +189,7 @@ def resume(
     return _run(model, example_inputs, calibration, validation, folder, forward, callbacks, progress, ray, config)
 
 
+@torch.inference_mode(False)  # a caller's would let no gradient through
 def _run(
     model: nn.Module,
     example_inputs: Inputs,

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -76,6 +77,21 @@ BAD: dict[str, tuple[dict[str, Any], type[PruneError], str]] = {
         {"calibration": (DATA[0], DATA[1] + 7)},
         DataError,
         "calibration has labels from 7 to 11;",
+    ),
+    "labels of calibration are fractions": (
+        {"calibration": (DATA[0], DATA[1].float())},
+        DataError,
+        r"the loss fails on the calibration data: RuntimeError: .*labels are whole numbers \(labels.long\(\)\)",
+    ),
+    "labels are fractions": (
+        {"validation": (DATA[0], DATA[1].float()), "objectives": ("loss",), "max_flops": 0.5},
+        DataError,
+        r"the objectives fail on the validation data: RuntimeError: .*labels.long\(\)",
+    ),
+    "one-hot labels": (
+        {"validation": (DATA[0], torch.eye(5)[DATA[1]])},
+        DataError,
+        r"the objectives fail on the validation data: RuntimeError: .*one a sample",
     ),
     "not finite": ({"calibration": (DATA[0] / 0, DATA[1])}, DataError, "calibration holds values that are not finite"),
     "lengths": ({"validation": (DATA[0], DATA[1][:5])}, DataError, "validation: 12 inputs but 5 targets"),
@@ -256,3 +272,24 @@ def test_workspace_names_unknown_data(tmp_path: Path) -> None:
     path = write(tmp_path, yaml.safe_dump({"model": FACTORY, "data": {"format": "digit"}}))
     with pytest.raises(DataError, match=r"unknown data format 'digit'; did you mean 'digits'\?"):
         Workspace.open(load_config(path))
+
+
+def test_no_caller_need_think_of_inference_mode() -> None:
+    """A search takes gradients, also when it is called where torch lets none through."""
+    with torch.inference_mode():
+        inside = search(generations=1)
+    assert [s.values for s in inside.front] == [s.values for s in search(generations=1).front]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_networks_of_half_precision_are_scored(dtype: torch.dtype) -> None:
+    """Criteria see fp32: distances and sorting are not there for less on every device."""
+    model, inputs, *_ = prepared("residual")
+    space = dp.trace(model, inputs)
+    half = copy.deepcopy(model).to(dtype)
+    rounded = copy.deepcopy(half).float()
+    options = {"criteria": ("l1", "fpgm", "bn_scale")}
+    found, wanted = (dp.score(m, space, None, **options) for m in (half, rounded))
+    for group in space.groups:
+        for name in options["criteria"]:
+            assert np.allclose(found[group.name][name], wanted[group.name][name], rtol=1e-6)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from deap_prune.batches import Forward, count_samples, first_forward
+from deap_prune.errors import DataError
+from deap_prune.structure.inputs import first_line
 from deap_prune.structure.layers import describe_layer
 from deap_prune.structure.space import FilterGroup, Member, PruningSpace
 
@@ -62,7 +64,7 @@ class Calibration:
         """
         outputs, targets = self.run(batch)
         if self.labels:
-            return self.loss(outputs, targets)
+            return self._supervised(outputs, targets)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         own = [out.detach() for out in floats(outputs)]
         noise = [torch.randn(out.shape, generator=generator, dtype=out.dtype).to(out.device) for out in own]
@@ -70,7 +72,16 @@ class Calibration:
 
     def error(self, outputs: Any, targets: Any, dense: list[Tensor]) -> Tensor:
         """How wrong a changed network is: its loss, or without labels the distance to the dense outputs."""
-        return self.loss(outputs, targets) if self.labels else half_square(outputs, dense)
+        return self._supervised(outputs, targets) if self.labels else half_square(outputs, dense)
+
+    def _supervised(self, outputs: Any, targets: Any) -> Tensor:
+        try:
+            return self.loss(outputs, targets)
+        except Exception as error:
+            raise DataError(
+                f"the loss fails on the calibration data: {first_line(error)}; class labels are whole numbers "
+                "(labels.long()), for other targets pass loss= to dp.score, or labels=False to do without"
+            ) from error
 
     def first(self, samples: int, size: int) -> list[Any]:
         """The first samples, in batches of at most a size: enough for the passes that cost much an image."""

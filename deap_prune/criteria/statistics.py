@@ -34,7 +34,12 @@ class Statistics:
         """The tensors of some statistics, layer by layer, in the group's order, where all of them apply."""
         columns = [self.values.get(group.name, {}).get(need, {}) for need in needs]
         layers = [layer for layer in columns[0] if all(layer in column for column in columns)]
-        return [tuple(column[layer] for column in columns) for layer in layers]
+        return [tuple(_precise(column[layer]) for column in columns) for layer in layers]
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    """In fp32 what is of half precision: distances, for one, are not there for that on the CPU."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def collect(

@@ -63,6 +63,7 @@ class ScoreTable:
         return cls(scores)
 
 
+@torch.inference_mode(False)  # a caller's would let no gradient through
 def score(
     model: nn.Module,
     space: PruningSpace,

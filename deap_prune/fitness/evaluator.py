@@ -76,10 +76,10 @@ class Evaluator:
         self._all = load(validation, "validation", on_data, size, self.device)
         self._calibration = load(calibration, "calibration", self.options.calibrates, size, self.device)
         self._guard = load(guard, "guard", False, size, self.device)
+        self._verdict = Verdict(self.objectives, space, self.network, self.forward)
         with torch.no_grad():
             for name, batches in (("validation", self._all), ("guard", self._guard)):
-                check_batches(self.forward, self.network, batches, name=name)
-        self._verdict = Verdict(self.objectives, space, self.network, self.forward)
+                check_batches(self.forward, self.network, batches, name=name, judge=self._verdict.check)
         parts = (self.network, space, self._calibration)
         self._build = Builder(*parts, settings=self.options.at(0), forward=self.forward, counters=self.counters)
         self._begin()

@@ -57,6 +57,13 @@ class Verdict:
         """The data objectives' values of a batch, by name; each shape (samples, ...)."""
         return {o.name: values_of(o, part) for o in self._objectives if o.batch is not None}
 
+    def check(self, outputs: Any, targets: Any) -> None:
+        """Judge the dense network by what looks at nothing but outputs and targets, for the errors that come of it."""
+        for objective in self._objectives:
+            if objective.batch is not None and not objective.needs_network:
+                dense = outputs if objective.needs_dense else None
+                values_of(objective, (outputs, targets, dense, lambda change: outputs))
+
     def losses(self, found: Found) -> NDArray[np.float64]:
         """The one data objective of a race, for each sample of a batch, minimised, shape (samples,)."""
         objective = next(o for o in self._objectives if o.batch is not None)

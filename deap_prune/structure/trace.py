@@ -74,7 +74,7 @@ def trace(model: nn.Module, example_inputs: Inputs, *, ignore: Iterable[str] = (
                     tracer.freeze(torch.from_numpy(call.outputs[member.positions.reshape(-1)]), reason)
         space = build_space(network, tracer, total, uncounted)
     if not space.groups:
-        reasons = "; ".join(sorted({f"{r.layer}: {r.reason}" for r in space.refused})[:5])
+        reasons = "; ".join(sorted({f"{r.layer or 'the only layer'}: {r.reason}" for r in space.refused})[:5])
         raise ModelError(
             f"the network has no filters that can be pruned ({reasons or 'no layer makes channels'}); a prunable "
             "filter needs a convolution or linear layer whose outputs another layer reads"
