@@ -15,6 +15,7 @@ from deap_prune.evolution.generation import Generation, non_dominated
 from deap_prune.evolution.toolbox import BlendProblem
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.fitness.sampling import EVERYTHING
+from deap_prune.progress import track
 from deap_prune.structure.masks import Masks
 
 
@@ -151,7 +152,13 @@ def front_of(
 
 
 def final_front(
-    problem: BlendProblem, evaluator: Evaluator, state: Generation, *, refine: bool, finalists: int = 0
+    problem: BlendProblem,
+    evaluator: Evaluator,
+    state: Generation,
+    *,
+    refine: bool,
+    finalists: int = 0,
+    progress: bool = False,
 ) -> tuple[ParetoFront, Evaluator]:
     """The front of a run, its figures measured on all validation images in fp32, and the evaluator that they are from.
 
@@ -160,12 +167,13 @@ def final_front(
         evaluator: The fitness of the search.
         state: Where the search ended.
         refine: The front's networks are refined before they are measured.
-        finalists: With refinement, one objective and one budget: so many of the last population and so many single
-            criteria are refined as well, and the best of all is the front. Refinement may turn an order round.
+        finalists: With refinement, which may turn an order round, others are refined as well. One objective and one
+            budget: so many of the last population and so many single criteria. Several objectives: so many networks
+            of every single criterion, over the range of costs.
+        progress: Show a bar.
     """
     options, individuals = evaluator.options, state.archive
-    one_best = len(evaluator.names) == 1 and isinstance(problem.genome.max_flops, (int, float))
-    if refine and finalists and one_best:
+    if refine and finalists:
         individuals = [*individuals, *_finalists(problem, evaluator, state, finalists)]
     if not refine and options.sampling == EVERYTHING and options.precision == "fp32":
         return front_of(problem, evaluator, individuals, [ind.fitness.values for ind in individuals]), evaluator
@@ -174,11 +182,22 @@ def final_front(
     decoded = zip(problem.genome.decode_many(individuals), individuals, strict=True)
     distinct = list(dict([*decoded][::-1]).items())[::-1]  # the first of equals
     judge = evaluator.in_full(refine=refine)
-    values = [judge.measure(judge.slim(masks), masks) for masks, _ in distinct]
+    shown = track(distinct, "refining the front" if refine else "judging the front", shown=progress)
+    values = [judge.measure(judge.slim(masks), masks) for masks, _ in shown]
     return front_of(problem, judge, [ind for _, ind in distinct], values), judge
 
 
 def _finalists(problem: BlendProblem, evaluator: Evaluator, state: Generation, count: int) -> list[Any]:
+    """Who is refined beside the archive; nobody where one objective is searched for under several budgets."""
+    if len(evaluator.names) > 1:
+        number = count * len(problem.genome.criteria)
+        return problem.balanced(number, evaluator.learned()) or problem.singles(number)
+    if isinstance(problem.genome.max_flops, (int, float)):
+        return _rivals(problem, evaluator, state, count)
+    return []
+
+
+def _rivals(problem: BlendProblem, evaluator: Evaluator, state: Generation, count: int) -> list[Any]:
     """The best of the last population, and the best single criteria before they are refined, ``count`` of each.
 
     Single criteria: with uniform and with balanced widths; the best are told by the learned surrogate, or judged.

@@ -229,7 +229,7 @@ def _run(
                 hooks += [checkpoints, lambda state: write_history(folder, state.logbook)]
             state = evolve(toolbox, problem, evaluator, options, [*hooks, bar], state)
         refine, finalists = options.refine, options.finalists
-        front, judge = final_front(problem, evaluator, state, refine=refine, finalists=finalists)
+        front, judge = final_front(problem, evaluator, state, refine=refine, finalists=finalists, progress=progress)
         result = Result(front, state.logbook, genome.space, scores, genome.clusters, judge, evaluator, genome)
         if folder is not None:
             write_result(folder, result.front, result.logbook)

@@ -112,6 +112,24 @@ def test_the_best_of_those_that_were_refined_wins() -> None:
     assert len(result.front) == 1
 
 
+def test_no_balanced_single_criterion_is_above_the_front() -> None:
+    """Single criteria are refined beside a front, over the range of costs; those that nothing dominates are in it."""
+    alone, result = search(finalists=0), search(finalists=2)
+    problem = BlendProblem(result.genome, result.fitness)
+    rivals = problem.balanced(2 * len(result.scores.criteria))
+    values = [result.evaluator.measure(result.slim(m), m) for m in result.genome.decode_many(rivals)]
+    found = [tuple(s.values.values()) for s in result.front]
+    for accuracy, flops in [*values, *(tuple(s.values.values()) for s in alone.front)]:
+        assert any(one >= accuracy and other <= flops for one, other in found)
+    assert result.front.hypervolume() > alone.front.hypervolume()  # here evolution alone would have missed some
+    assert {s.individual for s in result.front} & {tuple(ind) for ind in rivals}
+
+
+def test_fronts_of_uniform_widths_have_single_criteria_beside_them_too() -> None:
+    result = search(finalists=1, allocation="uniform", generations=0, population=2, max_flops=(0.2, 0.9))
+    assert len(result.front) > 2
+
+
 def test_guard_is_logged_and_changes_nothing() -> None:
     x, y = DATA["validation"]
     guarded = search(guard=60, refine=False)
