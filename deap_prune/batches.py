@@ -20,11 +20,14 @@ def resolve_device(device: str | torch.device) -> torch.device:
     """``"auto"`` is CUDA where there is a device, the CPU elsewhere.
 
     Raises:
-        DataError: If CUDA is asked for and there is none.
+        DataError: If torch knows no such device, or CUDA is asked for and there is none.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise DataError(f"unknown device '{device}'; use 'auto', 'cpu', 'cuda' or 'cuda:1'") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise DataError(f"device '{device}' was asked for, but torch finds no CUDA device; use device='auto' or 'cpu'")
     return chosen
@@ -58,9 +61,7 @@ def to_batches(data: Data, *, name: str, batch_size: int = 250, device: torch.de
         split = (inputs.tensor_split(parts), targets.tensor_split(parts)) if parts else ((), ())
         batches: Sequence[Any] = list(zip(*split, strict=True))
     else:
-        if isinstance(data, torch.utils.data.Dataset):
-            raise DataError(f"{name} is a {type(data).__name__}: wrap it in a torch.utils.data.DataLoader")
-        batches = list(data)
+        batches = list(iterable(data, name))
         if batches and not any(isinstance(leaf, Tensor) for leaf in tree_leaves(batches)):
             kind = type(tree_leaves(batches)[0]).__name__
             raise DataError(f"{name} holds no tensors but {kind}: convert it first (torch.from_numpy for NumPy arrays)")
@@ -72,6 +73,20 @@ def to_batches(data: Data, *, name: str, batch_size: int = 250, device: torch.de
             if isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
                 raise DataError(f"{name} holds values that are not finite; clean or normalise the data first")
     return moved
+
+
+def iterable(data: Any, name: str) -> Iterable[Any]:
+    """The data, if it can be read batch by batch.
+
+    Raises:
+        DataError: If it is a dataset, whose items are samples, or no iterable.
+    """
+    if isinstance(data, torch.utils.data.Dataset):
+        raise DataError(f"{name} is a {type(data).__name__}: wrap it in a torch.utils.data.DataLoader")
+    if not isinstance(data, Iterable):
+        kind = type(data).__name__
+        raise DataError(f"{name} is a {kind}; give (inputs, targets) tensors or an iterable of such batches")
+    return data
 
 
 def first_forward(forward: Forward, model: nn.Module, batch: Any, *, name: str, labels: bool = True) -> tuple[Any, Any]:

@@ -172,7 +172,7 @@ def finetune(
         small,
         work.splits.train,
         work.validation,
-        epochs=epochs or options.epochs,
+        epochs=options.epochs if epochs is None else epochs,
         recipe=Recipe(**options.recipe),
         teacher=work.model if options.distill else None,
         augment=options.augment,

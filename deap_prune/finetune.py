@@ -121,6 +121,7 @@ def finetune(
         if from_scratch:
             reset(model)
         settings = {**asdict(recipe), "epochs": epochs, "seed": seed, "from_scratch": from_scratch}
+        settings |= {"teacher": teacher is not None, "augment": change is not None}
         kept = None if state is None else (Path(state), settings)
         return trainer.run(shuffled(train, recipe.batch_size, generator, place), validation, kept, progress)
 

@@ -12,7 +12,7 @@ import torch
 from deap import tools
 from torch import nn
 
-from deap_prune.batches import Data, Forward, resolve_device
+from deap_prune.batches import Data, Forward, iterable, resolve_device
 from deap_prune.blending.baselines import GENOMES, AnyGenome
 from deap_prune.blending.clusters import CriteriaClusters, cluster
 from deap_prune.blending.decoding import check_budget
@@ -206,7 +206,7 @@ def _run(
     before, threads = random_states(), torch.get_num_threads()
     config = _resolved(config)
     options = config.search
-    calibration, validation = _keep(calibration), _keep(validation)
+    calibration, validation = _keep(calibration, "calibration"), _keep(validation, "validation")
     try:
         torch.set_num_threads(options.threads or threads)
         genome, evaluator, scores = prepare(
@@ -323,6 +323,6 @@ def prepare(
     return genome, evaluator, scores
 
 
-def _keep(data: Data) -> Data:
+def _keep(data: Data, name: str) -> Data:
     """An iterator can be read once only: keep its batches."""
-    return data if isinstance(data, (tuple, list)) else list(data)
+    return data if isinstance(data, (tuple, list)) else list(iterable(data, name))

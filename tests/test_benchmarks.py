@@ -122,12 +122,12 @@ def test_the_volume_of_a_point_is_its_rectangle(quality):
 def test_tables_stand_between_the_marks(quality, done, tmp_path, monkeypatch):
     out, _ = done
     report = tmp_path / "RESULTS.md"
-    report.write_text("before\n<!-- quality -->\nold\n<!-- end of quality -->\nafter\n")
+    report.write_text("before\n<!-- quality -->\nstale\n<!-- end of quality -->\nafter\n")
     command = ["quality.py", "table", "--out", str(out), "--results", str(tmp_path), "--report", str(report)]
     monkeypatch.setattr(sys, "argv", command)
     quality.main()
     text = report.read_text()
-    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert text.startswith("before\n") and text.endswith("after\n") and "stale" not in text
     best = next(row for row in rows_of(out) if row["arm"] == "mean rank" and row["budget"] == 0.7)
     assert f"| mean rank | {100 * best['test accuracy']:.2f} (1) |" in text
     assert "imagenet-resnet50: not measured." in text

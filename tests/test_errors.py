@@ -91,7 +91,7 @@ BAD: dict[str, tuple[dict[str, Any], type[PruneError], str]] = {
     "one-hot labels": (
         {"validation": (DATA[0], torch.eye(5)[DATA[1]])},
         DataError,
-        r"the objectives fail on the validation data: RuntimeError: .*one a sample",
+        r"the objectives fail on the validation data: DataError: labels have shape .*one a sample",
     ),
     "not finite": ({"calibration": (DATA[0] / 0, DATA[1])}, DataError, "calibration holds values that are not finite"),
     "lengths": ({"validation": (DATA[0], DATA[1][:5])}, DataError, "validation: 12 inputs but 5 targets"),
@@ -293,3 +293,47 @@ def test_networks_of_half_precision_are_scored(dtype: torch.dtype) -> None:
     for group in space.groups:
         for name in options["criteria"]:
             assert np.allclose(found[group.name][name], wanted[group.name][name], rtol=1e-6)
+
+
+def test_labels_of_another_shape_are_not_compared_with_every_sample() -> None:
+    """(N,) against (N, 1) would broadcast."""
+    x, y = DATA
+    for labels in (y[:, None], torch.eye(12)[:, :5].long()):
+        with pytest.raises(DataError, match=r"the network's outputs ask for \(12,\)"):
+            search(criteria=("l1",), validation=(x, labels))
+
+
+def test_ignore_takes_names_not_a_text() -> None:
+    model, inputs, *_ = prepared("residual")
+    with pytest.raises(ModelError, match=r"give several names, such as \('10',\)"):
+        dp.trace(model, inputs, ignore="10")
+
+
+def test_datasets_and_nothing_are_refused_before_anything_is_read() -> None:
+    with pytest.raises(DataError, match="calibration is a TensorDataset: wrap it"):
+        search(calibration=torch.utils.data.TensorDataset(*DATA))
+    with pytest.raises(DataError, match="validation is a NoneType"):
+        search(validation=None)
+
+
+def test_an_unknown_device_is_named() -> None:
+    with pytest.raises(DataError, match="unknown device 'gpu'; use 'auto'"):
+        search(device="gpu")
+
+
+def test_criteria_of_layers_that_see_nothing_are_finite() -> None:
+    """A dead layer's moments are rounding alone."""
+    model, inputs, *_ = prepared("residual")
+    space = dp.trace(model, inputs)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.bias, -50)
+    table = dp.score(model, space, DATA, criteria=("compensation",))
+    assert all(np.isfinite(table[group.name]["compensation"]).all() for group in space.groups)
+
+
+def test_tracing_needs_no_thought_of_inference_mode() -> None:
+    model, inputs, *_ = prepared("residual")
+    with torch.inference_mode():
+        inside = dp.trace(model, inputs)
+    assert str(inside) == str(dp.trace(model, inputs))

@@ -82,9 +82,9 @@ class AffineGenome:
             raise RegistryError(f"criterion '{criterion}' was not scored in every group; {hint}")
         self.space = space
         self.clusters = clusters
-        self.max_flops = max_flops
+        self.max_flops = tuple(max_flops) if isinstance(max_flops, list) else max_flops
         self.criteria = (criterion,)
-        self._planner = Planner(space, ALLOCATIONS["global"], max_flops, round_to, min_keep)
+        self._planner = Planner(space, ALLOCATIONS["global"], self.max_flops, round_to, min_keep)
         self.min_flops = self._planner.min_flops
         self._scores = [by[criterion] / (np.abs(by[criterion]).max() or 1.0) for by in tables]
         number = len(space.groups)

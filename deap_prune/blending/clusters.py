@@ -173,7 +173,7 @@ def _kmeans(ranks: NDArray[np.float64], k: int, seed: int) -> NDArray[np.intp]:
         centred = ranks - ranks.mean(axis=1, keepdims=True)
         lengths = np.linalg.norm(centred, axis=1, keepdims=True)
         points = centred / np.where(lengths > 0, lengths, 1)
-        labels = KMeans(n_clusters=k, n_init=10, random_state=seed).fit(points).labels_
+        labels = KMeans(n_clusters=k, n_init=10, random_state=seed % 2**32).fit(points).labels_
     return _renumbered(labels)
 
 

@@ -141,6 +141,8 @@ class Checkpoints:
         """
         body = self.newest()
         if body is None:
+            for path in self.paths():  # out of the way: new ones have lower numbers, and the highest are kept
+                path.rename(path.with_suffix(".damaged"))
             return None
         logbook = tools.Logbook()
         for record in body["logbook"]:

@@ -129,7 +129,14 @@ def register_objective(
 def accuracy(outputs: Tensor, targets: Tensor, dense_outputs: None) -> Tensor:
     """Share of samples whose largest output is the label (top-1), in [0, 1]."""
     scores = _scores(outputs)
+    _check_shape(scores, targets)
     return _where_finite(scores, (scores.argmax(dim=1) == targets).float())
+
+
+def _check_shape(scores: Tensor, targets: Tensor) -> None:
+    """Labels of another shape, (N, 1) say, would be compared with every sample."""
+    if targets.shape != (wanted := scores.shape[:1] + scores.shape[2:]):
+        raise DataError(f"labels have shape {tuple(targets.shape)}; the network's outputs ask for {tuple(wanted)}")
 
 
 def _scores(outputs: Tensor | Mapping[str, Tensor]) -> Tensor:
@@ -178,9 +185,10 @@ def miou(outputs: Tensor | Mapping[str, Tensor], targets: Tensor, dense_outputs:
         samples before the ratio is taken.
 
     Raises:
-        DataError: If a label is outside the classes.
+        DataError: If a label is outside the classes, or labels have another shape than the outputs' maps.
     """
     scores = _scores(outputs)
+    _check_shape(scores, targets)
     n, classes = scores.shape[:2]
     known = (targets >= 0) & ((targets != 255) | (classes > 255))
     if bool((targets[known] >= classes).any()):

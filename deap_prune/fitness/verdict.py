@@ -118,7 +118,8 @@ def part_of(run: Callable[[Any], tuple[Any, Any]], batch: Any, dense: Any, count
 
 
 def _finite(objective: Objective, value: float) -> float:
-    """NaN and infinity become the objective's worst value."""
+    """A plain number; NaN and infinity become the objective's worst value."""
+    value = float(value)
     if value == value and abs(value) != float("inf"):
         return value
     warnings.warn(f"{objective.name} was {value}; counted as the worst value, {objective.worst:g}", stacklevel=5)

@@ -33,7 +33,13 @@ def removal_errors(gram: LayerGram, positions: Ids, *, ridge: float = RIDGE) -> 
     ridged = gram.moments.to(torch.float64, copy=True)
     diagonal = ridged.diagonal(dim1=1, dim2=2)
     diagonal.add_(ridge * diagonal.mean(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny))
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(ridged))
+    factor, failed = torch.linalg.cholesky_ex(ridged)
+    share = ridge
+    while bool(failed.any()) and share < 1e3:  # features that hardly vary: moments of rounding, below 0 at times
+        share *= 10
+        diagonal.add_(share * diagonal.abs().amax(dim=1, keepdim=True))
+        factor, failed = torch.linalg.cholesky_ex(ridged)
+    inverse = torch.cholesky_inverse(factor)
     channels = len(gram.channels.inputs) // blocks
     places = positions if blocks == 1 else positions.reshape(-1, 1)
     block = torch.as_tensor(places[:, 0] // channels, device=inverse.device)
@@ -41,4 +47,4 @@ def removal_errors(gram: LayerGram, positions: Ids, *, ridge: float = RIDGE) -> 
     precision = inverse[block[:, None, None], own[:, :, None], own[:, None, :]]
     weight = gram.weight[block[:, None], own].flatten(2).double()
     errors = (weight * torch.linalg.solve(precision, weight)).sum(dim=(1, 2))
-    return errors.view(len(positions), -1).sum(dim=1) / gram.energy.sum().clamp_min(torch.finfo(errors.dtype).tiny)
+    return errors.view(len(positions), -1).sum(dim=1) / gram.energy.sum().clamp_min(torch.finfo(torch.float32).tiny)

@@ -20,6 +20,7 @@ from deap_prune.structure.slim import unwrap
 from deap_prune.structure.space import PruningSpace
 
 
+@torch.inference_mode(False)  # there composite operators are not taken apart
 def trace(model: nn.Module, example_inputs: Inputs, *, ignore: Iterable[str] = ()) -> PruningSpace:
     """Find the filter groups of a network, and prove them.
 
@@ -60,7 +61,7 @@ def trace(model: nn.Module, example_inputs: Inputs, *, ignore: Iterable[str] = (
             "that forward uses must be attributes of modules (nn.ModuleList, nn.Parameter, register_buffer)"
         ) from error
     in_training = _follow_training(network, tracer, inputs)
-    _ignore(network, tracer, tuple(ignore))
+    _ignore(network, tracer, ignore)
     _freeze_shared(network, tracer)
     space = build_space(network, tracer, total, uncounted)
     proof = Proof.of(network, inputs, in_training=in_training)
@@ -115,6 +116,8 @@ def _settle_doubts(space: PruningSpace, tracer: LabelTracer, proof: Proof) -> bo
 
 def _ignore(network: nn.Module, tracer: LabelTracer, names: Sequence[str]) -> None:
     """Freeze what the named modules make."""
+    if isinstance(names, str):
+        raise ModelError(f"ignore is the text {names!r}; give several names, such as ({names!r},)")
     known = {name for name, _ in network.named_modules()}
     for name in names:
         if name not in known:
