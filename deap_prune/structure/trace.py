@@ -61,7 +61,7 @@ def trace(model: nn.Module, example_inputs: Inputs, *, ignore: Iterable[str] = (
             "that forward uses must be attributes of modules (nn.ModuleList, nn.Parameter, register_buffer)"
         ) from error
     in_training = _follow_training(network, tracer, inputs)
-    _ignore(network, tracer, ignore)
+    _ignore(network, tracer, ignore if isinstance(ignore, str) else tuple(ignore))
     _freeze_shared(network, tracer)
     space = build_space(network, tracer, total, uncounted)
     proof = Proof.of(network, inputs, in_training=in_training)
