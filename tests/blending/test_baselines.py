@@ -32,6 +32,13 @@ def make(name: str, kind: str = "blend", **options: object) -> dp.Genome | dp.Af
     return GENOMES[kind](space, table, dp.cluster(table), **options)
 
 
+@pytest.mark.parametrize("kind", sorted(GENOMES))
+def test_a_range_of_costs_may_be_a_list(kind: str) -> None:
+    """As it comes from a file."""
+    genome, wanted = (make("residual", kind, max_flops=each) for each in ([0.3, 0.6], (0.3, 0.6)))
+    assert genome.layout.kinds == wanted.layout.kinds and genome.max_flops == (0.3, 0.6)
+
+
 @pytest.mark.parametrize("name", SPACES)
 @given(data=st.data())
 @settings(max_examples=15)

@@ -198,3 +198,22 @@ def test_option_messages(digits: Digits) -> None:
             digits.evaluator(objectives=objectives)
     with pytest.raises(ConfigError, match="recalibrate is 'always'; it is 'auto', 'data', 'closed_form' or None"):
         digits.evaluator(recalibrate="always")
+
+
+def test_values_are_plain_numbers_whatever_objectives_return(digits: Digits) -> None:
+    """A checkpoint is JSON, which takes no number of NumPy's or torch's."""
+
+    @dp.register_objective("a cost of numpy", maximise=False, worst=1.0, cost=True)
+    def cost(space: dp.PruningSpace, masks: dp.Masks) -> np.float32:
+        return np.float32(0.5)
+
+    @dp.register_objective("a mean of torch", maximise=True, worst=0.0, finish=lambda total, n: total / n)
+    def share(outputs: Tensor, targets: Tensor, dense_outputs: None) -> Tensor:
+        return (outputs.argmax(1) == targets).float()
+
+    try:
+        values = digits.evaluator(objectives=("a cost of numpy", "a mean of torch"))(dp.Masks.random(digits.space))
+    finally:
+        for name in ("a cost of numpy", "a mean of torch"):
+            OBJECTIVES.remove(name)
+    assert [type(value) for value in values] == [float, float]
