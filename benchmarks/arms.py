@@ -115,9 +115,9 @@ def blend(
     return found(ground, protocol, genome, state, blend=weights_of(genome, state.archive[0]))
 
 
-def no_clustering(ground: Ground, budget: float, protocol: str) -> Row:
+def no_clustering(ground: Ground, budget: float, protocol: str, *, how: Callable[..., Row] = blend) -> Row:
     """Ours with every criterion in a cluster of its own: nothing but factors to search."""
-    return blend(ground, budget, protocol, clusters=len(ground.scores.criteria))
+    return how(ground, budget, protocol, clusters=len(ground.scores.criteria))
 
 
 def legr(ground: Ground, budget: float, protocol: str) -> Row:
@@ -140,6 +140,7 @@ ARMS: dict[str, Callable[[Ground, float, str], Row]] = {
     "ours, evolved widths": EVOLVED,
     "ours, uniform widths, pre-screened": pre_screened,
     "ours, evolved widths, pre-screened": partial(pre_screened, allocation="evolved"),
+    "ours, no clustering, pre-screened": partial(no_clustering, how=pre_screened),
     "LeGR": legr,
     "random": random_masks,
     "mean rank": mean_rank,
@@ -193,15 +194,12 @@ FRONTS: dict[str, Callable[[Ground, str], Row]] = {
 # ------------------------------------------------------------------ transfer
 def weights_of(genome: AnyGenome, individual: Sequence[float]) -> Row:
     """A blend by name: for each group the criteria that count, how much, and the keep gene (None without one)."""
-    genes, told = iter(individual), {}
-    for group in genome.space.groups:
-        factors = {}
-        for members in genome.clusters[group.name].members:
-            chooses = genome.candidates == "evolved" and len(members) > 1
-            criterion = members[int(next(genes)) if chooses else 0]
-            factors[criterion] = float(next(genes))
-        told[group.name] = {"factors": factors, "keep": float(next(genes)) if genome.allocation.genes else None}
-    return told
+    layout, shares = genome.layout, genome.blend(individual)
+    keeps = {layout.loci[place]: float(individual[place]) for place in layout.of_kind("keep")}
+    return {
+        group.name: {"factors": shares[group.name], "keep": keeps.get(number)}
+        for number, group in enumerate(genome.space.groups)
+    }
 
 
 def matching(names: Sequence[str], sources: Sequence[str]) -> dict[str, str]:

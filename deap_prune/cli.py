@@ -1,8 +1,8 @@
-"""The command line: ``deap-prune inspect | search | resume | report | slim | finetune | export | criteria``."""
+"""Commands: ``deap-prune inspect | search | resume | report | slim | finetune | export | criteria | options``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -54,7 +54,7 @@ def inspect(
     set: Overrides = None,
     criteria: Annotated[bool, typer.Option("--criteria", help="Compare the config's criteria as well.")] = False,
     max_flops: Annotated[float | None, typer.Option(help="Kept share of the FLOPs for their ranking.")] = None,
-    folder: Annotated[Path | None, typer.Option("--out", help="Where criteria.png goes; the config's folder.")] = None,
+    folder: Annotated[Path | None, typer.Option("--out", help="Where criteria.png goes; here if left out.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Show what can be pruned in the config's network: groups, couplings, refusals, cost; and how criteria compare."""
@@ -68,7 +68,7 @@ def inspect(
     if criteria:
         from deap_prune.ranking import compare_criteria
 
-        target = folder or (config if config.is_dir() else config.parent)
+        target = folder or (config if config.is_dir() else Path())
         target.mkdir(parents=True, exist_ok=True)
         picture = target / "criteria.png"
         found = compare_criteria(work, max_flops=max_flops, picture=picture, progress=not quiet)
@@ -158,7 +158,7 @@ def finetune(
     quiet: Quiet = False,
 ) -> None:
     """Slim a run's solution, fine-tune it, and say its test accuracy before and after (the last epoch's)."""
-    from deap_prune.finetune import Recipe, accuracy, best_epoch
+    from deap_prune.finetune import accuracy, best_epoch
     from deap_prune.finetune import finetune as train
     from deap_prune.recall import recall
     from deap_prune.weights import save_weights
@@ -173,7 +173,7 @@ def finetune(
         work.splits.train,
         work.validation,
         epochs=options.epochs if epochs is None else epochs,
-        recipe=Recipe(**options.recipe),
+        recipe=options.recipe,
         teacher=work.model if options.distill else None,
         augment=options.augment,
         from_scratch=options.from_scratch,
@@ -256,14 +256,31 @@ def criteria() -> None:
     out.print(table)
 
 
-def _report(result: Any, folder: Path | str) -> None:
-    """The front as a table, and where it is."""
-    front = result.front
-    table = Table("solution", *front.weights, "multiply-adds", "parameters", box=None)
-    for number, s in enumerate(front):
-        table.add_row(str(number), *(f"{v:.4f}" for v in s.values.values()), f"{s.flops:,}", f"{s.params:,}")
+@_command
+def options() -> None:
+    """List the options of a config; those of its search are also the options of dp.search."""
+    from deap_prune.config import describe_options
+
+    table = Table("option", "default", "meaning", box=None)
+    for row in describe_options():
+        table.add_row(*map(_plain, row))
     out.print(table)
-    found = f"{len(front)} solutions after {result.evaluations} evaluations, in {folder}"
+
+
+def _report(result: Any, folder: Path | str) -> None:
+    """The front as a table, the dense network in its last row, and where it is."""
+    front, dense = result.front, result.front.dense
+    table = Table("solution", *front.weights, "multiply-adds", "parameters", box=None)
+
+    def row(name: str, values: Mapping[str, float], flops: int, params: int) -> None:
+        costs = f"{flops:,} ({flops / dense['flops']:.1%})", f"{params:,} ({params / dense['params']:.1%})"
+        table.add_row(name, *(f"{v:.4f}" for v in values.values()), *costs)
+
+    for number, s in enumerate(front):
+        row(str(number), s.values, s.flops, s.params)
+    row("dense", dense["values"], dense["flops"], dense["params"])
+    out.print(table)
+    found = f"{len(front)} solution{'s' * (len(front) != 1)} after {result.evaluations} evaluations, in {folder}"
     out.print(_plain(f"{found}; next: deap-prune slim {folder}"), soft_wrap=True)
 
 

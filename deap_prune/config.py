@@ -6,6 +6,7 @@ A config's ``factory`` imports code, so treat a config (and the config.yaml of a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ from deap_prune.evolution.operators import CROSSOVERS, MUTATIONS
 from deap_prune.fitness.objectives import OBJECTIVES
 from deap_prune.fitness.sampling import Sampling
 from deap_prune.fitness.settings import Settings
+from deap_prune.recipe import Recipe
 
 
 class _Section(BaseModel):
@@ -201,7 +203,7 @@ class FinetuneConfig(_Section):
     """Fine-tuning of the slimmed network."""
 
     epochs: int = Field(default=5, ge=1, description="passes over the training images")
-    recipe: dict[str, Any] = Field(default={}, description="fields of deap_prune.finetune.Recipe (lr, batch_size, ...)")
+    recipe: Recipe = Field(default=Recipe(), description="fields of dp.Recipe: lr, batch_size, optimizer, ...")
     distill: bool = Field(default=True, description="learn from the dense network too")
     augment: bool = Field(default=False, description="random shifts and mirror images")
     from_scratch: bool = Field(default=False, description="forget the weights first")
@@ -216,6 +218,28 @@ class Config(_Section):
     search: SearchConfig = SearchConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     out: str | None = Field(default=None, description="run folder")
+
+
+def describe_options() -> list[tuple[str, str, str]]:
+    """Key, default and meaning of what a config may hold; the keys of ``search`` are the options of ``dp.search``."""
+    sections: dict[str, type[BaseModel]] = {
+        "model": ModelConfig,
+        "data": DataConfig,
+        "search": SearchConfig,
+        "finetune": FinetuneConfig,
+    }
+    return [
+        (f"{name}.{key}", "(needed)" if field.is_required() else _as_yaml(field.default), field.description or "")
+        for name, section in sections.items()
+        for key, field in section.model_fields.items()
+    ]
+
+
+def _as_yaml(default: Any) -> str:
+    if isinstance(default, Recipe):
+        return "{}"
+    plain = list(default) if isinstance(default, tuple) else default
+    return yaml.safe_dump(plain, default_flow_style=True, width=1000).splitlines()[0]
 
 
 S = TypeVar("S", bound=BaseModel)
@@ -235,7 +259,9 @@ def validated(section: type[S], values: Mapping[str, Any]) -> S:
 
 def _explain(section: type[BaseModel], error: Any) -> str:
     path = ".".join(str(p) for p in error["loc"])
-    if error["type"] == "extra_forbidden":
+    if error["type"] == "value_error":  # of our own
+        return str(error["ctx"]["error"])
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"unknown key '{path}'; {did_you_mean(str(error['loc'][-1]), _keys(section, error['loc'][:-1]))}"
     if error["type"] == "tuple_type" and isinstance(error["input"], str):
         return f"'{path}' is the text {error['input']!r}; give several names, such as ['{error['input']}']"
@@ -243,11 +269,11 @@ def _explain(section: type[BaseModel], error: Any) -> str:
 
 
 def _keys(section: Any, path: Sequence[Any]) -> list[str]:
-    """Valid keys of the (nested) section at a path."""
+    """Valid keys of the (nested) section, or dataclass in one, at a path."""
     for part in path:
         annotation = section.model_fields[part].annotation
         section = next((a for a in getattr(annotation, "__args__", ()) if hasattr(a, "model_fields")), annotation)
-    return list(section.model_fields)
+    return [field.name for field in fields(section)] if is_dataclass(section) else list(section.model_fields)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

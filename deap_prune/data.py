@@ -101,7 +101,14 @@ def load_data(
         raise DataError(f"unknown data format '{format}'; {did_you_mean(format, FORMATS)}")
     loader = FORMATS[format]
     _check_options(format, loader, options)
-    source = loader(**options)
+    numbers = {"calibration": calibration, "validation": 1 if validation is None else validation, "seed": seed}
+    for name, value in numbers.items():
+        if not hasattr(value, "__index__"):
+            raise DataError(f"{name} is {value!r}; give a whole number")
+    try:
+        source = loader(**options)
+    except TypeError as error:
+        raise DataError(f"the data format '{format}' can't use its options: {error}") from error
     if isinstance(source, Splits):
         return source
     return _split(

@@ -46,9 +46,13 @@ class ExportError(PruneError, RuntimeError):
     """A network that cannot be exported, or whose exported form gives other outputs."""
 
 
+MOST_NAMES = 60
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The part of a message that helps after a miss: the nearest name if there is one, and all known names."""
+    """The part of a message that helps after a miss: the nearest name if there is one, and the known names."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6 if len(name) > 3 else 0.5)  # l7 for l1
     hint = f"did you mean '{near[0]}'? " if near else ""
-    return f"{hint}known: {', '.join(names) if names else 'none'}"
+    more = f", ... ({len(names)} in all)" if len(names) > MOST_NAMES else ""
+    return f"{hint}known: {', '.join(names[:MOST_NAMES]) or 'none'}{more}"

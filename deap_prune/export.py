@@ -73,7 +73,8 @@ def export(
 ) -> Exported:
     """Write a slimmed network in formats that need nothing of deap_prune (but for the recipe), and check them.
 
-    The batch stays free. A file whose outputs differ from the network's is removed, and that is an error.
+    The batch stays free. A file that does not run, or whose outputs differ from the network's, is removed, and that is
+    an error.
 
     Args:
         network: What ``result.slim`` gave, fine-tuned or not; it is not changed.
@@ -147,14 +148,14 @@ def rebuild(folder: str | Path, *, model: nn.Module | None = None, example_input
         raise ExportError(f"no {RECIPE} in '{folder}'; export with the format 'safetensors' writes it")
     try:
         recipe = json.loads(path.read_text(encoding="utf-8"))
-        source, shapes, ignore = recipe["model"], recipe["inputs"], recipe["ignore"]
+        source, inputs, ignore = recipe["model"], _zeros(recipe["inputs"]), recipe["ignore"]
         masks = Masks.from_json(json.dumps({"masks": recipe["masks"]}))
     except (ValueError, KeyError, TypeError) as error:
         raise ExportError(f"'{path}' can't be read as a recipe: {error!r}") from error
     if model is None and source is None:
         raise ExportError(f"'{path}' names no factory; give rebuild(..., model=), the dense network with any weights")
     network = model if model is not None else build_model(validated(ModelConfig, source))
-    inputs = example_inputs if example_inputs is not None else tuple(torch.zeros(shape) for shape in shapes)
+    inputs = inputs if example_inputs is None else example_inputs
     small = slim(network, trace(network, inputs, ignore=tuple(ignore)), masks)
     load_weights(small, path.parent / WEIGHTS)
     return small.eval()
@@ -195,11 +196,31 @@ def _recipe(masks: Masks, model: ModelConfig | None, ignore: Sequence[str], call
         "what": "a network slimmed by deap_prune; deap_prune.rebuild(FOLDER) makes it",
         "weights": WEIGHTS,
         "model": None if model is None else model.model_copy(update={"weights": None}).model_dump(mode="json"),
-        "inputs": [[1, *x.shape[1:]] for x in tree_leaves(call) if isinstance(x, Tensor)],
+        "inputs": _outline(call[1] or list(call[0])),
         "ignore": list(ignore),
         **json.loads(masks.to_json()),
     }
     return json.dumps(recipe, indent=1)
+
+
+def _outline(inputs: Any) -> Any:
+    """Inputs as JSON: one sample's shape and type in the place of each tensor."""
+
+    def described(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return {"shape": list(leaf[:1].shape) if leaf.dim() else [], "dtype": str(leaf.dtype).removeprefix("torch.")}
+
+    return tree_map(described, inputs)
+
+
+def _zeros(outline: Any) -> Any:
+    """Inputs of an outline, zeros."""
+    if isinstance(outline, dict) and set(outline) == {"shape", "dtype"}:
+        return torch.zeros(outline["shape"], dtype=getattr(torch, outline["dtype"]))
+    if isinstance(outline, dict):
+        return {name: _zeros(each) for name, each in outline.items()}
+    return [_zeros(each) for each in outline] if isinstance(outline, list) else outline
 
 
 def _program(network: nn.Module, call: Call) -> Any:
@@ -233,11 +254,18 @@ def _session(path: Path) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        path.unlink()
+        raise ExportError(
+            f"ONNX Runtime can't run this network ({first_line(error)}); export network.float() with float inputs, or "
+            "leave 'onnx' out of formats"
+        ) from error
 
 
 def _arrays(tensors: Sequence[Tensor]) -> list[NDArray[Any]]:
-    return [t.detach().numpy() for t in tensors]
+    return [(t.float() if t.dtype == torch.bfloat16 else t).detach().numpy() for t in tensors]  # NumPy has no bfloat16
 
 
 def _run(session: Any, call: Call) -> list[NDArray[Any]]:
@@ -255,7 +283,11 @@ def _compare(
     for inputs in (call, single):
         with torch.no_grad():
             wanted = _arrays(forward(network, inputs))
-            found = run(inputs)
+            try:
+                found = run(inputs)
+            except Exception as error:
+                path.unlink()
+                raise ExportError(f"'{path}' does not run ({first_line(error)}); it was removed") from error
         scale = max(float(np.abs(w).max()) for w in wanted) or 1.0
         differences = [np.abs(f - w).max() / scale for f, w in zip(found, wanted, strict=True)]
         gap = max(gap, *(math.inf if np.isnan(d) else float(d) for d in differences))

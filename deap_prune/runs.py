@@ -94,9 +94,10 @@ def write_versions(folder: Path) -> None:
 
 
 def write_history(folder: Path, logbook: tools.Logbook) -> None:
-    """history.csv: one row a generation."""
+    """history.csv: one row a generation, with what callbacks added to any of them."""
     table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=list(logbook[0]), lineterminator="\n")
+    columns = dict.fromkeys(name for record in logbook for name in record)
+    writer = csv.DictWriter(table, fieldnames=list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows(logbook)
     write_text(folder / "history.csv", table.getvalue())

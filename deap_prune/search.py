@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -122,16 +123,19 @@ def search(
 
 
 def check_folder(folder: Path) -> None:
-    """A run starts in a new or an empty folder.
+    """A run starts in a new or an empty folder, which can be written.
 
     Raises:
-        RunError: If there is anything in it.
+        RunError: If there is anything in it, or it can't be made.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(
             f"'{folder}' exists and is not empty; choose another out folder, or go on with its run: deap-prune resume "
             f"{folder}, or from Python dp.resume('{folder}', model, example_inputs, calibration=..., validation=...)"
         )
+    place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise RunError(f"'{folder}' can't be made: '{place}' is no folder that you may write to; choose another out")
 
 
 def resume(

@@ -1,4 +1,4 @@
-"""The main job on real images, from a trained network to a Pareto front and a smaller network, in about a minute.
+"""The main job on real images, from a trained network to a Pareto front and a smaller network, in two to three minutes.
 
 Trains a small residual network on scikit-learn's digits (kept in .cache), evolves blends of pruning criteria with
 NSGA-II, shows the front beside every single criterion at the same FLOPs, slims the best network at half the FLOPs, and

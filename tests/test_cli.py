@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,7 @@ def run(home):
     done = cli("search", "run.yaml", "--out", "runs/a", "--quiet", cwd=home)
     assert done.returncode == 0, done.stderr
     assert "evaluations, in runs/a" in done.stdout
+    assert re.search(r"dense +\d\.\d{4} +1\.0000 +[\d,]+ \(100\.0%\) +[\d,]+ \(100\.0%\)", done.stdout)
     assert done.stderr == ""  # no warnings of ours or of others on a normal run
     return home / "runs" / "a"
 
@@ -102,6 +104,9 @@ def test_inspect_criteria_slim_finetune(run, home, monkeypatch):
         assert done.exit_code == 0, done.stderr
         trained.append((run / "finetuned.safetensors").read_bytes())
     assert trained[0] == trained[1]
+    refused = here("finetune", run, "--number", "0", "--quiet", "--epochs", "0")
+    assert refused.exit_code and "epochs=0" in refused.stderr
+    assert (run / "finetuned.safetensors").read_bytes() == trained[1]
     for part in ("after the last epoch (1)", "after the best (1)", "as pruned", "after fine-tuning (last epoch)"):
         assert part in done.stdout
     assert "trained on those images" not in done.stdout

@@ -173,6 +173,15 @@ def test_misspelt_formats_and_options(train: str) -> None:
         load_data(format="npz", train=train)
 
 
+def test_options_of_another_type(train: str) -> None:
+    with pytest.raises(DataError, match="validation is 'few'; give a whole number"):
+        load_data(format="digits", validation="few")
+    with pytest.raises(DataError, match=r"calibration is 2\.5; give a whole number"):
+        load_data(format="digits", calibration=2.5)
+    with pytest.raises(DataError, match="the data format 'npz' can't use its options"):
+        load_data(format="npz", train=train, mean="grey", std=1.0)
+
+
 @pytest.mark.parametrize(("calibration", "validation"), [(30, 11), (0, 5), (5, 0), (41, 1)])
 def test_more_images_than_there_are(train: str, calibration: int, validation: int) -> None:
     with pytest.raises(DataError, match=f"calibration={calibration} and validation={validation}.* of 40"):

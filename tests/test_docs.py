@@ -12,8 +12,11 @@ import typer
 import yaml
 
 import deap_prune as dp
+from deap_prune.blending.allocation import ALLOCATIONS
 from deap_prune.cli import app
-from deap_prune.config import SearchConfig
+from deap_prune.config import SearchConfig, describe_options
+from deap_prune.evolution.algorithms import ALGORITHMS
+from deap_prune.fitness.objectives import OBJECTIVES
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -50,6 +53,17 @@ def test_options_of_the_budget_page_exist():
     options = set(re.findall(r"`(\w+)=", rows)) | set(re.findall(r", (\w+)=", rows))
     assert {"max_flops", "round_to", "budgets", "ignore"} <= options
     assert {o for o in options if o not in ("at_least",)} <= SEARCH_KEYS
+
+
+def test_the_options_page_is_what_the_code_says():
+    """Each option with its default and meaning; each objective, allocation and algorithm of ours."""
+    text = (ROOT / "docs/options.md").read_text(encoding="utf-8").replace("\\|", "|")
+    rows = [tuple(cell.strip(" `") for cell in line.strip("|").split(" | ")) for line in text.splitlines()]
+    for key, default, meaning in describe_options():
+        assert (key, default.strip("()"), meaning) in rows
+    for registry in (OBJECTIVES, ALLOCATIONS, ALGORITHMS):
+        for name, meaning in registry.describe().items():
+            assert not registry[name].summary or (name, *meaning.split(" | ")) in rows, f"| `{name}` | {meaning} |"
 
 
 def test_the_documentation_builds_strictly(tmp_path):

@@ -218,6 +218,12 @@ CONFIGS = {
     "not yaml": ("search: [", "is not YAML"),
     "no mapping": ("- 1", "holds a list; a config is a mapping of sections"),
     "not a section": ("search: 3", "'search' is 3"),
+    "unknown key of the recipe": (
+        "finetune: {recipe: {lrr: 1}}",
+        r"unknown key 'finetune.recipe.lrr'; did you mean 'lr'\?",
+    ),
+    "illegal type in the recipe": ("finetune: {recipe: {lr: fast}}", "'finetune.recipe.lr' is 'fast'"),
+    "illegal value in the recipe": ("finetune: {recipe: {lr: -1}}", "^lr=-1.0 in the training recipe; give a number"),
     "key of another type": ("3: 4", "3"),
 }
 

@@ -77,6 +77,38 @@ def test_a_file_that_differs_is_removed(small, tmp_path, monkeypatch):
     assert not (tmp_path / "network.pt2").exists()
 
 
+class Keyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x, *, parts):
+        return self.b(self.a(x).relu()).mean((2, 3)) + parts[0] * parts[1]
+
+
+def test_keyword_inputs_of_any_precision(tmp_path):
+    """The recipe holds the whole call: names, nesting, constants, types."""
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        model = Keyword().to(dtype).eval()
+        inputs = {"x": torch.randn(3, 3, 8, 8, dtype=dtype), "parts": [torch.randn(3, 4, dtype=dtype), 2.0]}
+        space = dp.trace(model, inputs)
+        masks = dp.Masks.random(space, keep=0.5, seed=1)
+        small, folder = dp.slim(model, space, masks), tmp_path / str(dtype)
+        done = dp.export(small, inputs, folder, formats=("safetensors", "torch"), masks=masks)
+        assert done.difference["torch"] < 1e-5
+        again = dp.rebuild(folder, model=Keyword().to(dtype))
+        with torch.no_grad():
+            assert torch.equal(again(**inputs), small(**inputs))
+
+
+def test_what_onnx_runtime_cannot_run_is_removed(tmp_path):
+    pytest.importorskip("onnxruntime")
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten()).double().eval()
+    with pytest.raises(ExportError, match=r"ONNX Runtime can't run this network .* export network\.float\(\)"):
+        dp.export(network, torch.randn(2, 3, 8, 8, dtype=torch.float64), tmp_path, formats=("onnx",))
+    assert list(tmp_path.iterdir()) == []
+
+
 class Unfollowable(nn.Module):
     def forward(self, x):
         return x * 2 if float(x.sum()) > 0 else x

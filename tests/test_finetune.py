@@ -280,6 +280,8 @@ def test_a_state_of_another_training_is_an_error(data: Pair, tmp_path: Any) -> N
     quick(make_net(), data, state=tmp_path / "state")
     with pytest.raises(RunError, match="of a training with another lr, seed; give the same"):
         quick(make_net(), data, state=tmp_path / "state", recipe=Recipe(lr=0.5), seed=1)
+    with pytest.raises(RunError, match="of a training with another teacher, augment; give the same"):
+        quick(make_net(), data, state=tmp_path / "state", teacher=make_net(), augment=True)
     with pytest.raises(RunError, match="is of another network"):
         quick(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), data, state=tmp_path / "state")
     (tmp_path / "state").write_text("nothing")

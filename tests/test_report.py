@@ -16,7 +16,7 @@ from deap_prune.cli import app
 from deap_prune.errors import RunError
 from deap_prune.plot import plot_agreement
 from deap_prune.ranking import _matrix
-from deap_prune.report.facts import blend_of, gather
+from deap_prune.report.facts import gather
 from deap_prune.report.page import _finite, render
 
 PICTURES = ("agreement", "blends", "front", "kept", "progress")
@@ -128,21 +128,6 @@ def test_criteria_that_never_meet_are_blank(tmp_path):
     plot_agreement(clusters, tmp_path / "agreement.svg")
     text = (tmp_path / "agreement.svg").read_text(encoding="utf-8")
     assert "<!-- 1.00 -->" in text and "nan" not in text
-
-
-def test_blends_are_what_ranks_the_filters(run):
-    """The blend's scores, computed from the report's shares, put the same filters first as the genome does."""
-    _, result = run
-    for solution in result.front:
-        blends = blend_of(solution.individual, result.genome.layout, result.clusters)
-        masks = result.genome.decode(solution.individual)
-        for name, blend in blends.items():
-            assert sum(blend.values()) == pytest.approx(1)
-            scores = result.scores[name]
-            mixed = sum(share * scores[c] / scores[c].max() for c, share in blend.items())
-            if not masks[name].all():
-                assert mixed[masks[name]].min() >= mixed[~masks[name]].max() - 1e-9
-    assert blend_of([0.5], result.genome.layout, result.clusters) == {}
 
 
 def test_mean_shares_and_kept(copy, run):

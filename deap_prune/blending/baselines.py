@@ -82,9 +82,9 @@ class AffineGenome:
             raise RegistryError(f"criterion '{criterion}' was not scored in every group; {hint}")
         self.space = space
         self.clusters = clusters
-        self.max_flops = tuple(max_flops) if isinstance(max_flops, list) else max_flops
         self.criteria = (criterion,)
-        self._planner = Planner(space, ALLOCATIONS["global"], self.max_flops, round_to, min_keep)
+        self._planner = Planner(space, ALLOCATIONS["global"], max_flops, round_to, min_keep)
+        self.max_flops = self._planner.max_flops
         self.min_flops = self._planner.min_flops
         self._scores = [by[criterion] / (np.abs(by[criterion]).max() or 1.0) for by in tables]
         number = len(space.groups)
@@ -100,6 +100,10 @@ class AffineGenome:
     def decode_many(self, individuals: Sequence[Sequence[float]]) -> list[Masks]:
         """The masks of several individuals, the same as one by one."""
         return [masks for part in chunks(individuals) for masks in self._decode(genes_of(part, self.layout))]
+
+    def blend(self, individual: Sequence[float]) -> dict[str, dict[str, float]]:
+        """The one criterion that ranks every group's filters, as :meth:`Genome.blend` gives the criteria of a blend."""
+        return {group.name: dict.fromkeys(self.criteria, 1.0) for group in self.space.groups}
 
     def _decode(self, genes: Matrix) -> list[Masks]:
         pairs = genes[:, : 2 * len(self._scores)].reshape(len(genes), -1, 2)

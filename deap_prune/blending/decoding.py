@@ -83,6 +83,8 @@ class Planner:
     def __post_init__(self) -> None:
         if not isinstance(self.round_to, int) or self.round_to < 1:
             raise ConfigError(f"round_to is {self.round_to!r}; give a whole number from 1 up")
+        if isinstance(self.max_flops, list):  # as ranges come from a file
+            object.__setattr__(self, "max_flops", tuple(self.max_flops))
         check_budget(self.max_flops, self.min_flops)
 
     @cached_property

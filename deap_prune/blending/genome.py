@@ -100,11 +100,11 @@ class Genome:
         self.space = space
         self.clusters = clusters
         self.allocation = ALLOCATIONS[allocation]
-        self.max_flops = tuple(max_flops) if isinstance(max_flops, list) else max_flops
         self.normaliser = normaliser
         self.round_to = round_to
         self.candidates = candidates
-        self._planner = Planner(space, self.allocation, self.max_flops, round_to, min_keep)
+        self._planner = Planner(space, self.allocation, max_flops, round_to, min_keep)
+        self.max_flops = self._planner.max_flops
         self.min_flops = self._planner.min_flops
         self._members = {name: clusters[name].members for name in names}
         normalise = NORMALISERS[normaliser]
@@ -161,6 +161,25 @@ class Genome:
         """
         blended, _ = self._read(genes_of([individual], self.layout))
         return {group.name: scores[0] for group, scores in zip(self.space.groups, blended, strict=True)}
+
+    def blend(self, individual: Sequence[float]) -> dict[str, dict[str, float]]:
+        """Which criteria rank each group's filters, and how much each counts: shares that sum to 1.
+
+        Raises:
+            ConfigError: As :meth:`decode`.
+        """
+        (row,) = genes_of([individual], self.layout)
+        genes, found = iter(row.tolist()), dict[str, dict[str, float]]()
+        for number, group in enumerate(self.space.groups):
+            factors: dict[str, float] = {}
+            for members in self._members[group.name]:
+                candidate = round(next(genes)) if self._chooses(members) else 0
+                factors[members[candidate]] = next(genes)
+            total = sum(factors.values())
+            found[group.name] = {c: f / total if total > 0 else 1 / len(factors) for c, f in factors.items()}
+            if self._keeps(number):
+                next(genes)
+        return found
 
     def _decode(self, genes: Matrix) -> list[Masks]:
         budgets = genes[:, -1] if self._planner.budget_bounds is not None else None

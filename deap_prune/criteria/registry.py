@@ -88,9 +88,11 @@ def register_criterion(
         equivariant: False if permuting filters does not permute the scores (random).
 
     Raises:
-        RegistryError: If the name is taken or a statistic unknown.
+        RegistryError: If the name is taken, a statistic unknown, or there is none.
     """
     wanted = (needs,) if isinstance(needs, str) else tuple(needs)
+    if not wanted:
+        raise RegistryError(f"criterion '{name}' needs nothing; give what it is computed from, such as 'weight'")
     for need in wanted:
         if need not in STATISTICS:
             raise RegistryError(f"criterion '{name}' needs '{need}'; {did_you_mean(need, STATISTICS)}")

@@ -100,7 +100,8 @@ def score(
 
     Raises:
         RegistryError: If a criterion is unknown.
-        DataError: If data is needed and missing or unusable, no criteria are given, or a score is not finite.
+        DataError: If data is needed and missing or unusable, no criteria are given, a score is not finite or of
+            another shape, or no layer has all that a criterion needs.
     """
     if isinstance(criteria, str):
         raise DataError(f"criteria is the text {criteria!r}; give several names, such as ({criteria!r},)")
@@ -128,18 +129,33 @@ def score(
             found = _score_group(criterion, group, statistics, reduction)
             if found is not None:
                 table[group.name][criterion.name] = found
+    for criterion in chosen:
+        _check_needs(criterion, space, statistics, table)
     return ScoreTable(table)
+
+
+def _check_needs(
+    criterion: Criterion, space: PruningSpace, statistics: Statistics, table: dict[str, dict[str, Scores]]
+) -> None:
+    """A criterion may apply nowhere (norms' scales in a network without norms), but not for asking too much at once."""
+    if any(criterion.name in found for found in table.values()):
+        return
+    if any(all(statistics.of(group, need) for need in criterion.needs) for group in space.groups):
+        raise DataError(
+            f"criterion '{criterion.name}' applies nowhere: no layer has {' and '.join(criterion.needs)} at once (a "
+            "group's filters, norms and readers are layers of their own); needs must be of the same layers"
+        )
 
 
 def _score_group(criterion: Criterion, group: FilterGroup, statistics: Statistics, reduction: str) -> Scores | None:
     """A group's scores: the criterion on each of its layers, reduced; None where it does not apply."""
     layers = [criterion.score(*tensors).double() for tensors in statistics.of(group, *criterion.needs)]
-    if not layers:
-        return None
-    scores = REDUCTIONS[reduction](torch.stack(layers)).cpu().numpy()
-    if scores.shape != (group.size,) or not np.isfinite(scores).all():
-        raise DataError(
-            f"criterion '{criterion.name}' gave scores of shape {scores.shape} for '{group.name}' "
-            f"({group.size} filters), or values that are not finite"
-        )
-    return scores
+    for scores in layers:
+        if scores.shape != (group.size,):
+            raise DataError(
+                f"criterion '{criterion.name}' gave scores of shape {tuple(scores.shape)} for '{group.name}'; one for "
+                f"each filter, shape ({group.size},), is needed"
+            )
+        if not bool(torch.isfinite(scores).all()):
+            raise DataError(f"criterion '{criterion.name}' gave scores that are not finite for '{group.name}'")
+    return REDUCTIONS[reduction](torch.stack(layers)).cpu().numpy() if layers else None

@@ -31,6 +31,9 @@ class Variation:
         budgets: Kept shares of the FLOPs to be visited one after the other (``successive``).
         generations_per_budget: How long each of them is searched.
         vary: Makes the children of ``mu_plus_lambda`` and ``successive``, as ``algorithms.varOr`` does.
+
+    Raises:
+        ConfigError: If a probability is none.
     """
 
     children: int
@@ -39,6 +42,21 @@ class Variation:
     budgets: tuple[float, ...] = ()
     generations_per_budget: int = 1
     vary: Vary = algorithms.varOr
+
+    def __post_init__(self) -> None:
+        for name, value in (("cxpb", self.cxpb), ("mutpb", self.mutpb)):
+            if not 0 <= value <= 1:
+                raise ConfigError(f"{name} is {value}; give a probability, from 0 to 1")
+
+    def offspring(self, population: list[Any], toolbox: base.Toolbox) -> list[Any]:
+        """Children of a population, made by ``vary``.
+
+        Raises:
+            ConfigError: If DEAP's ``varOr`` makes them and the probabilities are together above 1.
+        """
+        if self.vary is algorithms.varOr and self.cxpb + self.mutpb > 1:
+            raise ConfigError(f"cxpb {self.cxpb} + mutpb {self.mutpb} is above 1; they are shares of the children")
+        return self.vary(population, toolbox, self.children, self.cxpb, self.mutpb)
 
 
 Children = Callable[[Generation, base.Toolbox, Variation], list[Any]]
@@ -223,7 +241,7 @@ def eaBlend(
 
 def _vary(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
     """(mu + lambda): crossover, mutation or reproduction; NSGA-II's survivors with several objectives."""
-    return variation.vary(state.population, toolbox, variation.children, variation.cxpb, variation.mutpb)
+    return variation.offspring(state.population, toolbox)
 
 
 register_algorithm("mu_plus_lambda", reference="Beyer and Schwefel 2002; DEAP's eaMuPlusLambda")(_vary)

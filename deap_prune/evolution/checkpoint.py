@@ -132,6 +132,8 @@ class Checkpoints:
     ) -> Generation | None:
         """The newest whole checkpoint, with the random generators set to it; None if there is none.
 
+        Damaged files are renamed (``.damaged``) if no whole one is among them.
+
         Args:
             individual: Makes an individual of genes.
             unpack: Takes the extra and the journal's lines.

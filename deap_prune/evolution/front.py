@@ -90,9 +90,8 @@ class ParetoFront(Sequence[Solution]):
         return iter(self.solutions)
 
     def __str__(self) -> str:
-        return "\n".join(
-            [f"{len(self)} solutions"] + [f"  {s.flops / self.dense['flops']:.3f} of the flops: {s}" for s in self]
-        )
+        lines = [f"  {s.flops / self.dense['flops']:.3f} of the flops: {s}" for s in self]
+        return "\n".join([f"{len(self)} solution{'s' * (len(self) != 1)}", *lines])
 
     def best(
         self, *, max_flops: float | None = None, max_params: float | None = None, by: str | None = None

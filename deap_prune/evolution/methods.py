@@ -185,8 +185,7 @@ def successive(state: Generation, toolbox: base.Toolbox, variation: Variation) -
     now = budget(state.number + 1)
     if now != budget(state.number):
         return [_moved(ind, now, toolbox) for ind in state.population]
-    children = variation.vary(state.population, toolbox, variation.children, variation.cxpb, variation.mutpb)
-    return [_moved(child, now, toolbox) for child in children]
+    return [_moved(child, now, toolbox) for child in variation.offspring(state.population, toolbox)]
 
 
 # ------------------------------------------------------------------ baselines
@@ -200,10 +199,13 @@ def _singles(toolbox: base.Toolbox, n: int, variation: Variation) -> list[Any]:
     return list(toolbox.singles(n=n))
 
 
-def nothing_more(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
+@register_algorithm("singles", reference="the method's own baseline", first=_singles)
+def single_criteria(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
     """Every single criterion (over a range of costs where the budget is free), and nothing more."""
     return []
 
 
-register_algorithm("singles", reference="the method's own baseline", first=_singles)(nothing_more)
-register_algorithm("borda", reference="de Borda 1781: the mean rank", first=_singles, genome="borda")(nothing_more)
+@register_algorithm("borda", reference="de Borda 1781", first=_singles, genome="borda")
+def mean_rank(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
+    """The mean rank of all criteria (over a range of costs where the budget is free), and nothing more."""
+    return []

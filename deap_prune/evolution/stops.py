@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from deap_prune.errors import ConfigError, did_you_mean
 from deap_prune.evolution.generation import Generation
+
+NOT_MEASURED = ("gen", "nevals")
+
+
+def _column(record: Mapping[str, Any], name: str) -> float:
+    """A column of the logbook by its name."""
+    if name not in record:
+        columns = [column for column in record if column not in NOT_MEASURED]
+        raise ConfigError(f"the logbook has no column '{name}'; {did_you_mean(name, columns)}")
+    return float(record[name])
 
 
 @dataclass(frozen=True)
@@ -44,9 +57,12 @@ class Target:
     """Stop when a column of the logbook reaches a value.
 
     Attributes:
-        column: An objective, or ``"hypervolume"``.
+        column: An objective, or ``"hypervolume"`` (of several objectives).
         value: To be reached.
         maximise: From below (True) or from above.
+
+    Raises:
+        ConfigError: When called, if the logbook has no such column.
     """
 
     column: str
@@ -55,8 +71,8 @@ class Target:
 
     def __call__(self, state: Generation) -> bool:
         """Whether to stop."""
-        now = state.logbook[-1][self.column]
-        return bool(now >= self.value if self.maximise else now <= self.value)
+        now = _column(state.logbook[-1], self.column)
+        return now >= self.value if self.maximise else now <= self.value
 
 
 @dataclass(frozen=True)
@@ -65,9 +81,12 @@ class Patience:
 
     Attributes:
         generations: How many.
-        column: An objective, or ``"hypervolume"``.
+        column: An objective, or ``"hypervolume"`` (of several objectives).
         maximise: Larger is better.
         least: An improvement is more than this.
+
+    Raises:
+        ConfigError: When called, if the logbook has no such column.
     """
 
     generations: int
@@ -77,7 +96,7 @@ class Patience:
 
     def __call__(self, state: Generation) -> bool:
         """Whether to stop."""
-        values = [record[self.column] * (1 if self.maximise else -1) for record in state.logbook]
+        values = [_column(record, self.column) * (1 if self.maximise else -1) for record in state.logbook]
         if len(values) <= self.generations:
             return False
         return max(values[-self.generations :]) <= max(values[: -self.generations]) + self.least

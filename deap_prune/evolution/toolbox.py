@@ -67,7 +67,7 @@ class BlendProblem:
         individual: Makes an individual of genes (a ``creator`` class, say); a ``BlendIndividual`` if left out.
 
     Raises:
-        ConfigError: If individuals are NumPy arrays, or their fitness has other weights than the objectives.
+        ConfigError: If individuals are NumPy arrays, have no fitness, or one of other weights than the objectives.
     """
 
     def __init__(
@@ -81,6 +81,11 @@ class BlendProblem:
             raise ConfigError(
                 "individuals are NumPy arrays, whose slices are views: DEAP's cxTwoPoint would copy one child's genes "
                 "over the other's, and its ParetoFront can't compare them; derive the class from list"
+            )
+        if not hasattr(one, "fitness"):
+            raise ConfigError(
+                f"individuals of {type(one).__name__} have no fitness; make their class with DEAP's creator "
+                "(creator.create('Individual', list, fitness=...)), or leave 'individual' out"
             )
         weights = tuple(one.fitness.weights)
         if weights != evaluator.weights:

@@ -78,6 +78,8 @@ class Settings:
             if (value := getattr(self, name)) not in legal:
                 *most, last = (repr(entry) if entry else "None" for entry in legal)
                 raise ConfigError(f"{name} is {value!r}; it is {', '.join(most)} or {last}")
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size is {self.batch_size}; give 1 or more samples, 250 is the default")
         if self.gram_memory < 1:
             raise ConfigError(f"gram_memory is {self.gram_memory}; give 1 or more MB, 2048 is the default")
         if self.refine_images < 2:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from deap_prune.batches import Data, Forward, count_samples, default_forward, to_batches
-from deap_prune.errors import ConfigError, ModelError
+from deap_prune.errors import ConfigError
 from deap_prune.reconstruction.fit import fit_layer
 from deap_prune.reconstruction.flow import Flow, Key, Recorder, has_statistics, record
 from deap_prune.reconstruction.gram import pick
@@ -68,7 +68,8 @@ def refine(
     shortcut's error is made up for too. Where a rectifier alone reads the result, no more is asked of what the dense
     network has below 0 than to be below 0 (as Zhang et al., TPAMI 2016, arXiv 1505.06798, look at layers through their
     rectifiers). Images held out from a layer's fit decide on its ridge; a layer that no fit improves there stays as it
-    is. Normalisations take up the constant, and end with the statistics of what they read. Labels are not looked at.
+    is, and so does one to which the pruned network takes other steps than the dense one. Normalisations take up the
+    constant, and end with the statistics of what they read. Labels are not looked at.
 
     All images go through both networks in one piece; what is noted takes 4 bytes x rows x outputs for each layer.
 
@@ -91,7 +92,6 @@ def refine(
         ConfigError: If images or rows are below 2.
         DataError: If the calibration data is missing or not finite.
         MaskError: If the masks don't fit the space.
-        ModelError: If the pruned network takes other steps than the dense one.
     """
     if images < 2 or rows < 2:
         raise ConfigError(f"images={images}, rows={rows}: refinement needs at least 2 of each")
@@ -258,10 +258,7 @@ class _Pass:
         if aim.other is not None:
             other = self.summands.pop(aim.other, None)
             if other is None or other.shape[spec.channel_dim] != wanted.shape[1]:
-                raise ModelError(
-                    f"the pruned network takes other steps to '{name}' than the dense one; it can't be refined: "
-                    "use the compensated network"
-                )
+                return  # narrow layers take another way through the network: this one stays as it is
             given = positions(other, spec)[target.picks]
             wanted, floor = wanted - given, None if floor is None else floor - given
         patches = to_features(patches_of(layer, source, target.picks), blocks_of(spec), "full")

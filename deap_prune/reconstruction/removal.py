@@ -23,7 +23,7 @@ def removal_errors(gram: LayerGram, positions: Ids, *, ridge: float = RIDGE) -> 
         gram: The layer's moments.
         positions: Where the filters' channels stand in the layer, (filters, uses of one channel); in a layer with
             blocks, the uses of one channel are in different blocks.
-        ridge: Added to the moments, as a share of their diagonal's mean.
+        ridge: Added to the moments, as a share of their diagonal's mean; more where they are not definite.
 
     Returns:
         Shape (filters,), as shares of the outputs' energy.
@@ -34,10 +34,11 @@ def removal_errors(gram: LayerGram, positions: Ids, *, ridge: float = RIDGE) -> 
     diagonal = ridged.diagonal(dim1=1, dim2=2)
     diagonal.add_(ridge * diagonal.mean(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny))
     factor, failed = torch.linalg.cholesky_ex(ridged)
-    share = ridge
-    while bool(failed.any()) and share < 1e3:  # features that hardly vary: moments of rounding, below 0 at times
-        share *= 10
-        diagonal.add_(share * diagonal.abs().amax(dim=1, keepdim=True))
+    largest = diagonal.abs().amax(dim=1, keepdim=True)
+    for share in (ridge, 0.1, 10.0):  # where features hardly vary, moments are rounding alone, below 0 at times
+        if not bool(failed.any()):
+            break
+        diagonal.add_(share * largest * failed.bool()[:, None])
         factor, failed = torch.linalg.cholesky_ex(ridged)
     inverse = torch.cholesky_inverse(factor)
     channels = len(gram.channels.inputs) // blocks

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from deap_prune.blending.baselines import Table, borda
 from deap_prune.blending.clusters import CriteriaClusters, cluster
-from deap_prune.blending.genome import Genome, Layout
+from deap_prune.blending.genome import Genome
 from deap_prune.criteria.table import ScoreTable
 from deap_prune.errors import BudgetError, PruneError, RunError
 from deap_prune.evolution.front import ParetoFront, Solution
@@ -197,37 +197,11 @@ def _look(
     space, clusters = evaluator.space, genome.clusters
     for solution in front:
         space.kept(solution.masks)  # the front is this network's, or an error that says what differs
-    blends = [blend_of(s.individual, genome.layout, clusters) for s in front]
+    legible = all(len(s.individual) == len(genome.layout) for s in front)
+    blends = [genome.blend(s.individual) for s in front] if legible else []
     single, baselines = _beside(front, evaluator, scores, clusters, singles, progress)
-    insight = Insight(clusters, blends if all(blends) else (), single, baselines)
+    insight = Insight(clusters, blends, single, baselines)
     return insight, {g.name: g.size for g in space.groups}
-
-
-def blend_of(individual: Sequence[float], layout: Layout, clusters: CriteriaClusters) -> dict[str, Blend]:
-    """The blend of every group that an individual stands for; none if it was made for another layout.
-
-    Args:
-        individual: Genes.
-        layout: Their kinds and groups.
-        clusters: The clusters that candidates are chosen from.
-    """
-    if len(individual) != len(layout):
-        return {}
-    found: dict[str, Blend] = {}
-    for number, (name, group) in enumerate(clusters.groups.items()):
-        genes = [(layout.kinds[i], individual[i]) for i, locus in enumerate(layout.loci) if locus == number]
-        chosen, pairs = 0, list[tuple[str, float]]()
-        for kind, value in genes:
-            if kind == "candidate":
-                chosen = round(value)
-            elif kind == "factor" and len(pairs) < len(group.members):
-                members = group.members[len(pairs)]
-                pairs.append((members[min(max(chosen, 0), len(members) - 1)], min(max(value, 0.0), 1.0)))
-                chosen = 0
-        total = sum(factor for _, factor in pairs)
-        if pairs:
-            found[name] = {c: f / total if total > 0 else 1 / len(pairs) for c, f in pairs}
-    return found if len(found) == len(clusters.groups) else {}
 
 
 def _beside(

@@ -41,9 +41,11 @@ def trace(model: nn.Module, example_inputs: Inputs, *, ignore: Iterable[str] = (
           dense: 6 (5): is an output of the network
 
     Raises:
-        ModelError: If weights are not finite, the forward pass fails, an ignored name does not exist, or nothing in
-            the network can be pruned.
+        ModelError: If weights are not finite, the forward pass fails, an ignored name does not exist (or is a text
+            instead of several), or nothing in the network can be pruned.
     """
+    if isinstance(ignore, str):
+        raise ModelError(f"ignore is the text {ignore!r}; give several names, such as ({ignore!r},)")
     network = pristine(unwrap(model))
     check_finite(network)
     inputs = first_sample(example_inputs, next(network.parameters(), torch.empty(0)).device)
@@ -61,7 +63,7 @@ def trace(model: nn.Module, example_inputs: Inputs, *, ignore: Iterable[str] = (
             "that forward uses must be attributes of modules (nn.ModuleList, nn.Parameter, register_buffer)"
         ) from error
     in_training = _follow_training(network, tracer, inputs)
-    _ignore(network, tracer, ignore if isinstance(ignore, str) else tuple(ignore))
+    _ignore(network, tracer, tuple(ignore))
     _freeze_shared(network, tracer)
     space = build_space(network, tracer, total, uncounted)
     proof = Proof.of(network, inputs, in_training=in_training)
@@ -116,9 +118,7 @@ def _settle_doubts(space: PruningSpace, tracer: LabelTracer, proof: Proof) -> bo
 
 def _ignore(network: nn.Module, tracer: LabelTracer, names: Sequence[str]) -> None:
     """Freeze what the named modules make."""
-    if isinstance(names, str):
-        raise ModelError(f"ignore is the text {names!r}; give several names, such as ({names!r},)")
-    known = {name for name, _ in network.named_modules()}
+    known = {name for name, _ in network.named_modules() if name}
     for name in names:
         if name not in known:
             raise ModelError(f"ignore names '{name}', which is no module of the network; {did_you_mean(name, known)}")

@@ -53,6 +53,14 @@ def test_known_families_are_found(n: int | str, seed: int) -> None:
     assert found.labels[0] == 0 and list(dict.fromkeys(found.labels)) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("method", ["kmeans", "agglomerative"])
+def test_any_whole_number_is_a_seed(method: str) -> None:
+    table, known = families()
+    for seed in (-1, 2**33):
+        found = dp.cluster(table, n_clusters=3, seed=seed, method=method)["g"]
+        assert {frozenset(m) for m in found.members} == known
+
+
 def test_medoid_is_the_most_central() -> None:
     base = np.arange(12.0)
     left, right = base.copy(), base.copy()

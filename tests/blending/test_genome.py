@@ -241,6 +241,34 @@ def test_factors_count_only_up_to_scale(seed: int, scale: float) -> None:
         assert genome.decode(scaled) == genome.decode(genes)
 
 
+@pytest.mark.parametrize("options", [{}, {"candidates": "medoid"}, {"allocation": "stage"}, {"allocation": "uniform"}])
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=20)
+def test_blend_says_what_ranks_the_filters(options: dict[str, Any], seed: int) -> None:
+    """The scores mixed by its shares are the importance, for each group."""
+    genome = make("residual", max_flops=0.5, **options)
+    random.seed(seed)
+    genes = dp.initBlend(list, genome.layout)
+    tables, importance = Table(genome.space).scores, genome.importance(genes)
+    for name, blend in genome.blend(genes).items():
+        assert sum(blend.values()) == pytest.approx(1) and len(blend) == len(genome.clusters[name].members)
+        raised = {c: tables[name][c] - min(0, tables[name][c].min()) for c in blend}
+        mixed = sum(share * raised[c] / raised[c].max() for c, share in blend.items())
+        np.testing.assert_allclose(mixed, importance[name], atol=1e-12)
+
+
+def test_blend_of_a_single_criterion_and_of_nothing() -> None:
+    genome = make("residual")
+    alone = genome.blend(genome.single("b"))
+    assert all(blend["b"] == 1 and sum(blend.values()) == 1 for blend in alone.values())
+    silent = [
+        0.0 if kind == "factor" else gene for kind, gene in zip(genome.layout.kinds, genome.single("b"), strict=True)
+    ]
+    assert all(len(set(blend.values())) == 1 for blend in genome.blend(silent).values())
+    with pytest.raises(ConfigError, match="the individual has 1 genes"):
+        genome.blend([0.5])
+
+
 def test_all_factors_zero_is_an_even_blend() -> None:
     genome = make("residual", max_flops=0.5)
     genes = genome.single("a")

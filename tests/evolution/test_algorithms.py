@@ -167,6 +167,13 @@ def test_an_algorithm_of_your_own() -> None:
         dp.Loop("nsga4", fake_toolbox(), dp.Variation(1))
     with pytest.raises(ConfigError, match="the population is empty"):
         dp.eaBlend([], fake_toolbox(), 1, 0.5, 0.5, 1)
+    with pytest.raises(ConfigError, match=r"mutpb is 1\.5; give a probability"):
+        dp.Variation(4, 0.1, 1.5)
+    loop = dp.Loop("mu_plus_lambda", fake_toolbox(), dp.Variation(4, 0.9, 0.5))
+    with pytest.raises(ConfigError, match=r"cxpb 0\.9 \+ mutpb 0\.5 is above 1; they are shares"):
+        loop.run(loop.start(4), 1)
+    loop = dp.Loop("nsga2", fake_toolbox(), dp.Variation(4, 0.9, 0.5))  # one after the other, as published
+    assert loop.run(loop.start(4), 1).number == 1
 
 
 # ------------------------------------------------------------------ stops
@@ -190,6 +197,12 @@ def test_stops() -> None:
     values = [record["hypervolume"] for record in state.logbook]
     if state.number < 30:
         assert max(values[-3:]) == values[-4]
+
+
+@pytest.mark.parametrize("stop", [dp.Target("acc", 0.5), dp.Patience(1, "acc")])
+def test_a_stop_that_looks_at_no_column(stop: Any) -> None:
+    with pytest.raises(ConfigError, match=r"the logbook has no column 'acc'; .*known: .*hypervolume"):
+        run_with(stop)
 
 
 def test_patience_by_hand() -> None:

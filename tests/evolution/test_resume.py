@@ -92,6 +92,16 @@ def test_run_folder(whole: tuple[Path, dp.Result]) -> None:
     assert yaml.safe_load((out / "config.yaml").read_text())["search"]["population"] == 6
 
 
+def test_callbacks_may_add_columns_later_on(tmp_path: Path) -> None:
+    def note(state: dp.Generation) -> None:
+        if state.number:
+            state.logbook[-1]["size"] = len(state.population)
+
+    search(tmp_path / "run", callbacks=[note], generations=1)
+    header, first, second = (tmp_path / "run" / "history.csv").read_text().splitlines()
+    assert header.endswith(",size") and first.endswith(",") and second.endswith(",6")
+
+
 def test_figures_and_network_belong_together(whole: tuple[Path, dp.Result]) -> None:
     _, result = whole
     for solution in result.front:
@@ -193,6 +203,19 @@ def test_all_checkpoints_damaged_starts_again(tmp_path: Path, whole: tuple[Path,
     assert files(out) == files(whole[0])
 
 
+@pytest.mark.filterwarnings("ignore:checkpoint:UserWarning")
+def test_a_run_that_started_again_may_be_stopped_again(tmp_path: Path, whole: tuple[Path, dp.Result]) -> None:
+    """Its checkpoints have lower numbers than the damaged ones, and are kept."""
+    out, seen = tmp_path / "run", []
+    interrupted(out)
+    for path in (out / "checkpoints").iterdir():
+        path.write_text("{}")
+    with pytest.raises(Interruption):
+        resume(out, callbacks=[at(1)])
+    resume(out, callbacks=[lambda state: seen.append(state.number)])
+    assert seen[0] == 1 and files(out) == files(whole[0])
+
+
 # ------------------------------------------------------------------ refusals
 def test_resume_with_something_else_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "run"
@@ -257,6 +280,8 @@ def test_out_folder_is_never_overwritten(tmp_path: Path) -> None:
             match=r"exists and is not empty; choose another out folder, or go on with its run: deap-prune",
         ):
             search(out)
+    with pytest.raises(RunError, match=r"can't be made: '.*notes.txt' is no folder that you may write to"):
+        search(tmp_path / "notes.txt" / "run")
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
     assert (tmp_path / "notes.txt").read_text() == "mine"
 

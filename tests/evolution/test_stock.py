@@ -261,6 +261,8 @@ def test_two_point_crossover_changes_both_children() -> None:
 
     with pytest.raises(ConfigError, match=r"individuals are NumPy arrays, .* derive the class from list"):
         fake_toolbox(individual=lambda genes: np.array(list(genes)).view(Vector))
+    with pytest.raises(ConfigError, match=r"individuals of list have no fitness; make their class with DEAP's creator"):
+        fake_toolbox(individual=list)
 
 
 def test_selection_sorts_quickly(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,6 +102,8 @@ def test_memory_of_the_matrices_is_bounded(digits: Digits, caplog: pytest.LogCap
     assert "compensation by channel (memory 1 MB)" in caplog.text
     with pytest.raises(ConfigError, match="gram_memory is 0; give 1 or more MB"):
         digits.evaluator(gram_memory=0)
+    with pytest.raises(ConfigError, match="batch_size is 0; give 1 or more samples"):
+        digits.evaluator(batch_size=0)
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("full", "closed_form"), ("channel", "data"), (None, "data")])
