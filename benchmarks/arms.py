@@ -14,6 +14,7 @@ import deap_prune as dp
 from deap_prune.blending.baselines import AffineGenome, AnyGenome, Table, borda
 from deap_prune.evolution import Generation, Loop, MaxEvaluations, Variation
 from deap_prune.evolution.front import hypervolume
+from deap_prune.fitness.objectives import OBJECTIVES
 from deap_prune.generations import PreScreen
 
 RANDOM_MASKS = 5
@@ -62,8 +63,10 @@ def found(ground: Ground, protocol: str, genome: AnyGenome, state: Generation, *
 
 
 # ------------------------------------------------------------------ arms at a budget
-def best_single(ground: Ground, budget: float, protocol: str, *, balanced: bool = False) -> Row:
-    """Every criterion alone, uniform widths or balanced ones; that with the smallest validation loss is the arm's."""
+def best_single(
+    ground: Ground, budget: float, protocol: str, *, balanced: bool = False, objective: str = "loss"
+) -> Row:
+    """Every criterion alone, uniform widths or balanced ones; the best on validation is the arm's."""
     genome = ground.genome(budget, allocation="evolved" if balanced else "uniform")
     evaluator = ground.evaluator(protocol)
     genes = {name: genome.single(name) for name in genome.criteria}
@@ -72,7 +75,7 @@ def best_single(ground: Ground, budget: float, protocol: str, *, balanced: bool 
         genes = {name: genome.balanced(name, curves[name]) for name in genes}
     masks = {name: genome.decode(each) for name, each in genes.items()}
     values = {name: named(evaluator, evaluator(each)) for name, each in masks.items()}
-    best = min(values, key=lambda name: values[name]["loss"])
+    best = max(values, key=lambda name: OBJECTIVES[objective].weight * values[name][objective])
     return ground.row(protocol, masks[best], evaluations=len(masks), criterion=best, singles=values)
 
 
@@ -141,6 +144,8 @@ ARMS: dict[str, Callable[[Ground, float, str], Row]] = {
     "ours, uniform widths, pre-screened": pre_screened,
     "ours, evolved widths, pre-screened": partial(pre_screened, allocation="evolved"),
     "ours, no clustering, pre-screened": partial(no_clustering, how=pre_screened),
+    "best single, by accuracy": partial(best_single, objective="accuracy"),
+    "ours, uniform widths, by accuracy": partial(blend, objective="accuracy"),
     "LeGR": legr,
     "random": random_masks,
     "mean rank": mean_rank,

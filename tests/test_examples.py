@@ -93,7 +93,7 @@ def test_read_report(run, tmp_path):
 
 # ------------------------------------------------------------------ and more
 def test_islands(run):
-    assert "1 solutions" in run("islands.py", "--generations", "2", "--epochs", "2")
+    assert "1 solution\n" in run("islands.py", "--generations", "2", "--epochs", "2")
 
 
 def test_own_operator(run):
