@@ -25,7 +25,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    data, model = load_data(format="digits"), digits_resnet()
+    data, model = load_data(format="digits"), digits_resnet(width=8)
     dp.finetune(model, data.train, epochs=args.epochs, recipe=dp.Recipe(lr=0.1, batch_size=64))
 
     space = dp.trace(model, data.calibration[0])

@@ -21,6 +21,9 @@ from deap_prune.weights import build_model, read_weights, save_weights
 from deap_prune.zoo import digits_resnet
 
 
+CRITERIA = ("l1", "fpgm", "bn_scale", "taylor_gate")
+
+
 def cli(*args, cwd):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     command = [sys.executable, "-m", "deap_prune.cli", *map(str, args)]
@@ -43,7 +46,7 @@ def home(tmp_path_factory):
     config = {
         "model": {"factory": "deap_prune.zoo:digits_resnet", "kwargs": {"width": 8}, "weights": "net.safetensors"},
         "data": {"format": "digits", "calibration": 100, "validation": 100},
-        "search": {"population": 8, "generations": 2, "criteria": ["l1", "fpgm", "bn_scale", "taylor_gate"]},
+        "search": {"population": 8, "generations": 2, "finalists": 1, "criteria": list(CRITERIA)},
         "finetune": {"epochs": 1},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(config))
