@@ -37,6 +37,7 @@ CONTRASTS = (
     ("plain", "ours, uniform widths", "best single"),
     ("plain", "no clustering", "best single"),
     ("plain", "ours, uniform widths, by accuracy", "best single, by accuracy"),
+    ("plain", "ours, uniform widths, by accuracy", "ours, uniform widths"),
     ("plain", "ours, uniform widths", "random search, uniform widths"),
     ("plain", "ours, uniform widths", "no clustering"),
     ("plain", "ours, uniform widths", "mean rank"),

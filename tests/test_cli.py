@@ -20,7 +20,6 @@ from deap_prune.structure.count import count_flops
 from deap_prune.weights import build_model, read_weights, save_weights
 from deap_prune.zoo import digits_resnet
 
-
 CRITERIA = ("l1", "fpgm", "bn_scale", "taylor_gate")
 
 
