@@ -176,6 +176,11 @@ def test_errors(copy, tmp_path, monkeypatch):
         dp.report(tmp_path / "nothing")
     with pytest.raises(RunError, match="singles is -1"):
         dp.report(copy, singles=-1)
+    whole = (copy / "versions.json").read_text()
+    (copy / "versions.json").write_text(whole[:-5])
+    with pytest.raises(RunError, match=r"versions\.json' can't be read .*; remove it"):
+        dp.report(copy, network=False)
+    (copy / "versions.json").write_text(whole)
     refused = CliRunner().invoke(app, ["report", str(tmp_path / "nothing")])
     assert refused.exit_code == 2 and "holds no front.json" in refused.stderr
     monkeypatch.setitem(sys.modules, "plotly.offline", None)

@@ -135,12 +135,25 @@ def gather(
         layers,
         _history(folder / "history.csv"),
         config.read_text(encoding="utf-8") if config.is_file() else "",
-        json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else versions(),
+        _versions(stored),
         insight,
         why,
         stored.is_file(),
         others,
     )
+
+
+def _versions(stored: Path) -> Mapping[str, str]:
+    """Those that the run was made with; of today, if it does not say."""
+    if not stored.is_file():
+        return versions()
+    try:
+        found: dict[str, str] = json.loads(stored.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(
+            f"'{stored}' can't be read ({error}); remove it, and the report names today's versions"
+        ) from error
+    return found
 
 
 def _others(front: ParetoFront, folders: Sequence[str | Path]) -> dict[str, ParetoFront]:
