@@ -16,6 +16,7 @@ Output: ``run`` writes the steps; ``table`` gathers them into one JSON file, tab
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import platform
 import re
@@ -155,6 +156,12 @@ def run_step(step: Step, ground: Ground, out: Path) -> dict[str, Any]:
     return (ARMS if step.kind == "arm" else ABLATIONS)[step.arm](ground, step.budget, step.protocol)
 
 
+def fingerprint(ground: Ground) -> str:
+    """The network's weights in twelve digits: rows of one pair are of one network."""
+    weights = ground.config.model.weights if ground.config.model else None
+    return hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:12] if weights else ""
+
+
 def run(args: argparse.Namespace) -> None:
     """All steps that have no file yet, one after the other."""
 
@@ -162,9 +169,13 @@ def run(args: argparse.Namespace) -> None:
     def ground(pair: str, seed: int) -> Ground:
         return Ground(open_config(pair, seed, args), seed, args.evaluations, args.images)
 
-    if not (weights := args.out / PAIRS["digits"]).is_file():
-        train_digits(weights)
     steps = plan(args)
+    if not (weights := args.out / PAIRS["digits"]).is_file() and any(step.pair == "digits" for step in steps):
+        if any((args.out / "digits").rglob("*.json")):
+            raise SystemExit(
+                f"{args.out} has rows of a digits network that is not there: bring {weights}, or begin anew"
+            )
+        train_digits(weights)
     for number, step in enumerate(steps):
         path = step.path(args.out)
         if path.is_file():
@@ -173,6 +184,7 @@ def run(args: argparse.Namespace) -> None:
         row = run_step(step, ground(step.pair, step.seed), args.out)
         seconds = time.perf_counter() - start
         machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine()}
+        machine["weights"] = fingerprint(ground(step.pair, step.seed))
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps({**vars(step), **row, "seconds": seconds, **machine}))
         test = row.get("test accuracy", row.get("hypervolume"))

@@ -208,6 +208,9 @@ def write_tables(out: Path, results: Path, report: Path | None, pairs: Sequence[
         return places[row["pair"]], -(row["budget"] or 0), row["protocol"], places.get(row["arm"], -1), row["seed"]
 
     rows = sorted(gather(out), key=place)
+    for pair in pairs:
+        if len(found := {row["weights"] for row in chosen(rows, pair=pair) if "weights" in row}) > 1:
+            raise SystemExit(f"the rows of {pair} in {out} are of several networks: {', '.join(sorted(found))}")
     results.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(json.dumps(row) for row in rows)
     (results / "quality.json").write_text(f"[\n{lines}\n]\n")

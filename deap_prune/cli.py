@@ -54,7 +54,7 @@ def inspect(
     set: Overrides = None,
     criteria: Annotated[bool, typer.Option("--criteria", help="Compare the config's criteria as well.")] = False,
     max_flops: Annotated[float | None, typer.Option(help="Kept share of the FLOPs for their ranking.")] = None,
-    folder: Annotated[Path | None, typer.Option("--out", help="Where criteria.png goes; here if left out.")] = None,
+    folder: Annotated[Path | None, typer.Option("--out", help="Where criteria.png goes; the run, or here.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Show what can be pruned in the config's network: groups, couplings, refusals, cost; and how criteria compare."""

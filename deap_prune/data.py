@@ -108,6 +108,8 @@ def load_data(
     try:
         source = loader(**options)
     except TypeError as error:
+        if format == "factory":  # the user's own code
+            raise
         raise DataError(f"the data format '{format}' can't use its options: {error}") from error
     if isinstance(source, Splits):
         return source
@@ -155,6 +157,12 @@ def factory(*, factory: str, kwargs: Mapping[str, Any] | None = None) -> Splits:
         make = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise DataError(f"cannot import the data factory '{factory}': {error}; give 'module:function'") from error
+    try:
+        inspect.signature(make).bind(**(kwargs or {}))
+    except ValueError:
+        pass  # a built-in, which does not tell its arguments
+    except TypeError as error:
+        raise DataError(f"the data factory '{factory}' can't be called with kwargs={kwargs!r}: {error}") from error
     splits = make(**(kwargs or {}))
     if not isinstance(splits, Splits):
         raise DataError(f"the data factory '{factory}' returned {type(splits).__name__}; it must return Splits")

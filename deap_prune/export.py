@@ -107,8 +107,9 @@ def export(
     difference: dict[str, float] = {}
     milliseconds: dict[str, float] = {}
     if "safetensors" in formats and masks is not None:
+        recipe = _recipe(plain, masks, model, ignore, call)
         save_weights(plain, folder / WEIGHTS)
-        write_text(folder / RECIPE, _recipe(masks, model, ignore, call))
+        write_text(folder / RECIPE, recipe)
         files += [folder / WEIGHTS, folder / RECIPE]
     if "torch" in formats or "onnx" in formats:
         program = _program(plain, call)
@@ -149,12 +150,13 @@ def rebuild(folder: str | Path, *, model: nn.Module | None = None, example_input
     try:
         recipe = json.loads(path.read_text(encoding="utf-8"))
         source, inputs, ignore = recipe["model"], _zeros(recipe["inputs"]), recipe["ignore"]
+        dtype = getattr(torch, recipe["dtype"])
         masks = Masks.from_json(json.dumps({"masks": recipe["masks"]}))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ExportError(f"'{path}' can't be read as a recipe: {error!r}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ExportError(f"'{path}' can't be read as a recipe of this version: {error!r}; export again") from error
     if model is None and source is None:
         raise ExportError(f"'{path}' names no factory; give rebuild(..., model=), the dense network with any weights")
-    network = model if model is not None else build_model(validated(ModelConfig, source))
+    network = model if model is not None else build_model(validated(ModelConfig, source)).to(dtype)
     inputs = inputs if example_inputs is None else example_inputs
     small = slim(network, trace(network, inputs, ignore=tuple(ignore)), masks)
     load_weights(small, path.parent / WEIGHTS)
@@ -191,16 +193,24 @@ def _call(inputs: Inputs) -> Call:
     return call
 
 
-def _recipe(masks: Masks, model: ModelConfig | None, ignore: Sequence[str], call: Call) -> str:
+def _recipe(network: nn.Module, masks: Masks, model: ModelConfig | None, ignore: Sequence[str], call: Call) -> str:
     recipe = {
         "what": "a network slimmed by deap_prune; deap_prune.rebuild(FOLDER) makes it",
         "weights": WEIGHTS,
         "model": None if model is None else model.model_copy(update={"weights": None}).model_dump(mode="json"),
+        "dtype": _short(next(network.parameters()).dtype),
         "inputs": _outline(call[1] or list(call[0])),
         "ignore": list(ignore),
         **json.loads(masks.to_json()),
     }
-    return json.dumps(recipe, indent=1)
+    try:
+        return json.dumps(recipe, indent=1)
+    except TypeError as error:
+        raise ExportError(f"the inputs can't be told in a recipe ({error}); leave 'safetensors' out") from error
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _outline(inputs: Any) -> Any:
@@ -209,7 +219,7 @@ def _outline(inputs: Any) -> Any:
     def described(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        return {"shape": list(leaf[:1].shape) if leaf.dim() else [], "dtype": str(leaf.dtype).removeprefix("torch.")}
+        return {"shape": list(leaf[:1].shape) if leaf.dim() else [], "dtype": _short(leaf.dtype)}
 
     return tree_map(described, inputs)
 

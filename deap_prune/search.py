@@ -128,12 +128,15 @@ def check_folder(folder: Path) -> None:
     Raises:
         RunError: If there is anything in it, or it can't be made.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(
             f"'{folder}' exists and is not empty; choose another out folder, or go on with its run: deap-prune resume "
             f"{folder}, or from Python dp.resume('{folder}', model, example_inputs, calibration=..., validation=...)"
         )
-    place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    try:
+        place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    except OSError as error:  # a name too long, say
+        raise RunError(f"'{folder}' can't be made: {error}; choose another out folder") from error
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise RunError(f"'{folder}' can't be made: '{place}' is no folder that you may write to; choose another out")
 

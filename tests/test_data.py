@@ -153,6 +153,10 @@ def make_splits(count: int) -> Splits:
     return Splits.from_tensors(calibration=pair, validation=pair, train=pair, num_classes=2)
 
 
+def fails() -> Splits:
+    raise TypeError("of its own")
+
+
 def test_factory() -> None:
     data = load_data(format="factory", factory=f"{__name__}:make_splits", kwargs={"count": 3})
     assert len(data.train[1]) == 3
@@ -162,6 +166,10 @@ def test_factory() -> None:
             load_data(format="factory", factory=name)
     with pytest.raises(DataError, match="returned dict"):
         load_data(format="factory", factory="builtins:dict")
+    with pytest.raises(DataError, match=r"'os:getcwd' can't be called with kwargs=\{'x': 1\}"):
+        load_data(format="factory", factory="os:getcwd", kwargs={"x": 1})
+    with pytest.raises(TypeError, match="of its own"):  # a user's error is the user's
+        load_data(format="factory", factory=f"{__name__}:fails")
 
 
 def test_misspelt_formats_and_options(train: str) -> None:

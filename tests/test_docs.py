@@ -59,8 +59,10 @@ def test_the_options_page_is_what_the_code_says():
     """Each option with its default and meaning; each objective, allocation and algorithm of ours."""
     text = (ROOT / "docs/options.md").read_text(encoding="utf-8").replace("\\|", "|")
     rows = [tuple(cell.strip(" `") for cell in line.strip("|").split(" | ")) for line in text.splitlines()]
-    for key, default, meaning in describe_options():
-        assert (key, default.strip("()"), meaning) in rows
+    options = {(key, default.strip("()"), meaning) for key, default, meaning in describe_options()}
+    assert {row for row in rows if "." in row[0] and len(row) == 3} == options
+    named = [row[0] for row in rows if len(row) == 2]
+    assert set(named) <= {"name", "---", *OBJECTIVES.describe(), *ALLOCATIONS.describe(), *ALGORITHMS.describe()}
     for registry in (OBJECTIVES, ALLOCATIONS, ALGORITHMS):
         for name, meaning in registry.describe().items():
             assert not registry[name].summary or (name, *meaning.split(" | ")) in rows, f"| `{name}` | {meaning} |"

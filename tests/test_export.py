@@ -1,8 +1,10 @@
 """Exports: every file gives the network's outputs, rebuilds without a pickle, and holds nothing of ours."""
 
 import importlib.util
+import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -97,6 +99,10 @@ def test_keyword_inputs_of_any_precision(tmp_path):
         done = dp.export(small, inputs, folder, formats=("safetensors", "torch"), masks=masks)
         assert done.difference["torch"] < 1e-5
         again = dp.rebuild(folder, model=Keyword().to(dtype))
+        source = ModelConfig(factory=f"{__name__}:Keyword")
+        dp.export(small, inputs, folder, formats=("safetensors",), masks=masks, model=source)
+        made = dp.rebuild(folder)
+        assert all(torch.equal(a, b) for a, b in zip(made.parameters(), small.parameters(), strict=True))
         with torch.no_grad():
             assert torch.equal(again(**inputs), small(**inputs))
 
@@ -120,6 +126,8 @@ def test_errors(small, tmp_path, monkeypatch):
         dp.export(network, images, tmp_path, formats=("onxx",))
     with pytest.raises(ExportError, match="needs masks="):
         dp.export(network, images, tmp_path)
+    with pytest.raises(ExportError, match=r"the inputs can't be told in a recipe .*; leave 'safetensors' out"):
+        dp.export(network, (images, np.float32(2)), tmp_path, formats=("safetensors",), masks=small[1])
     with pytest.raises(ExportError, match=r"torch\.export can't follow this network"):
         dp.export(Unfollowable(), images, tmp_path, formats=("torch",))
     module, found = sys.modules["deap_prune.export"], importlib.util.find_spec
@@ -141,6 +149,11 @@ def test_errors_of_rebuild(small, tmp_path):
     (tmp_path / "network.safetensors").unlink()
     with pytest.raises(ModelError, match="no weights at"):
         dp.rebuild(tmp_path, model=digits_resnet())
+    older = json.loads((tmp_path / "recipe.json").read_text())
+    del older["dtype"]
+    (tmp_path / "recipe.json").write_text(json.dumps(older))
+    with pytest.raises(ExportError, match=r"can't be read as a recipe of this version: KeyError.*; export again"):
+        dp.rebuild(tmp_path, model=digits_resnet())
     (tmp_path / "recipe.json").write_text("{}")
-    with pytest.raises(ExportError, match="can't be read as a recipe: KeyError"):
+    with pytest.raises(ExportError, match="can't be read as a recipe of this version: KeyError"):
         dp.rebuild(tmp_path, model=digits_resnet())

@@ -171,6 +171,16 @@ def test_one_objective(digits, tmp_path):
     assert facts["progress"]["name"] == "loss" and len(facts["solutions"]) == 1
 
 
+def test_a_run_of_mean_ranks(digits, tmp_path):
+    """Its genome knows one criterion; those beside the front are the scored ones."""
+    data = {"calibration": digits.calibration, "validation": digits.validation, "device": "cpu"}
+    options = {"algorithm": "borda", "population": 4, "finalists": 0, "criteria": ("l1", "fpgm")}
+    result = dp.search(digits.model, digits.example, **data, **options, out=tmp_path / "run", progress=False)
+    facts = gather(tmp_path / "run", result=result, singles=1, network=True, progress=False)
+    assert {s.criterion for s in facts.insight.singles} == {"l1", "fpgm"}
+    assert all(blend == {"borda": 1.0} for blend in facts.insight.blends[0].values())
+
+
 def test_errors(copy, tmp_path, monkeypatch):
     with pytest.raises(RunError, match="holds no front"):
         dp.report(tmp_path / "nothing")

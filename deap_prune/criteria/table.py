@@ -149,7 +149,7 @@ def _check_needs(
 
 def _score_group(criterion: Criterion, group: FilterGroup, statistics: Statistics, reduction: str) -> Scores | None:
     """A group's scores: the criterion on each of its layers, reduced; None where it does not apply."""
-    layers = [criterion.score(*tensors).double() for tensors in statistics.of(group, *criterion.needs)]
+    layers = [torch.as_tensor(criterion.score(*each)).double() for each in statistics.of(group, *criterion.needs)]
     for scores in layers:
         if scores.shape != (group.size,):
             raise DataError(

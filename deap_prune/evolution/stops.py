@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from deap_prune.errors import ConfigError, did_you_mean
 from deap_prune.evolution.generation import Generation
 
-NOT_MEASURED = ("gen", "nevals")
+NOT_MEASURED = {"gen", "nevals"}
 
 
-def _column(record: Mapping[str, Any], name: str) -> float:
-    """A column of the logbook by its name."""
-    if name not in record:
-        columns = [column for column in record if column not in NOT_MEASURED]
+def _column(state: Generation, name: str) -> list[float]:
+    """A column of the logbook; callbacks may add one after the initial generation."""
+    found = [float(record[name]) for record in state.logbook if name in record]
+    if not found and len(state.logbook) > 1:
+        columns = {column for record in state.logbook for column in record} - NOT_MEASURED
         raise ConfigError(f"the logbook has no column '{name}'; {did_you_mean(name, columns)}")
-    return float(record[name])
+    return found
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Target:
         maximise: From below (True) or from above.
 
     Raises:
-        ConfigError: When called, if the logbook has no such column.
+        ConfigError: When called after the first generation, if the logbook has no such column.
     """
 
     column: str
@@ -71,8 +70,8 @@ class Target:
 
     def __call__(self, state: Generation) -> bool:
         """Whether to stop."""
-        now = _column(state.logbook[-1], self.column)
-        return now >= self.value if self.maximise else now <= self.value
+        found = _column(state, self.column)
+        return bool(found) and (found[-1] >= self.value if self.maximise else found[-1] <= self.value)
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class Patience:
         least: An improvement is more than this.
 
     Raises:
-        ConfigError: When called, if the logbook has no such column.
+        ConfigError: When called after the first generation, if the logbook has no such column.
     """
 
     generations: int
@@ -96,7 +95,7 @@ class Patience:
 
     def __call__(self, state: Generation) -> bool:
         """Whether to stop."""
-        values = [_column(record, self.column) * (1 if self.maximise else -1) for record in state.logbook]
+        values = [value * (1 if self.maximise else -1) for value in _column(state, self.column)]
         if len(values) <= self.generations:
             return False
         return max(values[-self.generations :]) <= max(values[: -self.generations]) + self.least

@@ -230,7 +230,7 @@ class _Pass:
         keep: NDArray[np.bool_],
     ) -> None:
         self.network, self.flow, self.aims, self.targets, self.keep = network, flow, aims, targets, keep
-        self.fitted = {aim.norm for aim in aims.values()}
+        self.fitted = {aim.norm for aim in aims.values()}  # norms whose statistics come from the fits
         self.others = {aim.other for aim in aims.values()}
         self.summands: dict[Key, Tensor] = {}
 
@@ -258,6 +258,7 @@ class _Pass:
         if aim.other is not None:
             other = self.summands.pop(aim.other, None)
             if other is None or other.shape[spec.channel_dim] != wanted.shape[1]:
+                self.fitted.discard(aim.norm)
                 return  # narrow layers take another way through the network: this one stays as it is
             given = positions(other, spec)[target.picks]
             wanted, floor = wanted - given, None if floor is None else floor - given

@@ -212,7 +212,8 @@ def _look(
         space.kept(solution.masks)  # the front is this network's, or an error that says what differs
     legible = all(len(s.individual) == len(genome.layout) for s in front)
     blends = [genome.blend(s.individual) for s in front] if legible else []
-    single, baselines = _beside(front, evaluator, scores, clusters, singles, progress)
+    known = clusters if set(genome.criteria) <= set(scores.criteria) else cluster(scores, n_clusters=1)  # mean ranks
+    single, baselines = _beside(front, evaluator, scores, known, singles, progress)
     insight = Insight(clusters, blends, single, baselines)
     return insight, {g.name: g.size for g in space.groups}
 

@@ -192,6 +192,18 @@ def test_a_broken_criterion_is_named() -> None:
         CRITERIA.remove("misshapen")
 
 
+def test_a_criterion_may_give_a_numpy_array() -> None:
+    model, _, space, _, _ = prepared("plain")
+    dp.register_criterion("mine", needs="weight")(lambda weight: np.abs(weight.numpy()).sum(1))
+    try:
+        scores = dp.score(model, space, criteria=("mine", "l1"))
+        assert all(np.allclose(by["mine"], by["l1"]) for by in scores.scores.values())
+    finally:
+        from deap_prune.criteria import CRITERIA
+
+        CRITERIA.remove("mine")
+
+
 def test_needs_of_different_layers_are_not_left_out_silently(digits: Digits) -> None:
     """Beside other criteria it would be missing from the blend, and nobody would know."""
     dp.register_criterion("mixed", needs=("weight", "activation_mean"))(lambda weight, mean: mean)

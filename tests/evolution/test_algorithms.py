@@ -205,6 +205,16 @@ def test_a_stop_that_looks_at_no_column(stop: Any) -> None:
         run_with(stop)
 
 
+def test_a_stop_may_look_at_what_a_callback_adds() -> None:
+    def note(state: dp.Generation) -> None:
+        if state.number:
+            state.logbook[-1]["size"] = state.number
+
+    for stop, last in ((dp.Target("size", 3), 3), (dp.Patience(2, "size", maximise=False), 3)):
+        loop = dp.Loop("mu_plus_lambda", fake_toolbox(), dp.Variation(4), callbacks=[note], stops=[stop])
+        assert loop.run(loop.start(4), 9).number == last
+
+
 def test_patience_by_hand() -> None:
     state = dp.Generation(0, [])
     for number, value in enumerate([1.0, 2.0, 2.0, 3.0, 3.0, 3.0]):

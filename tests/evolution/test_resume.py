@@ -282,6 +282,12 @@ def test_out_folder_is_never_overwritten(tmp_path: Path) -> None:
             search(out)
     with pytest.raises(RunError, match=r"can't be made: '.*notes.txt' is no folder that you may write to"):
         search(tmp_path / "notes.txt" / "run")
+    with pytest.raises(RunError, match=r"can't be made: .*too long"):
+        search(tmp_path / ("x" * 300))
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(RunError, match="exists and is not empty"):
+        search(tmp_path / "link")
+    (tmp_path / "link").unlink()
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
     assert (tmp_path / "notes.txt").read_text() == "mine"
 

@@ -279,12 +279,12 @@ class Fickle(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+        self.a, self.b, self.n, self.c = nn.Linear(4, 6), nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.a(x)
         h = F.relu(h) if h.shape[1] > 5 else (h + h.abs()) / 2
-        return self.c(h + self.b(h))
+        return self.c(h + self.n(self.b(h)))
 
 
 def test_errors(digits: Digits) -> None:
@@ -304,3 +304,7 @@ def test_a_layer_to_which_narrow_networks_take_another_way_stays() -> None:
     start, refined = dp.slim(fickle, space, masks), refine(fickle, space, masks, (x, torch.zeros(30)))
     assert all(torch.equal(a, b) for a, b in zip(start.b.parameters(), refined.b.parameters(), strict=True))
     assert not torch.equal(start.c.weight, refined.c.weight)
+    read: list[Tensor] = []
+    refined.n.register_forward_pre_hook(lambda module, args: read.append(args[0]))
+    refined(x)
+    torch.testing.assert_close(refined.n.running_mean, read[0].mean(0))
