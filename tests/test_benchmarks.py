@@ -1,6 +1,7 @@
 """benchmarks/quality.py on a random digits network, a few images and a few evaluations."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +118,21 @@ def test_the_volume_of_a_point_is_its_rectangle(quality):
     import arms
 
     assert arms.volume(np.array([[0.5, 0.25]])) == pytest.approx(0.5 * 0.75)
+
+
+def test_rows_of_two_networks_are_not_mixed(quality, done, tmp_path, monkeypatch):
+    """Nor is a network trained anew where there are rows of one that is gone."""
+    out = tmp_path / "quality"
+    shutil.copytree(done[0], out)
+    assert all(len(row["weights"]) == 12 for row in rows_of(out))
+    path = next(out.glob("digits/0.5/plain-0-arm-legr.json"))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "weights": "another"}))
+    monkeypatch.setattr(sys, "argv", ["quality.py", "table", "--out", str(out), "--results", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"the rows of digits in .* are of several networks: .*another"):
+        quality.main()
+    (out / "digits_resnet.safetensors").unlink()
+    with pytest.raises(SystemExit, match="rows of a digits network that is not there: bring"):
+        run(quality, out, "--budgets", "0.5")
 
 
 def test_tables_stand_between_the_marks(quality, done, tmp_path, monkeypatch):
