@@ -33,7 +33,7 @@ class Variation:
         vary: Makes the children of ``mu_plus_lambda`` and ``successive``, as ``algorithms.varOr`` does.
 
     Raises:
-        ConfigError: If a probability is none.
+        ConfigError: If a probability is outside [0, 1].
     """
 
     children: int

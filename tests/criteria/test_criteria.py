@@ -126,6 +126,19 @@ def test_batches_and_tensors_agree(digits: Digits) -> None:
             np.testing.assert_allclose(a[group][name], b[group][name], rtol=1e-4)
 
 
+def test_trained_filters_are_told_apart(digits: Digits) -> None:
+    """Without the quarter that matters most a network is worse than without the other end, over three criteria."""
+    evaluate = digits.evaluator(objectives=("loss",), recalibrate="data", compensate=None)
+    inner = [g.name for g in digits.space.groups if len(g.layers("filter")) == 1]
+    best, worst = [], []
+    for name in ("l1", "taylor_gate", "mean_activation"):
+        ranks = {g: digits.scores[g][name].argsort().argsort() for g in inner}
+        n = {g: len(ranks[g]) for g in inner}
+        best += evaluate(dp.Masks({g: ranks[g] >= n[g] // 4 for g in inner}))
+        worst += evaluate(dp.Masks({g: ranks[g] < n[g] - n[g] // 4 for g in inner}))
+    assert sum(best) < sum(worst), (best, worst)
+
+
 def test_faint_filters_come_last(digits: Digits) -> None:
     """A random half of each inner layer's filters is damped by a thousand: criteria are not upside down."""
     model, rng = copy.deepcopy(digits.model), np.random.default_rng(0)

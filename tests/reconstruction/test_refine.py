@@ -251,7 +251,7 @@ def test_refining_gains_on_new_images(digits: Digits, make: Any) -> None:
 def test_looking_through_rectifiers_gains_on_new_images(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
     """The trained network, 40 % of each group kept, by the distance of the logits, over eight draws of filters.
 
-    Together they are a sixth to a tenth closer on networks trained from other seeds too; a single draw may be further.
+    On networks trained from six seeds they are 7 to 16 % closer together; a single draw may be further off.
     """
     errors = {}
     for rounds in (0, fit.ROUNDS):
@@ -260,7 +260,7 @@ def test_looking_through_rectifiers_gains_on_new_images(digits: Digits, monkeypa
         small = [refine(digits.model, digits.space, m, digits.calibration) for m in masks]
         errors[rounds] = [held_out_error(digits.model.eval(), net, digits.validation[0]) for net in small]
     before, after = errors.values()
-    assert sum(after) < 0.98 * sum(before), errors
+    assert sum(after) < 0.95 * sum(before), errors
 
 
 # ------------------------------------------------------------------ data and errors
