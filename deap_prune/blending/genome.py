@@ -7,7 +7,7 @@ lists of numbers) to masks, always inside the FLOPs budget.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["NORMALISERS", "Genome", "Layout", "check_budget"]
 
 Scores = NDArray[np.float64]
+Ids = NDArray[np.intp]
 CANDIDATES = ("evolved", "medoid")
 
 
@@ -168,17 +169,10 @@ class Genome:
         Raises:
             ConfigError: As :meth:`decode`.
         """
-        (row,) = genes_of([individual], self.layout)
-        genes, found = iter(row.tolist()), dict[str, dict[str, float]]()
-        for number, group in enumerate(self.space.groups):
-            factors: dict[str, float] = {}
-            for members in self._members[group.name]:
-                candidate = round(next(genes)) if self._chooses(members) else 0
-                factors[members[candidate]] = next(genes)
-            total = sum(factors.values())
-            found[group.name] = {c: f / total if total > 0 else 1 / len(factors) for c, f in factors.items()}
-            if self._keeps(number):
-                next(genes)
+        read, found = self._genes(genes_of([individual], self.layout)), dict[str, dict[str, float]]()
+        for group, (candidates, factors, _) in zip(self.space.groups, read, strict=True):
+            shares = zip(self._members[group.name], candidates, _shares(factors), strict=True)
+            found[group.name] = {members[c[0]]: float(share[0]) for members, c, share in shares}
         return found
 
     def _decode(self, genes: Matrix) -> list[Masks]:
@@ -187,18 +181,24 @@ class Genome:
 
     def _read(self, genes: Matrix) -> tuple[list[Matrix], Matrix]:
         """Blended scores and keep genes of every group, of several individuals."""
-        importance, shares, columns = [], np.ones((len(genes), len(self._tables))), iter(genes.T)
+        importance, keeps = [], np.ones((len(genes), len(self._tables)))
+        for number, (candidates, factors, keep) in enumerate(self._genes(genes)):
+            chosen = [table[c] for table, c in zip(self._tables[number], candidates, strict=True)]
+            importance.append(_blended(chosen, factors))
+            if self.allocation.genes:
+                keeps[:, number] = keeps[:, self._planner.leaders[number]] if keep is None else keep
+        return importance, keeps
+
+    def _genes(self, genes: Matrix) -> Iterator[tuple[list[Ids], list[Scores], Scores | None]]:
+        """For each group the candidates and factors of its clusters, and its keep gene if it has one."""
+        columns = iter(genes.T)
         for number, tables in enumerate(self._tables):
-            chosen, factors = [], []
+            candidates, factors = list[Ids](), list[Scores]()
             for table in tables:
                 candidate = next(columns) if self._chooses(table) else np.zeros(len(genes))
-                chosen.append(table[np.rint(candidate).astype(np.intp)])
+                candidates.append(np.rint(candidate).astype(np.intp))
                 factors.append(next(columns))
-            importance.append(_blended(chosen, factors))
-            leader = self._planner.leaders[number]
-            if self.allocation.genes:
-                shares[:, number] = next(columns) if leader == number else shares[:, leader]
-        return importance, shares
+            yield candidates, factors, next(columns) if self._keeps(number) else None
 
     def single(self, criterion: str, *, share: float = 1.0) -> list[float]:
         """The individual that ranks by one criterion alone (the group's first medoid where it does not apply).
@@ -316,9 +316,14 @@ def _blended(scores: Sequence[Matrix], factors: Sequence[Scores]) -> Matrix:
         scores: Of each cluster's candidate, shape (individuals, filters).
         factors: Of each cluster, shape (individuals,).
     """
+    blend = np.zeros_like(scores[0])
+    for score, share in zip(scores, _shares(factors), strict=True):
+        blend += share[:, None] * score
+    return blend
+
+
+def _shares(factors: Sequence[Scores]) -> list[Scores]:
+    """Factors scaled to sum to 1 in each individual; equal ones where all are 0."""
     total = sum(factors[1:], factors[0])
     silent = total <= 0
-    blend = np.zeros_like(scores[0])
-    for score, factor in zip(scores, factors, strict=True):
-        blend += np.where(silent, 1 / len(scores), factor / np.where(silent, 1.0, total))[:, None] * score
-    return blend
+    return [np.where(silent, 1 / len(factors), factor / np.where(silent, 1.0, total)) for factor in factors]
