@@ -105,12 +105,7 @@ def load_data(
     for name, value in numbers.items():
         if not hasattr(value, "__index__"):
             raise DataError(f"{name} is {value!r}; give a whole number")
-    try:
-        source = loader(**options)
-    except TypeError as error:
-        if format == "factory":  # the user's own code
-            raise
-        raise DataError(f"the data format '{format}' can't use its options: {error}") from error
+    source = loader(**options)
     if isinstance(source, Splits):
         return source
     return _split(

@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,8 @@ def npz(
         std: Divided by afterwards.
         num_classes: Default: the largest training label plus one.
     """
+    if num_classes is not None and not isinstance(num_classes, int):
+        raise DataError(f"num_classes is {num_classes!r}; give a whole number, or leave it out")
     halves = [(path, *_read_npz(path)) for path in (train, test) if path is not None]
     return _from_arrays(halves, mean, std, num_classes)
 
@@ -95,7 +98,7 @@ def torchvision_dataset(*, name: str, root: str, download: bool = False, mean: C
 
     try:
         halves = [getattr(datasets, name)(root, train=train, download=download) for train in (True, False)]
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, TypeError) as error:
         raise DataError(f"cannot read {name} from '{root}': {error}; give its root, or download=True") from error
     arrays = [(f"torchvision's {name}", np.asarray(half.data), np.asarray(half.targets)) for half in halves]
     return _from_arrays(arrays, mean, std, None)
@@ -128,11 +131,13 @@ def image_folder(
     def read(folder: str) -> tuple[Images, list[str]]:
         try:
             found = datasets.ImageFolder(folder)
-        except OSError as error:
+        except (OSError, TypeError) as error:
             raise DataError(f"no image folder at '{folder}': {error}; give a folder with one folder a class") from error
         decode = partial(_decode_files, [path for path, _ in found.samples], shape, statistics)
         return Images(torch.tensor(found.targets), decode), found.classes
 
+    if not isinstance(size, int) or not isinstance(resize, (int, type(None))):
+        raise DataError(f"size is {size!r}, resize is {resize!r}; give whole numbers of pixels")
     statistics = _statistics(mean, std, 3)
     shape = transforms.Compose(
         [
@@ -172,7 +177,7 @@ def digits() -> Source:
 
 
 def _read_npz(path: str) -> tuple[Array, Array]:
-    if not Path(path).is_file():
+    if not isinstance(path, (str, PathLike)) or not Path(path).is_file():
         raise DataError(f"no file '{path}'; give the path of an .npz with the keys images and labels")
     try:
         with np.load(path) as archive:
@@ -213,7 +218,10 @@ def _checked(where: str, images: Array, labels: Array) -> TensorPair:
 
 def _statistics(mean: Channels, std: Channels, channels: int) -> TensorPair:
     """Mean and standard deviation as (C, 1, 1) tensors."""
-    pair = [torch.tensor(value, dtype=torch.float32).reshape(-1, 1, 1) for value in (mean, std)]
+    try:
+        pair = [torch.tensor(value, dtype=torch.float32).reshape(-1, 1, 1) for value in (mean, std)]
+    except (TypeError, ValueError) as error:
+        raise DataError(f"mean={mean!r}, std={std!r}: {error}; give a number for each channel, or one") from error
     if any(len(value) not in (1, channels) for value in pair) or not (pair[1] > 0).all():
         raise DataError(
             f"mean={mean}, std={std} for images of {channels} channels; give one number for each channel or "

@@ -186,8 +186,16 @@ def test_options_of_another_type(train: str) -> None:
         load_data(format="digits", validation="few")
     with pytest.raises(DataError, match=r"calibration is 2\.5; give a whole number"):
         load_data(format="digits", calibration=2.5)
-    with pytest.raises(DataError, match="the data format 'npz' can't use its options"):
+    with pytest.raises(DataError, match=r"mean='grey', std=1\.0: .*; give a number for each channel"):
         load_data(format="npz", train=train, mean="grey", std=1.0)
+    with pytest.raises(DataError, match="size is 'large', resize is None; give whole numbers of pixels"):
+        load_data(format="image_folder", train="anywhere", size="large", **PLAIN)
+    with pytest.raises(DataError, match="no image folder at '5'"):
+        load_data(format="image_folder", train=5, **PLAIN)
+    with pytest.raises(DataError, match="no file '5'"):
+        load_data(format="npz", train=5, **PLAIN)
+    with pytest.raises(DataError, match="num_classes is 'ten'; give a whole number"):
+        load_data(format="npz", train=train, num_classes="ten", **PLAIN)
 
 
 @pytest.mark.parametrize(("calibration", "validation"), [(30, 11), (0, 5), (5, 0), (41, 1)])
