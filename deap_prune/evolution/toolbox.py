@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any, Protocol
 
@@ -130,10 +130,11 @@ class BlendProblem:
     def population(self, n: int) -> list[Any]:
         """``n`` different individuals: single criteria in the first half (over a range of costs), then random ones.
 
-        Where widths evolve and the fitness compensates, a quarter are single criteria with balanced widths
-        (``genome.balanced``, by the evaluator's surrogate). Where moreover the fitness refines, they are an eighth, and
-        the random ones have widths that are balanced with random weights of the groups: which layers refinement makes
-        up for is yet to be learned, and widths that are far from even teach most.
+        Where widths evolve, a quarter are single criteria with widths of their own: balanced where the fitness
+        compensates (``genome.balanced``, by the evaluator's surrogate), else by one threshold over all groups
+        (``genome.affine``). Where the fitness refines, they are an eighth, and the random ones have widths that are
+        balanced with random weights of the groups: which layers refinement makes up for is yet to be learned, and
+        widths that are far from even teach most.
 
         Args:
             n: Size.
@@ -143,7 +144,7 @@ class BlendProblem:
         pairs = zip(itertools.cycle(names), shares.tolist(), strict=False)
         found = self._distinct(self.genome.single(name, share=share) for name, share in pairs)
         learns = self._learns
-        found = self._distinct([*found, *self.balanced(n // 8 if learns else n // 4)])
+        found = self._distinct([*found, *(self.balanced(n // 8 if learns else n // 4) or self._ranked(n // 4))])
         seen, curves = {tuple(ind) for ind in found}, self._curves if learns else None
         while len(found) < n:
             for _ in range(10):  # a genome of few genes may have no more different ones
@@ -182,15 +183,27 @@ class BlendProblem:
             n: How many.
             error: What is balanced; the evaluator's surrogate (if it compensates) if left out.
         """
-        genome, shares = self.genome, np.linspace(*self._range, n)
+        genome = self.genome
         if not n or not isinstance(genome, Genome):
             return []
         curves = self._curves if error is None else self._measured(error)
         if curves is None:
             return []
-        flops = shares if genome.max_flops is not None else shares**2  # of filters that are read by as large a share
-        pairs = zip(itertools.cycle(genome.criteria), flops.tolist(), strict=False)
-        return self._distinct(genome.balanced(name, curves, share=share) for name, share in pairs)
+        return self._distinct(genome.balanced(name, curves, share=share) for name, share in self._costs(n))
+
+    def _ranked(self, n: int) -> list[Any]:
+        """Single criteria with widths by one threshold over all groups, over a range of costs; none without widths."""
+        genome = self.genome
+        if not isinstance(genome, Genome) or not genome.allocation.genes:
+            return []
+        same = [1.0] * len(genome.space.groups), [0.0] * len(genome.space.groups)
+        return self._distinct(genome.affine(name, *same, share=share) for name, share in self._costs(n))
+
+    def _costs(self, n: int) -> Iterator[tuple[str, float]]:
+        """``n`` criteria in turn, each with a share of the FLOPs out of the range."""
+        shares = np.linspace(*self._range, n)
+        flops = shares if self.genome.max_flops is not None else shares**2  # of filters read by as large a share
+        return zip(itertools.cycle(self.genome.criteria), flops.tolist(), strict=False)
 
     @cached_property
     def _curves(self) -> WidthCurves | None:

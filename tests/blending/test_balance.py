@@ -130,6 +130,27 @@ def test_a_quarter_of_the_first_population(digits: Digits, max_flops: float | tu
     assert set(singles) <= set(population)
 
 
+@pytest.mark.parametrize("max_flops", [None, 0.5, (0.3, 0.7)])
+def test_where_nothing_is_compensated_widths_are_by_one_threshold(
+    digits: Digits, max_flops: float | tuple[float, float] | None
+) -> None:
+    """A filter that is pruned scores no more than one that is kept, whatever their groups."""
+    genome = digits.genome(max_flops=max_flops)
+    plain = digits.evaluator(objectives=("accuracy", "flops"), compensate=None)
+    population = [tuple(ind) for ind in dp.make_toolbox(genome, plain, seed=0).population(n=24)]
+    same = [1.0] * len(digits.space.groups), [0.0] * len(digits.space.groups)
+    wide, narrow = (max_flops[1], max_flops[0]) if isinstance(max_flops, tuple) else (0.95, 0.25)
+    shares = np.linspace(wide, narrow, 6) ** (2 if max_flops is None else 1)
+    ranked = {tuple(genome.affine(c, *same, share=s)) for c, s in zip(genome.criteria, shares, strict=False)}
+    assert len(set(population)) == 24 and ranked <= set(population)
+    first = genome.decode(genome.affine(genome.criteria[0], *same, share=shares[0]))
+    scores = {g.name: digits.scores[g.name][genome.criteria[0]] for g in digits.space.groups}
+    relative = {name: each / each.max() for name, each in scores.items()}
+    kept = np.concatenate([relative[name][np.asarray(first[name])] for name in relative])
+    gone = np.concatenate([relative[name][~np.asarray(first[name])] for name in relative])
+    assert np.quantile(gone, 0.9) <= np.quantile(kept, 0.1)  # the last FLOPs of a budget are spent beside the threshold
+
+
 @pytest.mark.parametrize("max_flops", [None, 0.5])
 def test_where_candidates_are_refined_random_ones_are_far_from_even(digits: Digits, max_flops: float | None) -> None:
     """Their widths differ much more from group to group than without refinement; their blends are as random."""
