@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from deap_prune.blending.genome import Genome
 from deap_prune.errors import ConfigError, MaskError
-from deap_prune.structure.layers import describe_layer
+from deap_prune.structure.layers import spec_of
 from deap_prune.structure.slim import check_network, unwrap
 
 
@@ -52,7 +52,8 @@ class BlendedImportance:
         for group in genome.space.groups:
             for member in group.layers("filter"):
                 layer = network.get_submodule(member.layer)
-                scores = self._scores.setdefault(layer, torch.full((_width(layer),), torch.nan, dtype=torch.float64))
+                unknown = torch.full((spec_of(layer).out_channels,), torch.nan, dtype=torch.float64)
+                scores = self._scores.setdefault(layer, unknown)
                 scores[torch.as_tensor(member.positions)] = torch.as_tensor(blended[group.name]).unsqueeze(1)
 
     def __call__(self, group: Any) -> Tensor | None:
@@ -67,18 +68,14 @@ class BlendedImportance:
             layer = item.dep.target.module
             if layer not in self._scores or item.dep.handler not in self._makes_filters:
                 continue
-            if _width(layer) != len(self._scores[layer]):
+            width, scored = spec_of(layer).out_channels, len(self._scores[layer])
+            if width != scored:
                 raise MaskError(
-                    f"'{item.dep.target.name}' has {_width(layer)} filters, {len(self._scores[layer])} when it was "
-                    "scored: prune in one step (iterative_steps=1), or score the pruned network for the next step"
+                    f"'{item.dep.target.name}' has {width} filters, {scored} when it was scored: prune in one step "
+                    "(iterative_steps=1), or score the pruned network for the next step"
                 )
             places = torch.as_tensor(item.root_idxs)
             total.index_add_(0, places, self._scores[layer][torch.as_tensor(item.idxs)])
             count.index_add_(0, places, torch.ones(len(places), dtype=torch.float64))
         found = total / count  # nan where no layer has a score
         return None if bool(found.isnan().any()) else found.float()
-
-
-def _width(layer: nn.Module) -> int:
-    spec = describe_layer(layer)
-    return spec.out_channels if spec is not None else 0

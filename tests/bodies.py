@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops.misc import FrozenBatchNorm2d
 
 
 def conv(n_in: int, n_out: int, kernel: int = 3, **options: Any) -> nn.Conv2d:
@@ -162,6 +163,37 @@ class Norms(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.slope(self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
+
+
+class NormsByChannel(nn.Module):
+    """Normalisation of each channel by itself: of its own image, by fixed and by tracked statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = conv(6, 9), nn.InstanceNorm2d(9)
+        self.conv2, self.norm2 = conv(9, 8), FrozenBatchNorm2d(8)
+        self.conv3, self.norm3 = conv(8, 7), nn.InstanceNorm2d(7, affine=True)
+        self.conv4, self.norm4 = conv(7, 8), nn.InstanceNorm2d(8, affine=True, track_running_stats=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for number in "1234":
+            x = F.relu(getattr(self, f"norm{number}")(getattr(self, f"conv{number}")(x)))
+        return x
+
+
+class Attention(nn.Module):
+    """Convolutions, then an encoder layer whose attention stays dense; a layer is idle, and dropout is functional."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = conv_bn(6, 9), conv_bn(9, 8)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, 0.1, batch_first=True), 1)
+        self.idle = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.dropout(F.relu(self.conv1(x)), 0.5, self.training)
+        x = self.conv2(x)
+        return self.encoder(x.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
 
 
 class ChannelsLast(nn.Module):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from bodies import (
+    Attention,
     ChannelsLast,
     Decoder,
     Dense,
@@ -16,6 +17,7 @@ from bodies import (
     Head,
     LayerScale,
     Norms,
+    NormsByChannel,
     OptionA,
     Residual,
     Separable,
@@ -193,6 +195,8 @@ NETWORKS: dict[str, Callable[[], Example]] = {
     "shared": lambda: Example(Head(Shared(), 6, 9), torch.randn(IMAGE)),
     "shuffle": lambda: Example(Head(Shuffle(), 8, 6), torch.randn(IMAGE)),
     "norms": lambda: Example(Head(Norms(), 6, 8), torch.randn(IMAGE)),
+    "norms_by_channel": lambda: Example(Head(NormsByChannel(), 6, 8), torch.randn(IMAGE)),
+    "attention": lambda: Example(Head(Attention(), 6, 8), torch.randn(IMAGE)),
     "channels_last": lambda: Example(Head(ChannelsLast(), 6, 6), torch.randn(IMAGE)),
     "decoder": lambda: Example(Head(Decoder(), 6, 7), torch.randn(IMAGE)),
     "transposed": lambda: Example(Head(Transposed(), 6, 7), torch.randn(IMAGE)),

@@ -85,7 +85,15 @@ class Planner:
             raise ConfigError(f"round_to is {self.round_to!r}; give a whole number from 1 up")
         if isinstance(self.max_flops, list):  # as ranges come from a file
             object.__setattr__(self, "max_flops", tuple(self.max_flops))
-        check_budget(self.max_flops, self.min_flops)
+        ends = self.max_flops if isinstance(self.max_flops, tuple) else ()
+        if len(ends) == 2 and ends[0] == ends[1]:  # a gene would have nothing to decide
+            object.__setattr__(self, "max_flops", ends[0])
+        if (self.widths.steps == self.space.sizes).all():
+            raise ConfigError(
+                f"round_to is {self.round_to}, which leaves every group dense: the widest has "
+                f"{self.space.sizes.max()} filters; give a smaller one"
+            )
+        check_budget(self.max_flops, self.min_flops, self.round_to)
 
     @cached_property
     def widths(self) -> Widths:
@@ -181,7 +189,7 @@ def _top(scores: Matrix, keep: Counts) -> NDArray[np.bool_]:
     return np.asarray(kept.reshape(len(scores), -1))
 
 
-def check_budget(max_flops: MaxFlops, reachable: float) -> None:
+def check_budget(max_flops: MaxFlops, reachable: float, round_to: int = 1) -> None:
     """A budget is a kept share of the FLOPs, or a range of shares.
 
     Raises:
@@ -191,7 +199,7 @@ def check_budget(max_flops: MaxFlops, reachable: float) -> None:
         if len(max_flops) != 2 or not max_flops[0] <= max_flops[1]:
             raise BudgetError(f"max_flops is {max_flops!r}; a range is a pair (lowest, highest), such as (0.3, 0.7)")
         for share in max_flops:
-            check_budget(share, reachable)
+            check_budget(share, reachable, round_to)
         return
     if max_flops is None:
         return
@@ -202,7 +210,8 @@ def check_budget(max_flops: MaxFlops, reachable: float) -> None:
         )
     if max_flops < reachable:
         least = math.ceil(reachable * 1e4) / 1e4
+        kept = "one filter a group (or block)" if round_to == 1 else f"{round_to} filters a group (round_to)"
         raise BudgetError(
-            f"max_flops is {max_flops:g}, but one filter a group (or block) and what stays dense already cost "
+            f"max_flops is {max_flops:g}, but {kept} and what stays dense already cost "
             f"{least:.4f} of the FLOPs: that is the reachable minimum; raise max_flops to {least:.4f} or above"
         )

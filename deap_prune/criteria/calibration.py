@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from deap_prune.batches import Forward, count_samples, first_forward
 from deap_prune.errors import DataError
 from deap_prune.structure.inputs import first_line
-from deap_prune.structure.layers import describe_layer
+from deap_prune.structure.layers import spec_of
 from deap_prune.structure.space import FilterGroup, Member, PruningSpace
 
 Loss = Callable[[Any, Any], Tensor]
@@ -126,8 +126,7 @@ def part(batch: Any, start: int, stop: int) -> Any:
 
 def channel_maps(layer: nn.Module, x: Tensor) -> Tensor:
     """What a layer reads or makes, as (images, channels, positions)."""
-    spec = describe_layer(layer)
-    moved = x.movedim(spec.channel_dim if spec is not None else 1, 1)
+    moved = x.movedim(spec_of(layer).channel_dim, 1)
     return moved.flatten(2) if moved.dim() > 2 else moved.unsqueeze(2)
 
 

@@ -14,7 +14,7 @@ from torch.nn.utils import skip_init
 from deap_prune.criteria.calibration import Calibration, Found, add, channel_maps, floats, gathers, index_of
 from deap_prune.progress import track
 from deap_prune.structure.inputs import Call, in_order
-from deap_prune.structure.layers import describe_layer
+from deap_prune.structure.layers import spec_of
 
 IMAGES = 256  # on which filters are closed one by one
 SIZE = 64  # images a step of training the gates
@@ -156,9 +156,8 @@ def _close(layer: nn.Module, x: Tensor, *, positions: Any) -> Tensor:
 
 def _channels_of(layer: nn.Module, x: Tensor, values: Tensor) -> Tensor:
     """(images, channels) in the shape that multiplies what the layer reads."""
-    spec = describe_layer(layer)
     shape = [len(values)] + [1] * (x.dim() - 1)
-    shape[spec.channel_dim if spec is not None else 1] = values.shape[1]
+    shape[spec_of(layer).channel_dim] = values.shape[1]
     return values.view(shape)
 
 

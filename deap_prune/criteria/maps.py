@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from deap_prune.criteria.calibration import Calibration, Found, add, channel_maps, gathers, index_of, unhooked
 from deap_prune.progress import track
 from deap_prune.structure.inputs import Call, in_order
-from deap_prune.structure.layers import describe_layer
+from deap_prune.structure.layers import spec_of
 from deap_prune.structure.space import Member
 
 IMAGES = 128  # for ranks and independence
@@ -37,7 +37,7 @@ def contributions(calibration: Calibration, needs: frozenset[str]) -> Found:
 
     def look(layer: nn.Module, call: Call, member: Member) -> Tensor:
         (x, *others), named = call
-        clean, dim = unhooked(layer), _channel_dim(layer)
+        clean, dim = unhooked(layer), spec_of(layer).channel_dim
         nothing = torch.zeros_like(x)
         bias = clean(nothing, *others, **named).flatten()
         generator = torch.Generator().manual_seed(calibration.seed)
@@ -88,7 +88,7 @@ def _look(calibration: Calibration, looks: dict[str, Look], images: int, title: 
 
 def _ranks(layer: nn.Module, call: Call, member: Member) -> Tensor | None:
     """Rank of every filter's maps, (filters, images); None where they are not two-dimensional."""
-    maps = call[0][0].movedim(_channel_dim(layer), 1)
+    maps = call[0][0].movedim(spec_of(layer).channel_dim, 1)
     if maps.dim() < 4 or min(maps.shape[-2:]) < 2:
         return None
     chosen = maps[:, index_of(member, maps)]  # (images, filters, uses, ..., height, width)
@@ -107,8 +107,3 @@ def _independence(layer: nn.Module, call: Call, member: Member) -> Tensor:
         without = torch.cat([torch.linalg.svdvals(rows * part.unsqueeze(2)).sum(dim=1) for part in parts])
         found.append(torch.linalg.svdvals(rows).sum() - without)
     return torch.stack(found, dim=1).double()
-
-
-def _channel_dim(layer: nn.Module) -> int:
-    spec = describe_layer(layer)
-    return spec.channel_dim if spec is not None else 1

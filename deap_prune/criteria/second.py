@@ -14,7 +14,7 @@ from deap_prune.batches import count_samples
 from deap_prune.criteria.calibration import Calibration, Found, floats, gathers, part
 from deap_prune.criteria.onepass import found_rows
 from deap_prune.progress import track
-from deap_prune.structure.trace import pristine
+from deap_prune.structure.pristine import pristine
 
 
 @gathers("hessian_gradient")

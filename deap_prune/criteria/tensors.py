@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from deap_prune.criteria.calibration import Calibration, Found, add, gathers, index_of
-from deap_prune.structure.layers import Axis, describe_layer
+from deap_prune.structure.layers import Axis, spec_of
 from deap_prune.structure.space import FilterGroup, Member, PruningSpace
 
 _SOURCES = {"weight": ("filter", "weight"), "scale": ("norm", "weight"), "shift": ("norm", "bias")}
@@ -51,10 +51,10 @@ def filter_rows(network: nn.Module, member: Member, name: str, tensor: Tensor | 
 def _rows(network: nn.Module, member: Member, name: str, axis: Axis, tensor: Tensor | None = None) -> Tensor | None:
     """A member's part of a tensor whose channels, of one axis, come first: (filters, everything else)."""
     layer = network.get_submodule(member.layer)
-    spec = describe_layer(layer)
+    spec = spec_of(layer)
     value = getattr(layer, name, None) if tensor is None else tensor
-    dims = spec.tensors.get(name, ()) if spec is not None else ()
-    if spec is None or value is None or axis not in dims:
+    dims = spec.tensors.get(name, ())
+    if value is None or axis not in dims:
         return None
     value = value.detach().movedim(dims.index(axis), 0)
     if "in" in dims and "out" in dims and axis != min(("in", "out"), key=dims.index):

@@ -27,9 +27,9 @@ from deap_prune.fitness.verdict import Estimate, Found, Values, Verdict, part_of
 from deap_prune.structure.inputs import evaluating
 from deap_prune.structure.masking import masked
 from deap_prune.structure.masks import Masks
+from deap_prune.structure.pristine import check_finite, pristine
 from deap_prune.structure.slim import unwrap
 from deap_prune.structure.space import PruningSpace
-from deap_prune.structure.trace import check_finite, pristine
 
 
 class Evaluator:

@@ -18,7 +18,7 @@ from torch import nn
 from deap_prune.batches import Forward
 from deap_prune.fitness.fold import Pair, fold, folded
 from deap_prune.graphs import Graphs
-from deap_prune.structure.layers import describe_layer
+from deap_prune.structure.layers import spec_of
 from deap_prune.structure.masking import masked
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
@@ -54,8 +54,7 @@ def make_executor(
 
 def _keeps_shapes(network: nn.Module, name: str, highest: int) -> bool:
     """Under a mask the layer sees tensors of the same shapes (or none of its inputs can be pruned)."""
-    spec = describe_layer(network.get_submodule(name))
-    return highest < 0 or spec is None or not spec.whole
+    return highest < 0 or not spec_of(network.get_submodule(name)).whole
 
 
 class _Precise:

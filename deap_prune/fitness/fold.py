@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map
 
 from deap_prune.batches import Forward
-from deap_prune.structure.layers import describe_layer
+from deap_prune.structure.layers import describe_layer, spec_of
 from deap_prune.structure.prove import randomised
 
 log = logging.getLogger(__name__)
@@ -79,8 +79,9 @@ def _record(network: nn.Module, forward: Forward, batch: Any) -> tuple[Any, tupl
 def _weighs(layer: nn.Module) -> bool:
     """The layer's weight and bias make its output channels, and it may have a bias."""
     spec = describe_layer(layer)
-    plain = spec is not None and spec.role == "filter" and spec.narrow is None and not spec.whole
-    return spec is not None and plain and spec.tensors.get("bias") == ("out",)
+    if spec is None or spec.role != "filter" or spec.narrow is not None or spec.whole:
+        return False
+    return spec.tensors.get("bias") == ("out",)
 
 
 def _proven(network: nn.Module, pairs: Sequence[Pair], forward: Forward, batch: Any, wanted: Any) -> bool:
@@ -113,7 +114,6 @@ def _pass_on(x: Tensor) -> Tensor:
 
 def folded(layer: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Weight and bias of the layer with the batch norm (eval mode) in them."""
-    spec = describe_layer(layer)
     weight, bias = layer.get_parameter("weight").detach(), layer._parameters.get("bias")
     mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
     scale = torch.rsqrt(variance + norm.eps)  # type: ignore[operator]
@@ -122,5 +122,5 @@ def folded(layer: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
     shift = -mean * scale if bias is None else (bias.detach() - mean) * scale
     if norm.affine:
         shift = shift + norm.get_parameter("bias").detach()
-    shape = [-1 if axis == "out" else 1 for axis in spec.tensors["weight"]] if spec is not None else []
+    shape = [-1 if axis == "out" else 1 for axis in spec_of(layer).tensors["weight"]]
     return weight * scale.view(shape), shift

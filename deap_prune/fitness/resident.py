@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deap_prune.structure.layers import describe_layer, narrow_layer, replace_tensor
+from deap_prune.structure.layers import narrow_layer, replace_tensor, spec_of
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
 
@@ -28,9 +28,8 @@ class Resident:
         self.space = space
         self.network = copy.deepcopy(dense)
         layers = {entry.name: dense.get_submodule(entry.name) for entry in space.layers if entry.dim is None}
-        specs = {name: describe_layer(layer) for name, layer in layers.items()}
         # Layers that narrow themselves may do anything, to their children too: those are copied whole.
-        self._whole = [(layers[name], name) for name, spec in specs.items() if spec is not None and spec.narrow]
+        self._whole = [(layer, name) for name, layer in layers.items() if spec_of(layer).narrow]
         below = tuple(f"{name}." for _, name in self._whole)
         self._pairs = [
             (source, self.network.get_submodule(name))

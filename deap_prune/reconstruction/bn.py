@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from deap_prune.reconstruction.gram import Grams, LayerGram, places
-from deap_prune.reconstruction.matrix import known, part, to_matrix
+from deap_prune.reconstruction.matrix import part, to_matrix
+from deap_prune.structure.layers import spec_of
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
 
@@ -37,7 +38,7 @@ def propagate_bn(small: nn.Module, space: PruningSpace, masks: Masks, grams: Gra
             continue
         kept, _, outputs = numbers
         layer: Any = small.get_submodule(name)
-        weight = to_matrix(layer.weight, known(layer), gram.form)
+        weight = to_matrix(layer.weight, spec_of(layer), gram.form)
         products = (part(gram.moments, kept, kept) @ weight.flatten(2)).view_as(weight)
         level = torch.einsum("bk,bkot->bo", gram.mean.gather(1, kept), weight)
         set_statistics(small, gram, outputs, level, (weight * products).sum(dim=(1, 3)))

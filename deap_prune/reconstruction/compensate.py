@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from deap_prune.reconstruction.bn import set_statistics
 from deap_prune.reconstruction.gram import Grams, LayerGram, places
-from deap_prune.reconstruction.matrix import from_matrix, known, part
+from deap_prune.reconstruction.matrix import from_matrix, part
+from deap_prune.structure.layers import spec_of
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
 
@@ -87,7 +88,7 @@ def compensate(
         if fit is None:
             continue
         layer: Any = small.get_submodule(name)
-        layer.weight.data.add_(from_matrix(fit.change, layer.weight, known(layer), gram.form))
+        layer.weight.data.add_(from_matrix(fit.change, layer.weight, spec_of(layer), gram.form))
         if not gram.intercept:
             continue
         level = torch.einsum("bk,bkot->bo", gram.mean.gather(1, fit.kept), fit.weight + fit.change)

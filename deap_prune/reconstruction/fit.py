@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from deap_prune.reconstruction.compensate import solve
-from deap_prune.reconstruction.matrix import from_matrix, known, to_matrix
+from deap_prune.reconstruction.matrix import from_matrix, to_matrix
+from deap_prune.structure.layers import spec_of
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # of the mean variance of the features
 HELD_OUT = 0.2
@@ -144,7 +145,7 @@ def fit_layer(layer: Any, norm: Any, x: Tensor, wanted: Tensor, *, floor: Tensor
     for _ in range(0 if floor is None else ROUNDS):
         moments = sums.aimed(x, rows.aim(found(x))).moments(intercept)
         found = moments.fit(start, chosen, intercept)
-    layer.weight.data.copy_(from_matrix(found.weight.unsqueeze(3), layer.weight, known(layer), "full"))
+    layer.weight.data.copy_(from_matrix(found.weight.unsqueeze(3), layer.weight, spec_of(layer), "full"))
     if norm is not None:
         _absorb(layer, norm, found, moments)
     elif intercept:
@@ -168,7 +169,7 @@ def choose(errors: Iterable[tuple[float, float]], as_is: float) -> float | None:
 
 def _read(layer: Any, norm: Any) -> _Map:
     """The affine map that the layer and its normalisation are now."""
-    weight = to_matrix(layer.weight.detach(), known(layer), "full").squeeze(3)
+    weight = to_matrix(layer.weight.detach(), spec_of(layer), "full").squeeze(3)
     outputs = len(weight) * weight.shape[2]
     constant = weight.new_zeros(outputs) if layer.bias is None else layer.bias.detach()
     gain = torch.ones_like(constant)
@@ -183,7 +184,7 @@ def _restandardised(layer: Any, norm: Any, current: _Map, moments: _Moments) -> 
     """The current weights, with the statistics of what the layer reads now: stale ones have a wrong scale."""
     if norm is None:
         return current
-    weight = to_matrix(layer.weight.detach(), known(layer), "full").squeeze(3)
+    weight = to_matrix(layer.weight.detach(), spec_of(layer), "full").squeeze(3)
     variance = (weight * (moments.square @ weight)).sum(dim=1, keepdim=True).clamp_min(0)
     scale = _affine(norm)[0]
     scale = scale.view_as(variance) if isinstance(scale, Tensor) else scale

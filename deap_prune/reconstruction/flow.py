@@ -14,9 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from deap_prune.reconstruction.matrix import known
 from deap_prune.structure.inputs import in_order
-from deap_prune.structure.layers import describe_layer
+from deap_prune.structure.layers import describe_layer, spec_of
 
 ADDITIONS = frozenset({"add", "add_"})
 RECTIFIERS = frozenset({"relu", "relu_", "relu6"})
@@ -153,7 +152,7 @@ class Flow:
         if reader is None or not self.steps[reader].is_layer:
             return None
         name, dims = self.steps[reader].name, len(self.steps[reader].shapes[0])
-        axes = {known(network.get_submodule(n)).channel_dim % dims for n in (layer, name)}
+        axes = {spec_of(network.get_submodule(n)).channel_dim % dims for n in (layer, name)}
         alike = len(axes) == 1 and has_statistics(network.get_submodule(name))
         return name if alike and self.call(name) is not None else None
 

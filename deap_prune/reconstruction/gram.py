@@ -20,7 +20,6 @@ from deap_prune.reconstruction.flow import Flow, Key, Recorder
 from deap_prune.reconstruction.matrix import (
     Form,
     features,
-    known,
     patches_of,
     positions,
     refittable,
@@ -28,7 +27,7 @@ from deap_prune.reconstruction.matrix import (
     to_matrix,
 )
 from deap_prune.structure.inputs import evaluating, in_order
-from deap_prune.structure.layers import describe_layer
+from deap_prune.structure.layers import describe_layer, spec_of
 from deap_prune.structure.slim import check_network
 from deap_prune.structure.space import LayerChannels, PruningSpace
 
@@ -224,7 +223,7 @@ def _forms(network: nn.Module, positions: Mapping[str, float], mode: str, memory
     sizes: dict[str, dict[Form, int]] = {}
     for name, number in positions.items():
         layer: Any = network.get_submodule(name)
-        blocks, n, _, taps = to_matrix(layer.weight, known(layer), "channel").shape
+        blocks, n, _, taps = to_matrix(layer.weight, spec_of(layer), "channel").shape
         each = blocks * layer.weight.element_size()
         sizes[name] = {"full": each * (n * taps) ** 2, "channel": each * n**2}
         forms[name] = "full" if taps == 1 or number >= n * taps else "channel"
@@ -244,7 +243,7 @@ class _Sums:
     """Running sums of one layer's features and their products."""
 
     def __init__(self, layer: Any, name: str, form: Form) -> None:
-        self.layer, self.name, self.form, self.spec = layer, name, form, known(layer)
+        self.layer, self.name, self.form, self.spec = layer, name, form, spec_of(layer)
         self.weight = to_matrix(layer.weight.detach(), self.spec, form)
         self.taps = to_matrix(layer.weight.detach(), self.spec, "channel").shape[3]
         blocks, n = self.weight.shape[:2]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deap_prune.errors import RegistryError
-from deap_prune.structure.layers import Axis, LayerSpec, describe_layer
+from deap_prune.structure.layers import Axis, LayerSpec, describe_layer, spec_of
 from deap_prune.structure.space import Ids
 
 Form = Literal["full", "channel"]
@@ -23,17 +23,9 @@ def refittable(layer: nn.Module) -> LayerSpec | None:
     return spec if usable else None
 
 
-def known(layer: nn.Module) -> LayerSpec:
-    """The spec of a layer that is known to have one."""
-    spec = describe_layer(layer)
-    if spec is None:
-        raise RegistryError(f"no layer type is registered for {type(layer).__qualname__}; use register_layer")
-    return spec
-
-
 def patches_of(layer: nn.Module, source: Tensor, picks: Tensor) -> Tensor:
     """What a layer reads at the picked output positions, (picks, channels, taps); see ``LayerSpec.patches``."""
-    patches = known(layer).patches
+    patches = spec_of(layer).patches
     if patches is None:
         raise RegistryError(f"{type(layer).__qualname__} was registered without patches; see dp.LayerSpec")
     return patches(layer, source.detach(), picks)

@@ -20,8 +20,9 @@ from deap_prune.errors import ConfigError
 from deap_prune.reconstruction.fit import fit_layer
 from deap_prune.reconstruction.flow import Flow, Key, Recorder, has_statistics, record
 from deap_prune.reconstruction.gram import pick
-from deap_prune.reconstruction.matrix import blocks_of, known, patches_of, positions, refittable, to_features
+from deap_prune.reconstruction.matrix import blocks_of, patches_of, positions, refittable, to_features
 from deap_prune.structure.inputs import evaluating
+from deap_prune.structure.layers import spec_of
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import slim, unwrap
 from deap_prune.structure.space import PruningSpace
@@ -209,7 +210,7 @@ def _dense_targets(
 
     def after(key: Key, result: Tensor) -> None:
         for name in by_step.get(key, ()):
-            values = positions(result, known(network.get_submodule(name)))
+            values = positions(result, spec_of(network.get_submodule(name)))
             generator = torch.Generator().manual_seed(seed * 1_000_003 + order[name])
             picks = pick(len(values), rows, generator).to(values.device)
             found[name] = _Target(picks, values[picks])
@@ -242,7 +243,7 @@ class _Pass:
         if name in self.aims and name in self.targets:
             self._fit(name, self.aims[name], self.targets[name], layer, source)
         elif name not in self.fitted and self.flow.call(name) is not None and has_statistics(layer):
-            dim = known(layer).channel_dim % source.dim()
+            dim = spec_of(layer).channel_dim % source.dim()
             variance, mean = torch.var_mean(source, [d for d in range(source.dim()) if d != dim])
             layer.running_mean.copy_(mean)
             layer.running_var.copy_(variance)
@@ -253,7 +254,7 @@ class _Pass:
 
     def _fit(self, name: str, aim: _Aim, target: _Target, layer: nn.Module, source: Tensor) -> None:
         stays = torch.as_tensor(self.keep[aim.outputs], device=target.values.device)
-        spec, wanted = known(layer), target.values[:, stays]
+        spec, wanted = spec_of(layer), target.values[:, stays]
         floor = torch.zeros_like(wanted) if aim.rectified else None
         if aim.other is not None:
             other = self.summands.pop(aim.other, None)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from deap_prune.structure.inputs import Call, copy_with
-from deap_prune.structure.layers import describe_layer, narrow_layer
+from deap_prune.structure.layers import narrow_layer, spec_of
 
 
 class _Positional(nn.Module):
@@ -44,6 +44,18 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+@contextmanager
+def without_fast_paths() -> Iterator[None]:
+    """Attention runs as the operators it is made of: as one operator (eval mode, no gradients) it has no count."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@without_fast_paths()
 def count_flops(model: nn.Module, call: Call, *, consume: bool = False) -> tuple[int, dict[str, int]]:
     """Multiply-adds as fvcore counts them, eval mode, and the operators that it does not count.
 
@@ -90,9 +102,7 @@ def measured_flops(layer: nn.Module, shape: tuple[int, ...]) -> tuple[tuple[str,
         layer: Of a registered type.
         shape: Of its input, one sample.
     """
-    spec = describe_layer(layer)
-    if spec is None:  # only layers with a spec are measured
-        return ()
+    spec = spec_of(layer)
     powers = ("out", "1") if spec.coupled else ("in*out", "in", "out", "1")
     wide, half = (
         (spec.in_channels, spec.out_channels),

@@ -15,7 +15,7 @@ from torch import nn
 
 from deap_prune.structure.cost import CostPolynomial, Term
 from deap_prune.structure.labels import Labels, LabelTracer, LayerCall
-from deap_prune.structure.layers import describe_layer
+from deap_prune.structure.layers import spec_of
 from deap_prune.structure.rules import DENSE
 from deap_prune.structure.space import FilterGroup, LayerChannels, Member, PruningSpace, Refusal
 
@@ -218,9 +218,8 @@ def _parameter_terms(network: nn.Module, layer: LayerChannels) -> list[Term]:
     if layer.dim is not None:
         return [(network.get_parameter(layer.name).numel() / len(layer.outputs), layer.outputs, None)]
     module = network.get_submodule(layer.name)
-    spec = describe_layer(module)
     terms: list[Term] = []
-    for name, dims in (spec.tensors if spec else {}).items():
+    for name, dims in spec_of(module).tensors.items():
         tensor = getattr(module, name)
         if isinstance(tensor, nn.Parameter):
             sides = [layer.inputs if axis == "in" else layer.outputs for axis in dims if axis]

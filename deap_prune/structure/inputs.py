@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
@@ -72,12 +74,28 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def training_branches(model: nn.Module) -> Iterator[None]:
     """What a network runs in training only (auxiliary heads) runs, while statistics and dropout stay still.
 
-    Modules that hold others are in train mode, the others in eval mode.
+    Modules that hold others are in train mode, the others, and torch's own (attention), in eval mode. The same random
+    numbers are drawn each time, and afterwards the generators are as they were.
     """
-    with evaluating(model):
+    with evaluating(model), torch.random.fork_rng(), _WithoutDropout():
+        torch.manual_seed(0)
         for module in model.modules():
-            module.training = bool(module._modules)
+            module.training = bool(module._modules) and not type(module).__module__.startswith("torch.nn.modules.")
         yield
+
+
+class _WithoutDropout(TorchFunctionMode):
+    """Functional dropout, which obeys the mode of the module that calls it, drops nothing."""
+
+    DROPOUT = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in self.DROPOUT:
+            return args[0] if args else kwargs["input"]
+        if func is F.scaled_dot_product_attention:
+            args, kwargs = args[:4], {**kwargs, "dropout_p": 0.0, **({"is_causal": args[5]} if len(args) > 5 else {})}
+        return func(*args, **kwargs)
 
 
 def copy_with(model: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module:

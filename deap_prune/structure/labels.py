@@ -29,7 +29,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from deap_prune.structure.count import measured_flops
 from deap_prune.structure.inputs import in_order
-from deap_prune.structure.layers import LayerSpec, describe_layer
+from deap_prune.structure.layers import LayerSpec, describe_layer, spec_of
 from deap_prune.structure.rules import COUNTED, DENSE, Step, follow
 
 Labels = NDArray[np.int64]
@@ -150,9 +150,7 @@ class LabelTracer(TorchDispatchMode):
             self.inside -= 1
 
     def _record(self, layer: nn.Module, source: Tensor, output: Tensor) -> None:
-        spec, name = describe_layer(layer), self._names[id(layer)]
-        if spec is None:  # hooks are on described layers only
-            return
+        spec, name = spec_of(layer), self._names[id(layer)]
         read = self._channels(self.of(source), source, spec.channel_dim, name)
         if self._made.get(name) is None:
             made = read.repeat_interleave(spec.coupled) if spec.coupled else self.fresh(spec.out_channels)

@@ -12,9 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deap_prune.errors import MaskError
 from deap_prune.structure.inputs import in_order
-from deap_prune.structure.layers import Indices, LayerSpec, describe_layer, narrow_layer, selection
+from deap_prune.structure.layers import Indices, LayerSpec, narrow_layer, selection, spec_of
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import check_network, unwrap
 from deap_prune.structure.space import PruningSpace
@@ -62,11 +61,7 @@ def masked(
                     _overwrite(parameter, tuple(index), state.get_parameter(entry.name), saved)
                 continue
             layer = network.get_submodule(entry.name)
-            spec = describe_layer(layer)
-            if spec is None:
-                raise MaskError(
-                    f"'{entry.name}' is a {type(layer).__name__}, which was not traced: is this the network?"
-                )
+            spec = spec_of(layer)
             if spec.whole and len(ins) < len(entry.inputs):
                 replaced.append((layer, vars(layer).get("forward")))
                 _run_narrowed(layer, donor.get(entry.name), spec, ins, outs)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deap_prune.errors import MaskError
-from deap_prune.structure.layers import describe_layer, narrow_layer
+from deap_prune.structure.layers import describe_layer, narrow_layer, spec_of
 
 if TYPE_CHECKING:
     from deap_prune.structure.masks import Masks
@@ -69,8 +69,8 @@ def _tensors_to_narrow(network: nn.Module, entries: Iterable[LayerChannels]) -> 
             tensors: list[Tensor] = [network.get_parameter(entry.name)]
         else:
             layer = network.get_submodule(entry.name)
-            spec = describe_layer(layer)
-            sliced = spec.tensors if spec is not None and spec.narrow is None else ()
+            spec = spec_of(layer)
+            sliced = spec.tensors if spec.narrow is None else ()
             tensors = [t for name in sliced if isinstance(t := getattr(layer, name), Tensor)]
         memo.update((id(tensor), tensor) for tensor in tensors)
     return memo

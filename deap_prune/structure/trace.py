@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
+from fnmatch import fnmatchcase
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from deap_prune.errors import ModelError, did_you_mean
-from deap_prune.structure.count import count_flops
+from deap_prune.structure.count import count_flops, without_fast_paths
 from deap_prune.structure.grouping import build_space, classes_of
 from deap_prune.structure.inputs import Call, Inputs, first_line, first_sample, training_branches
 from deap_prune.structure.labels import LabelTracer
+from deap_prune.structure.pristine import check_finite, check_hooks, pristine
 from deap_prune.structure.prove import Proof
 from deap_prune.structure.slim import unwrap
 from deap_prune.structure.space import PruningSpace
 
 
 @torch.inference_mode(False)  # there composite operators are not taken apart
-def trace(model: nn.Module, example_inputs: Inputs, *, ignore: Iterable[str] = ()) -> PruningSpace:
+@without_fast_paths()
+def trace(model: nn.Module, example_inputs: Inputs, *, ignore: Iterable[str | nn.Module] = ()) -> PruningSpace:
     """Find the filter groups of a network, and prove them.
 
     One forward pass in eval mode follows every channel through the network; channels that meet are grouped. Then the
@@ -31,7 +33,8 @@ def trace(model: nn.Module, example_inputs: Inputs, *, ignore: Iterable[str] = (
     Args:
         model: Any network, on any device, wrapped in (Distributed)DataParallel or not; it comes back unchanged.
         example_inputs: A tensor, a tuple of positional arguments or a dict of keyword arguments; one sample is used.
-        ignore: Module names to leave dense; a name covers what is below it.
+        ignore: What to leave dense: modules, their names, or patterns of names (``"backbone.*"``); a module covers what
+            is below it.
 
     Examples:
         >>> print(dp.trace(model, images))
@@ -41,14 +44,16 @@ def trace(model: nn.Module, example_inputs: Inputs, *, ignore: Iterable[str] = (
           dense: 6 (5): is an output of the network
 
     Raises:
-        ModelError: If weights are not finite, the forward pass fails, an ignored name does not exist (or is a text
-            instead of several), or nothing in the network can be pruned.
+        ModelError: If weights are not finite, the forward pass fails or is another one without its hooks, an ignored
+            name does not exist (or is a text instead of several), or nothing in the network can be pruned.
     """
     if isinstance(ignore, str):
         raise ModelError(f"ignore is the text {ignore!r}; give several names, such as ({ignore!r},)")
     network = pristine(unwrap(model))
     check_finite(network)
     inputs = first_sample(example_inputs, next(network.parameters(), torch.empty(0)).device)
+    check_hooks(unwrap(model), network, inputs)
+    ignored = _named(unwrap(model), ignore)
     tracer = LabelTracer(network)
     try:
         tracer.run(network, *inputs)
@@ -63,7 +68,7 @@ def trace(model: nn.Module, example_inputs: Inputs, *, ignore: Iterable[str] = (
             "that forward uses must be attributes of modules (nn.ModuleList, nn.Parameter, register_buffer)"
         ) from error
     in_training = _follow_training(network, tracer, inputs)
-    _ignore(network, tracer, tuple(ignore))
+    _ignore(tracer, ignored)
     _freeze_shared(network, tracer)
     space = build_space(network, tracer, total, uncounted)
     proof = Proof.of(network, inputs, in_training=in_training)
@@ -90,7 +95,7 @@ def _follow_training(network: nn.Module, tracer: LabelTracer, inputs: Call) -> b
     if not tracer.idle():
         return False
     # A network that wants other inputs in training (a detector's targets) is left as eval mode shows it.
-    with training_branches(network), torch.random.fork_rng(), suppress(Exception):
+    with training_branches(network), suppress(Exception):
         tracer.run(network, *inputs, counting=False)
         return True
     return False
@@ -116,12 +121,25 @@ def _settle_doubts(space: PruningSpace, tracer: LabelTracer, proof: Proof) -> bo
     return frozen
 
 
-def _ignore(network: nn.Module, tracer: LabelTracer, names: Sequence[str]) -> None:
+def _named(network: nn.Module, ignore: Iterable[str | nn.Module]) -> set[str]:
+    """The names of modules that are given themselves, by name, or by a pattern of names."""
+    names = {module: name for name, module in network.named_modules() if name}
+    found: set[str] = set()
+    for given in ignore:
+        if isinstance(given, nn.Module):
+            if given not in names:
+                raise ModelError(f"ignore holds a {type(given).__name__} that is no part of the network")
+            found.add(names[given])
+        elif matched := {name for name in names.values() if name == given or fnmatchcase(name, given)}:
+            found |= matched
+        else:
+            hint = did_you_mean(given, names.values())
+            raise ModelError(f"ignore names '{given}', which is no module of the network; {hint}")
+    return found
+
+
+def _ignore(tracer: LabelTracer, names: set[str]) -> None:
     """Freeze what the named modules make."""
-    known = {name for name, _ in network.named_modules() if name}
-    for name in names:
-        if name not in known:
-            raise ModelError(f"ignore names '{name}', which is no module of the network; {did_you_mean(name, known)}")
     for call in tracer.calls:
         if any(call.name == name or call.name.startswith(f"{name}.") for name in names):
             tracer.freeze(torch.from_numpy(call.outputs), "was told to be ignored")
@@ -138,39 +156,3 @@ def _freeze_shared(network: nn.Module, tracer: LabelTracer) -> None:
                 others = ", ".join(sorted(names - {call.name}))
                 for labels in (call.inputs, call.outputs):
                     tracer.freeze(torch.from_numpy(labels), f"'{call.name}' shares a parameter with '{others}'")
-
-
-def pristine(network: nn.Module) -> nn.Module:
-    """A copy without hooks, in eval mode, its tensors contiguous.
-
-    Raises:
-        ModelError: If the network can't be copied, is a ScriptModule, or has lazy layers that no input has shaped yet.
-    """
-    if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
-        raise ModelError("the network is a ScriptModule, which can't be narrowed; give the nn.Module it was made from")
-    if lazy := [name for name, p in network.named_parameters() if nn.parameter.is_lazy(p)]:
-        raise ModelError(f"'{lazy[0]}' has no shape yet (a lazy layer); run the network once: model(example_inputs)")
-    try:
-        network = copy.deepcopy(network).eval()
-    except RuntimeError as error:
-        raise ModelError(
-            f"the network can't be copied ({error}); if a layer computes its weight, bake it first: "
-            "torch.nn.utils.remove_weight_norm, torch.nn.utils.prune.remove"
-        ) from error
-    for module in network.modules():
-        for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
-            getattr(module, hooks).clear()
-    for parameter in network.parameters():
-        parameter.data = parameter.data.contiguous()
-    return network
-
-
-def check_finite(network: nn.Module) -> None:
-    """Refuse weights or statistics that are NaN or infinite.
-
-    Raises:
-        ModelError: Naming the first such tensor.
-    """
-    for name, tensor in network.state_dict().items():
-        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ModelError(f"'{name}' holds values that are not finite; load the trained weights again")
