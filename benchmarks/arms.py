@@ -64,15 +64,18 @@ def found(ground: Ground, protocol: str, genome: AnyGenome, state: Generation, *
 
 # ------------------------------------------------------------------ arms at a budget
 def best_single(
-    ground: Ground, budget: float, protocol: str, *, balanced: bool = False, objective: str = "loss"
+    ground: Ground, budget: float, protocol: str, *, widths: str = "uniform", objective: str = "loss"
 ) -> Row:
-    """Every criterion alone, uniform widths or balanced ones; the best on validation is the arm's."""
-    genome = ground.genome(budget, allocation="evolved" if balanced else "uniform")
+    """Every criterion alone, its widths uniform, balanced, or by one threshold; the best on validation is the arm's."""
+    genome = ground.genome(budget, allocation="uniform" if widths == "uniform" else "evolved")
     evaluator = ground.evaluator(protocol)
     genes = {name: genome.single(name) for name in genome.criteria}
-    if balanced:
+    if widths == "balanced":
         curves = {name: genome.width_curves(name, evaluator.surrogate) for name in genes}
         genes = {name: genome.balanced(name, curves[name]) for name in genes}
+    elif widths == "threshold":
+        same = [1.0] * len(ground.space.groups), [0.0] * len(ground.space.groups)
+        genes = {name: genome.affine(name, *same) for name in genes}
     masks = {name: genome.decode(each) for name, each in genes.items()}
     values = {name: named(evaluator, evaluator(each)) for name, each in masks.items()}
     best = max(values, key=lambda name: OBJECTIVES[objective].weight * values[name][objective])
@@ -138,7 +141,8 @@ def pre_screened(ground: Ground, budget: float, protocol: str, **options: Any) -
 EVOLVED = partial(blend, allocation="evolved")
 ARMS: dict[str, Callable[[Ground, float, str], Row]] = {
     "best single": best_single,
-    "best single, balanced widths": partial(best_single, balanced=True),
+    "best single, balanced widths": partial(best_single, widths="balanced"),
+    "best single, one threshold": partial(best_single, widths="threshold"),
     "ours, uniform widths": blend,
     "ours, evolved widths": EVOLVED,
     "ours, uniform widths, pre-screened": pre_screened,
@@ -155,8 +159,8 @@ ARMS: dict[str, Callable[[Ground, float, str], Row]] = {
 }
 SURROGATE = ("pre-screened", "balanced")  # knows nothing of networks that are not compensated
 PLAIN = tuple(name for name in ARMS if not any(word in name for word in SURROGATE))
-DRAFTS = ("best single", "best single, balanced widths", "ours, uniform widths, pre-screened", "LeGR")
-DRAFTS = (*DRAFTS, "ours, evolved widths, pre-screened")
+DRAFTS = ("best single", "best single, balanced widths", "best single, one threshold")
+DRAFTS = (*DRAFTS, "ours, uniform widths, pre-screened", "LeGR", "ours, evolved widths, pre-screened")
 COMPENSATED = tuple(name for name in ARMS if name.startswith(("best single", "ours")) or name == "LeGR")
 
 

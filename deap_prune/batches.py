@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -14,6 +15,7 @@ from deap_prune.errors import DataError
 
 Data = tuple[Tensor, Tensor] | Iterable[Any]
 Forward = Callable[[nn.Module, Any], tuple[Any, Any]]
+Loss = Callable[[Any, Any], Tensor]
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -42,7 +44,16 @@ def default_forward(model: nn.Module, batch: Any) -> tuple[Any, Any]:
 
 
 def to_batches(data: Data, *, name: str, batch_size: int = 250, device: torch.device) -> list[Any]:
-    """Batches on the device.
+    """All batches of :func:`stream`, to stay on the device.
+
+    Raises:
+        DataError: As there.
+    """
+    return list(stream(data, name=name, batch_size=batch_size, device=device))
+
+
+def stream(data: Data, *, name: str, batch_size: int = 250, device: torch.device) -> Iterator[Any]:
+    """Batches on the device, one after the other.
 
     Args:
         data: (inputs, targets) tensors, split here; or an iterable of batches, taken as they are.
@@ -59,20 +70,24 @@ def to_batches(data: Data, *, name: str, batch_size: int = 250, device: torch.de
             raise DataError(f"{name}: {len(inputs)} inputs but {len(targets)} targets")
         parts = -(-len(inputs) // batch_size)  # of nearly equal size: a batch of one has no batch statistics
         split = (inputs.tensor_split(parts), targets.tensor_split(parts)) if parts else ((), ())
-        batches: Sequence[Any] = list(zip(*split, strict=True))
+        batches: Iterable[Any] = zip(*split, strict=True)
     else:
-        batches = list(iterable(data, name))
-        if batches and not any(isinstance(leaf, Tensor) for leaf in tree_leaves(batches)):
-            kind = type(tree_leaves(batches)[0]).__name__
+        batches = iterable(data, name)
+    empty = True
+    for batch in batches:
+        leaves = tree_leaves(batch)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if leaves and not tensors:
+            kind = type(leaves[0]).__name__
             raise DataError(f"{name} holds no tensors but {kind}: convert it first (torch.from_numpy for NumPy arrays)")
-    if not batches or not any(leaf.numel() for leaf in tree_leaves(batches) if isinstance(leaf, Tensor)):
-        raise DataError(f"{name} is empty: give (inputs, targets) tensors or an iterable of such batches")
-    moved: list[Any] = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, list(batches))
-    for batch in moved:
-        for leaf in tree_leaves(batch):
+        empty = empty and not any(tensor.numel() for tensor in tensors)
+        moved = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, batch)
+        for leaf in tree_leaves(moved):
             if isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
                 raise DataError(f"{name} holds values that are not finite; clean or normalise the data first")
-    return moved
+        yield moved
+    if empty:
+        raise DataError(f"{name} is empty: give (inputs, targets) tensors or an iterable of such batches")
 
 
 def iterable(data: Any, name: str) -> Iterable[Any]:
@@ -132,13 +147,61 @@ def check_batches(
     except Exception as error:
         raise DataError(
             f"the objectives fail on the {name} data: {type(error).__name__}: {error}; class labels are whole numbers, "
-            "one a sample (labels.long()), other targets need an objective of their own (dp.register_objective)"
+            "one a sample (labels.long()); for other targets give a loss of your own (loss=), or an objective "
+            "(dp.register_objective)"
         ) from error
 
 
 def count_samples(batch: Any) -> int:
     """Samples in a batch: the first dimension of its first tensor."""
     return next((len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()), 0)
+
+
+def samples_of(batch: Any, which: slice | Tensor) -> Any:
+    """Some samples of a batch: of each tensor that has one row a sample; what belongs to no sample stays."""
+    count = count_samples(batch)
+    return tree_map(lambda x: x[which] if isinstance(x, Tensor) and x.dim() and len(x) == count else x, batch)
+
+
+def join(batches: Sequence[Any]) -> Any:
+    """Batches as one; what belongs to no sample is the first batch's."""
+    counts = [count_samples(batch) for batch in batches]
+
+    def joined(*leaves: Any) -> Any:
+        each = zip(leaves, counts, strict=True)
+        by_sample = all(isinstance(x, Tensor) and x.dim() and len(x) == count for x, count in each)
+        return torch.cat(leaves) if by_sample else leaves[0]
+
+    return tree_map(joined, *batches)
+
+
+def logits_of(outputs: Any) -> Any:
+    """The outputs, or what a dict has under "out" (torchvision's segmentation networks)."""
+    return outputs["out"] if isinstance(outputs, Mapping) else outputs
+
+
+def cross_entropy(outputs: Any, targets: Tensor, *, reduction: str = "mean") -> Tensor:
+    """Cross-entropy in nats, of labels or of shares of classes; labels below 0, and 255, mark what is left out.
+
+    Args:
+        outputs: Logits, shape (N, classes, ...), or a dict with them under "out".
+        targets: Labels, shape (N, ...), or shares that sum to 1 over the classes, shape (N, classes, ...).
+        reduction: ``"mean"``, or ``"none"``: shape (N, ...).
+
+    Raises:
+        DataError: If targets are real numbers, but no such shares.
+    """
+    logits = logits_of(outputs)
+    if not targets.is_floating_point():
+        known = (targets >= 0) & ((targets != 255) | (logits.shape[1] > 255))
+        return F.cross_entropy(logits, targets.where(known, -100), ignore_index=-100, reduction=reduction)
+    shares = targets.shape == logits.shape and logits.dim() > 1 and logits.shape[1] > 1
+    if not (shares and bool((targets >= 0).all()) and bool(((targets.sum(1) - 1).abs() < 1e-3).all())):
+        raise DataError(
+            f"targets are real numbers of shape {tuple(targets.shape)}, no labels and no shares of classes, of which "
+            "cross-entropy would say nothing; give a loss of your own (loss=)"
+        )
+    return F.cross_entropy(logits, targets, reduction=reduction)
 
 
 def check_labels(outputs: Any, targets: Any, *, name: str) -> None:

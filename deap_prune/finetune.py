@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from deap_prune.batches import Data, Forward, check_labels, default_forward, resolve_device, to_batches
+from deap_prune.batches import Data, Forward, check_labels, default_forward, resolve_device, stream
 from deap_prune.data import augment as shift_and_mirror
 from deap_prune.errors import ConfigError, DataError, ModelError
 from deap_prune.graphs import Graphs
@@ -151,9 +151,8 @@ def accuracy(
     """
     place = resolve_device(device)
     hits = count = 0
-    batches = to_batches(data, name="the data for the accuracy", batch_size=batch_size, device=place)
     with _placed(place, model), torch.no_grad():
-        for batch in batches:
+        for batch in stream(data, name="the data for the accuracy", batch_size=batch_size, device=place):
             logits, targets = _logits(forward or default_forward, model, batch)
             hits += int((logits.argmax(1) == targets).sum())
             count += len(targets)

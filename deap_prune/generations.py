@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from deap import algorithms, base
 from torch import Tensor
 
 from deap_prune.batches import Data, count_samples
 from deap_prune.errors import DataError
-from deap_prune.evolution.front import ParetoFront
+from deap_prune.evolution.front import ParetoFront, hypervolume
 from deap_prune.evolution.generation import Generation, non_dominated
-from deap_prune.evolution.toolbox import BlendProblem
+from deap_prune.evolution.toolbox import BlendProblem, front_of
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.fitness.sampling import EVERYTHING
-from deap_prune.progress import track
+from deap_prune.progress import note, track
 from deap_prune.structure.masks import Masks
 
 
 class NextGeneration:
-    """Before children are made: parents and archive are judged as those will be, on their images (eaBlend's ``begin``).
+    """Before children are made: parents and archive are judged as those will be, on their images (``Loop.begin``).
 
     Args:
         evaluator: The fitness.
@@ -43,7 +44,7 @@ class NextGeneration:
 
 
 class PreScreen:
-    """Several children are made for each one that is judged; the evaluator's surrogate picks it (eaBlend's ``vary``).
+    """Several children are made for each one that is judged; the evaluator's surrogate picks it (``Variation.vary``).
 
     It picks of networks that were not judged before, as far as there are such among the children.
 
@@ -77,7 +78,7 @@ class PreScreen:
     def _new(self, children: list[Any], slots: int) -> list[Any]:
         """Networks not judged before, each once; other children only where slots are left.
 
-        Or copies of good parents, which small steps often make, would be the best of their slots.
+        Otherwise unchanged copies of good parents would win their slots, and nothing new would be judged.
         """
         first = list(self._fresh(children).values())
         chosen = set(map(id, first))
@@ -104,51 +105,30 @@ class PreScreen:
 
 
 class Guard:
-    """Logs, as ``guard``, what the best networks so far do on images that never decide anything; may stop the run.
+    """A callback that logs, as ``guard``, what the best networks so far do on images that never decide anything.
 
     With one objective that is the best network's value, with several the hypervolume of the archive.
 
     Args:
         evaluator: The fitness, with guard images.
         problem: Decodes individuals.
-        patience: Stop after so many generations without a better figure; None: never.
         reference: Of the hypervolume.
     """
 
-    def __init__(
-        self,
-        evaluator: Evaluator,
-        problem: BlendProblem,
-        patience: int | None = None,
-        reference: Sequence[float] | None = None,
-    ) -> None:
-        self._evaluator, self._problem, self._patience, self._reference = evaluator, problem, patience, reference
+    def __init__(self, evaluator: Evaluator, problem: BlendProblem, reference: Sequence[float] | None = None) -> None:
+        self._evaluator, self._problem, self._reference = evaluator, problem, reference
 
     def __call__(self, state: Generation) -> None:
-        """Log the figure of a generation (a callback of ``eaBlend``)."""
+        """Log the figure of a generation."""
         evaluator = self._evaluator
         values = [evaluator.on_guard(masks) for masks in self._problem.genome.decode_many(state.archive)]
-        front = front_of(self._problem, evaluator, state.archive, values)
-        single = len(evaluator.names) == 1
-        volume = 0.0 if single else front.hypervolume(self._reference)
-        state.logbook[-1]["guard"] = front.best().values[evaluator.names[0]] if single else volume
-        state.stop = state.stop or self.is_patient_no_more(state)
-
-    def is_patient_no_more(self, state: Generation) -> bool:
-        """The last ``patience`` generations brought no better figure."""
-        sign = self._evaluator.weights[0] if len(self._evaluator.names) == 1 else 1.0
-        figures = [sign * record["guard"] for record in state.logbook]
-        return self._patience is not None and len(figures) - 1 - figures.index(max(figures)) >= self._patience
-
-
-def front_of(
-    problem: BlendProblem, evaluator: Evaluator, individuals: Sequence[Any], values: Iterable[tuple[float, ...]]
-) -> ParetoFront:
-    """The front of individuals with values that are not their fitness."""
-    named = (dict(zip(evaluator.names, found, strict=True)) for found in values)
-    solutions = [problem.solution(ind, found) for ind, found in zip(individuals, named, strict=True)]
-    weights = dict(zip(evaluator.names, evaluator.weights, strict=True))
-    return ParetoFront.of(solutions, weights, evaluator.dense, evaluator.settings)
+        weights = evaluator.weights
+        if len(weights) == 1:
+            figure = weights[0] * max(weights[0] * found[0] for found in values)
+        else:
+            reference = self._reference or self._problem.front([]).reference
+            figure = hypervolume(-np.array(values) * weights, weights, reference)
+        state.logbook[-1]["guard"] = figure
 
 
 def final_front(
@@ -162,36 +142,72 @@ def final_front(
 ) -> tuple[ParetoFront, Evaluator]:
     """The front of a run, its figures measured on all validation images in fp32, and the evaluator that they are from.
 
+    Refinement brings a network nearer to the dense one. Where that is no gain (a dense network that is hardly trained),
+    and candidates were compared before it, the front as it was searched is given (``settings["refine"]`` tells).
+
     Args:
         problem: Decodes individuals.
         evaluator: The fitness of the search.
         state: Where the search ended.
         refine: The front's networks are refined before they are measured.
         finalists: With refinement, which may turn an order round, others are refined as well. One objective and one
-            budget: so many of the last population and so many single criteria. Several objectives: so many networks
-            of every single criterion, over the range of costs.
+            budget: so many of the last population, so many single criteria, and those with widths by one threshold.
+            Several objectives: so many networks of every single criterion, over the range of costs.
         progress: Show a bar.
     """
-    options, individuals = evaluator.options, state.archive
-    if refine and finalists:
-        individuals = [*individuals, *_finalists(problem, evaluator, state, finalists)]
-    if not refine and options.sampling == EVERYTHING and options.precision == "fp32":
-        return front_of(problem, evaluator, individuals, [ind.fitness.values for ind in individuals]), evaluator
-    if options.sampling.redraw:  # each was best on a draw of its own
-        individuals = [*individuals, *state.population]
-    decoded = zip(problem.genome.decode_many(individuals), individuals, strict=True)
-    distinct = list(dict([*decoded][::-1]).items())[::-1]  # the first of equals
-    judge = evaluator.in_full(refine=refine)
-    shown = track(distinct, "refining the front" if refine else "judging the front", shown=progress)
-    values = [judge.measure(judge.slim(masks), masks) for masks, _ in shown]
-    return front_of(problem, judge, [ind for _, ind in distinct], values), judge
+    # With redraw each was best on a draw of its own.
+    individuals = [*state.archive, *(state.population if evaluator.options.sampling.redraw else ())]
+    if not refine:
+        return _measured(problem, evaluator, individuals, progress)
+    others = _finalists(problem, evaluator, state, finalists) if finalists else []
+    judge = evaluator.in_full(refine=True)
+    refined = _judged(problem, judge, [*individuals, *others], "refining the front" if progress else "")
+    if evaluator.options.refine_from is None:
+        searched, as_searched = _measured(problem, evaluator, individuals, progress)
+        before, after = _worth(searched), _worth(refined)
+        if before > after:
+            figure = "hypervolume" if len(evaluator.names) > 1 else evaluator.names[0]
+            note(
+                f"not refined: that would make the front worse ({figure} {abs(before):.4g}, refined {abs(after):.4g})",
+                shown=progress,
+            )
+            return searched, as_searched
+    return refined, judge
+
+
+def _worth(front: ParetoFront) -> float:
+    """The hypervolume, or the best value of one objective, larger being better."""
+    ((name, weight), *others) = front.weights.items()
+    return front.hypervolume() if others else weight * front.best().values[name]
+
+
+def _measured(
+    problem: BlendProblem, evaluator: Evaluator, individuals: Sequence[Any], progress: bool
+) -> tuple[ParetoFront, Evaluator]:
+    """The front without refinement; nothing is judged again where the search saw all images in fp32."""
+    if evaluator.options.sampling == EVERYTHING and evaluator.options.precision == "fp32":
+        masks = problem.genome.decode_many(individuals)
+        values = [ind.fitness.values for ind in individuals]
+        return front_of(evaluator, problem.genome.space, individuals, masks, values), evaluator
+    judge = evaluator.in_full(refine=False)
+    return _judged(problem, judge, individuals, "judging the front" if progress else ""), judge
+
+
+def _judged(problem: BlendProblem, judge: Evaluator, individuals: Sequence[Any], bar: str) -> ParetoFront:
+    """The front by another evaluator, each network measured once; with a bar of that name."""
+    distinct: dict[Masks, Any] = {}
+    for masks, individual in zip(problem.genome.decode_many(individuals), individuals, strict=True):
+        distinct.setdefault(masks, individual)
+    values = [judge.measure(judge.slim(masks), masks) for masks in track([*distinct], bar, shown=bool(bar))]
+    return front_of(judge, problem.genome.space, [*distinct.values()], [*distinct], values)
 
 
 def _finalists(problem: BlendProblem, evaluator: Evaluator, state: Generation, count: int) -> list[Any]:
     """Who is refined beside the archive; nobody where one objective is searched for under several budgets."""
     if len(evaluator.names) > 1:
         number = count * len(problem.genome.criteria)
-        return problem.balanced(number, evaluator.learned()) or problem.singles(number)
+        widths = [*problem.balanced(number - number // 2, evaluator.learned()), *problem.ranked(number // 2)]
+        return widths or problem.singles(number)
     if isinstance(problem.genome.max_flops, (int, float)):
         return _rivals(problem, evaluator, state, count)
     return []
@@ -200,7 +216,8 @@ def _finalists(problem: BlendProblem, evaluator: Evaluator, state: Generation, c
 def _rivals(problem: BlendProblem, evaluator: Evaluator, state: Generation, count: int) -> list[Any]:
     """The best of the last population, and the best single criteria before they are refined, ``count`` of each.
 
-    Single criteria: with uniform and with balanced widths; the best are told by the learned surrogate, or judged.
+    Single criteria: with uniform and with balanced widths; the best are told by the learned surrogate, or judged. Those
+    with widths by one threshold all are: they are bad before refinement, and often the best after it.
     """
     best = sorted(state.population, key=lambda ind: ind.fitness, reverse=True)[:count]
     error, weight = evaluator.learned(), evaluator.weights[0]
@@ -211,7 +228,7 @@ def _rivals(problem: BlendProblem, evaluator: Evaluator, state: Generation, coun
     else:
         costs = [error(each) for each in masks]
     order = sorted(range(len(singles)), key=costs.__getitem__)
-    return [*best, *(singles[k] for k in order[:count])]
+    return [*best, *(singles[k] for k in order[:count]), *problem.ranked(len(problem.genome.criteria))]
 
 
 def hold_out(validation: Data, count: int) -> tuple[Data, Data | None]:

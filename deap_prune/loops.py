@@ -17,7 +17,7 @@ from deap_prune.evolution.operators import CROSSOVERS, MUTATIONS
 from deap_prune.evolution.stops import MaxEvaluations, MaxSeconds, Patience, Target
 from deap_prune.evolution.toolbox import BlendProblem, make_toolbox, mutation_probability
 from deap_prune.fitness.evaluator import Evaluator
-from deap_prune.generations import Guard, NextGeneration, PreScreen
+from deap_prune.generations import NextGeneration, PreScreen
 
 
 def ray_workers(address: str | None, evaluator: Evaluator) -> AbstractContextManager[RayMap | None]:
@@ -61,9 +61,11 @@ def stops(options: SearchConfig, evaluator: Evaluator) -> list[Callable[[Generat
         found.append(MaxEvaluations(options.max_evaluations))
     if options.target is not None:
         found.append(Target(name, options.target, upwards))
+    several = len(evaluator.names) > 1
     if options.stall is not None:
-        several = len(evaluator.names) > 1
         found.append(Patience(options.stall, "hypervolume" if several else name, several or upwards))
+    if options.patience is not None:
+        found.append(Patience(options.patience, "guard", several or upwards))
     return found
 
 
@@ -89,6 +91,4 @@ def evolve(
         options.fresh_duplicates,
         begin=NextGeneration(evaluator, problem),
     )
-    if state is not None:  # a guard may have ended the run before it was stopped
-        state.stop = any(hook.is_patient_no_more(state) for hook in callbacks if isinstance(hook, Guard))
     return loop.run(state or loop.start(options.population), options.generations)

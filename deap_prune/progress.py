@@ -24,6 +24,14 @@ def track(items: Sequence[T] | Iterable[T], description: str, *, shown: bool) ->
         yield from items
 
 
+def note(text: str, *, shown: bool) -> None:
+    """A line on standard error."""
+    from rich.console import Console
+
+    if shown:
+        Console(stderr=True).print(text, highlight=False, soft_wrap=True)
+
+
 class SearchBar:
     """Progress of a run: generation, best values, hypervolume, evaluations, cache hits, time left.
 

@@ -20,6 +20,10 @@ from deap_prune.progress import track
 from deap_prune.search import prepare
 from deap_prune.workspace import Workspace
 
+SCORING = (  # what of a search's options says how criteria are scored and their masks judged
+    *("criteria", "reduction", "labels", "n_clusters", "clustering", "normaliser", "seed", "ignore"),
+    *("round_to", "min_keep", "recalibrate", "compensate", "gram_memory", "batch_size", "device", "threads"),
+)
 PARTS = 2  # of the calibration images, scored one by one for the stability
 
 
@@ -111,9 +115,10 @@ def compare_criteria(
     """
     wanted = max_flops if max_flops is not None else work.config.search.max_flops
     budget = 0.5 if wanted is None or isinstance(wanted, tuple) else wanted
-    changed = {"allocation": "uniform", "max_flops": budget, "objectives": ("accuracy", "loss")}
-    plain = {"algorithm": "singles", "budgets": (), "reference": None}
-    options = work.config.search.model_copy(update={**changed, **plain})
+    kept = work.config.search.model_dump(include=set(SCORING))
+    options = SearchConfig(
+        **kept, allocation="uniform", max_flops=budget, objectives=("accuracy", "loss"), algorithm="singles"
+    )
     genome, evaluate, _ = prepare(
         work.model, work.example, work.calibration, work.validation, options, progress=progress
     )

@@ -13,13 +13,13 @@ import torch
 from deap import tools
 from torch import nn
 
-from deap_prune.batches import Data, Forward, iterable, resolve_device
+from deap_prune.batches import Data, Forward, Loss, cross_entropy, iterable, resolve_device
 from deap_prune.blending.baselines import GENOMES, AnyGenome
 from deap_prune.blending.clusters import CriteriaClusters, cluster
 from deap_prune.blending.decoding import check_budget
 from deap_prune.config import Config, SearchConfig, dump_config, load_config, validated
 from deap_prune.criteria.table import ScoreTable, score
-from deap_prune.errors import RunError
+from deap_prune.errors import ConfigError, RunError
 from deap_prune.evolution.algorithms import ALGORITHMS
 from deap_prune.evolution.checkpoint import Checkpoints
 from deap_prune.evolution.front import ParetoFront, Solution
@@ -39,7 +39,7 @@ from deap_prune.structure.trace import trace
 from deap_prune.warm import begin_warm
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Result:
     """What a search gives.
 
@@ -63,6 +63,9 @@ class Result:
     fitness: Evaluator
     genome: AnyGenome
 
+    def __repr__(self) -> str:
+        return f"{self.front}\n({self.evaluations} networks judged; .front, .best, .slim(solution), .logbook, .space)"
+
     @property
     def best(self) -> Solution:
         """The best by the first objective (with one objective: the best inside the budget)."""
@@ -71,11 +74,12 @@ class Result:
     @property
     def evaluations(self) -> int:
         """Networks that were built and judged."""
-        return self.evaluator.counters.candidates
+        return self.fitness.counters.candidates
 
-    def slim(self, solution: Solution | Masks) -> nn.Module:
-        """The network of a solution (or of masks), exactly as its figures were judged."""
-        return self.evaluator.slim(solution if isinstance(solution, Masks) else solution.masks)
+    def slim(self, solution: Solution | Masks | int) -> nn.Module:
+        """The network of a solution (its place in the front, or masks), exactly as its figures were judged."""
+        chosen = self.front[solution] if isinstance(solution, int) else solution
+        return self.evaluator.slim(chosen if isinstance(chosen, Masks) else chosen.masks)
 
 
 def search(
@@ -86,6 +90,7 @@ def search(
     validation: Data,
     out: str | Path | None = None,
     forward: Forward | None = None,
+    loss: Loss | None = None,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
     ray: str | None = None,
@@ -104,6 +109,8 @@ def search(
         validation: For the objectives; never the test images.
         out: Run folder; checkpoints go there after every generation.
         forward: Function of (model, batch) to (outputs, targets).
+        loss: For other tasks than classification: function of (outputs, targets) to the mean over a batch. Criteria on
+            the loss and the objective ``loss`` use it; cross-entropy if left out.
         callbacks: Called with the :class:`Generation` after each; one may set ``stop``.
         progress: Show bars.
         ray: Judge on a Ray cluster: its address, or "local"; the result is the same (see ``dp.distributed``).
@@ -114,12 +121,15 @@ def search(
     Raises:
         PruneError: Of the kind that fits, before anything is written, if the input is bad or ``out`` holds a run.
     """
+    if config is not None and options:
+        raise ConfigError(f"config= holds all options; put {', '.join(options)} into its search section")
     if config is None:
         config = Config(search=validated(SearchConfig, options))
     folder = None if out is None else Path(out)
     if folder is not None:
         check_folder(folder)
-    return _run(model, example_inputs, calibration, validation, folder, forward, callbacks, progress, ray, config)
+    task = _Task(model, example_inputs, calibration, validation, forward, loss)
+    return _run(task, config, folder, callbacks, progress, ray)
 
 
 def check_folder(folder: Path) -> None:
@@ -129,10 +139,12 @@ def check_folder(folder: Path) -> None:
         RunError: If there is anything in it, or it can't be made.
     """
     if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(
-            f"'{folder}' exists and is not empty; choose another out folder, or go on with its run: deap-prune resume "
-            f"{folder}, or from Python dp.resume('{folder}', model, example_inputs, calibration=..., validation=...)"
+        again = (
+            f", or go on with its run: deap-prune resume {folder}, or from Python dp.resume('{folder}', model, "
+            "example_inputs, calibration=..., validation=...)"
         )
+        held = again if (folder / "config.yaml").is_file() else ""
+        raise RunError(f"'{folder}' exists and is not empty; choose another out folder{held}")
     try:
         place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     except OSError as error:  # a name too long, say
@@ -149,6 +161,7 @@ def resume(
     calibration: Data | None = None,
     validation: Data | None = None,
     forward: Forward | None = None,
+    loss: Loss | None = None,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
     ray: str | None = None,
@@ -163,6 +176,7 @@ def resume(
         calibration: The same data.
         validation: The same data.
         forward: As for :func:`search`.
+        loss: As for :func:`search`.
         callbacks: As for :func:`search`.
         progress: Show bars.
         ray: As for :func:`search`.
@@ -182,53 +196,54 @@ def resume(
         from deap_prune.workspace import Workspace
 
         work = Workspace.open(config)
-        model, example_inputs, calibration, validation = (
-            work.model,
-            work.example,
-            work.calibration,
-            work.validation,
-        )
+        model, example_inputs, calibration, validation = work.model, work.example, work.calibration, work.validation
     if model is None or example_inputs is None or calibration is None or validation is None:
         raise RunError(
             f"'{folder}' was started from Python: pass model, example_inputs, calibration= and validation= "
             "as to dp.search"
         )
-    return _run(model, example_inputs, calibration, validation, folder, forward, callbacks, progress, ray, config)
+    return _run(
+        _Task(model, example_inputs, calibration, validation, forward, loss), config, folder, callbacks, progress, ray
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """What is pruned, and for what; data that can be read only once is kept."""
+
+    model: nn.Module
+    example_inputs: Inputs
+    calibration: Data
+    validation: Data
+    forward: Forward | None
+    loss: Loss | None
+
+    def __post_init__(self) -> None:
+        for name in ("calibration", "validation"):
+            object.__setattr__(self, name, _keep(getattr(self, name), name))
 
 
 @torch.inference_mode(False)  # a caller's would let no gradient through
 def _run(
-    model: nn.Module,
-    example_inputs: Inputs,
-    calibration: Data,
-    validation: Data,
-    folder: Path | None,
-    forward: Forward | None,
-    callbacks: Sequence[Callback],
-    progress: bool,
-    ray: str | None,
-    config: Config,
+    task: _Task, config: Config, folder: Path | None, callbacks: Sequence[Callback], progress: bool, ray: str | None
 ) -> Result:
     """Both doors lead here: with a checkpoint in the folder the run goes on from it."""
     before, threads = random_states(), torch.get_num_threads()
     config = _resolved(config)
     options = config.search
-    calibration, validation = _keep(calibration, "calibration"), _keep(validation, "validation")
     try:
         torch.set_num_threads(options.threads or threads)
-        genome, evaluator, scores = prepare(
-            model, example_inputs, calibration, validation, options, forward=forward, progress=progress
-        )
+        genome, evaluator, scores = prepare(**vars(task), options=options, progress=progress)
         problem, toolbox = BlendProblem(genome, evaluator), option_toolbox(genome, evaluator, options)
         begin_warm(toolbox, problem, options, folder)
         hooks, state = list(callbacks), None
         if options.guard:
-            hooks.append(Guard(evaluator, problem, options.patience, options.reference))
+            hooks.append(Guard(evaluator, problem, options.reference))
         with ray_workers(ray, evaluator) as workers, SearchBar(options.generations, evaluator, shown=progress) as bar:
             if workers is not None:
                 toolbox.register("map", workers)
             if folder is not None:
-                identity = fingerprint(model, options, calibration, validation)
+                identity = fingerprint(task.model, options, task.calibration, task.validation)
                 checkpoints = Checkpoints(
                     folder, identity, partial(_counted, evaluator), cache_journal(folder, evaluator)
                 )
@@ -283,6 +298,7 @@ def prepare(
     options: SearchConfig,
     *,
     forward: Forward | None = None,
+    loss: Loss | None = None,
     progress: bool = False,
 ) -> tuple[AnyGenome, Evaluator, ScoreTable]:
     """Everything that a search stands on: space, scores, clusters, genome, evaluator; bad input ends here.
@@ -303,6 +319,7 @@ def prepare(
         validation=validation,
         guard=guard,
         forward=forward,
+        loss=loss,
         **options.fitness(),
     )
     scores = score(
@@ -312,6 +329,7 @@ def prepare(
         criteria=options.criteria,
         reduction=options.reduction,
         forward=forward,
+        loss=loss or cross_entropy,
         labels=options.labels,
         seed=options.seed,
         progress=progress,

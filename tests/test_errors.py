@@ -81,12 +81,12 @@ BAD: dict[str, tuple[dict[str, Any], type[PruneError], str]] = {
     "labels of calibration are fractions": (
         {"calibration": (DATA[0], DATA[1].float())},
         DataError,
-        r"the loss fails on the calibration data: RuntimeError: .*labels are whole numbers \(labels.long\(\)\)",
+        r"the loss fails on the calibration data: DataError: .*labels are whole numbers \(labels.long\(\)\)",
     ),
     "labels are fractions": (
         {"validation": (DATA[0], DATA[1].float()), "objectives": ("loss",), "max_flops": 0.5},
         DataError,
-        r"the objectives fail on the validation data: RuntimeError: .*labels.long\(\)",
+        r"the objectives fail on the validation data: DataError: .*labels.long\(\)",
     ),
     "one-hot labels": (
         {"validation": (DATA[0], torch.eye(5)[DATA[1]])},

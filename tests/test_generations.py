@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Digits
 from networks import NETWORKS
 from torch import Tensor, nn
 
@@ -100,29 +101,45 @@ def test_the_front_is_judged_in_full(name: str) -> None:
         assert result.evaluator.counters.dropped > 0
 
 
-def test_the_best_of_those_that_were_refined_wins() -> None:
+def search_digits(digits: Digits, **options: Any) -> dp.Result:
+    data = {"calibration": digits.calibration, "validation": digits.validation, "progress": False}
+    return dp.search(digits.model, digits.calibration[0], **{**OPTIONS, **data, "generations": 1, **options})
+
+
+def test_the_best_of_those_that_were_refined_wins(digits: Digits) -> None:
     """No single criterion of the finalists is better, refined, than what a search with one objective ends with."""
-    options: dict[str, Any] = {"objectives": ("loss",), "max_flops": 0.5, "generations": 1}
-    alone, result = search(finalists=0, **options), search(finalists=4, **options)
+    options: dict[str, Any] = {"objectives": ("loss",), "max_flops": 0.2}
+    alone, result = search_digits(digits, finalists=0, **options), search_digits(digits, finalists=4, **options)
     problem = BlendProblem(result.genome, result.evaluator)
-    rivals = result.genome.decode_many([*problem.singles(4), tuple(alone.best.individual)])
+    singles = [*problem.singles(4), *problem.ranked(4)]
+    rivals = result.genome.decode_many([*singles, tuple(alone.best.individual)])
     losses = [result.evaluator.measure(result.slim(masks), masks)[0] for masks in rivals]
-    assert result.best.values["loss"] == min([*losses, result.best.values["loss"]])
-    assert alone.best.values["loss"] == losses[-1] > min(losses)  # the search alone would have missed it
-    assert len(result.front) == 1
+    assert result.best.values["loss"] <= min(losses) and alone.best.values["loss"] == losses[-1]
+    assert len(result.front) == 1 and result.front.settings["refine"]
 
 
-def test_no_balanced_single_criterion_is_above_the_front() -> None:
+def test_no_single_criterion_with_widths_of_its_own_is_above_the_front(digits: Digits) -> None:
     """Single criteria are refined beside a front, over the range of costs; those that nothing dominates are in it."""
-    alone, result = search(finalists=0), search(finalists=2)
-    problem = BlendProblem(result.genome, result.fitness)
-    rivals = problem.balanced(2 * len(result.scores.criteria))
-    values = [result.evaluator.measure(result.slim(m), m) for m in result.genome.decode_many(rivals)]
+    alone, result = search_digits(digits, finalists=0), search_digits(digits, finalists=2)
+    problem, count = BlendProblem(result.genome, result.fitness), len(result.scores.criteria)
+    balanced, ranked = problem.balanced(count), problem.ranked(count)
+    masks = result.genome.decode_many([*balanced, *ranked])
+    values = [result.evaluator.measure(result.slim(m), m) for m in masks]
     found = [tuple(s.values.values()) for s in result.front]
     for accuracy, flops in [*values, *(tuple(s.values.values()) for s in alone.front)]:
         assert any(one >= accuracy and other <= flops for one, other in found)
     assert result.front.hypervolume() > alone.front.hypervolume()  # here evolution alone would have missed some
-    assert {s.individual for s in result.front} & {tuple(ind) for ind in rivals}
+    assert {s.individual for s in result.front} & {tuple(ind) for ind in [*balanced, *ranked]}
+
+
+def test_a_front_that_refinement_would_make_worse_is_given_as_it_was_searched() -> None:
+    """An untrained network is a bad teacher: by the labels' loss its pruned networks are better than it."""
+    options: dict[str, Any] = {"objectives": ("loss",), "max_flops": 0.5}
+    result, searched = search(**options), search(refine=False, **options)
+    assert result.best.values == searched.best.values and not result.front.settings["refine"]
+    refined = result.fitness.in_full(refine=True)
+    for masks in (result.best.masks, *result.genome.decode_many(BlendProblem(result.genome, refined).ranked(4))):
+        assert refined.measure(refined.slim(masks), masks)[0] > result.best.values["loss"]
 
 
 def test_fronts_of_uniform_widths_have_single_criteria_beside_them_too() -> None:

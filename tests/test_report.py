@@ -182,7 +182,7 @@ def test_a_run_of_mean_ranks(digits, tmp_path):
 
 
 def test_errors(copy, tmp_path, monkeypatch):
-    with pytest.raises(RunError, match="holds no front"):
+    with pytest.raises(RunError, match="there is no folder"):
         dp.report(tmp_path / "nothing")
     with pytest.raises(RunError, match="singles is -1"):
         dp.report(copy, singles=-1)
@@ -192,7 +192,7 @@ def test_errors(copy, tmp_path, monkeypatch):
         dp.report(copy, network=False)
     (copy / "versions.json").write_text(whole)
     refused = CliRunner().invoke(app, ["report", str(tmp_path / "nothing")])
-    assert refused.exit_code == 2 and "holds no front.json" in refused.stderr
+    assert refused.exit_code == 2 and "there is no folder" in refused.stderr
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
     with pytest.raises(RunError, match=r"pip install 'deap-prune\[report\]'"):
         dp.report(copy)

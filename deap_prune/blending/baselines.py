@@ -56,7 +56,6 @@ class AffineGenome:
         round_to: As for ``Genome``.
         min_keep: As for ``Genome``.
         criterion: Ranks the filters; the first scored one that applies to every group if left out.
-        **options: Other options of ``Genome`` are not looked at.
 
     Raises:
         RegistryError: If the criterion does not apply to every group.
@@ -72,7 +71,6 @@ class AffineGenome:
         round_to: int = 1,
         min_keep: MinKeep = 0.0,
         criterion: str | None = None,
-        **options: object,
     ) -> None:
         tables = list(scores.scores.values())
         everywhere = [name for name in tables[0] if all(name in by for by in tables)]
@@ -128,5 +126,21 @@ class AffineGenome:
         return genes
 
 
+def affine(
+    space: PruningSpace,
+    scores: Scored,
+    clusters: CriteriaClusters,
+    *,
+    max_flops: MaxFlops = None,
+    round_to: int = 1,
+    min_keep: MinKeep = 0.0,
+    criterion: str | None = None,
+    **blending: object,
+) -> AffineGenome:
+    """LeGR's genome of the options of a search; how blends are made and widths allocated says nothing to it."""
+    options = {"max_flops": max_flops, "round_to": round_to, "min_keep": min_keep, "criterion": criterion}
+    return AffineGenome(space, scores, clusters, **options)  # type: ignore[arg-type]
+
+
 AnyGenome = Genome | AffineGenome
-GENOMES: Mapping[str, Callable[..., AnyGenome]] = {"blend": Genome, "borda": borda, "affine": AffineGenome}
+GENOMES: Mapping[str, Callable[..., AnyGenome]] = {"blend": Genome, "borda": borda, "affine": affine}

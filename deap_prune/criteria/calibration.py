@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
-from deap_prune.batches import Forward, count_samples, first_forward
+from deap_prune.batches import Forward, Loss, count_samples, first_forward, samples_of
 from deap_prune.errors import DataError
 from deap_prune.structure.inputs import first_line
 from deap_prune.structure.layers import spec_of
 from deap_prune.structure.space import FilterGroup, Member, PruningSpace
 
-Loss = Callable[[Any, Any], Tensor]
 Found = dict[str, dict[str, dict[str, Tensor]]]  # group -> statistic -> layer, or the group itself -> tensor
 
 
@@ -33,7 +32,7 @@ class Calibration:
         loss: Function of (outputs, targets) to a scalar, the mean over the batch's samples.
         labels: False: the network's own outputs are the target, and the loss is half the squared distance to them.
         seed: Of noise, samples and initial weights.
-        gradients: Mean gradient of every parameter, by name, once a pass has computed it.
+        gradients: Mean gradient of every parameter, by name, for passes that come after ``"gradient"``.
     """
 
     network: nn.Module
@@ -80,7 +79,7 @@ class Calibration:
         except Exception as error:
             raise DataError(
                 f"the loss fails on the calibration data: {first_line(error)}; class labels are whole numbers "
-                "(labels.long()), for other targets pass loss= to dp.score, or labels=False to do without"
+                "(labels.long()); for other targets give a loss of your own (loss=), or labels=False to do without"
             ) from error
 
     def first(self, samples: int, size: int) -> list[Any]:
@@ -88,23 +87,48 @@ class Calibration:
         chosen = []
         for batch in self.batches:
             count = min(count_samples(batch), samples)
-            chosen += [part(batch, start, min(start + size, count)) for start in range(0, count, size)]
+            chosen += [samples_of(batch, slice(start, min(start + size, count))) for start in range(0, count, size)]
             samples -= count
         return chosen
 
 
-Pass = Callable[[Calibration, frozenset[str]], Found]
-PASSES: list[tuple[frozenset[str], Pass]] = []
+Gather = Callable[[Calibration, frozenset[str]], Found]
 
 
-def gathers(*statistics: str) -> Callable[[Pass], Pass]:
-    """Enter a pass that gathers statistics: decorate a function of (calibration, what is wanted of them)."""
+@dataclass(frozen=True)
+class Pass:
+    """A function of (calibration, what is wanted) that gathers statistics.
 
-    def decorate(function: Pass) -> Pass:
-        PASSES.append((frozenset(statistics), function))
+    Attributes:
+        statistics: What it can gather.
+        after: Statistics that must have been gathered before.
+        data: It looks at the calibration data.
+    """
+
+    gather: Gather
+    statistics: frozenset[str]
+    after: frozenset[str]
+    data: bool
+
+
+PASSES: list[Pass] = []
+
+
+def gathers(*statistics: str, after: Iterable[str] = (), data: bool = True) -> Callable[[Gather], Gather]:
+    """Enter a pass: decorate its function; the arguments are those of :class:`Pass`."""
+
+    def decorate(function: Gather) -> Gather:
+        PASSES.append(Pass(function, frozenset(statistics), frozenset(after), data))
         return function
 
     return decorate
+
+
+def passes_for(needs: frozenset[str]) -> list[tuple[Pass, frozenset[str]]]:
+    """The passes that gather what is needed, with what of it, each behind those it has to come after."""
+    wanted = needs.union(*(each.after for each in PASSES if each.statistics & needs))
+    chosen = [(each, each.statistics & wanted) for each in PASSES if each.statistics & wanted]
+    return sorted(chosen, key=lambda each: len(each[0].after))
 
 
 def floats(outputs: Any) -> list[Tensor]:
@@ -116,12 +140,6 @@ def half_square(outputs: Any, targets: list[Tensor]) -> Tensor:
     """Half the squared distance of all outputs to their targets, mean over the samples."""
     parts = [(out - t).square().sum() / (2 * len(out)) for out, t in zip(floats(outputs), targets, strict=True)]
     return torch.stack(parts).sum()
-
-
-def part(batch: Any, start: int, stop: int) -> Any:
-    """Some samples of a batch."""
-    count = count_samples(batch)
-    return tree_map(lambda x: x[start:stop] if isinstance(x, Tensor) and x.dim() and len(x) == count else x, batch)
 
 
 def channel_maps(layer: nn.Module, x: Tensor) -> Tensor:

@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
-from deap_prune.batches import count_samples
-from deap_prune.criteria.calibration import Calibration, Found, floats, gathers, part
+from deap_prune.batches import count_samples, samples_of
+from deap_prune.criteria.calibration import Calibration, Found, floats, gathers
 from deap_prune.criteria.onepass import found_rows
 from deap_prune.progress import track
 from deap_prune.structure.pristine import pristine
 
 
-@gathers("hessian_gradient")
+@gathers("hessian_gradient", after=["gradient"])
 def hessian_gradient(calibration: Calibration, needs: frozenset[str]) -> Found:
     """H g, with g the loss's gradient over all batches: the gradient of g (held fixed) x gradient.
 
@@ -59,7 +59,7 @@ def flow_gradient(calibration: Calibration, needs: frozenset[str]) -> Found:
         return torch.ones_like(x, dtype=torch.float64) if isinstance(x, Tensor) and x.is_floating_point() else x
 
     try:
-        outputs, _ = calibration.forward(positive, tree_map(ones, part(calibration.batches[0], 0, 1)))
+        outputs, _ = calibration.forward(positive, tree_map(ones, samples_of(calibration.batches[0], slice(1))))
     except RuntimeError as error:
         warnings.warn(f"the network does not run in float64, so no 'flow_gradient': {error}", stacklevel=2)
         return {}

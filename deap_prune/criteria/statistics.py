@@ -8,20 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from deap_prune.batches import Data, Forward, default_forward, to_batches
+from deap_prune.batches import Data, Forward, Loss, cross_entropy, default_forward, to_batches
 from deap_prune.criteria import gates, maps, onepass, second, tensors
-from deap_prune.criteria.calibration import PASSES, Calibration, Found, Loss
+from deap_prune.criteria.calibration import Calibration, Found, passes_for
 from deap_prune.structure.inputs import evaluating
 from deap_prune.structure.slim import unwrap
 from deap_prune.structure.space import FilterGroup, PruningSpace
 
 __all__ = ["Loss", "Statistics", "collect", "gates", "maps", "onepass", "preserved", "second", "tensors"]
-
-WITHOUT_DATA = frozenset({"weight", "out_weight", "scale", "shift", "filter_flops", "noise"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +46,7 @@ def collect(
     *,
     needs: Collection[str],
     forward: Forward | None = None,
-    loss: Loss = F.cross_entropy,
+    loss: Loss = cross_entropy,
     labels: bool = True,
     seed: int = 0,
     progress: bool = False,
@@ -70,11 +67,9 @@ def collect(
     Raises:
         DataError: If the calibration data is missing where it is needed, empty, or its labels outside the classes.
     """
-    network, wanted = unwrap(model), frozenset(needs)
-    if "hessian_gradient" in wanted:
-        wanted |= {"gradient"}
+    network, passes = unwrap(model), passes_for(frozenset(needs))
     batches: list[Any] = []
-    if wanted - WITHOUT_DATA:
+    if any(each.data for each, _ in passes):
         if not labels and isinstance(calibration, Tensor):
             calibration = (calibration, torch.zeros(len(calibration), dtype=torch.long))
         device = next(network.parameters()).device
@@ -84,10 +79,9 @@ def collect(
     source = Calibration(network, space, batches, forward or default_forward, loss, labels, seed, progress)
     values: Found = {group.name: {} for group in space.groups}
     with preserved(network):
-        for statistics, gather in PASSES:
-            if statistics & wanted:
-                for group, by_need in gather(source, statistics & wanted).items():
-                    values[group].update(by_need)
+        for each, wanted in passes:
+            for group, by_need in each.gather(source, wanted).items():
+                values[group].update(by_need)
     return Statistics(values)
 
 

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deap_prune.batches import Data, Forward
+from deap_prune.batches import Data, Forward, Loss, cross_entropy
 from deap_prune.criteria.registry import CRITERIA, Criterion
-from deap_prune.criteria.statistics import Loss, Statistics, collect
+from deap_prune.criteria.statistics import Statistics, collect
 from deap_prune.errors import DataError
 from deap_prune.structure.space import FilterGroup, PruningSpace
 
@@ -72,7 +71,7 @@ def score(
     criteria: Iterable[str] = ("l1", "fpgm", "bn_scale", "taylor_gate", "mean_activation"),
     reduction: str = "mean",
     forward: Forward | None = None,
-    loss: Loss = F.cross_entropy,
+    loss: Loss = cross_entropy,
     labels: bool = True,
     seed: int = 0,
     progress: bool = False,
@@ -87,7 +86,8 @@ def score(
         criteria: Registry names (``dp.criteria()`` lists them).
         reduction: How a group's layers are put together: mean, sum, max or first.
         forward: Function of (model, batch) to (outputs, targets).
-        loss: Function of (outputs, targets) to the mean over a batch, for gradient criteria.
+        loss: Function of (outputs, targets) to the mean over a batch, for criteria on the loss; cross-entropy if left
+            out.
         labels: False: no targets (self-supervised networks); criteria on the loss ask how far the network's own outputs
             or features move instead.
         seed: Of the random criterion.

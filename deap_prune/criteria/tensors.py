@@ -13,7 +13,7 @@ from deap_prune.structure.space import FilterGroup, Member, PruningSpace
 _SOURCES = {"weight": ("filter", "weight"), "scale": ("norm", "weight"), "shift": ("norm", "bias")}
 
 
-@gathers("weight", "scale", "shift", "out_weight", "filter_flops", "noise")
+@gathers("weight", "scale", "shift", "out_weight", "filter_flops", "noise", data=False)
 def read_weights(calibration: Calibration, needs: frozenset[str]) -> Found:
     """Weights, scales, shifts; weights that read a filter; what a filter costs; noise."""
     found: Found = {}

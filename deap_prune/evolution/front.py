@@ -104,10 +104,14 @@ class ParetoFront(Sequence[Solution]):
             by: Objective; the first if left out.
 
         Raises:
-            BudgetError: If no solution is that cheap (the message names the cheapest), or the objective unknown.
+            BudgetError: If no solution is that cheap (the message names the cheapest), a share is not in (0, 1], or the
+                objective unknown.
         """
         name = self._objective(by)
         limits = {"flops": max_flops, "params": max_params}
+        for cost, limit in limits.items():
+            if limit is not None and not 0 < limit <= 1:
+                raise BudgetError(f"max_{cost} is {limit!r}; it is the kept share, above 0 and at most 1 (0.5: half)")
         inside = [
             s
             for s in self
@@ -195,14 +199,21 @@ class ParetoFront(Sequence[Solution]):
         self._check_not_empty()
         return self.solutions[int(np.abs(self.pseudo_weights() - wish / wish.sum()).sum(axis=1).argmin())]
 
+    @property
+    def reference(self) -> tuple[float, ...]:
+        """Of the hypervolume: 0 for what is maximised; for what is minimised 1, or the dense network's value above."""
+        dense = self.dense.get("values", {})
+        return tuple(0.0 if w > 0 else max(1.0, dense.get(name, 1.0)) for name, w in self.weights.items())
+
     def hypervolume(self, reference: Sequence[float] | None = None) -> float:
         """Hypervolume dominated by the front.
 
         Args:
-            reference: One value an objective, in the objective's own units; by default 0 for what is maximised and 1
-                for what is minimised, so (accuracy, flops) gives a figure in [0, 1].
+            reference: One value an objective, in the objective's own units; :attr:`reference` if left out, so that
+                (accuracy, flops) gives a figure in [0, 1].
         """
-        return hypervolume(_minimised(self.solutions, self.weights), list(self.weights.values()), reference)
+        wanted = self.reference if reference is None else reference
+        return hypervolume(_minimised(self.solutions, self.weights), list(self.weights.values()), wanted)
 
     def save(self, folder: str | Path) -> None:
         """Write masks/, front.csv and front.json into a run folder.
@@ -250,6 +261,8 @@ class ParetoFront(Sequence[Solution]):
             RunError: If there is none, or it can't be read.
         """
         path = Path(folder) / "front.json"
+        if not Path(folder).is_dir():
+            raise RunError(f"there is no folder '{folder}'")
         if not path.is_file():
             raise RunError(
                 f"'{folder}' holds no front.json; a run writes it when it is done (deap-prune resume goes on)"
@@ -278,15 +291,13 @@ def _minimised(solutions: Sequence[Solution], weights: Mapping[str, float]) -> N
     return np.array(rows, dtype=np.float64).reshape(len(rows), len(weights))
 
 
-def hypervolume(
-    points: NDArray[np.float64], weights: Sequence[float], reference: Sequence[float] | None = None
-) -> float:
+def hypervolume(points: NDArray[np.float64], weights: Sequence[float], reference: Sequence[float]) -> float:
     """Hypervolume that minimised values dominate.
 
     Args:
         points: Shape (points, objectives), maximised objectives negated.
         weights: +1 or -1 an objective.
-        reference: In the objectives' own units; by default 0 for what is maximised and 1 for what is minimised.
+        reference: In the objectives' own units.
 
     Raises:
         ConfigError: If the reference has another number of values.
@@ -294,7 +305,7 @@ def hypervolume(
     import moocore
 
     signs = np.asarray(weights, dtype=float)
-    worst = np.where(signs > 0, 0.0, 1.0) if reference is None else np.asarray(reference, dtype=float)
+    worst = np.asarray(reference, dtype=float)
     if worst.shape != signs.shape:
         raise ConfigError(
             f"the hypervolume's reference is {reference!r}; give one value for each of {len(signs)} objectives"

@@ -47,15 +47,19 @@ class Generation:
             survivors: The population from now on.
             fresh: Individuals that were judged in this generation.
             toolbox: Aliases ``clone`` and ``front``.
-            reference: Of the hypervolume, see ``ParetoFront.hypervolume``; the same in every generation.
+            reference: Of the hypervolume; ``ParetoFront.reference`` if left out.
         """
         self.population = survivors
         self.archive = non_dominated([*self.archive, *map(toolbox.clone, fresh)])
-        weights = toolbox.front([]).weights
+        empty = toolbox.front([])
+        weights = empty.weights
         record: dict[str, Any] = {"gen": self.number, "nevals": len(fresh)}
         if len(weights) > 1:
             points = -np.array([ind.fitness.wvalues for ind in self.archive])
-            record |= {"hypervolume": hypervolume(points, list(weights.values()), reference), "front": len(points)}
+            record |= {
+                "hypervolume": hypervolume(points, list(weights.values()), reference or empty.reference),
+                "front": len(points),
+            }
         columns = np.array([ind.fitness.values for ind in survivors]).T
         for (name, weight), column in zip(weights.items(), columns, strict=True):
             record[name] = float(column.max() if weight > 0 else column.min())

@@ -107,8 +107,8 @@ def cma_es(state: Generation, toolbox: base.Toolbox, variation: Variation) -> li
     children = []
     for point in strategy.generate(lambda x: low + x * (high - low)):
         child = toolbox.clone(state.population[0])
-        child[:] = state.memory["base"]
-        for place, gene in zip(places, point.tolist(), strict=True):
+        genes = dict(enumerate(state.memory["base"])) | dict(zip(places, point.tolist(), strict=True))
+        for place, gene in genes.items():  # one by one: an array.array takes no list
             child[place] = gene
         clip(child, layout)
         del child.fitness.values

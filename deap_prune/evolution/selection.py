@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from deap import tools
+from deap.tools.emo import assignCrowdingDist
 
 Survivors = Callable[[list[Any], int], list[Any]]
 
@@ -69,7 +70,9 @@ def _selected(individuals: list[Any], k: int, survivors: Survivors) -> list[Any]
     distinct = [ind for i, ind in enumerate(individuals) if first[ind.fitness.wvalues] == i]
     repeated = [ind for i, ind in enumerate(individuals) if first[ind.fitness.wvalues] != i]
     if len(distinct) <= k:
-        return distinct + repeated[: k - len(distinct)]
+        chosen = distinct + repeated[: k - len(distinct)]
+        assignCrowdingDist(chosen)  # as selNSGA2 does: selTournamentDCD may come next
+        return chosen
     return survivors(distinct, k)
 
 

@@ -109,7 +109,8 @@ class BlendProblem:
 
     def map(self, function: Callable[..., Any], *items: Iterable[Any]) -> list[Any]:
         """``map`` that judges whole populations at once: what stock DEAP loops call as ``toolbox.map``."""
-        if getattr(function, "func", function) == self.evaluate and len(items) == 1:
+        own = type(self).evaluate is BlendProblem.evaluate  # a subclass may judge one by one
+        if own and getattr(function, "func", function) == self.evaluate and len(items) == 1:
             return self.evaluate_many(list(items[0]))
         return list(map(function, *items))
 
@@ -132,8 +133,8 @@ class BlendProblem:
 
         Where widths evolve, a quarter are single criteria with widths of their own: balanced where the fitness
         compensates (``genome.balanced``, by the evaluator's surrogate), else by one threshold over all groups
-        (``genome.affine``). Where the fitness refines, they are an eighth, and the random ones have widths that are
-        balanced with random weights of the groups: which layers refinement makes up for is yet to be learned, and
+        (``genome.affine``). Where the fitness refines, half of those are balanced, and the random ones have widths that
+        are balanced with random weights of the groups: which layers refinement makes up for is yet to be learned, and
         widths that are far from even teach most.
 
         Args:
@@ -144,7 +145,9 @@ class BlendProblem:
         pairs = zip(itertools.cycle(names), shares.tolist(), strict=False)
         found = self._distinct(self.genome.single(name, share=share) for name, share in pairs)
         learns = self._learns
-        found = self._distinct([*found, *(self.balanced(n // 8 if learns else n // 4) or self._ranked(n // 4))])
+        balanced = self.balanced(n // 8 if learns else n // 4)
+        ranked = self.ranked(n // 4 - len(balanced)) if learns or not balanced else []
+        found = self._distinct([*found, *balanced, *ranked])
         seen, curves = {tuple(ind) for ind in found}, self._curves if learns else None
         while len(found) < n:
             for _ in range(10):  # a genome of few genes may have no more different ones
@@ -191,8 +194,14 @@ class BlendProblem:
             return []
         return self._distinct(genome.balanced(name, curves, share=share) for name, share in self._costs(n))
 
-    def _ranked(self, n: int) -> list[Any]:
-        """Single criteria with widths by one threshold over all groups, over a range of costs; none without widths."""
+    def ranked(self, n: int) -> list[Any]:
+        """Single criteria with widths by one threshold over all groups (``genome.affine``), as :meth:`balanced`.
+
+        None where widths don't evolve.
+
+        Args:
+            n: How many.
+        """
         genome = self.genome
         if not isinstance(genome, Genome) or not genome.allocation.genes:
             return []
@@ -234,25 +243,38 @@ class BlendProblem:
         return [self.individual(g) for g in dict.fromkeys(map(tuple, genes))]
 
     def front(self, population: Iterable[Any]) -> ParetoFront:
-        """The Pareto front of evaluated individuals; those without valid fitness are left out."""
-        names = self.evaluator.names
+        """The Pareto front of evaluated individuals; those without valid fitness are left out.
+
+        Raises:
+            ConfigError: If their fitness has other values than the evaluator's objectives.
+        """
         judged = [ind for ind in population if ind.fitness.valid]
-        masks = self.genome.decode_many(judged)
-        solutions = [
-            self._solution(ind, m, dict(zip(names, ind.fitness.values, strict=True)))
-            for ind, m in zip(judged, masks, strict=True)
-        ]
-        weights = dict(zip(names, self.evaluator.weights, strict=True))
-        return ParetoFront.of(solutions, weights, self.evaluator.dense, self.evaluator.settings)
+        masks, values = self.genome.decode_many(judged), [ind.fitness.values for ind in judged]
+        return front_of(self.evaluator, self.genome.space, judged, masks, values)
 
-    def solution(self, individual: Genes, values: dict[str, float]) -> Solution:
-        """An individual's solution, with its cost in whole numbers."""
-        return self._solution(individual, self.genome.decode_many([individual])[0], values)
 
-    def _solution(self, individual: Genes, masks: Masks, values: dict[str, float]) -> Solution:
-        space = self.genome.space
-        counts = space.kept_counts(masks)
-        return Solution(values, masks, int(space.flops_of(counts)), int(space.params_of(counts)), tuple(individual))
+def front_of(
+    evaluator: Evaluate,
+    space: PruningSpace,
+    individuals: Sequence[Genes],
+    masks: Sequence[Masks],
+    values: Sequence[Values],
+) -> ParetoFront:
+    """The front of individuals with the values that an evaluator gave their masks.
+
+    Raises:
+        ConfigError: If there are others than one value an objective.
+    """
+    names, solutions = evaluator.names, []
+    for genes, kept, found in zip(individuals, masks, values, strict=True):
+        if len(found) != len(names):
+            raise ConfigError(f"an individual's fitness has {len(found)} values; a front needs {', '.join(names)}")
+        counts = space.kept_counts(kept)
+        plain = tuple(gene.item() if isinstance(gene, np.generic) else gene for gene in genes)
+        named = dict(zip(names, found, strict=True))
+        solutions.append(Solution(named, kept, int(space.flops_of(counts)), int(space.params_of(counts)), plain))
+    weights = dict(zip(names, evaluator.weights, strict=True))
+    return ParetoFront.of(solutions, weights, evaluator.dense, evaluator.settings)
 
 
 def _individual(fitness: type[base.Fitness], genes: Iterable[float]) -> BlendIndividual:
@@ -276,6 +298,7 @@ def make_toolbox(
     """A toolbox with ``individual, population, evaluate, mate, mutate, select, map, clone, front, decode, singles``.
 
     Stock ``deap.algorithms`` loops run on it unmodified. Its ``map`` judges whole populations at once.
+    ``individual_guess`` makes an individual of genes that are at hand (``genome.single("l2")``, say).
 
     Args:
         genome: Decodes individuals to masks.
@@ -302,6 +325,7 @@ def make_toolbox(
     toolbox = base.Toolbox()
     register: Callable[..., None] = toolbox.register
     register("individual", initBlend, problem.individual, genome.layout)
+    register("individual_guess", problem.individual)  # the name of DEAP's tutorial on seeding a population
     register("population", problem.population)
     register("singles", problem.singles)
     register("evaluate", problem.evaluate)

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from deap_prune.batches import Data, Forward, check_batches, default_forward, name_of, resolve_device
+from deap_prune.batches import Data, Forward, Loss, check_batches, default_forward, name_of, resolve_device, samples_of
 from deap_prune.errors import DataError
 from deap_prune.fitness.builder import Builder
 from deap_prune.fitness.executors import Executor, make_executor
 from deap_prune.fitness.fold import find_pairs
-from deap_prune.fitness.objectives import OBJECTIVES
+from deap_prune.fitness.objectives import OBJECTIVES, with_loss
 from deap_prune.fitness.racing import Floats, Rivals, least_dominated
-from deap_prune.fitness.sampling import EVERYTHING, first_samples, full_precision, load
+from deap_prune.fitness.sampling import EVERYTHING, full_precision, load
 from deap_prune.fitness.settings import Counters, Settings
 from deap_prune.fitness.verdict import Estimate, Found, Values, Verdict, part_of
 from deap_prune.structure.inputs import evaluating
@@ -42,6 +42,8 @@ class Evaluator:
         validation: What the objectives are measured on; never the test images.
         guard: Images that never drive anything, for :meth:`on_guard`.
         forward: Function of (model, batch) to (outputs, targets), for batches of other shapes.
+        loss: What the objective ``loss`` is, if not cross-entropy: function of (outputs, targets) to the mean over a
+            batch, or to one value a sample.
         **options: Fields of :class:`Settings`: objectives, recalibrate, compensate, gram_memory, refine, executor,
             precision, sampling, racing, batch_size, device.
 
@@ -61,11 +63,12 @@ class Evaluator:
         validation: Data | None = None,
         guard: Data | None = None,
         forward: Forward | None = None,
+        loss: Loss | None = None,
         **options: Any,
     ) -> None:
         self.options = Settings.of(options)
         self.space = space
-        self.objectives = tuple(OBJECTIVES[name] for name in self.options.objectives)
+        self.objectives = tuple(with_loss(OBJECTIVES[name], loss) for name in self.options.objectives)
         self.forward = forward or default_forward
         self.device = resolve_device(self.options.device)
         self.counters = Counters()
@@ -108,7 +111,7 @@ class Evaluator:
             self.network,
             self.space,
             forward=self.forward,
-            pairs=find_pairs(self.network, self.forward, first_samples(self._all[0], 2)),
+            pairs=find_pairs(self.network, self.forward, samples_of(self._all[0], slice(2))),
             dtype=self.options.dtype(self.device),
             device=self.device,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deap_prune.batches import Loss, count_samples, cross_entropy, logits_of
 from deap_prune.errors import DataError
 from deap_prune.registry import Registry
 from deap_prune.structure.masks import Masks
@@ -128,7 +129,7 @@ def register_objective(
 @register_objective("accuracy", maximise=True, worst=0.0)
 def accuracy(outputs: Tensor, targets: Tensor, dense_outputs: None) -> Tensor:
     """Share of samples whose largest output is the label (top-1), in [0, 1]."""
-    scores = _scores(outputs)
+    scores = logits_of(outputs)
     _check_shape(scores, targets)
     return _where_finite(scores, (scores.argmax(dim=1) == targets).float())
 
@@ -139,11 +140,6 @@ def _check_shape(scores: Tensor, targets: Tensor) -> None:
         raise DataError(f"labels have shape {tuple(targets.shape)}; the network's outputs ask for {tuple(wanted)}")
 
 
-def _scores(outputs: Tensor | Mapping[str, Tensor]) -> Tensor:
-    """The outputs, or what a dict has under "out" (torchvision's segmentation networks)."""
-    return outputs["out"] if isinstance(outputs, Mapping) else outputs
-
-
 def _where_finite(outputs: Tensor, values: Tensor) -> Tensor:
     """Values of shape (samples, ...), NaN for samples whose outputs are not finite."""
     finite = outputs.isfinite().flatten(1).all(dim=1)
@@ -152,8 +148,20 @@ def _where_finite(outputs: Tensor, values: Tensor) -> Tensor:
 
 @register_objective("loss", maximise=False, worst=1e6)
 def loss(outputs: Tensor, targets: Tensor, dense_outputs: None) -> Tensor:
-    """Mean cross-entropy, in nats."""
-    return F.cross_entropy(_scores(outputs).float(), targets, reduction="none")
+    """Mean cross-entropy, in nats; or a loss of your own (``loss=``)."""
+    return cross_entropy(logits_of(outputs).float(), targets, reduction="none")
+
+
+def with_loss(objective: Objective, own: Loss | None) -> Objective:
+    """The objective; if it is ``loss``, with a function of the user's: the mean over a batch, or a value a sample."""
+    return (
+        replace(objective, batch=partial(_of_loss, own)) if own is not None and objective.name == "loss" else objective
+    )
+
+
+def _of_loss(own: Loss, outputs: Any, targets: Any, dense_outputs: None) -> Tensor:
+    found = own(outputs, targets)
+    return found if found.dim() else found.expand(count_samples((targets, outputs)))
 
 
 @register_objective(
@@ -161,7 +169,7 @@ def loss(outputs: Tensor, targets: Tensor, dense_outputs: None) -> Tensor:
 )
 def agreement(outputs: Tensor, targets: Tensor, dense_outputs: Tensor) -> Tensor:
     """Mean KL divergence from the dense network's outputs to the pruned one's, in nats; needs no labels."""
-    dense, pruned = (_scores(x).float().log_softmax(dim=1) for x in (dense_outputs, outputs))
+    dense, pruned = (logits_of(x).float().log_softmax(dim=1) for x in (dense_outputs, outputs))
     return F.kl_div(pruned, dense, log_target=True, reduction="none").sum(dim=1)
 
 
@@ -187,7 +195,7 @@ def miou(outputs: Tensor | Mapping[str, Tensor], targets: Tensor, dense_outputs:
     Raises:
         DataError: If a label is outside the classes, or labels have another shape than the outputs' maps.
     """
-    scores = _scores(outputs)
+    scores = logits_of(outputs)
     _check_shape(scores, targets)
     n, classes = scores.shape[:2]
     known = (targets >= 0) & ((targets != 255) | (classes > 255))

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
-from deap_prune.batches import Data, count_samples, to_batches
+from deap_prune.batches import Data, count_samples, join, samples_of, to_batches
 from deap_prune.data import augment
 from deap_prune.errors import ConfigError, DataError
 
@@ -78,10 +78,14 @@ EVERYTHING = Sampling()
 def _take(batches: list[Any], chosen: Tensor, parts: int) -> list[Any]:
     """The chosen samples, in batches of nearly equal size."""
     try:
-        joined = tree_map(lambda *leaves: torch.cat(leaves), *batches)
+        joined = join(batches)
     except (TypeError, RuntimeError, ValueError) as error:
         raise ConfigError(f"sampling: the validation batches can't be joined to draw images from ({error})") from error
-    return [tree_map(lambda x, part=part: x[part.to(x.device)], joined) for part in chosen.tensor_split(parts)]
+    return [samples_of(joined, part) for part in chosen.to(_device_of(joined)).tensor_split(parts)]
+
+
+def _device_of(batch: Any) -> torch.device:
+    return next(leaf.device for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
 
 
 def _shift(batch: Any, generator: torch.Generator) -> Any:
@@ -110,12 +114,6 @@ def channels_last(batches: Any) -> Any:
         lambda x: x.contiguous(memory_format=torch.channels_last) if isinstance(x, Tensor) and x.dim() == 4 else x,
         batches,
     )
-
-
-def first_samples(batch: Any, count: int) -> Any:
-    """The first few samples of a batch."""
-    samples = count_samples(batch)
-    return tree_map(lambda x: x[:count] if isinstance(x, Tensor) and x.dim() and len(x) == samples else x, batch)
 
 
 @contextmanager

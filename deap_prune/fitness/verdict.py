@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from deap_prune.batches import Forward, count_samples
+from deap_prune.batches import Forward, count_samples, samples_of
 from deap_prune.fitness.objectives import TIMED, Objective, Part, judge, values_of
-from deap_prune.fitness.sampling import channels_last, first_samples, full_precision
+from deap_prune.fitness.sampling import channels_last, full_precision
 from deap_prune.fitness.settings import Counters
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
@@ -74,7 +74,7 @@ class Verdict:
     def measured(self, network: nn.Module, batches: Sequence[Any], device: torch.device) -> dict[str, float]:
         """What is measured on a slimmed network itself (its latency), by name."""
         found = [o for o in self._objectives if o.of_network]
-        run = partial(self._forward, network, first_samples(batches[0], TIMED)) if found else None
+        run = partial(self._forward, network, samples_of(batches[0], slice(TIMED))) if found else None
         return {o.name: o.of_network(run, device) for o in found if o.of_network and run}
 
     def values(

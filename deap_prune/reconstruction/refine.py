@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
-from deap_prune.batches import Data, Forward, count_samples, default_forward, to_batches
+from deap_prune.batches import Data, Forward, count_samples, default_forward, join, samples_of, to_batches
 from deap_prune.errors import ConfigError
 from deap_prune.reconstruction.fit import fit_layer
 from deap_prune.reconstruction.flow import Flow, Key, Recorder, has_statistics, record
@@ -130,7 +130,7 @@ class Refiner:
         self._space, self._forward = space, forward or default_forward
         self._batch = join_batches(to_batches(calibration, name="calibration", device=device), images)
         with evaluating(network):
-            self._flow = record(network, partial(self._forward, network, _head(self._batch, 2)))
+            self._flow = record(network, partial(self._forward, network, samples_of(self._batch, slice(2))))
             self._aims = _aims(network, space, self._flow)
             run = partial(self._forward, network, self._batch)
             self._targets = _dense_targets(network, run, self._aims, rows, seed)
@@ -150,21 +150,13 @@ class Refiner:
 
 
 def join_batches(batches: list[Any], samples: int) -> Any:
-    """The first samples of all batches as one batch; what is no tensor is the first batch's."""
+    """The first samples of all batches as one batch."""
     chosen: list[Any] = []
     for batch in batches:
         missing = samples - sum(count_samples(c) for c in chosen)
         if missing > 0:
-            chosen.append(_head(batch, missing))
-
-    def join(*parts: Any) -> Any:
-        return torch.cat(parts) if isinstance(parts[0], Tensor) and parts[0].dim() else parts[0]
-
-    return tree_map(join, *chosen)
-
-
-def _head(batch: Any, samples: int) -> Any:
-    return tree_map(lambda x: x[:samples] if isinstance(x, Tensor) and x.dim() else x, batch)
+            chosen.append(samples_of(batch, slice(missing)))
+    return join(chosen)
 
 
 def _aims(network: nn.Module, space: PruningSpace, flow: Flow) -> dict[str, _Aim]:

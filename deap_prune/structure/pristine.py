@@ -18,9 +18,11 @@ def pristine(network: nn.Module) -> nn.Module:
     """A copy without hooks, in eval mode, its tensors contiguous.
 
     Raises:
-        ModelError: If the network can't be copied, is a ScriptModule or holds a compiled module, has lazy layers that
-            no input has shaped yet, or layers whose weight a hook computes.
+        ModelError: If the network is no ``nn.Module`` or a ScriptModule, holds a compiled module, can't be copied, has
+            lazy layers that no input has shaped yet, or layers whose weight a hook computes.
     """
+    if not isinstance(network, nn.Module):
+        raise ModelError(f"the network is a {type(network).__name__}; give the nn.Module, its weights loaded")
     for name, module in network.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise ModelError(
