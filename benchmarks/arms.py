@@ -189,7 +189,7 @@ def front(ground: Ground, protocol: str, *, algorithm: str = "nsga2", screened: 
 
 def volume(points: np.ndarray) -> float:
     """Hypervolume of (accuracy, flops), reference (0, 1)."""
-    return hypervolume(points * (-1, 1), (1.0, -1.0))
+    return hypervolume(points * (-1, 1), (1.0, -1.0), (0.0, 1.0))
 
 
 FRONTS: dict[str, Callable[[Ground, str], Row]] = {

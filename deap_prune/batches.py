@@ -145,8 +145,9 @@ def check_batches(
     try:
         judge(outputs, targets)
     except Exception as error:
+        kind = "" if isinstance(error, DataError) else f"{type(error).__name__}: "
         raise DataError(
-            f"the objectives fail on the {name} data: {type(error).__name__}: {error}; class labels are whole numbers, "
+            f"the objectives fail on the {name} data: {kind}{error}; class labels are whole numbers, "
             "one a sample (labels.long()); for other targets give a loss of your own (loss=), or an objective "
             "(dp.register_objective)"
         ) from error
@@ -198,8 +199,8 @@ def cross_entropy(outputs: Any, targets: Tensor, *, reduction: str = "mean") -> 
     shares = targets.shape == logits.shape and logits.dim() > 1 and logits.shape[1] > 1
     if not (shares and bool((targets >= 0).all()) and bool(((targets.sum(1) - 1).abs() < 1e-3).all())):
         raise DataError(
-            f"targets are real numbers of shape {tuple(targets.shape)}, no labels and no shares of classes, of which "
-            "cross-entropy would say nothing; give a loss of your own (loss=)"
+            f"targets are real numbers of shape {tuple(targets.shape)} but no shares of classes, and cross-entropy "
+            "says nothing of them"
         )
     return F.cross_entropy(logits, targets, reduction=reduction)
 

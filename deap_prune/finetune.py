@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
 from deap_prune.batches import Data, Forward, check_labels, default_forward, resolve_device, stream
@@ -69,7 +70,7 @@ def finetune(
     the global random state is left as it was.
 
     Args:
-        model: The network; parameters with ``requires_grad=False`` stay as they are.
+        model: The network; parameters with ``requires_grad=False`` stay as they are, and statistics of frozen norms.
         train: Float inputs (N, ...) and int64 targets (N,). Two tensors are shuffled anew for each epoch into
             batches of nearly equal size.
         validation: What to measure the accuracy on after each epoch. It decides nothing but when to stop, and that only
@@ -232,6 +233,9 @@ class _Trainer:
     ) -> float:
         """Go through the batches once; the mean loss."""
         self.model.train()
+        for layer in self.model.modules():  # frozen: its statistics stay too
+            if isinstance(layer, _BatchNorm) and layer.affine and not layer.weight.requires_grad:
+                layer.eval()
         steps, count, total = length_hint(batches), 0, torch.zeros((), device=self.place)
         for number, batch in enumerate(batches):
             done = epoch + ((number + 0.5) / steps if steps else 0.5)

@@ -60,8 +60,9 @@ def reopen(run: str | Path, overrides: Sequence[str] = ()) -> Workspace:
     config = load_config(run, overrides)
     if config.model is None or config.data is None:
         raise RunError(
-            f"'{run}' was started from Python, so its config.yaml names no model; there, use result.slim(solution) "
-            "or dp.Evaluator(model, ...).slim(dp.Masks.from_json(...))"
+            f"'{run}' was started from Python, so its config.yaml names no model; there, use result.slim(solution), or "
+            f"front = dp.ParetoFront.load('{run}') and dp.Evaluator(model, space, calibration=..., validation=..., "
+            "**front.settings).slim(front.best(max_flops=...).masks)"
         )
     work = Workspace.open(config)
     identity = fingerprint(work.model, config.search, work.calibration, work.validation)

@@ -139,10 +139,8 @@ def check_folder(folder: Path) -> None:
         RunError: If there is anything in it, or it can't be made.
     """
     if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
-        again = (
-            f", or go on with its run: deap-prune resume {folder}, or from Python dp.resume('{folder}', model, "
-            "example_inputs, calibration=..., validation=...)"
-        )
+        door = f"dp.resume('{folder}', model, example_inputs, calibration=..., validation=...)"
+        again = f", or go on with its run: deap-prune resume {folder}, or from Python {door}"
         held = again if (folder / "config.yaml").is_file() else ""
         raise RunError(f"'{folder}' exists and is not empty; choose another out folder{held}")
     try:
@@ -202,9 +200,8 @@ def resume(
             f"'{folder}' was started from Python: pass model, example_inputs, calibration= and validation= "
             "as to dp.search"
         )
-    return _run(
-        _Task(model, example_inputs, calibration, validation, forward, loss), config, folder, callbacks, progress, ray
-    )
+    task = _Task(model, example_inputs, calibration, validation, forward, loss)
+    return _run(task, config, folder, callbacks, progress, ray)
 
 
 @dataclass(frozen=True, eq=False)

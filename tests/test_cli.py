@@ -184,6 +184,14 @@ def test_every_config_validates(config):
     assert build_model(loaded.model.model_copy(update={"weights": None, "kwargs": kwargs})) is not None
 
 
+@pytest.mark.parametrize("option", ["prescreen=8", "racing=0.99", "refine_from=0", "guard=20"])
+def test_criteria_are_compared_whatever_the_search_is_like(option, home, monkeypatch):
+    monkeypatch.chdir(home)
+    options = ["--set", "search.objectives=[loss]", "--set", "search.max_flops=0.5"]
+    done = here("inspect", "run.yaml", "--criteria", "--quiet", "--set", f"search.{option}", *options)
+    assert done.exit_code == 0 and "criteria by the accuracy that their masks keep" in done.stdout, done.stderr
+
+
 def test_a_search_never_asks_for_the_test_images(home, monkeypatch):
     """Law 7: a test split that can't be read is no obstacle."""
 

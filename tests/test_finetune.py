@@ -48,6 +48,15 @@ def same(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
+def test_a_frozen_norm_keeps_its_statistics(data: Pair) -> None:
+    model = make_net()
+    for frozen in (True, False):
+        model[1].requires_grad_(not frozen)
+        before = model[1].running_mean.clone()
+        quick(model, data)
+        assert torch.equal(model[1].running_mean, before) == frozen
+
+
 def test_it_learns_and_records(data: Pair) -> None:
     model = make_net()
     records = quick(model, data, data, epochs=6, recipe=Recipe(lr=0.05, batch_size=16))

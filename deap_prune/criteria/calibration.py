@@ -77,8 +77,9 @@ class Calibration:
         try:
             return self.loss(outputs, targets)
         except Exception as error:
+            reason = str(error) if isinstance(error, DataError) else first_line(error)
             raise DataError(
-                f"the loss fails on the calibration data: {first_line(error)}; class labels are whole numbers "
+                f"the loss fails on the calibration data: {reason}; class labels are whole numbers "
                 "(labels.long()); for other targets give a loss of your own (loss=), or labels=False to do without"
             ) from error
 

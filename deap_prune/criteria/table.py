@@ -149,7 +149,10 @@ def _check_needs(
 
 def _score_group(criterion: Criterion, group: FilterGroup, statistics: Statistics, reduction: str) -> Scores | None:
     """A group's scores: the criterion on each of its layers, reduced; None where it does not apply."""
-    layers = [torch.as_tensor(criterion.score(*each)).double() for each in statistics.of(group, *criterion.needs)]
+    found = [criterion.score(*each) for each in statistics.of(group, *criterion.needs)]
+    if any(scores is None for scores in found):
+        raise DataError(f"criterion '{criterion.name}' gave None for '{group.name}'; it returns one score a filter")
+    layers = [torch.as_tensor(scores).double() for scores in found]
     for scores in layers:
         if scores.shape != (group.size,):
             raise DataError(

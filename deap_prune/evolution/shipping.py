@@ -75,18 +75,23 @@ def shipped(problem: Any) -> tuple[Callable[[str, str], Any], tuple[str, str]]:
 def received(key: str, folder: str) -> Any:
     """The problem of that key: this process's own, or read from the file, to evaluate only.
 
+    A worker computes with one thread: a forked one would wait for ever for the threads of its parent's OpenMP, and as
+    many workers as cores are fastest so.
+
     Raises:
         RunError: If the file is gone: the process that made it has ended.
     """
     found = _LOADED.get(key)
     found = found() if isinstance(found, weakref.ref) else found
+    if found is None or found.owner != os.getpid():
+        torch.set_num_threads(1)
     if found is None:
         path = Path(folder) / "problem.pt"
         if not path.is_file():
-            raise RunError(f"'{path}' is gone: the process that pickled this toolbox has ended; use its run folder")
+            raise RunError(f"'{path}' is gone: the process that pickled this toolbox has ended; make the toolbox again")
         kind, genome, parcel = torch.load(path, weights_only=False)  # our own file, in a folder of this user alone
         found = object.__new__(kind)
-        found.__dict__.update(genome=genome, evaluator=parcel.evaluate, _key=key, _folder=folder)
+        found.__dict__.update(genome=genome, evaluator=parcel.evaluate, owner=os.getpid(), _key=key, _folder=folder)
         _LOADED[key] = found
     return found
 

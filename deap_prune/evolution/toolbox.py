@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
@@ -75,6 +76,7 @@ class BlendProblem:
     ) -> None:
         self.genome = genome
         self.evaluator = evaluator
+        self.owner = os.getpid()
         self.individual = individual or partial(_individual, fitness_class(evaluator.weights))
         one = self.individual(genome.single(genome.criteria[0]))
         if isinstance(one, np.ndarray):

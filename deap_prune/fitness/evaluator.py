@@ -42,8 +42,7 @@ class Evaluator:
         validation: What the objectives are measured on; never the test images.
         guard: Images that never drive anything, for :meth:`on_guard`.
         forward: Function of (model, batch) to (outputs, targets), for batches of other shapes.
-        loss: What the objective ``loss`` is, if not cross-entropy: function of (outputs, targets) to the mean over a
-            batch, or to one value a sample.
+        loss: The objective ``loss``, if not cross-entropy: of (outputs, targets), a batch's mean or one value a sample.
         **options: Fields of :class:`Settings`: objectives, recalibrate, compensate, gram_memory, refine, executor,
             precision, sampling, racing, batch_size, device.
 
@@ -128,16 +127,15 @@ class Evaluator:
 
     @cached_property
     def dense(self) -> dict[str, Any]:
-        """The dense network: ``flops`` and ``params`` in whole numbers, and its ``values`` (own BN statistics)."""
+        """The dense network: ``flops``, ``params``, its ``values`` (own BN statistics); the ``device`` of latencies."""
         values = dict(zip(self.names, self.measure(self.network, Masks({})), strict=True))
-        return {"flops": self.space.flops, "params": self.space.params, "values": values}
+        found = {"flops": self.space.flops, "params": self.space.params, "values": values}
+        return found | ({"device": name_of(self.device)} if any(o.of_network for o in self.objectives) else {})
 
     @property
     def settings(self) -> dict[str, Any]:
-        """How candidates are judged; stored with a front."""
-        return self._build.judged | (
-            {"device": name_of(self.device)} if any(o.of_network for o in self.objectives) else {}
-        )
+        """How candidates are judged; stored with a front, and options of an Evaluator that judges so."""
+        return self._build.judged
 
     def __call__(self, masks: Masks) -> Values:
         """The objectives' values of a pruned network, in order.
@@ -262,7 +260,6 @@ class Evaluator:
     def for_workers(self) -> Evaluator:
         """A copy to be pickled, that has judged nothing: without the user's model and the guard's images."""
         other = copy.copy(self)
-        vars(other).pop("_executor", None)
         other._user_model, other._guard = self.network, []
         other._forget()
         return other

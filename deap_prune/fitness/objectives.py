@@ -297,9 +297,21 @@ def synchronise(device: torch.device) -> None:
 
 
 def values_of(objective: Objective, part: Part) -> Tensor:
-    """A data objective's values for one batch, shape (samples, ...)."""
+    """A data objective's values for one batch, shape (samples, ...).
+
+    Raises:
+        DataError: If the objective gives something else.
+    """
     given = part if objective.needs_network else part[:3]
-    return objective.batch(*given) if objective.batch else torch.zeros(1)
+    if objective.batch is None:
+        return torch.zeros(1)
+    found = objective.batch(*given)
+    if not isinstance(found, Tensor) or not found.dim():
+        kind = "a tensor without dimensions" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise DataError(
+            f"objective '{objective.name}' gave {kind}; it gives one value a sample, a tensor of shape (samples, ...)"
+        )
+    return found
 
 
 def judge(objective: Objective, values: Iterable[Tensor]) -> float:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import array
 import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from deap import base, creator
 from fakes import Fake, Table, fake_genome, fake_toolbox
 from helpers import prepared
 from test_front import front_of, solution
@@ -116,6 +118,20 @@ def test_legr_moves_scales_by_shrinking_steps() -> None:
         scale, shift, changed = moves(evaluations)
         assert scale == pytest.approx(step, rel=0.08) and shift == pytest.approx(1.0, rel=0.1)
         assert changed == {2}  # few groups: one of them, its scale and its shift
+
+
+def test_cma_moves_arrays_too() -> None:
+    """An ``array.array`` takes no list as a slice."""
+    genome = fake_genome(candidates="medoid", max_flops=0.5)
+    creator.create("FitnessArray", base.Fitness, weights=(1.0,))
+    creator.create("ArrayOfGenes", array.array, typecode="d", fitness=creator.FitnessArray)
+    try:
+        toolbox = dp.make_toolbox(genome, Fake(genome.space, 1), seed=0, individual=creator.ArrayOfGenes)
+        loop = dp.Loop("cma", toolbox, dp.Variation(6))
+        state = loop.run(loop.start(6), 2)
+        assert all(isinstance(ind, array.array) for ind in state.population)
+    finally:
+        del creator.FitnessArray, creator.ArrayOfGenes
 
 
 def test_cma_learns() -> None:

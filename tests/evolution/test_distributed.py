@@ -339,3 +339,35 @@ print(one.__self__ is two.__self__, one(eval(sys.argv[2])))
         shipping.received(key, folder)
     Path(folder).mkdir()
     (Path(folder) / "problem.pt").touch()  # for the clean-up at the end
+
+
+FORKED = """
+import multiprocessing, sys
+import torch
+sys.path[:0] = {paths!r}
+from networks import NETWORKS
+import deap_prune as dp
+
+torch.set_num_threads(2)
+torch.manual_seed(0)
+model, example = NETWORKS["residual"]()
+data = torch.randn(64, 3, 32, 32), torch.randint(5, (64,))
+space = dp.trace(model, example)
+evaluate = dp.Evaluator(model, space, calibration=data, validation=data, device="cpu")
+genome = dp.Genome(space, scores := dp.score(model, space, data, criteria=("l1", "taylor_gate")), dp.cluster(scores))
+toolbox = dp.make_toolbox(genome, evaluate, seed=0)
+population = toolbox.population(n=4)
+here = toolbox.map(toolbox.evaluate, population)
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    there = pool.map(toolbox.evaluate, population)
+assert all(abs(a - b) < 0.05 for one, other in zip(here, there) for a, b in zip(one, other)), (here, there)
+print("judged")
+"""
+
+
+def test_a_forked_pool_does_not_wait_for_the_parents_threads() -> None:
+    """OpenMP's threads are not forked; whoever asks for them in a child waits for ever."""
+    code = FORKED.format(paths=[str(Path(__file__).parent.parent)])
+    env = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "judged\n", done.stderr

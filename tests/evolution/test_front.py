@@ -64,6 +64,22 @@ def test_hypervolume_by_hand() -> None:
     assert front_of(one).hypervolume((0.95, 1.0)) == 0
 
 
+def test_what_is_minimised_counts_up_to_the_dense_network() -> None:
+    """Milliseconds, say: up to 1 no network would count."""
+    dense = {"flops": 100, "params": 10, "values": {"accuracy": 0.9, "latency": 8.0}}
+    solutions = [dp.Solution({"accuracy": 0.8, "latency": 2.0}, dp.Masks({}), 50, 5)]
+    front = dp.ParetoFront.of(solutions, {"accuracy": 1.0, "latency": -1.0}, dense)
+    assert front.reference == (0.0, 8.0) and front.hypervolume() == pytest.approx(0.8 * 6)
+
+
+@pytest.mark.parametrize("limit", [50, 0, -1, float("nan")])
+def test_a_budget_is_a_share(limit: float) -> None:
+    front = front_of(solution(0.9, 0.9))
+    for cost in ("flops", "params"):
+        with pytest.raises(BudgetError, match=rf"max_{cost} is .*the kept share, above 0 and at most 1"):
+            front.best(**{f"max_{cost}": limit})
+
+
 def test_knee_by_hand() -> None:
     front = front_of(solution(0.1, 0.1), solution(0.85, 0.3), solution(0.9, 0.6), solution(1.0, 1.0))
     assert front.knee().values["accuracy"] == 0.85

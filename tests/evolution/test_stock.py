@@ -6,9 +6,10 @@ import copy
 import multiprocessing
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -180,6 +181,60 @@ def test_evaluate_map_reaches_many(digits: Digits, monkeypatch: pytest.MonkeyPat
     _, logbook = mu_plus_lambda(toolbox, ngen=2)
     assert batches == [record["nevals"] for record in logbook]
     assert list(toolbox.map(len, [[1], [1, 2]])) == [1, 2]
+
+
+def test_a_subclass_that_judges_in_its_own_way_is_asked() -> None:
+    """Whatever the map: a budget as a penalty, say."""
+
+    class Penalised(dp.BlendProblem):
+        def evaluate(self, individual: Sequence[float]) -> tuple[float, ...]:
+            first, *rest = super().evaluate(individual)
+            return (first - 100.0, *rest)
+
+    genome = fake_genome()
+    toolbox, problem = dp.make_toolbox(genome, Fake(genome.space), seed=0), Penalised(genome, Fake(genome.space))
+    toolbox.register("evaluate", problem.evaluate)
+    toolbox.register("map", problem.map)
+    population = toolbox.population(n=4)
+    found = toolbox.map(toolbox.evaluate, population)
+    assert found == [toolbox.evaluate(ind) for ind in population] and all(values[0] < -90 for values in found)
+
+
+def test_genes_that_are_at_hand_make_an_individual() -> None:
+    genome = fake_genome()
+    toolbox = dp.make_toolbox(genome, Fake(genome.space), seed=0)
+    guess = toolbox.individual_guess(genome.single(genome.criteria[0]))
+    assert list(guess) == genome.single(genome.criteria[0]) and not guess.fitness.valid
+
+
+def test_genes_of_numpy_are_written_as_numbers(tmp_path: Path) -> None:
+    genome = fake_genome()
+    toolbox = dp.make_toolbox(genome, Fake(genome.space), seed=0)
+    population = toolbox.population(n=4)
+    for ind in population:
+        ind[:] = [np.int64(g) if isinstance(g, int) else np.float32(g) for g in ind]
+        ind.fitness.values = toolbox.evaluate(ind)
+    toolbox.front(population).save(tmp_path)
+    assert len(dp.ParetoFront.load(tmp_path)) == len(toolbox.front(population))
+
+
+def test_a_front_of_another_fitness_says_so() -> None:
+    genome = fake_genome()
+    three, two = (dp.make_toolbox(genome, Fake(genome.space, number), seed=0) for number in (3, 2))
+    one = three.individual()
+    one.fitness.values = three.evaluate(one)
+    with pytest.raises(ConfigError, match="an individual's fitness has 3 values; a front needs quality, flops"):
+        two.front([one])
+
+
+def test_survivors_can_be_parents_of_dcd() -> None:
+    """Crowding distances are assigned where there is nothing to drop, too."""
+    genome = fake_genome()
+    toolbox = dp.make_toolbox(genome, Fake(genome.space), seed=0)
+    one = toolbox.individual()
+    one.fitness.values = toolbox.evaluate(one)
+    survivors = toolbox.select([toolbox.clone(one) for _ in range(8)], 4)
+    assert len(tools.selTournamentDCD(survivors, 4)) == 4
 
 
 # ------------------------------------------------------------------ traps

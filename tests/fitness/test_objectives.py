@@ -215,7 +215,7 @@ def test_latency_is_measured_on_the_slim_network_and_names_the_device(
         assert evaluate(masks)[0] == pytest.approx(digits.space.kept_counts(masks)[0])
         timed = [width for width, samples in widths if samples == 16]
         assert timed == [digits.space.kept_counts(masks)[0]] * 18
-        assert "cpu" in evaluate.settings["device"] and "threads" in evaluate.settings["device"]
-    assert "device" not in digits.evaluator(objectives=("flops",)).settings
+        assert "cpu" in evaluate.dense["device"] and "threads" in evaluate.dense["device"]
+    assert "device" not in digits.evaluator(objectives=("flops",)).dense
     with pytest.raises(DataError, match="validation data is needed"):
         dp.Evaluator(digits.model, digits.space, objectives=("latency",), recalibrate=None)
