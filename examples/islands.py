@@ -40,7 +40,8 @@ def main() -> None:
     toolbox = dp.make_toolbox(genome, evaluate, seed=0)
     toolbox.register("migrate", tools.migRing, k=1, selection=tools.selBest, replacement=random.sample)
 
-    islands = [toolbox.population(n=6) for _ in range(3)]
+    first, others = toolbox.population(n=6), [[toolbox.individual() for _ in range(6)] for _ in range(2)]
+    islands = [first, *others]  # a population begins with single criteria: on one island they are enough
     for island in islands:
         judge(island, toolbox)
     for generation in range(1, args.generations + 1):

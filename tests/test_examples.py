@@ -106,6 +106,11 @@ def test_own_objective(tmp_path):
     assert "wrong_and_sure" in found and "least sure of its errors:" in found
 
 
+def test_other_tasks(run):
+    found = run("other_tasks.py", "--generations", "1", "--epochs", "2")
+    assert "mean squared error on new images: dense" in found and "with 40% of the FLOPs" in found
+
+
 def test_own_layer(tmp_path):
     found = run_apart("own_layer.py", cwd=tmp_path)
     assert "2 groups, 48 filters" in found and "outputs (2, 10)" in found
