@@ -7,7 +7,6 @@ must give the same outputs.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map
 
 from deap_prune.batches import Forward
+from deap_prune.reconstruction.flow import record
 from deap_prune.structure.layers import describe_layer, spec_of
 from deap_prune.structure.prove import randomised
 
@@ -37,43 +37,17 @@ def find_pairs(network: nn.Module, forward: Forward, batch: Any) -> tuple[Pair, 
     """
     trial = randomised(network)
     batch = tree_map(lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, batch)
+    found: list[Any] = []
     try:
-        wanted, pairs = _record(trial, forward, batch)
+        flow = record(trial, lambda: found.append(forward(trial, batch)[0]))
     except Exception as error:  # a forward function of the user's that float64 does not agree with
         log.info("batch norms are not folded: the network fails in float64 (%s)", error)
         return ()
-    if _proven(trial, pairs, forward, batch, wanted):
+    followed = ((name, flow.norm_after(trial, name)) for name, layer in trial.named_modules() if _weighs(layer))
+    pairs = tuple((name, norm) for name, norm in followed if norm and isinstance(trial.get_submodule(norm), _BatchNorm))
+    if _proven(trial, pairs, forward, batch, found[0]):
         return pairs
-    return tuple(pair for pair in pairs if _proven(randomised(network), (pair,), forward, batch, wanted))
-
-
-def _record(network: nn.Module, forward: Forward, batch: Any) -> tuple[Any, tuple[Pair, ...]]:
-    """The outputs, and the pairs where a batch norm's input is the very tensor that a weight layer returned."""
-    made: dict[int, tuple[str, Tensor]] = {}
-    calls: Counter[str] = Counter()
-    pairs: list[Pair] = []
-    handles = []
-
-    def note(name: str, follower: bool) -> Any:
-        def hook(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            calls[name] += 1
-            if follower and inputs and id(inputs[0]) in made:
-                pairs.append((made[id(inputs[0])][0], name))
-            elif not follower:
-                made[id(output)] = (name, output)  # kept alive, so that its id stays its own
-
-        return hook
-
-    for name, layer in network.named_modules():
-        follower = isinstance(layer, _BatchNorm) and layer.running_mean is not None
-        if follower or _weighs(layer):
-            handles.append(layer.register_forward_hook(note(name, follower)))
-    try:
-        outputs, _ = forward(network, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return outputs, tuple(pair for pair in pairs if calls[pair[0]] == calls[pair[1]] == 1)
+    return tuple(pair for pair in pairs if _proven(randomised(network), (pair,), forward, batch, found[0]))
 
 
 def _weighs(layer: nn.Module) -> bool:
