@@ -64,6 +64,7 @@ def test_no_torch_in_blending_and_operators(folder: str) -> None:
 
 
 UP = ("search", "cli", "workspace", "report", "plot", "config", "ranking", "interop")
+UP = (*UP, "generations", "loops", "runs", "warm", "recall", "export", "finetune")
 
 
 @pytest.mark.parametrize(

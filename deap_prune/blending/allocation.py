@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deap_prune.registry import Registry
+from deap_prune.structure.cost import CostPolynomial
 
 STEP = 0.25  # that a group's kept share may lie from the mean of all groups', in "binary"
 
@@ -140,13 +140,6 @@ def _held(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.concatenate([[0.0], np.cumsum(best) / total if total > 0 else np.linspace(0, 1, len(best) + 1)[1:]])
 
 
-class Cost(Protocol):
-    """A ``CostPolynomial``."""
-
-    def __call__(self, kept: Counts) -> Counts: ...  # noqa: D102
-    def widened(self, kept: Counts, wider: Counts) -> Counts: ...  # noqa: D102
-
-
 @dataclass(frozen=True, eq=False)
 class Widths:
     """The admissible kept counts of every group, and the search along a path.
@@ -161,7 +154,7 @@ class Widths:
 
     sizes: Counts
     steps: Counts
-    flops: Cost
+    flops: CostPolynomial
     least: Counts
     together: Counts | None = None
 
