@@ -93,7 +93,9 @@ class SearchConfig(_Section):
     refine: bool = Field(default=True, description="refine the front's networks at the end, and judge them again")
     refine_images: int = Field(default=1000, ge=2, description="calibration images that refinement uses at most")
     finalists: int = Field(
-        default=3, ge=0, description="refined beside the front: of each criterion; one objective: of the population too"
+        default=3,
+        ge=0,
+        description="networks refined beside the front: so many of each criterion; one objective: of criteria and population",
     )
     refine_from: int | None = Field(
         default=None, ge=0, description="judge candidates refined from this generation on; null: compensated only"

@@ -302,7 +302,7 @@ class Genome:
             raise ConfigError(f"allocation '{self.allocation.name}' has no keep genes; choose 'evolved'")
 
     def _led(self, shares: Matrix) -> list[float]:
-        """Shares of the groups, those of a stage that widens together as one: their mean."""
+        """One share a group; the groups of a stage that widens together get their mean."""
         leaders = self._planner.leaders
         return [float(shares[leaders == leader].mean()) for leader in leaders]
 

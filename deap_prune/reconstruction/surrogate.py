@@ -16,7 +16,7 @@ from deap_prune.structure.space import PruningSpace
 
 REMEMBERED = 2048  # masks of a layer
 LATEST = 512  # candidates that weights are learned from
-PRIOR = 1.0  # how firmly learned weights are drawn to equal ones: as by so many candidates
+PRIOR = 1.0  # strength of the prior towards equal weights, in candidates
 
 
 class ReconstructionError:

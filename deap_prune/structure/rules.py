@@ -116,7 +116,7 @@ def pointwise(step: Step) -> None:
 
 
 def view(step: Step) -> None:
-    """Reshaped with the activation; channels folded into several dimensions keep the same ones in every fold."""
+    """Reshaped with the activation; channels split over two dimensions keep the same positions in each part."""
     tensor, label = step.source
     folded = label.expand(tensor.shape).reshape(step.out.shape)
     step.tracer.attach(step.out, folded)
