@@ -213,7 +213,7 @@ class BlendProblem:
     def _costs(self, n: int) -> Iterator[tuple[str, float]]:
         """``n`` criteria in turn, each with a share of the FLOPs out of the range."""
         shares = np.linspace(*self._range, n)
-        # Keeping a share s of every layer costs about s² of the FLOPs: what a layer reads and what it makes both shrink.
+        # A share s of every layer costs about s² of the FLOPs: what a layer reads and what it makes both shrink.
         flops = shares if self.genome.max_flops is not None else shares**2
         return zip(itertools.cycle(self.genome.criteria), flops.tolist(), strict=False)
 
