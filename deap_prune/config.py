@@ -95,7 +95,7 @@ class SearchConfig(_Section):
     finalists: int = Field(
         default=3,
         ge=0,
-        description="refined beside the front: so many networks of each criterion; one objective: of the population too",
+        description="refined beside the front: so many of each criterion; one objective: of the population too",
     )
     refine_from: int | None = Field(
         default=None, ge=0, description="judge candidates refined from this generation on; null: compensated only"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import e
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -126,20 +126,10 @@ class AffineGenome:
         return genes
 
 
-def affine(
-    space: PruningSpace,
-    scores: Scored,
-    clusters: CriteriaClusters,
-    *,
-    max_flops: MaxFlops = None,
-    round_to: int = 1,
-    min_keep: MinKeep = 0.0,
-    criterion: str | None = None,
-    **blending: object,
-) -> AffineGenome:
-    """LeGR's genome of the options of a search; how blends are made and widths allocated says nothing to it."""
-    options = {"max_flops": max_flops, "round_to": round_to, "min_keep": min_keep, "criterion": criterion}
-    return AffineGenome(space, scores, clusters, **options)  # type: ignore[arg-type]
+def affine(space: PruningSpace, scores: Scored, clusters: CriteriaClusters, **options: Any) -> AffineGenome:
+    """LeGR's genome of a ``Genome``'s options; how blends are made and widths allocated says nothing to it."""
+    known = {name: options[name] for name in ("max_flops", "round_to", "min_keep", "criterion") if name in options}
+    return AffineGenome(space, scores, clusters, **known)
 
 
 AnyGenome = Genome | AffineGenome

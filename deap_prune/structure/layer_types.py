@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from math import prod
 from typing import Any, cast
@@ -113,42 +114,29 @@ def _linear(layer: nn.Linear) -> LayerSpec:
 
 @register_layer(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 def _batch_norm(layer: nn.BatchNorm2d) -> LayerSpec:
-    tracked = layer.running_mean is not None
-    scale = 2 if layer.affine else 1
-    if not tracked:  # normalised by the batch in eval mode too: fvcore's training formula
-        scale = 5 if layer.affine else 4
-    return LayerSpec(
-        in_channels=layer.num_features,
-        out_channels=layer.num_features,
-        tensors=dict.fromkeys(("weight", "bias", "running_mean", "running_var"), ("out",)),
-        widths={"num_features": "out"},
-        flops=lambda x, y: {"out": scale * x[0] * prod(x[2:])},
-        role="norm",
-        coupled=1,
-    )
-
-
-@register_layer("torchvision.ops.misc.FrozenBatchNorm2d")  # pretrained detectors have it
-def _frozen_batch_norm(layer: nn.Module) -> LayerSpec:
-    n = len(cast(Tensor, layer.weight))
-    return LayerSpec(
-        in_channels=n,
-        out_channels=n,
-        tensors=dict.fromkeys(("weight", "bias", "running_mean", "running_var"), ("out",)),
-        role="norm",
-        coupled=1,
-    )
+    if layer.running_mean is None:  # normalised by the batch in eval mode too: fvcore's training formula
+        return _norm_by_channel(layer.num_features, 5 if layer.affine else 4)
+    return _norm_by_channel(layer.num_features, 2 if layer.affine else 1)
 
 
 @register_layer(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 def _instance_norm(layer: nn.InstanceNorm2d) -> LayerSpec:
-    scale = 5 if layer.affine else 4
+    return _norm_by_channel(layer.num_features, 5 if layer.affine else 4)
+
+
+@register_layer("torchvision.ops.misc.FrozenBatchNorm2d")  # pretrained detectors have it; fvcore counts nothing
+def _frozen_batch_norm(layer: nn.Module) -> LayerSpec:
+    return replace(_norm_by_channel(len(cast(Tensor, layer.weight)), 0), widths={})
+
+
+def _norm_by_channel(n: int, per_element: int) -> LayerSpec:
+    """Each channel is normalised by itself; so many multiply-adds an element."""
     return LayerSpec(
-        in_channels=layer.num_features,
-        out_channels=layer.num_features,
+        in_channels=n,
+        out_channels=n,
         tensors=dict.fromkeys(("weight", "bias", "running_mean", "running_var"), ("out",)),
         widths={"num_features": "out"},
-        flops=lambda x, y: {"out": scale * x[0] * prod(x[2:])},
+        flops=lambda x, y: {"out": per_element * x[0] * prod(x[2:])},
         role="norm",
         coupled=1,
     )

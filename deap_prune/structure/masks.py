@@ -5,22 +5,37 @@ from __future__ import annotations
 import json
 from collections.abc import ItemsView, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from deap_prune.errors import MaskError
 
-if TYPE_CHECKING:
-    from deap_prune.structure.space import PruningSpace
+
+class Group(Protocol):
+    """What masks need to know of a filter group."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def size(self) -> int: ...  # noqa: D102
+    @property
+    def blocks(self) -> int: ...  # noqa: D102
+
+
+class Space(Protocol):
+    """What masks need to know of a pruning space."""
+
+    @property
+    def groups(self) -> Sequence[Group]: ...  # noqa: D102
 
 
 class Masks(Mapping[str, NDArray[np.bool_]]):
     """Group name to a boolean array, True where the filter stays. Immutable and hashable; NumPy inside.
 
     Args:
-        keep: FilterGroup name to anything that converts to booleans, shape (group.size,). Groups left out stay dense.
+        keep: Group name to anything that converts to booleans, shape (group.size,). Groups left out stay dense.
 
     Examples:
         >>> dp.Masks({"3": [True, True, False, True, False, False]})
@@ -91,7 +106,7 @@ class Masks(Mapping[str, NDArray[np.bool_]]):
         return found
 
     @classmethod
-    def random(cls, space: PruningSpace, *, keep: float | tuple[float, float] = 0.5, seed: int = 0) -> Masks:
+    def random(cls, space: Space, *, keep: float | tuple[float, float] = 0.5, seed: int = 0) -> Masks:
         """Masks that keep a share of each group, drawn uniformly (at least one filter a block).
 
         Args:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
-
-if TYPE_CHECKING:
-    from deap_prune.structure.labels import LabelTracer
 
 aten = torch.ops.aten
 DENSE = 0  # the label of everything that can't be pruned: inputs, constants, fixed padding
@@ -21,11 +18,22 @@ DENSE = 0  # the label of everything that can't be pruned: inputs, constants, fi
 COUNTED = {F.adaptive_avg_pool2d: (1, 0), aten.upsample_nearest2d: (0, 1), aten.upsample_bilinear2d: (0, 4)}
 
 
+class Tracer(Protocol):
+    """Who keeps the labels; see ``LabelTracer``."""
+
+    def of(self, tensor: Tensor) -> Tensor | None: ...  # noqa: D102
+    def attach(self, tensor: Any, labels: Tensor) -> None: ...  # noqa: D102
+    def tie(self, a: Tensor, b: Tensor, reason: str) -> None: ...  # noqa: D102
+    def freeze(self, labels: Tensor | None, reason: str) -> None: ...  # noqa: D102
+    def doubt(self, labels: Tensor) -> None: ...  # noqa: D102
+    def charge(self, tensor: Tensor, per_element: float) -> None: ...  # noqa: D102
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
     """One operator as it ran: its tensor arguments in order, with their labels."""
 
-    tracer: LabelTracer
+    tracer: Tracer
     func: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
