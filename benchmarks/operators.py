@@ -72,7 +72,7 @@ class Counted:
     def volumes(self, marks: list[int]) -> list[float]:
         """Hypervolume of the first so many that were judged."""
         points = -np.array(list(self.seen.values())) * np.array(self.weights)
-        return [hypervolume(points[:mark], self.weights) for mark in marks]
+        return [hypervolume(points[:mark], self.weights, (0.0, 1.0)) for mark in marks]
 
 
 def evolve(genome: dp.Genome, counted: Counted, seed: int, *, start: str, operators: str, children: int = 1) -> None:

@@ -165,13 +165,23 @@ def samples_of(batch: Any, which: slice | Tensor) -> Any:
 
 
 def join(batches: Sequence[Any]) -> Any:
-    """Batches as one; what belongs to no sample is the first batch's."""
+    """Batches as one; what belongs to no sample, and is the same in all, stays as it is.
+
+    Raises:
+        DataError: If it differs from batch to batch.
+    """
     counts = [count_samples(batch) for batch in batches]
 
     def joined(*leaves: Any) -> Any:
         each = zip(leaves, counts, strict=True)
-        by_sample = all(isinstance(x, Tensor) and x.dim() and len(x) == count for x, count in each)
-        return torch.cat(leaves) if by_sample else leaves[0]
+        if all(isinstance(x, Tensor) and x.dim() and len(x) == count for x, count in each):
+            return torch.cat(leaves)
+        if any(isinstance(x, Tensor) and not torch.equal(x, leaves[0]) for x in leaves):
+            raise DataError(
+                f"batches hold tensors of shape {tuple(leaves[0].shape)} that differ from one to the next and have no "
+                "row a sample, so samples can't be drawn from them"
+            )
+        return leaves[0]
 
     return tree_map(joined, *batches)
 
@@ -181,28 +191,37 @@ def logits_of(outputs: Any) -> Any:
     return outputs["out"] if isinstance(outputs, Mapping) else outputs
 
 
-def cross_entropy(outputs: Any, targets: Tensor, *, reduction: str = "mean") -> Tensor:
-    """Cross-entropy in nats, of labels or of shares of classes; labels below 0, and 255, mark what is left out.
+def cross_entropy(outputs: Any, targets: Tensor, *, by_sample: bool = False) -> Tensor:
+    """Mean cross-entropy in nats, of labels or of shares of classes; labels below 0, and 255, are left out.
 
     Args:
         outputs: Logits, shape (N, classes, ...), or a dict with them under "out".
         targets: Labels, shape (N, ...), or shares that sum to 1 over the classes, shape (N, classes, ...).
-        reduction: ``"mean"``, or ``"none"``: shape (N, ...).
+        by_sample: The mean of each sample, shape (N,), and not of all.
 
     Raises:
         DataError: If targets are real numbers, but no such shares.
     """
     logits = logits_of(outputs)
-    if not targets.is_floating_point():
-        known = (targets >= 0) & ((targets != 255) | (logits.shape[1] > 255))
-        return F.cross_entropy(logits, targets.where(known, -100), ignore_index=-100, reduction=reduction)
+    if targets.is_floating_point():
+        _check_shares(logits, targets)
+        values = F.cross_entropy(logits, targets, reduction="none")
+        return values.flatten(1).mean(1) if by_sample and values.dim() > 1 else values if by_sample else values.mean()
+    known = (targets >= 0) & ((targets != 255) | (logits.shape[1] > 255))
+    labels = targets.where(known, -100)
+    if not by_sample:
+        return F.cross_entropy(logits, labels, ignore_index=-100) if bool(known.any()) else 0 * logits.sum()
+    values = F.cross_entropy(logits, labels, ignore_index=-100, reduction="none").reshape(len(logits), -1)
+    return values.sum(1) / known.reshape(len(known), -1).sum(1).clamp_min(1)
+
+
+def _check_shares(logits: Tensor, targets: Tensor) -> None:
     shares = targets.shape == logits.shape and logits.dim() > 1 and logits.shape[1] > 1
-    if not (shares and bool((targets >= 0).all()) and bool(((targets.sum(1) - 1).abs() < 1e-3).all())):
+    if not (shares and bool((targets >= 0).all()) and bool(((targets.float().sum(1) - 1).abs() < 1e-2).all())):
         raise DataError(
             f"targets are real numbers of shape {tuple(targets.shape)} but no shares of classes, and cross-entropy "
             "says nothing of them"
         )
-    return F.cross_entropy(logits, targets, reduction=reduction)
 
 
 def check_labels(outputs: Any, targets: Any, *, name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from deap import algorithms, base
@@ -18,6 +18,9 @@ from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.fitness.sampling import EVERYTHING
 from deap_prune.progress import note, track
 from deap_prune.structure.masks import Masks
+
+if TYPE_CHECKING:
+    from deap_prune.config import SearchConfig
 
 
 class NextGeneration:
@@ -135,36 +138,36 @@ def final_front(
     problem: BlendProblem,
     evaluator: Evaluator,
     state: Generation,
+    options: SearchConfig,
     *,
-    refine: bool,
-    finalists: int = 0,
     progress: bool = False,
 ) -> tuple[ParetoFront, Evaluator]:
     """The front of a run, its figures measured on all validation images in fp32, and the evaluator that they are from.
 
     Refinement brings a network nearer to the dense one. Where that is no gain (a dense network that is hardly trained),
-    and candidates were compared before it, the front as it was searched is given (``settings["refine"]`` tells).
+    and candidates were compared before it, the front as it was searched is given (``settings["refine"]`` tells); not
+    where something is timed, which differs from one measurement to the next.
 
     Args:
         problem: Decodes individuals.
         evaluator: The fitness of the search.
         state: Where the search ended.
-        refine: The front's networks are refined before they are measured.
-        finalists: With refinement, which may turn an order round, others are refined as well. One objective and one
-            budget: so many of the last population, so many single criteria, and those with widths by one threshold.
-            Several objectives: so many networks of every single criterion, over the range of costs.
+        options: ``refine``: networks are refined before they are measured. ``finalists``: with refinement, which may
+            turn an order round, others are refined as well. One objective and one budget: so many of the last
+            population, so many single criteria, and those with widths by one threshold. Several objectives: so many
+            networks of every single criterion, over the range of costs. ``reference``: of the hypervolume.
         progress: Show a bar.
     """
     # With redraw each was best on a draw of its own.
     individuals = [*state.archive, *(state.population if evaluator.options.sampling.redraw else ())]
-    if not refine:
+    if not options.refine:
         return _measured(problem, evaluator, individuals, progress)
-    others = _finalists(problem, evaluator, state, finalists) if finalists else []
+    others = _finalists(problem, evaluator, state, options.finalists) if options.finalists else []
     judge = evaluator.in_full(refine=True)
     refined = _judged(problem, judge, [*individuals, *others], "refining the front" if progress else "")
-    if evaluator.options.refine_from is None:
+    if options.refine_from is None and not any(o.of_network for o in evaluator.objectives):
         searched, as_searched = _measured(problem, evaluator, individuals, progress)
-        before, after = _worth(searched), _worth(refined)
+        before, after = (_worth(front, options.reference) for front in (searched, refined))
         if before > after:
             figure = "hypervolume" if len(evaluator.names) > 1 else evaluator.names[0]
             note(
@@ -175,10 +178,10 @@ def final_front(
     return refined, judge
 
 
-def _worth(front: ParetoFront) -> float:
+def _worth(front: ParetoFront, reference: Sequence[float] | None) -> float:
     """The hypervolume, or the best value of one objective, larger being better."""
     ((name, weight), *others) = front.weights.items()
-    return front.hypervolume() if others else weight * front.best().values[name]
+    return front.hypervolume(reference) if others else weight * front.best().values[name]
 
 
 def _measured(

@@ -62,7 +62,7 @@ def reopen(run: str | Path, overrides: Sequence[str] = ()) -> Workspace:
         raise RunError(
             f"'{run}' was started from Python, so its config.yaml names no model; there, use result.slim(solution), or "
             f"front = dp.ParetoFront.load('{run}') and dp.Evaluator(model, space, calibration=..., validation=..., "
-            "**front.settings).slim(front.best(max_flops=...).masks)"
+            "objectives=tuple(front.weights), **front.settings).slim(front.best(max_flops=...).masks)"
         )
     work = Workspace.open(config)
     identity = fingerprint(work.model, config.search, work.calibration, work.validation)

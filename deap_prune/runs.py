@@ -75,6 +75,7 @@ def unpack_cache(extra: Mapping[str, Any], lines: Sequence[str], evaluator: Eval
         masks = Masks({g.name: bits[g.start : g.start + g.size] for g in space.groups})
         evaluator.cache[masks] = tuple(values)
     evaluator.counters.candidates = extra["candidates"]
+    evaluator.dense["values"].update(extra.get("dense", {}))
 
 
 def versions() -> dict[str, str]:

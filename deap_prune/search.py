@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -78,8 +78,9 @@ class Result:
 
     def slim(self, solution: Solution | Masks | int) -> nn.Module:
         """The network of a solution (its place in the front, or masks), exactly as its figures were judged."""
-        chosen = self.front[solution] if isinstance(solution, int) else solution
-        return self.evaluator.slim(chosen if isinstance(chosen, Masks) else chosen.masks)
+        if isinstance(solution, Masks):
+            return self.evaluator.slim(solution)
+        return self.evaluator.slim((solution if isinstance(solution, Solution) else self.front[solution]).masks)
 
 
 def search(
@@ -206,7 +207,7 @@ def resume(
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """What is pruned, and for what; data that can be read only once is kept."""
+    """What is pruned, and for what."""
 
     model: nn.Module
     example_inputs: Inputs
@@ -214,10 +215,6 @@ class _Task:
     validation: Data
     forward: Forward | None
     loss: Loss | None
-
-    def __post_init__(self) -> None:
-        for name in ("calibration", "validation"):
-            object.__setattr__(self, name, _keep(getattr(self, name), name))
 
 
 @torch.inference_mode(False)  # a caller's would let no gradient through
@@ -230,6 +227,8 @@ def _run(
     options = config.search
     try:
         torch.set_num_threads(options.threads or threads)
+        calibration, validation = _keep(task.calibration, "calibration"), _keep(task.validation, "validation")
+        task = replace(task, calibration=calibration, validation=validation)
         genome, evaluator, scores = prepare(**vars(task), options=options, progress=progress)
         problem, toolbox = BlendProblem(genome, evaluator), option_toolbox(genome, evaluator, options)
         begin_warm(toolbox, problem, options, folder)
@@ -247,8 +246,7 @@ def _run(
                 state = _open_folder(folder, checkpoints, config, evaluator, problem)
                 hooks += [checkpoints, lambda state: write_history(folder, state.logbook)]
             state = evolve(toolbox, problem, evaluator, options, [*hooks, bar], state)
-        refine, finalists = options.refine, options.finalists
-        front, judge = final_front(problem, evaluator, state, refine=refine, finalists=finalists, progress=progress)
+        front, judge = final_front(problem, evaluator, state, options, progress=progress)
         result = Result(front, state.logbook, genome.space, scores, genome.clusters, judge, evaluator, genome)
         if folder is not None:
             write_result(folder, result.front, result.logbook)
@@ -258,9 +256,10 @@ def _run(
         torch.set_num_threads(threads)
 
 
-def _counted(evaluator: Evaluator) -> dict[str, int]:
-    """What a checkpoint keeps of the evaluator, beside its cache."""
-    return {"candidates": evaluator.counters.candidates, "generation": evaluator.generation}
+def _counted(evaluator: Evaluator) -> dict[str, Any]:
+    """What a checkpoint keeps of the evaluator, beside its cache; a latency would differ when it is measured again."""
+    dense = evaluator.dense["values"]
+    return {"candidates": evaluator.counters.candidates, "generation": evaluator.generation, "dense": dense}
 
 
 def _open_folder(

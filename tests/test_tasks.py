@@ -57,6 +57,35 @@ def test_a_loss_a_sample_and_a_mean_are_the_same() -> None:
     assert each(masks) == pytest.approx(mean(masks), rel=1e-5)
 
 
+def test_a_loss_a_sample_suits_criteria_and_races() -> None:
+    """A mean tells a race nothing of how sure it is."""
+    model, data = regression()
+    options: dict[str, Any] = {**QUICK, "calibration": data, "validation": data, "max_flops": 0.6, "racing": 0.9}
+    each = dp.search(
+        model, data[0], objectives=("loss",), loss=lambda out, y: F.mse_loss(out, y, reduction="none"), **options
+    )
+    assert each.best.flops <= 0.6 * each.space.flops
+    with pytest.raises(DataError, match=r"racing compares losses sample by sample; let loss= give one value a sample"):
+        dp.search(model, data[0], objectives=("loss",), loss=F.mse_loss, **options)
+    with pytest.raises(DataError, match=r"the loss gives a float; it gives a tensor"):
+        dp.search(model, data[0], objectives=("loss", "flops"), loss=lambda out, y: 1.0, **{**options, "racing": None})
+
+
+def test_loaders_are_read_inside_the_search() -> None:
+    """Under a caller's inference mode, and without a trace in torch's generator."""
+    model, data = regression()
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data), 40, shuffle=True)
+    state = torch.get_rng_state()
+    with torch.inference_mode():
+        options: dict[str, Any] = {
+            "objectives": ("loss", "flops"),
+            "loss": F.mse_loss,
+            "criteria": ("taylor_weight", "l1"),
+        }
+        dp.search(model, data[0], calibration=loader, validation=loader, **options, **QUICK)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_resumed_with_its_loss(tmp_path: Path) -> None:
     model, data = regression()
     options: dict[str, Any] = {"calibration": data, "validation": data, "loss": F.mse_loss, "progress": False}
@@ -83,14 +112,19 @@ def test_real_targets_are_no_shares_of_classes(shape: str) -> None:
 def test_cross_entropy_is_torchs() -> None:
     torch.manual_seed(0)
     logits, labels = torch.randn(6, 4, 3), torch.randint(4, (6, 3))
-    for reduction in ("mean", "none"):
-        wanted = F.cross_entropy(logits, labels, reduction=reduction)
-        assert torch.equal(cross_entropy(logits, labels, reduction=reduction), wanted)
+    each = F.cross_entropy(logits, labels, reduction="none")
+    assert torch.equal(cross_entropy(logits, labels), F.cross_entropy(logits, labels))
+    assert torch.allclose(cross_entropy(logits, labels, by_sample=True), each.mean(1))
+    assert torch.allclose(cross_entropy(logits[..., 0], labels[:, 0], by_sample=True), each[:, 0])
     shares = torch.randn(6, 4, 3).softmax(1)
     assert torch.equal(cross_entropy({"out": logits}, shares), F.cross_entropy(logits, shares))
     left_out = labels.clone()
     left_out[0], left_out[1] = 255, -1
-    assert torch.allclose(cross_entropy(logits, left_out), F.cross_entropy(logits[2:], labels[2:]))
+    left_out[2, 0] = 255
+    known = each[left_out.clamp_min(0) == labels]
+    assert torch.allclose(cross_entropy(logits, left_out), known.mean())
+    assert torch.allclose(cross_entropy(logits, left_out, by_sample=True)[:3], torch.tensor([0, 0, each[2, 1:].mean()]))
+    assert cross_entropy(logits[:2], left_out[:2]) == 0
 
 
 def test_segmentation_with_labels_that_are_left_out() -> None:
@@ -109,6 +143,9 @@ def test_what_belongs_to_no_sample_stays_whole() -> None:
     batches = [((torch.randn(n, 1, 5), grid), torch.zeros(n)) for n in (4, 3)]
     whole = join(batches)
     assert len(whole[0][0]) == len(whole[1]) == 7 and whole[0][1] is grid
+    other = [*batches, ((torch.randn(2, 1, 5), torch.randn(1, 5, 2)), torch.zeros(2))]
+    with pytest.raises(DataError, match=r"tensors of shape \(1, 5, 2\) that differ from one to the next"):
+        join(other)
     some = samples_of(whole, slice(2, 5))
     assert torch.equal(some[0][0], whole[0][0][2:5]) and some[0][1] is grid and len(some[1]) == 3
 

@@ -85,9 +85,6 @@ class Planner:
             raise ConfigError(f"round_to is {self.round_to!r}; give a whole number from 1 up")
         if isinstance(self.max_flops, list):  # as ranges come from a file
             object.__setattr__(self, "max_flops", tuple(self.max_flops))
-        ends = self.max_flops if isinstance(self.max_flops, tuple) else ()
-        if len(ends) == 2 and ends[0] == ends[1]:  # a gene would have nothing to decide
-            object.__setattr__(self, "max_flops", ends[0])
         if (self.widths.steps == self.space.sizes).all():
             raise ConfigError(
                 f"round_to is {self.round_to}, which leaves every group dense: the widest has "

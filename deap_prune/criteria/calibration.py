@@ -75,7 +75,8 @@ class Calibration:
 
     def _supervised(self, outputs: Any, targets: Any) -> Tensor:
         try:
-            return self.loss(outputs, targets)
+            found = self.loss(outputs, targets)
+            return found.mean() if found.dim() else found
         except Exception as error:
             reason = str(error) if isinstance(error, DataError) else first_line(error)
             raise DataError(

@@ -86,8 +86,8 @@ def score(
         criteria: Registry names (``dp.criteria()`` lists them).
         reduction: How a group's layers are put together: mean, sum, max or first.
         forward: Function of (model, batch) to (outputs, targets).
-        loss: Function of (outputs, targets) to the mean over a batch, for criteria on the loss; cross-entropy if left
-            out.
+        loss: Function of (outputs, targets) to the mean over a batch, or to one value a sample, for criteria on the
+            loss; cross-entropy if left out.
         labels: False: no targets (self-supervised networks); criteria on the loss ask how far the network's own outputs
             or features move instead.
         seed: Of the random criterion.

@@ -201,9 +201,10 @@ class ParetoFront(Sequence[Solution]):
 
     @property
     def reference(self) -> tuple[float, ...]:
-        """Of the hypervolume: 0 for what is maximised; for what is minimised 1, or the dense network's value above."""
+        """Of the hypervolume: 0 for what is maximised; for what is minimised 1, or twice a dense value above that."""
         dense = self.dense.get("values", {})
-        return tuple(0.0 if w > 0 else max(1.0, dense.get(name, 1.0)) for name, w in self.weights.items())
+        worst = {name: 1.0 if value <= 1 else 2.0 * value for name, value in dense.items()}
+        return tuple(0.0 if w > 0 else worst.get(name, 1.0) for name, w in self.weights.items())
 
     def hypervolume(self, reference: Sequence[float] | None = None) -> float:
         """Hypervolume dominated by the front.

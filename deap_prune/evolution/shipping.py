@@ -8,6 +8,7 @@ import uuid
 import weakref
 from collections.abc import Callable
 from functools import partial
+from multiprocessing import parent_process
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -83,7 +84,7 @@ def received(key: str, folder: str) -> Any:
     """
     found = _LOADED.get(key)
     found = found() if isinstance(found, weakref.ref) else found
-    if found is None or found.owner != os.getpid():
+    if parent_process() is not None and getattr(found, "owner", None) != os.getpid():
         torch.set_num_threads(1)
     if found is None:
         path = Path(folder) / "problem.pt"

@@ -66,8 +66,8 @@ class Evaluator:
         **options: Any,
     ) -> None:
         self.options = Settings.of(options)
-        self.space = space
-        self.objectives = tuple(with_loss(OBJECTIVES[name], loss) for name in self.options.objectives)
+        self.space, racing = space, self.options.racing is not None
+        self.objectives = tuple(with_loss(OBJECTIVES[name], loss, by_sample=racing) for name in self.options.objectives)
         self.forward = forward or default_forward
         self.device = resolve_device(self.options.device)
         self.counters = Counters()

@@ -149,18 +149,28 @@ def _where_finite(outputs: Tensor, values: Tensor) -> Tensor:
 @register_objective("loss", maximise=False, worst=1e6)
 def loss(outputs: Tensor, targets: Tensor, dense_outputs: None) -> Tensor:
     """Mean cross-entropy, in nats; or a loss of your own (``loss=``)."""
-    return cross_entropy(logits_of(outputs).float(), targets, reduction="none")
+    return cross_entropy(logits_of(outputs).float(), targets, by_sample=True)
 
 
-def with_loss(objective: Objective, own: Loss | None) -> Objective:
-    """The objective; if it is ``loss``, with a function of the user's: the mean over a batch, or a value a sample."""
-    return (
-        replace(objective, batch=partial(_of_loss, own)) if own is not None and objective.name == "loss" else objective
-    )
+def with_loss(objective: Objective, own: Loss | None, *, by_sample: bool = False) -> Objective:
+    """The objective; if it is ``loss``, with a function of the user's: the mean over a batch, or a value a sample.
+
+    Args:
+        objective: Any.
+        own: The function, if there is one.
+        by_sample: It has to give a value a sample, as races need.
+    """
+    if own is None or objective.name != "loss":
+        return objective
+    return replace(objective, batch=partial(_of_loss, own, by_sample))
 
 
-def _of_loss(own: Loss, outputs: Any, targets: Any, dense_outputs: None) -> Tensor:
+def _of_loss(own: Loss, by_sample: bool, outputs: Any, targets: Any, dense_outputs: None) -> Tensor:
     found = own(outputs, targets)
+    if not isinstance(found, Tensor):
+        raise DataError(f"the loss gives a {type(found).__name__}; it gives a tensor: a mean, or one value a sample")
+    if by_sample and not found.dim():
+        raise DataError("racing compares losses sample by sample; let loss= give one value a sample, not their mean")
     return found if found.dim() else found.expand(count_samples((targets, outputs)))
 
 

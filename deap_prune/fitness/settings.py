@@ -15,7 +15,8 @@ from deap_prune.fitness.objectives import OBJECTIVES, Objective
 from deap_prune.fitness.sampling import EVERYTHING, Sampling
 from deap_prune.reconstruction.gram import MEMORY
 
-JUDGED = ("recalibrate", "compensate", "refine", "refine_images")  # what figures depend on: stored with a front
+# What figures depend on: stored with a front.
+JUDGED = ("recalibrate", "compensate", "refine", "refine_images", "gram_memory", "batch_size")
 PHASES = ("plan", "compensate", "recalibrate", "refine", "forward")
 _LEGAL: dict[str, tuple[str | None, ...]] = {
     "recalibrate": ("auto", "data", "closed_form", None),

@@ -338,9 +338,3 @@ def test_messages() -> None:
 def test_multiples_that_no_group_has() -> None:
     with pytest.raises(ConfigError, match=r"round_to is 64, which leaves every group dense: the widest has 12 filters"):
         make("residual", round_to=64)
-
-
-def test_a_range_of_one_budget_has_no_gene() -> None:
-    """A gene whose bounds are equal would divide by zero in DEAP's bounded operators."""
-    genome = make("residual", max_flops=(0.5, 0.5))
-    assert genome.max_flops == 0.5 and not genome.layout.of_kind("budget")
