@@ -103,7 +103,8 @@ def test_the_front_is_judged_in_full(name: str) -> None:
 
 def search_digits(digits: Digits, **options: Any) -> dp.Result:
     data = {"calibration": digits.calibration, "validation": digits.validation, "progress": False}
-    return dp.search(digits.model, digits.calibration[0], **{**OPTIONS, **data, "generations": 1, "refine_images": 40, **options})
+    fixed = {**OPTIONS, **data, "generations": 1, "refine_images": 40}
+    return dp.search(digits.model, digits.calibration[0], **{**fixed, **options})
 
 
 def test_the_best_of_those_that_were_refined_wins(digits: Digits) -> None:
