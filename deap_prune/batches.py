@@ -205,8 +205,8 @@ def cross_entropy(outputs: Any, targets: Tensor, *, by_sample: bool = False) -> 
     logits = logits_of(outputs)
     if targets.is_floating_point():
         _check_shares(logits, targets)
-        values = F.cross_entropy(logits, targets, reduction="none")
-        return values.flatten(1).mean(1) if by_sample and values.dim() > 1 else values if by_sample else values.mean()
+        values = F.cross_entropy(logits, targets, reduction="none").reshape(len(logits), -1)
+        return values.mean(1) if by_sample else values.mean()
     known = (targets >= 0) & ((targets != 255) | (logits.shape[1] > 255))
     labels = targets.where(known, -100)
     if not by_sample:

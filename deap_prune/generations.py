@@ -129,7 +129,7 @@ class Guard:
         if len(weights) == 1:
             figure = weights[0] * max(weights[0] * found[0] for found in values)
         else:
-            reference = self._reference or self._problem.front([]).reference
+            reference = self._problem.front([]).reference if self._reference is None else self._reference
             figure = hypervolume(-np.array(values) * weights, weights, reference)
         state.logbook[-1]["guard"] = figure
 

@@ -308,16 +308,8 @@ def prepare(
     space = trace(model, example_inputs, ignore=options.ignore)
     check_budget(max_flops, space.min_flops / space.flops)
     validation, guard = hold_out(validation, options.guard)
-    evaluator = Evaluator(
-        model,
-        space,
-        calibration=calibration,
-        validation=validation,
-        guard=guard,
-        forward=forward,
-        loss=loss,
-        **options.fitness(),
-    )
+    data = {"calibration": calibration, "validation": validation, "guard": guard}
+    evaluator = Evaluator(model, space, **data, forward=forward, loss=loss, **options.fitness())
     scores = score(
         evaluator.network,
         space,

@@ -56,10 +56,9 @@ class Generation:
         record: dict[str, Any] = {"gen": self.number, "nevals": len(fresh)}
         if len(weights) > 1:
             points = -np.array([ind.fitness.wvalues for ind in self.archive])
-            record |= {
-                "hypervolume": hypervolume(points, list(weights.values()), reference or empty.reference),
-                "front": len(points),
-            }
+            wanted = empty.reference if reference is None else reference
+            volume = hypervolume(points, list(weights.values()), wanted)
+            record |= {"hypervolume": volume, "front": len(points)}
         columns = np.array([ind.fitness.values for ind in survivors]).T
         for (name, weight), column in zip(weights.items(), columns, strict=True):
             record[name] = float(column.max() if weight > 0 else column.min())

@@ -71,14 +71,22 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def same_draws() -> Iterator[None]:
+    """Random numbers are the same each time; afterwards the generators are as they were."""
+    on_cuda = torch.cuda.is_initialized()  # else nothing of it is touched: a process that forks later must not
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if on_cuda else ()):
+        (torch if on_cuda else torch.default_generator).manual_seed(0)
+        yield
+
+
+@contextmanager
 def training_branches(model: nn.Module) -> Iterator[None]:
     """What a network runs in training only (auxiliary heads) runs, while statistics and dropout stay still.
 
     Modules that hold others are in train mode, the others, and torch's own (attention), in eval mode. The same random
     numbers are drawn each time, and afterwards the generators are as they were.
     """
-    with evaluating(model), torch.random.fork_rng(), _WithoutDropout():
-        torch.manual_seed(0)
+    with evaluating(model), same_draws(), _WithoutDropout():
         for module in model.modules():
             module.training = bool(module._modules) and not type(module).__module__.startswith("torch.nn.modules.")
         yield

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from deap_prune.errors import ModelError
-from deap_prune.structure.inputs import Call, evaluating, first_line, forward
+from deap_prune.structure.inputs import Call, evaluating, first_line, forward, same_draws
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -79,15 +79,15 @@ def check_hooks(network: nn.Module, clean: nn.Module, call: Call) -> None:
         return
     where = f"forward hooks (on {', '.join(hooked[:3])}{', ...' if len(hooked) > 3 else ''})"
     advice = "copies that are pruned have no hooks: move what they do into forward"
-    with torch.no_grad(), torch.random.fork_rng(), evaluating(network):
-        torch.manual_seed(0)
+    with torch.no_grad(), evaluating(network):
         try:
-            with_hooks = forward(network, call)
+            with same_draws():
+                with_hooks = forward(network, call)
         except Exception:  # the network itself fails: the tracer says so
             return
-        torch.manual_seed(0)
         try:
-            without = forward(clean, call)
+            with same_draws():
+                without = forward(clean, call)
         except Exception as error:
             raise ModelError(f"without its {where} the network fails: {first_line(error)}; {advice}") from error
     same = len(with_hooks) == len(without) and all(

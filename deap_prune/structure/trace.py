@@ -45,10 +45,12 @@ def trace(model: nn.Module, example_inputs: Inputs, *, ignore: Iterable[str | nn
 
     Raises:
         ModelError: If weights are not finite, the forward pass fails or is another one without its hooks, an ignored
-            name does not exist (or is a text instead of several), or nothing in the network can be pruned.
+            name does not exist (or is one instead of several), or nothing in the network can be pruned.
     """
     if isinstance(ignore, str):
         raise ModelError(f"ignore is the text {ignore!r}; give several names, such as ({ignore!r},)")
+    if isinstance(ignore, nn.Module):
+        raise ModelError(f"ignore is one {type(ignore).__name__}; give several modules or names, such as [module]")
     network = pristine(unwrap(model))
     check_finite(network)
     inputs = first_sample(example_inputs, next(network.parameters(), torch.empty(0)).device)

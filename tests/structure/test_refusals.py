@@ -214,5 +214,7 @@ def test_ignored_modules_stay_dense() -> None:
         dp.trace(model, inputs, ignore=("body.conv33",))
     assert str(dp.trace(model, inputs, ignore=[model.body.conv3, model.stem])) == str(space)
     assert str(dp.trace(model, inputs, ignore=["body.conv3*", "s?em"])) == str(space)
+    with pytest.raises(ModelError, match=r"ignore is one Sequential; give several modules or names"):
+        dp.trace(model, inputs, ignore=model.stem)
     with pytest.raises(ModelError, match="ignore holds a Conv2d that is no part of the network"):
         dp.trace(model, inputs, ignore=[nn.Conv2d(1, 1, 1)])
