@@ -46,8 +46,8 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 
 import deap_prune as dp
 from deap_prune import zoo
-from deap_prune.batches import default_forward, to_batches
 from deap_prune.data import load_data
+from deap_prune.data.batches import default_forward, to_batches
 from deap_prune.fitness.recalibrate import recalibrate_bn
 from deap_prune.reconstruction import Grams, collect_grams, compensate, fit, propagate_bn, reconstruction_error, refine
 

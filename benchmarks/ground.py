@@ -19,12 +19,12 @@ import torch
 from torch import nn
 
 import deap_prune as dp
-from deap_prune.batches import default_forward, name_of
 from deap_prune.blending.baselines import AnyGenome
 from deap_prune.config import Config
+from deap_prune.data.batches import default_forward, name_of
 from deap_prune.fitness.fold import Pair, find_pairs, fold
 from deap_prune.fitness.racing import least_dominated
-from deap_prune.workspace import Workspace
+from deap_prune.runs import Workspace
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "plain": {"recalibrate": "data", "compensate": None},
@@ -161,8 +161,7 @@ class Ground:
     @cached_property
     def pairs(self) -> tuple[Pair, ...]:
         """Convolutions and the batch norms that can be folded into them."""
-        images, labels = self.work.calibration
-        return find_pairs(self.work.model, default_forward, (images[:2], labels[:2]))
+        return find_pairs(self.work.model, default_forward, self.work.calibration)
 
 
 def named(evaluator: dp.Evaluator, values: Sequence[float]) -> dict[str, float]:

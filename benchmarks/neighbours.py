@@ -38,8 +38,8 @@ from torch.utils.data import DataLoader
 
 import deap_prune as dp
 from deap_prune import zoo
-from deap_prune.batches import name_of, resolve_device
 from deap_prune.data import augment
+from deap_prune.data.batches import name_of, resolve_device
 
 Rows = list[dict[str, Any]]
 BUDGETS = {"resnet20": 0.5, "vgg19": 0.38}  # kept FLOPs of "uniform"; the latter cut is the paper's

@@ -38,8 +38,8 @@ from torch.nn.utils import prune
 from torch.utils.data import DataLoader, TensorDataset
 
 import deap_prune as dp
-from deap_prune.batches import default_forward
 from deap_prune.data import augment
+from deap_prune.data.batches import default_forward
 from deap_prune.fitness import recalibrate_bn
 
 Pair = tuple[Tensor, Tensor]

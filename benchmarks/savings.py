@@ -31,7 +31,7 @@ import deap_prune as dp
 from deap_prune.evolution.algorithms import eaBlend
 from deap_prune.evolution.toolbox import BlendProblem
 from deap_prune.fitness import Sampling
-from deap_prune.generations import NextGeneration, PreScreen
+from deap_prune.runs.generations import NextGeneration, PreScreen
 
 CLOSED = {"recalibrate": "closed_form"}
 DRAWN = Sampling(images=250, augment=True, redraw=True)

@@ -34,7 +34,7 @@ from quality_tables import markdown, spread
 from torch import nn
 
 import deap_prune as dp
-from deap_prune.batches import name_of, resolve_device
+from deap_prune.data.batches import name_of, resolve_device
 from deap_prune.files import write_text
 from deap_prune.fitness.fold import fold
 from deap_prune.structure.layers import describe_layer

@@ -79,7 +79,6 @@ from deap_prune.evolution import (
 )
 from deap_prune.evolution import distributed as distributed
 from deap_prune.export import Exported, export, rebuild
-from deap_prune.finetune import Recipe, accuracy, finetune
 from deap_prune.fitness import OBJECTIVES as _OBJECTIVES
 from deap_prune.fitness import Evaluator, register_objective
 from deap_prune.interop import BlendedImportance
@@ -98,6 +97,7 @@ from deap_prune.structure import (
     slim,
     trace,
 )
+from deap_prune.training import Recipe, accuracy, finetune
 
 __version__ = _version("deap-prune")
 

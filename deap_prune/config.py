@@ -25,7 +25,7 @@ from deap_prune.evolution.operators import CROSSOVERS, MUTATIONS
 from deap_prune.fitness.objectives import OBJECTIVES
 from deap_prune.fitness.sampling import Sampling
 from deap_prune.fitness.settings import Settings
-from deap_prune.recipe import Recipe
+from deap_prune.training.recipe import Recipe
 
 
 class _Section(BaseModel):

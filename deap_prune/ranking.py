@@ -17,8 +17,8 @@ from deap_prune.criteria.table import ScoreTable, score
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.plot import plot_agreement
 from deap_prune.progress import track
+from deap_prune.runs.workspace import Workspace
 from deap_prune.search import prepare
-from deap_prune.workspace import Workspace
 
 SCORING = (  # what of a search's options says how criteria are scored and their masks judged
     *("criteria", "reduction", "labels", "n_clusters", "clustering", "normaliser", "seed", "ignore"),

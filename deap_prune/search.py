@@ -13,12 +13,12 @@ import torch
 from deap import tools
 from torch import nn
 
-from deap_prune.batches import Data, Forward, Loss, cross_entropy, iterable, resolve_device
 from deap_prune.blending.baselines import GENOMES, AnyGenome
 from deap_prune.blending.clusters import CriteriaClusters, cluster
 from deap_prune.blending.decoding import check_budget
 from deap_prune.config import Config, SearchConfig, dump_config, load_config, validated
 from deap_prune.criteria.table import ScoreTable, score
+from deap_prune.data.batches import Data, Forward, Loss, cross_entropy, iterable, resolve_device
 from deap_prune.errors import ConfigError, RunError
 from deap_prune.evolution.algorithms import ALGORITHMS
 from deap_prune.evolution.checkpoint import Checkpoints
@@ -28,15 +28,15 @@ from deap_prune.evolution.randomness import random_states, restore_random_states
 from deap_prune.evolution.toolbox import BlendProblem
 from deap_prune.files import write_text
 from deap_prune.fitness.evaluator import Evaluator
-from deap_prune.generations import Guard, final_front, hold_out
-from deap_prune.loops import evolve, option_toolbox, ray_workers
 from deap_prune.progress import SearchBar
-from deap_prune.runs import cache_journal, fingerprint, unpack_cache, write_history, write_result, write_versions
+from deap_prune.runs.folder import cache_journal, fingerprint, unpack_cache, write_history, write_result, write_versions
+from deap_prune.runs.generations import Guard, final_front, hold_out
+from deap_prune.runs.loops import evolve, option_toolbox, ray_workers
+from deap_prune.runs.warm import begin_warm
 from deap_prune.structure.inputs import Inputs
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
 from deap_prune.structure.trace import trace
-from deap_prune.warm import begin_warm
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -192,7 +192,7 @@ def resume(
         longer = validated(SearchConfig, {**config.search.model_dump(), "generations": generations})
         config = config.model_copy(update={"search": longer})
     if model is None and config.model is not None and config.data is not None:
-        from deap_prune.workspace import Workspace
+        from deap_prune.runs.workspace import Workspace
 
         work = Workspace.open(config)
         model, example_inputs, calibration, validation = work.model, work.example, work.calibration, work.validation

@@ -22,18 +22,6 @@ def squares(count: int, seed: int) -> tuple[Tensor, Tensor]:
     return images, widths.unsqueeze(1) / 16
 
 
-def train(model: nn.Module, data: tuple[Tensor, Tensor], epochs: int) -> None:
-    """Any loop of your own: before pruning, and after it (a slimmed network is a plain nn.Module)."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    model.train()
-    for _ in range(epochs):
-        for images, widths in zip(data[0].split(32), data[1].split(32), strict=True):
-            optimizer.zero_grad()
-            F.mse_loss(model(images), widths).backward()
-            optimizer.step()
-    model.eval()
-
-
 @torch.no_grad()
 def error(model: nn.Module, data: tuple[Tensor, Tensor]) -> float:
     """Mean squared error."""
@@ -46,12 +34,13 @@ def main() -> None:
     parser.add_argument("--generations", type=int, default=6)
     parser.add_argument("--epochs", type=int, default=20)
     args = parser.parse_args()
+    how = {"epochs": args.epochs, "recipe": dp.Recipe(optimizer="adamw", lr=1e-2, batch_size=32), "loss": F.mse_loss}
     torch.manual_seed(0)
     widths = [(1, 16), (16, 32), (32, 32)]
     blocks = [nn.Sequential(nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU()) for a, b in widths]
     model = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 1))
     training, validation, test = squares(1000, 0), squares(400, 1), squares(400, 2)
-    train(model, training, args.epochs)
+    dp.finetune(model, training, **how)
 
     result = dp.search(
         model,
@@ -66,7 +55,7 @@ def main() -> None:
     )
     small = result.slim(result.best)
     print(f"mean squared error on new images: dense {error(model, test):.5f}, pruned {error(small, test):.5f}")
-    train(small, training, args.epochs)
+    dp.finetune(small, training, teacher=model, **how)
     print(f"trained on: {error(small, test):.5f}, with {result.best.flops / result.space.flops:.0%} of the FLOPs")
 
 

@@ -18,8 +18,8 @@ import deap_prune as dp
 from deap_prune import errors
 from deap_prune.config import load_config
 from deap_prune.errors import BudgetError, ConfigError, DataError, ModelError, PruneError, RegistryError
+from deap_prune.runs import Workspace
 from deap_prune.weights import load_weights, read_weights, save_weights
-from deap_prune.workspace import Workspace
 
 DATA = (torch.randn(12, 3, 8, 8), torch.arange(12) % 5)
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deap_prune.errors import ConfigError, DataError, ModelError, RunError
-from deap_prune.finetune import EpochRecord, Recipe, accuracy, best_epoch, finetune
+from deap_prune.training import EpochRecord, Recipe, accuracy, best_epoch, finetune
 
 Pair = tuple[Tensor, Tensor]
 
@@ -333,3 +333,106 @@ def test_mixed_precision_trains_weights_that_stay_single(data: Pair) -> None:
     quick(single, data, data, epochs=6, recipe=Recipe(lr=0.05, batch_size=16), teacher=make_net())
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert records[-1].train_loss < records[0].train_loss and not same(model, single)
+
+
+# ------------------------------------------------------------------ other tasks
+@pytest.fixture
+def brightness(data: Pair) -> Pair:
+    """Images, and how bright their left half is, shape (N, 1)."""
+    return data[0], data[0][..., :2].mean((1, 2, 3)).unsqueeze(1)
+
+
+def regressor(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 1))
+
+
+def test_a_loss_of_ones_own(brightness: Pair) -> None:
+    """It is what is made small, and measured; a mean and a value a sample are the same."""
+    model, each = regressor(), regressor()
+    options: dict[str, Any] = {"epochs": 6, "recipe": Recipe(lr=0.05, batch_size=16)}
+    records = quick(model, brightness, brightness, loss=F.mse_loss, **options)
+    assert records[-1].train_loss < 0.5 * records[0].train_loss
+    assert records[-1].validation_accuracy is None
+    with torch.no_grad():
+        assert records[-1].validation_loss == pytest.approx(float(F.mse_loss(model(brightness[0]), brightness[1])))
+    quick(each, brightness, loss=lambda out, y: (out - y).square().squeeze(1), **options)
+    for a, b in zip(model.parameters(), each.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    best = best_epoch(records)
+    assert best is not None and best.validation_loss == min(r.validation_loss or math.inf for r in records)
+
+
+def test_a_teacher_of_another_task(brightness: Pair) -> None:
+    """Squared differences of the outputs, where targets are no class labels."""
+    student, teacher = regressor(), regressor(1)
+    z, t = student(brightness[0]), teacher(brightness[0])
+    wanted = 0.3 * (z - brightness[1]).abs().mean() + 0.7 * (z - t).square().mean()
+    recipe = Recipe(distill=0.7, batch_size=101)
+    record = quick(student, brightness, epochs=1, teacher=teacher, recipe=recipe, loss=F.l1_loss)[0]
+    assert record.train_loss == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_a_loss_of_ones_own_on_labels_keeps_the_teachers_classes(data: Pair) -> None:
+    student, teacher = make_net()[4:], make_net()[4:]
+    flat = data[0].repeat(1, 4, 1, 1), data[1]
+    nn.init.normal_(teacher[1].weight)
+    z, t = student(flat[0]), teacher(flat[0])
+    smooth = F.cross_entropy(z, flat[1], label_smoothing=0.1)
+    wanted = 0.5 * smooth + 0.5 * 16 * F.kl_div((z / 4).log_softmax(1), (t / 4).softmax(1), reduction="batchmean")
+    own = nn.CrossEntropyLoss(label_smoothing=0.1)
+    records = quick(student, flat, flat, epochs=1, teacher=teacher, recipe=Recipe(batch_size=101), loss=own)
+    assert records[0].train_loss == pytest.approx(wanted.item(), rel=1e-5)
+    assert records[0].validation_accuracy == accuracy(student, flat)
+
+
+@pytest.mark.parametrize("with_teacher", [False, True])
+def test_maps_of_labels(with_teacher: bool) -> None:
+    """Segmentation: outputs in a dict, 255 left out; the teacher counts everywhere."""
+
+    class Maps(nn.Module):
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            torch.manual_seed(seed)
+            self.layer = nn.Conv2d(1, 3, 3, padding=1)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"out": self.layer(x)}
+
+    model, teacher = Maps(0), Maps(1) if with_teacher else None
+    x = torch.randn(24, 1, 4, 4)
+    y = (x[:, 0] > 0).long()
+    y[:, 0] = 255
+    z = model(x)["out"]
+    wanted = F.cross_entropy(z, y, ignore_index=255)
+    if teacher is not None:
+        p, q = (teacher(x)["out"] / 4).softmax(1), (z / 4).softmax(1)
+        wanted = 0.5 * wanted + 0.5 * 16 * (p * (p / q).log()).sum(1).mean()
+    records = quick(model, (x, y), (x, y), teacher=teacher, epochs=5, recipe=Recipe(lr=0.5, batch_size=24))
+    assert records[0].train_loss == pytest.approx(wanted.item(), rel=1e-5)
+    assert records[-1].train_loss < records[0].train_loss and records[-1].validation_accuracy is None
+    with torch.no_grad():
+        found = F.cross_entropy(model(x)["out"], y, ignore_index=255)
+    assert records[-1].validation_loss == pytest.approx(float(found), rel=1e-5)
+
+
+def test_patience_follows_the_loss_where_there_is_no_accuracy(brightness: Pair) -> None:
+    recipe = Recipe(lr=0.05, batch_size=16, patience=2, schedule="constant")
+    turned = brightness[0], -brightness[1]
+    records = quick(regressor(), brightness, turned, epochs=30, recipe=recipe, loss=F.mse_loss)
+    best = best_epoch(records)
+    assert best is not None and len(records) == best.epoch + 2 < 30
+
+
+def test_errors_of_other_tasks(brightness: Pair, tmp_path: Any) -> None:
+    with pytest.raises(DataError, match=r"no shares of classes"):
+        quick(regressor(), brightness)
+    with pytest.raises(DataError, match="the loss gives a float; it gives a tensor"):
+        quick(regressor(), brightness, loss=lambda out, y: 1.0)
+    with pytest.raises(ModelError, match=r"the network gives a dict.*or a loss of your own \(loss=\)"):
+        quick(regressor(), brightness, forward=lambda model, batch: ({"y": model(batch[0])}, batch[1]))
+    with pytest.raises(ModelError, match=r"the teacher gives \(.*, 2\) and the network \(.*, 1\)"):
+        quick(regressor(), brightness, loss=F.mse_loss, teacher=make_net())
+    quick(regressor(), brightness, loss=F.mse_loss, state=tmp_path / "state")
+    with pytest.raises(RunError, match="of a training with another loss"):
+        quick(regressor(), brightness, loss=F.l1_loss, state=tmp_path / "state")

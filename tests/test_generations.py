@@ -17,7 +17,7 @@ import deap_prune as dp
 from deap_prune.errors import ConfigError, DataError, RunError
 from deap_prune.evolution.checkpoint import Checkpoints
 from deap_prune.evolution.toolbox import BlendProblem
-from deap_prune.generations import PreScreen, hold_out
+from deap_prune.runs.generations import PreScreen, hold_out
 
 OPTIONS: dict[str, Any] = {
     "criteria": ("l1", "fpgm", "bn_scale", "taylor_gate"),

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import deap_prune as dp
 from deap_prune import zoo
-from deap_prune.batches import cross_entropy, join, samples_of
 from deap_prune.criteria.registry import CRITERIA
+from deap_prune.data.batches import cross_entropy, join, samples_of
 from deap_prune.errors import DataError
 from deap_prune.fitness import OBJECTIVES
 

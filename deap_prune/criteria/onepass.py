@@ -12,11 +12,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from deap_prune.batches import count_samples
 from deap_prune.criteria.calibration import Calibration, Found, add, gathers
 from deap_prune.criteria.makes import MADE, Makes
 from deap_prune.criteria.reads import CHANGES, READ, Reads
 from deap_prune.criteria.tensors import filter_rows
+from deap_prune.data.batches import count_samples
 from deap_prune.progress import track
 from deap_prune.structure.space import Member
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
-from deap_prune.batches import count_samples, samples_of
 from deap_prune.criteria.calibration import Calibration, Found, floats, gathers
 from deap_prune.criteria.onepass import found_rows
+from deap_prune.data.batches import count_samples, samples_of
 from deap_prune.progress import track
 from deap_prune.structure.pristine import pristine
 

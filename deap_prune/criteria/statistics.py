@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from deap_prune.batches import Data, Forward, Loss, cross_entropy, default_forward, to_batches
 from deap_prune.criteria import gates, maps, onepass, second, tensors
 from deap_prune.criteria.calibration import Calibration, Found, passes_for
+from deap_prune.data.batches import Data, Forward, Loss, cross_entropy, default_forward, to_batches
 from deap_prune.structure.inputs import evaluating
 from deap_prune.structure.slim import unwrap
 from deap_prune.structure.space import FilterGroup, PruningSpace

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from deap_prune.batches import Forward, count_samples
+from deap_prune.data.batches import Forward, count_samples
 from deap_prune.errors import DataError
 from deap_prune.fitness.recalibrate import recalibrate_bn
 from deap_prune.fitness.resident import Resident

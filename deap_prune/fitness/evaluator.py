@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from deap_prune.batches import Data, Forward, Loss, check_batches, default_forward, name_of, resolve_device, samples_of
+from deap_prune.data.batches import Data, Forward, Loss, check_batches, default_forward, name_of, resolve_device
 from deap_prune.errors import DataError
 from deap_prune.fitness.builder import Builder
 from deap_prune.fitness.executors import Executor, make_executor
@@ -110,7 +110,7 @@ class Evaluator:
             self.network,
             self.space,
             forward=self.forward,
-            pairs=find_pairs(self.network, self.forward, samples_of(self._all[0], slice(2))),
+            pairs=find_pairs(self.network, self.forward, self._all[0]),
             dtype=self.options.dtype(self.device),
             device=self.device,
         )
@@ -285,9 +285,8 @@ class Evaluator:
             *items: The individuals.
         """
         owner: Any = getattr(getattr(function, "func", function), "__self__", None)
-        if len(items) == 1 and getattr(owner, "evaluator", None) is self and hasattr(owner, "evaluate_many"):
-            return list(owner.evaluate_many(list(items[0])))
-        return list(map(function, *items))
+        whole = getattr(owner, "map", map) if getattr(owner, "evaluator", None) is self else map
+        return list(whole(function, *items))
 
     def measure(self, network: nn.Module, masks: Masks, data: Data | None = None) -> Values:
         """The objectives' values of a network that is at hand, on all validation data or on other data; not cached.

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from deap_prune.batches import Forward
+from deap_prune.data.batches import Forward
 from deap_prune.fitness.fold import Pair, fold, folded
 from deap_prune.graphs import Graphs
 from deap_prune.structure.layers import spec_of

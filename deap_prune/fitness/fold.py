@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map
 
-from deap_prune.batches import Forward
+from deap_prune.data.batches import Forward, samples_of
 from deap_prune.reconstruction.flow import record
 from deap_prune.structure.layers import describe_layer, spec_of
 from deap_prune.structure.prove import randomised
@@ -33,9 +33,9 @@ def find_pairs(network: nn.Module, forward: Forward, batch: Any) -> tuple[Pair, 
     Args:
         network: In eval mode; it is copied.
         forward: Function of (model, batch) to (outputs, targets).
-        batch: Two samples are enough.
+        batch: Its first two samples are enough.
     """
-    trial = randomised(network)
+    trial, batch = randomised(network), samples_of(batch, slice(2))
     batch = tree_map(lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, batch)
     found: list[Any] = []
     try:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deap_prune.batches import Loss, count_samples, cross_entropy, logits_of
+from deap_prune.data.batches import Loss, count_samples, cross_entropy, logits_of
 from deap_prune.errors import DataError
 from deap_prune.registry import Registry
 from deap_prune.structure.masks import Masks

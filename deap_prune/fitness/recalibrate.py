@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from deap_prune.batches import Forward
+from deap_prune.data.batches import Forward
 from deap_prune.errors import DataError
 
 

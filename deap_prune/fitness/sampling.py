@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from deap_prune.batches import Data, count_samples, join, samples_of, to_batches
 from deap_prune.data import augment
+from deap_prune.data.batches import Data, count_samples, join, samples_of, to_batches
 from deap_prune.errors import ConfigError, DataError
 
 

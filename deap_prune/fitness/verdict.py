@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from deap_prune.batches import Forward, count_samples, samples_of
+from deap_prune.data.batches import Forward, count_samples, samples_of
 from deap_prune.fitness.objectives import TIMED, Objective, Part, judge, values_of
 from deap_prune.fitness.sampling import channels_last, full_precision
 from deap_prune.fitness.settings import Counters

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from deap_prune.batches import Forward, count_samples, default_forward
+from deap_prune.data.batches import Forward, count_samples, default_forward
 from deap_prune.errors import ConfigError, DataError
 from deap_prune.reconstruction.flow import Flow, Key, Recorder
 from deap_prune.reconstruction.matrix import (
@@ -175,7 +175,7 @@ def collect_grams(
     check_network(network, space)
     batches, forward = list(batches), forward or default_forward
     if not batches:
-        raise DataError("no calibration batches to collect from; give at least one (see deap_prune.batches.to_batches)")
+        raise DataError("no calibration batches to collect from; give at least one")
     entries = {e.name: e for e in space.layers if e.dim is None and _reads_filters(network, e)}
     samples = np.array([count_samples(batch) for batch in batches], dtype=np.float64)
     with evaluating(network):

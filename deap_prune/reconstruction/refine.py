@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from deap_prune.batches import Data, Forward, count_samples, default_forward, join, samples_of, to_batches
+from deap_prune.data.batches import Data, Forward, count_samples, default_forward, join, samples_of, to_batches
 from deap_prune.errors import ConfigError
 from deap_prune.reconstruction.fit import fit_layer
 from deap_prune.reconstruction.flow import Flow, Key, Recorder, has_statistics, record

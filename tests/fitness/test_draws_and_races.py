@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import deap_prune as dp
-from deap_prune.batches import count_samples
+from deap_prune.data.batches import count_samples
 from deap_prune.errors import ConfigError, DataError
 from deap_prune.fitness import Sampling
 from deap_prune.fitness.racing import Rivals, last_front

@@ -18,8 +18,8 @@ from deap import tools
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from deap_prune.batches import Data
 from deap_prune.config import STOPS, SearchConfig
+from deap_prune.data.batches import Data
 from deap_prune.evolution.checkpoint import Journal
 from deap_prune.evolution.front import ParetoFront
 from deap_prune.files import write_text

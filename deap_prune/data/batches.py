@@ -188,7 +188,7 @@ def join(batches: Sequence[Any]) -> Any:
 
 def logits_of(outputs: Any) -> Any:
     """The outputs, or what a dict has under "out" (torchvision's segmentation networks)."""
-    return outputs["out"] if isinstance(outputs, Mapping) else outputs
+    return outputs["out"] if isinstance(outputs, Mapping) and "out" in outputs else outputs
 
 
 def cross_entropy(outputs: Any, targets: Tensor, *, by_sample: bool = False) -> Tensor:

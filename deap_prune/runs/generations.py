@@ -9,7 +9,7 @@ import numpy as np
 from deap import algorithms, base
 from torch import Tensor
 
-from deap_prune.batches import Data, count_samples
+from deap_prune.data.batches import Data, count_samples
 from deap_prune.errors import DataError
 from deap_prune.evolution.front import ParetoFront, hypervolume
 from deap_prune.evolution.generation import Generation, non_dominated

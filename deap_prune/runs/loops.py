@@ -17,7 +17,7 @@ from deap_prune.evolution.operators import CROSSOVERS, MUTATIONS
 from deap_prune.evolution.stops import MaxEvaluations, MaxSeconds, Patience, Target
 from deap_prune.evolution.toolbox import BlendProblem, make_toolbox, mutation_probability
 from deap_prune.fitness.evaluator import Evaluator
-from deap_prune.generations import NextGeneration, PreScreen
+from deap_prune.runs.generations import NextGeneration, PreScreen
 
 
 def ray_workers(address: str | None, evaluator: Evaluator) -> AbstractContextManager[RayMap | None]:

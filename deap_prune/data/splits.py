@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deap_prune.data_formats import Source, TensorPair, digits, image_folder, npz, torchvision_dataset
+from deap_prune.data.formats import Source, TensorPair, digits, image_folder, npz, torchvision_dataset
 from deap_prune.errors import DataError, did_you_mean
 
 

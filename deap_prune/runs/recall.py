@@ -10,10 +10,10 @@ from deap_prune.errors import RunError
 from deap_prune.evolution.checkpoint import Checkpoints
 from deap_prune.evolution.front import ParetoFront, Solution
 from deap_prune.fitness.evaluator import Evaluator
-from deap_prune.generations import hold_out
-from deap_prune.runs import fingerprint
+from deap_prune.runs.folder import fingerprint
+from deap_prune.runs.generations import hold_out
+from deap_prune.runs.workspace import Workspace
 from deap_prune.structure.trace import trace
-from deap_prune.workspace import Workspace
 
 
 def recall(

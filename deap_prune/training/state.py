@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from deap_prune.batches import Data
+from deap_prune.data.batches import Data
 from deap_prune.errors import DataError, ModelError, RunError
 
 
@@ -24,9 +24,10 @@ class EpochRecord:
     Attributes:
         epoch: From 1.
         train_loss: Mean over the images of the epoch, while the weights changed, in nats.
-        validation_accuracy: In 0 .. 1, after the epoch; None without validation data.
+        validation_accuracy: In 0 .. 1, after the epoch; None without validation data, or if samples have no label each.
         lr: Learning rate of the last batch.
         seconds: Wall-clock time, validation included.
+        validation_loss: Mean over the validation data, after the epoch; None without.
     """
 
     epoch: int
@@ -34,15 +35,23 @@ class EpochRecord:
     validation_accuracy: float | None
     lr: float
     seconds: float
+    validation_loss: float | None = None
+
+    def __str__(self) -> str:
+        if self.validation_accuracy is not None:
+            return f"loss {self.train_loss:.4f}, accuracy {self.validation_accuracy:.2%}"
+        found = "" if self.validation_loss is None else f", validation {self.validation_loss:.4f}"
+        return f"loss {self.train_loss:.4f}{found}"
 
 
 def best_epoch(records: Sequence[EpochRecord]) -> EpochRecord | None:
-    """The epoch of the best validation accuracy, the first of equals; None without validation data.
+    """The epoch of the best validation accuracy (loss, where there is no accuracy), the first of equals; None without.
 
     For a look: the network has the last epoch's weights.
     """
-    measured = [r for r in records if r.validation_accuracy is not None]
-    return max(measured, key=lambda r: cast(float, r.validation_accuracy), default=None)
+    accuracies = [(r.validation_accuracy, r) for r in records if r.validation_accuracy is not None]
+    losses = [(-r.validation_loss, r) for r in records if r.validation_loss is not None]
+    return max(accuracies or losses, key=lambda pair: pair[0])[1] if accuracies or losses else None
 
 
 @dataclass(frozen=True)
