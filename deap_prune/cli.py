@@ -87,7 +87,7 @@ def search(
     from deap_prune.config import load_config
     from deap_prune.errors import ConfigError
     from deap_prune.runs import Workspace
-    from deap_prune.search import check_folder
+    from deap_prune.runs.folder import check_folder
     from deap_prune.search import search as run
 
     loaded = load_config(config, set or ())

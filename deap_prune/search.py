@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,14 +28,22 @@ from deap_prune.evolution.toolbox import BlendProblem
 from deap_prune.files import write_text
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.progress import SearchBar
-from deap_prune.runs.folder import cache_journal, fingerprint, unpack_cache, write_history, write_result, write_versions
+from deap_prune.runs.folder import (
+    cache_journal,
+    check_folder,
+    fingerprint,
+    unpack_cache,
+    write_history,
+    write_result,
+    write_versions,
+)
 from deap_prune.runs.generations import Guard, final_front, hold_out
 from deap_prune.runs.loops import evolve, option_toolbox, ray_workers
 from deap_prune.runs.warm import begin_warm
 from deap_prune.structure.inputs import Inputs
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
-from deap_prune.structure.trace import trace
+from deap_prune.structure.trace import ignored_names, trace
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -125,31 +132,14 @@ def search(
     if config is not None and options:
         raise ConfigError(f"config= holds all options; put {', '.join(options)} into its search section")
     if config is None:
+        if "ignore" in options:
+            options["ignore"] = ignored_names(model, options["ignore"])
         config = Config(search=validated(SearchConfig, options))
     folder = None if out is None else Path(out)
     if folder is not None:
         check_folder(folder)
     task = _Task(model, example_inputs, calibration, validation, forward, loss)
     return _run(task, config, folder, callbacks, progress, ray)
-
-
-def check_folder(folder: Path) -> None:
-    """A run starts in a new or an empty folder, which can be written.
-
-    Raises:
-        RunError: If there is anything in it, or it can't be made.
-    """
-    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
-        door = f"dp.resume('{folder}', model, example_inputs, calibration=..., validation=...)"
-        again = f", or go on with its run: deap-prune resume {folder}, or from Python {door}"
-        held = again if (folder / "config.yaml").is_file() else ""
-        raise RunError(f"'{folder}' exists and is not empty; choose another out folder{held}")
-    try:
-        place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    except OSError as error:  # a name too long, say
-        raise RunError(f"'{folder}' can't be made: {error}; choose another out folder") from error
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise RunError(f"'{folder}' can't be made: '{place}' is no folder that you may write to; choose another out")
 
 
 def resume(

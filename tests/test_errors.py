@@ -313,6 +313,16 @@ def test_ignore_takes_names_not_a_text() -> None:
     model, inputs, *_ = prepared("residual")
     with pytest.raises(ModelError, match=r"give several names, such as \('10',\)"):
         dp.trace(model, inputs, ignore="10")
+    with pytest.raises(ModelError, match=r"give several names, such as \('10',\)"):
+        search(ignore="10")
+
+
+def test_a_search_ignores_modules_too(tmp_path: Path) -> None:
+    """The run's config names them."""
+    model, _, *_ = prepared("residual")
+    result = search(model=nn.DataParallel(model), ignore=[model.body.conv3], out=tmp_path / "run")
+    assert all(group.name != "body.conv3.0" for group in result.space.groups)
+    assert "body.conv3" in (tmp_path / "run" / "config.yaml").read_text()
 
 
 def test_datasets_and_nothing_are_refused_before_anything_is_read() -> None:

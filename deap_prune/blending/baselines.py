@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import e
 from typing import TYPE_CHECKING, Any
@@ -11,11 +11,9 @@ import numpy as np
 
 from deap_prune.blending.allocation import ALLOCATIONS
 from deap_prune.blending.clusters import CriteriaClusters, Scored, Scores, cluster
-from deap_prune.blending.decoding import Matrix, MaxFlops, MinKeep, Planner, chunks, genes_of
+from deap_prune.blending.decoding import Decoding, GeneSpec, Matrix, MaxFlops, MinKeep, Planner
 from deap_prune.blending.genome import NORMALISERS, Genome
-from deap_prune.blending.layout import Layout
 from deap_prune.errors import RegistryError, did_you_mean
-from deap_prune.structure.masks import Masks
 
 if TYPE_CHECKING:
     from deap_prune.structure.space import PruningSpace
@@ -42,7 +40,7 @@ def borda(space: PruningSpace, scores: Scored, clusters: CriteriaClusters, **opt
     return Genome(space, table, cluster(table, n_clusters=1), **options)  # type: ignore[arg-type]
 
 
-class AffineGenome:
+class AffineGenome(Decoding):
     """LeGR's genome: a scale and a shift a group, one criterion, one threshold over all groups.
 
     Importance = scale * score + shift. Chin et al. 2020 (arXiv 1904.12368): scales are log-normal around 1, shifts
@@ -78,38 +76,26 @@ class AffineGenome:
         if criterion not in everywhere:
             hint = did_you_mean(criterion, everywhere)
             raise RegistryError(f"criterion '{criterion}' was not scored in every group; {hint}")
-        self.space = space
-        self.clusters = clusters
         self.criteria = (criterion,)
-        self._planner = Planner(space, ALLOCATIONS["global"], max_flops, round_to, min_keep)
-        self.max_flops = self._planner.max_flops
-        self.min_flops = self._planner.min_flops
         self._scores = [by[criterion] / (np.abs(by[criterion]).max() or 1.0) for by in tables]
-        number = len(space.groups)
-        genes = [g for locus in range(number) for g in (("scale", e**-3, e**3, locus), ("shift", -2.5, 2.5, locus))]
-        if self._planner.budget_bounds is not None:
-            genes.append(("budget", *self._planner.budget_bounds, -1))
-        self.layout = Layout.of(space, genes)
+        planner = Planner(space, ALLOCATIONS["global"], max_flops, round_to, min_keep)
+        super().__init__(space, clusters, planner)
 
-    def decode(self, individual: Sequence[float]) -> Masks:
-        """The masks that an individual stands for; genes outside their bounds are clipped."""
-        return self.decode_many([individual])[0]
-
-    def decode_many(self, individuals: Sequence[Sequence[float]]) -> list[Masks]:
-        """The masks of several individuals, the same as one by one."""
-        return [masks for part in chunks(individuals) for masks in self._decode(genes_of(part, self.layout))]
+    def _gene_specs(self) -> Iterator[GeneSpec]:
+        for locus in range(len(self._scores)):
+            yield "scale", e**-3, e**3, locus
+            yield "shift", -2.5, 2.5, locus
 
     def blend(self, individual: Sequence[float]) -> dict[str, dict[str, float]]:
         """The one criterion that ranks every group's filters, as :meth:`Genome.blend` gives the criteria of a blend."""
         return {group.name: dict.fromkeys(self.criteria, 1.0) for group in self.space.groups}
 
-    def _decode(self, genes: Matrix) -> list[Masks]:
+    def _read(self, genes: Matrix) -> tuple[list[Matrix], Matrix]:
         pairs = genes[:, : 2 * len(self._scores)].reshape(len(genes), -1, 2)
         importance = [
             pairs[:, g, :1] * scores + pairs[:, g, 1:] * scores.std() for g, scores in enumerate(self._scores)
         ]
-        budgets = genes[:, -1] if self._planner.budget_bounds is not None else None
-        return self._planner.masks(importance, np.ones((len(genes), len(self._scores))), budgets)
+        return importance, np.ones((len(genes), len(self._scores)))
 
     def single(self, criterion: str, *, share: float = 1.0) -> list[float]:
         """The individual that ranks by the criterion as it is: all scales 1, all shifts 0.
@@ -119,11 +105,7 @@ class AffineGenome:
         """
         if criterion not in self.criteria:
             raise RegistryError(f"criterion '{criterion}' is not this genome's; it ranks by '{self.criteria[0]}'")
-        genes = [1.0, 0.0] * len(self._scores)
-        if self._planner.budget_bounds is not None:
-            low, high = self._planner.budget_bounds
-            genes.append(min(high, max(low, share)))
-        return genes
+        return [*[1.0, 0.0] * len(self._scores), *self._budget(share)]
 
 
 def affine(space: PruningSpace, scores: Scored, clusters: CriteriaClusters, **options: Any) -> AffineGenome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,11 +18,13 @@ from deap_prune.errors import BudgetError, ConfigError, did_you_mean
 from deap_prune.structure.masks import Masks
 
 if TYPE_CHECKING:
+    from deap_prune.blending.clusters import CriteriaClusters
     from deap_prune.structure.space import PruningSpace
 
 Matrix = NDArray[np.float64]
 MaxFlops = float | tuple[float, float] | None
 MinKeep = float | Mapping[str, float]
+FEWEST = "one filter a group (or block)"
 CHUNK = 256  # individuals decoded together: bounds the memory, and keeps the arrays in the cache
 
 
@@ -50,12 +53,6 @@ def _is_number(gene: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return True
-
-
-def chunks(individuals: Sequence[Sequence[float]]) -> Iterator[Sequence[Sequence[float]]]:
-    """The individuals in parts that are decoded together."""
-    for start in range(0, len(individuals), CHUNK):
-        yield individuals[start : start + CHUNK]
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +87,8 @@ class Planner:
                 f"round_to is {self.round_to}, which leaves every group dense: the widest has "
                 f"{self.space.sizes.max()} filters; give a smaller one"
             )
-        check_budget(self.max_flops, self.min_flops, self.round_to)
+        kept = FEWEST if self.round_to == 1 else f"{self.round_to} filters a group (round_to)"
+        check_budget(self.max_flops, self.min_flops, "what min_keep asks for" if self.min_keep else kept)
 
     @cached_property
     def widths(self) -> Widths:
@@ -150,6 +148,78 @@ class Planner:
         return self.widths.fit([self.allocation.path(wish) for wish in wishes], budgets * self.space.flops)
 
 
+GeneSpec = tuple[str, float, float, int]
+"""Kind, lowest and highest value, and group of a gene; see ``Layout``."""
+
+
+class Decoding(ABC):
+    """What all genomes share: individuals to masks, many at once, inside the budget; the budget gene comes last.
+
+    A genome says which genes it has, and reads importance and keep genes from them.
+
+    Args:
+        space: What can be pruned.
+        clusters: Clusters of the criteria.
+        planner: From importance to masks.
+    """
+
+    def __init__(self, space: PruningSpace, clusters: CriteriaClusters, planner: Planner) -> None:
+        self.space, self.clusters, self._planner = space, clusters, planner
+        self.max_flops, self.min_flops = planner.max_flops, planner.min_flops
+        bounds = planner.budget_bounds
+        budget: list[GeneSpec] = [] if bounds is None else [("budget", *bounds, -1)]
+        self.layout = Layout.of(space, [*self._gene_specs(), *budget])
+
+    @abstractmethod
+    def _gene_specs(self) -> Iterator[GeneSpec]:
+        """All genes but the budget gene, group by group."""
+
+    @abstractmethod
+    def _read(self, genes: Matrix) -> tuple[list[Matrix], Matrix]:
+        """Importance of every group's filters, and the keep genes, shape (individuals, groups), of several individuals.
+
+        Args:
+            genes: Inside their bounds, shape (individuals, genes).
+        """
+
+    def decode(self, individual: Sequence[float]) -> Masks:
+        """The masks that an individual stands for.
+
+        Genes outside their bounds are clipped, candidates rounded, so that any operator's result is legal.
+
+        Raises:
+            ConfigError: If the individual has another length than the layout, or holds NaN.
+        """
+        return self.decode_many([individual])[0]
+
+    def decode_many(self, individuals: Sequence[Sequence[float]]) -> list[Masks]:
+        """The masks of several individuals, the same as one by one, at a fraction of the time.
+
+        Raises:
+            ConfigError: As for :meth:`decode`.
+        """
+        parts = (individuals[start : start + CHUNK] for start in range(0, len(individuals), CHUNK))
+        return [masks for part in parts for masks in self._decode(genes_of(part, self.layout))]
+
+    def importance(self, individual: Sequence[float]) -> dict[str, Matrix]:
+        """The blended scores of every group, shape (filters,), that an individual stands for; larger = keep.
+
+        Raises:
+            ConfigError: As :meth:`decode`.
+        """
+        blended, _ = self._read(genes_of([individual], self.layout))
+        return {group.name: scores[0] for group, scores in zip(self.space.groups, blended, strict=True)}
+
+    def _decode(self, genes: Matrix) -> list[Masks]:
+        budgets = genes[:, -1] if self._planner.budget_bounds is not None else None
+        return self._planner.masks(*self._read(genes), budgets)
+
+    def _budget(self, share: float) -> list[float]:
+        """The budget gene for a kept share of the FLOPs, inside its bounds; nothing where there is no such gene."""
+        bounds = self._planner.budget_bounds
+        return [] if bounds is None else [min(bounds[1], max(bounds[0], share))]
+
+
 def _least_shares(space: PruningSpace, min_keep: MinKeep) -> Matrix:
     """The least share of each group, shape (groups,); of several names that fit, the longest counts."""
     named = dict(min_keep) if isinstance(min_keep, Mapping) else {"": min_keep}
@@ -186,7 +256,7 @@ def _top(scores: Matrix, keep: Counts) -> NDArray[np.bool_]:
     return np.asarray(kept.reshape(len(scores), -1))
 
 
-def check_budget(max_flops: MaxFlops, reachable: float, round_to: int = 1) -> None:
+def check_budget(max_flops: MaxFlops, reachable: float, kept: str = FEWEST) -> None:
     """A budget is a kept share of the FLOPs, or a range of shares.
 
     Raises:
@@ -196,7 +266,7 @@ def check_budget(max_flops: MaxFlops, reachable: float, round_to: int = 1) -> No
         if len(max_flops) != 2 or not max_flops[0] <= max_flops[1]:
             raise BudgetError(f"max_flops is {max_flops!r}; a range is a pair (lowest, highest), such as (0.3, 0.7)")
         for share in max_flops:
-            check_budget(share, reachable, round_to)
+            check_budget(share, reachable, kept)
         return
     if max_flops is None:
         return
@@ -207,7 +277,6 @@ def check_budget(max_flops: MaxFlops, reachable: float, round_to: int = 1) -> No
         )
     if max_flops < reachable:
         least = math.ceil(reachable * 1e4) / 1e4
-        kept = "one filter a group (or block)" if round_to == 1 else f"{round_to} filters a group (round_to)"
         raise BudgetError(
             f"max_flops is {max_flops:g}, but {kept} and what stays dense already cost "
             f"{least:.4f} of the FLOPs: that is the reachable minimum; raise max_flops to {least:.4f} or above"

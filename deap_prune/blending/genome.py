@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from deap_prune.blending.allocation import ALLOCATIONS
 from deap_prune.blending.balance import WidthCurves
 from deap_prune.blending.clusters import CriteriaClusters, Scored
-from deap_prune.blending.decoding import Matrix, MaxFlops, MinKeep, Planner, check_budget, chunks, genes_of
+from deap_prune.blending.decoding import Decoding, GeneSpec, Matrix, MaxFlops, MinKeep, Planner, check_budget, genes_of
 from deap_prune.blending.layout import Layout
 from deap_prune.errors import ConfigError, RegistryError, did_you_mean
 from deap_prune.structure.masks import Masks
@@ -50,7 +50,7 @@ NORMALISERS: Mapping[str, Callable[[Scores], Scores]] = {
 }
 
 
-class Genome:
+class Genome(Decoding):
     """Layout of an individual, and the way from an individual to masks.
 
     Args:
@@ -98,35 +98,27 @@ class Genome:
         names = [group.name for group in space.groups]
         if list(scores.scores) != names or list(clusters.groups) != names:
             raise ConfigError("scores, clusters and space belong to different networks; compute them from one space")
-        self.space = space
-        self.clusters = clusters
         self.allocation = ALLOCATIONS[allocation]
         self.normaliser = normaliser
         self.round_to = round_to
         self.candidates = candidates
-        self._planner = Planner(space, self.allocation, max_flops, round_to, min_keep)
-        self.max_flops = self._planner.max_flops
-        self.min_flops = self._planner.min_flops
         self._members = {name: clusters[name].members for name in names}
         normalise = NORMALISERS[normaliser]
         self._tables = [  # per group and cluster: normalised scores, shape (members, filters)
             [np.stack([normalise(scores.scores[name][c]) for c in members]) for members in self._members[name]]
             for name in names
         ]
-        self.layout = self._make_layout()
+        planner = Planner(space, self.allocation, max_flops, round_to, min_keep)
+        super().__init__(space, clusters, planner)
 
-    def _make_layout(self) -> Layout:
-        genes: list[tuple[str, float, float, int]] = []
-        for locus, group in enumerate(self.space.groups):
-            for members in self._members[group.name]:
-                if self._chooses(members):
-                    genes.append(("candidate", 0, len(members) - 1, locus))
-                genes.append(("factor", 0.0, 1.0, locus))
+    def _gene_specs(self) -> Iterator[GeneSpec]:
+        for locus, tables in enumerate(self._tables):
+            for table in tables:
+                if self._chooses(table):
+                    yield "candidate", 0, len(table) - 1, locus
+                yield "factor", 0.0, 1.0, locus
             if self._keeps(locus):
-                genes.append(("keep", 0.0, 1.0, locus))
-        if self._planner.budget_bounds is not None:
-            genes.append(("budget", *self._planner.budget_bounds, -1))
-        return Layout.of(self.space, genes)
+                yield "keep", 0.0, 1.0, locus
 
     def _keeps(self, group: int) -> bool:
         """Whether a group has a keep gene of its own; in a stage that widens together the first has it."""
@@ -135,33 +127,6 @@ class Genome:
     def _chooses(self, members: Sized) -> bool:
         """Whether a gene names the candidate of a cluster; of one member there is nothing to choose."""
         return self.candidates == "evolved" and len(members) > 1
-
-    def decode(self, individual: Sequence[float]) -> Masks:
-        """The masks that an individual stands for.
-
-        Genes outside their bounds are clipped, candidates rounded, so that any operator's result is legal.
-
-        Raises:
-            ConfigError: If the individual has another length than the layout, or holds NaN.
-        """
-        return self.decode_many([individual])[0]
-
-    def decode_many(self, individuals: Sequence[Sequence[float]]) -> list[Masks]:
-        """The masks of several individuals, the same as one by one, at a fraction of the time.
-
-        Raises:
-            ConfigError: As for :meth:`decode`.
-        """
-        return [masks for part in chunks(individuals) for masks in self._decode(genes_of(part, self.layout))]
-
-    def importance(self, individual: Sequence[float]) -> dict[str, Scores]:
-        """The blended scores of every group, shape (filters,), that an individual stands for; larger = keep.
-
-        Raises:
-            ConfigError: As :meth:`decode`.
-        """
-        blended, _ = self._read(genes_of([individual], self.layout))
-        return {group.name: scores[0] for group, scores in zip(self.space.groups, blended, strict=True)}
 
     def blend(self, individual: Sequence[float]) -> dict[str, dict[str, float]]:
         """Which criteria rank each group's filters, and how much each counts: shares that sum to 1.
@@ -174,10 +139,6 @@ class Genome:
             shares = zip(self._members[group.name], candidates, _shares(factors), strict=True)
             found[group.name] = {members[c[0]]: float(share[0]) for members, c, share in shares}
         return found
-
-    def _decode(self, genes: Matrix) -> list[Masks]:
-        budgets = genes[:, -1] if self._planner.budget_bounds is not None else None
-        return self._planner.masks(*self._read(genes), budgets)
 
     def _read(self, genes: Matrix) -> tuple[list[Matrix], Matrix]:
         """Blended scores and keep genes of every group, of several individuals."""
@@ -230,10 +191,7 @@ class Genome:
                 genes.append(float(k == home))
             if self._keeps(number):
                 genes.append(share)
-        if self._planner.budget_bounds is not None:
-            low, high = self._planner.budget_bounds
-            genes.append(min(high, max(low, budget)))
-        return genes
+        return [*genes, *self._budget(budget)]
 
     def affine(
         self, criterion: str, scales: Sequence[float], shifts: Sequence[float], *, share: float = 0.5

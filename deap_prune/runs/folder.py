@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from deap_prune.config import STOPS, SearchConfig
 from deap_prune.data.batches import Data
+from deap_prune.errors import RunError
 from deap_prune.evolution.checkpoint import Journal
 from deap_prune.evolution.front import ParetoFront
 from deap_prune.files import write_text
@@ -27,6 +29,25 @@ from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import unwrap
 from deap_prune.structure.space import PruningSpace
+
+
+def check_folder(folder: Path) -> None:
+    """A run starts in a new or an empty folder, which can be written.
+
+    Raises:
+        RunError: If there is anything in it, or it can't be made.
+    """
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        door = f"dp.resume('{folder}', model, example_inputs, calibration=..., validation=...)"
+        again = f", or go on with its run: deap-prune resume {folder}, or from Python {door}"
+        held = again if (folder / "config.yaml").is_file() else ""
+        raise RunError(f"'{folder}' exists and is not empty; choose another out folder{held}")
+    try:
+        place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    except OSError as error:  # a name too long, say
+        raise RunError(f"'{folder}' can't be made: {error}; choose another out folder") from error
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise RunError(f"'{folder}' can't be made: '{place}' is no folder that you may write to; choose another out")
 
 
 def fingerprint(model: nn.Module, options: SearchConfig, calibration: Data, validation: Data) -> dict[str, str]:

@@ -47,15 +47,11 @@ def trace(model: nn.Module, example_inputs: Inputs, *, ignore: Iterable[str | nn
         ModelError: If weights are not finite, the forward pass fails or is another one without its hooks, an ignored
             name does not exist (or is one instead of several), or nothing in the network can be pruned.
     """
-    if isinstance(ignore, str):
-        raise ModelError(f"ignore is the text {ignore!r}; give several names, such as ({ignore!r},)")
-    if isinstance(ignore, nn.Module):
-        raise ModelError(f"ignore is one {type(ignore).__name__}; give several modules or names, such as [module]")
     network = pristine(unwrap(model))
     check_finite(network)
     inputs = first_sample(example_inputs, next(network.parameters(), torch.empty(0)).device)
     check_hooks(unwrap(model), network, inputs)
-    ignored = _named(unwrap(model), ignore)
+    ignored = _named(model, ignore)
     tracer = LabelTracer(network)
     try:
         tracer.run(network, *inputs)
@@ -123,20 +119,34 @@ def _settle_doubts(space: PruningSpace, tracer: LabelTracer, proof: Proof) -> bo
     return frozen
 
 
-def _named(network: nn.Module, ignore: Iterable[str | nn.Module]) -> set[str]:
-    """The names of modules that are given themselves, by name, or by a pattern of names."""
-    names = {module: name for name, module in network.named_modules() if name}
-    found: set[str] = set()
+def ignored_names(model: nn.Module, ignore: Iterable[str | nn.Module]) -> tuple[str, ...]:
+    """What is to be ignored, with names in place of modules.
+
+    Raises:
+        ModelError: If one name or module is given instead of several, or a module is no part of the network.
+    """
+    if isinstance(ignore, str):
+        raise ModelError(f"ignore is the text {ignore!r}; give several names, such as ({ignore!r},)")
+    if isinstance(ignore, nn.Module):
+        raise ModelError(f"ignore is one {type(ignore).__name__}; give several modules or names, such as [module]")
+    names = {module: name for name, module in unwrap(model).named_modules() if name}
+    found = []
     for given in ignore:
-        if isinstance(given, nn.Module):
-            if given not in names:
-                raise ModelError(f"ignore holds a {type(given).__name__} that is no part of the network")
-            found.add(names[given])
-        elif matched := {name for name in names.values() if name == given or fnmatchcase(name, given)}:
-            found |= matched
-        else:
-            hint = did_you_mean(given, names.values())
-            raise ModelError(f"ignore names '{given}', which is no module of the network; {hint}")
+        if isinstance(given, nn.Module) and given not in names:
+            raise ModelError(f"ignore holds a {type(given).__name__} that is no part of the network")
+        found.append(names[given] if isinstance(given, nn.Module) else given)
+    return tuple(found)
+
+
+def _named(model: nn.Module, ignore: Iterable[str | nn.Module]) -> set[str]:
+    """The names of modules that are given themselves, by name, or by a pattern of names."""
+    names = [name for name, _ in unwrap(model).named_modules() if name]
+    found: set[str] = set()
+    for given in ignored_names(model, ignore):
+        matched = {name for name in names if name == given or fnmatchcase(name, given)}
+        if not matched:
+            raise ModelError(f"ignore names '{given}', which is no module of the network; {did_you_mean(given, names)}")
+        found |= matched
     return found
 
 
