@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from deap_prune.config import ModelConfig, validated
 from deap_prune.errors import ExportError, RegistryError, did_you_mean
 from deap_prune.files import write_text
-from deap_prune.structure.inputs import Call, Inputs, as_call, first_line, forward
+from deap_prune.structure.inputs import Call, Inputs, as_call, first_line, forward, tensors_of
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import slim, unwrap
 from deap_prune.structure.trace import trace
@@ -279,7 +279,7 @@ def _arrays(tensors: Sequence[Tensor]) -> list[NDArray[Any]]:
 
 
 def _run(session: Any, call: Call) -> list[NDArray[Any]]:
-    tensors = _arrays([leaf for leaf in tree_leaves(call) if isinstance(leaf, Tensor)])
+    tensors = _arrays(tensors_of(call))
     names = [entry.name for entry in session.get_inputs()]
     return list(session.run(None, dict(zip(names, tensors, strict=True))))
 

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from deap_prune.data.batches import Forward, samples_of
 from deap_prune.reconstruction.flow import record
+from deap_prune.structure.inputs import tensors_of
 from deap_prune.structure.layers import describe_layer, spec_of
 from deap_prune.structure.prove import randomised
 
@@ -65,7 +66,7 @@ def _proven(network: nn.Module, pairs: Sequence[Pair], forward: Forward, batch: 
         outputs, _ = forward(network, batch)
     except (RuntimeError, ValueError, TypeError):  # of another shape than assumed
         return False
-    leaves = [[x for x in tree_leaves(found) if isinstance(x, Tensor)] for found in (outputs, wanted)]
+    leaves = [tensors_of(found) for found in (outputs, wanted)]
     return all(
         x.shape == y.shape and bool((x - y).abs().max() <= _TOLERANCE * y.abs().max().clamp_min(1e-30))
         for x, y in zip(*leaves, strict=True)

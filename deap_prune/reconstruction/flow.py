@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from deap_prune.structure.inputs import in_order
+from deap_prune.structure.inputs import Call, tensors_of
 from deap_prune.structure.layers import describe_layer, spec_of
+from deap_prune.structure.watch import LayerWatch
 
 ADDITIONS = frozenset({"add", "add_"})
 RECTIFIERS = frozenset({"relu", "relu_", "relu6"})
@@ -48,7 +46,7 @@ class Step:
         return self.key[0]
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(LayerWatch):
     """Notes the steps of a forward pass.
 
     Args:
@@ -64,57 +62,37 @@ class Recorder(TorchDispatchMode):
         before: Callable[[str, nn.Module, Tensor], None] = lambda name, layer, source: None,
         after: Callable[[Key, Tensor], None] = lambda key, result: None,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__(network)
         self.steps: list[Step] = []
         self._before, self._after = before, after
         self._made: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._counts: Counter[str] = Counter()
-        self._inside = 0
-        self._layers = {n: m for n, m in network.named_modules() if describe_layer(m) is not None}
-        self._names = {id(layer): name for name, layer in self._layers.items()}
 
     def run(self, forward: Callable[[], Any]) -> Any:
         """Run the forward pass of the network, recorded."""
-        handles: list[Any] = []
-        for layer in self._layers.values():
-            handles.append(layer.register_forward_pre_hook(self._enter, with_kwargs=True))
-            handles.append(layer.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
-        try:
-            with torch.no_grad(), self:
-                return forward()
-        finally:
-            for handle in handles:
-                handle.remove()
+        with self.watching():
+            return forward()
 
-    def _enter(self, layer: nn.Module, args: Any, kwargs: Any) -> None:
-        self._inside += 1
-        tensors = _tensors(in_order(layer, args, kwargs))
-        if self._inside == 1 and tensors:
-            self._before(self._names[id(layer)], layer, tensors[0])
+    def before_layer(self, name: str, layer: nn.Module, arguments: Call) -> None:
+        """Tell whoever asked."""
+        if tensors := tensors_of(arguments):
+            self._before(name, layer, tensors[0])
 
-    def _leave(self, layer: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-        if self._inside == 1:
-            self._note(self._names[id(layer)], True, in_order(layer, args, kwargs), result)
-        self._inside -= 1
+    def after_layer(self, name: str, layer: nn.Module, arguments: Call, result: Any) -> None:
+        """Note a layer."""
+        self._note(name, True, arguments, result)
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Torch's own hook; True, the default, imports torch._dynamo in the first pass, which takes seconds."""
-        return False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if not self._inside:
-            name = str(func.overloadpacket.__name__)
-            self._note(name, False, (args, kwargs or {}), result, rectifies=_rectifies(name, args))
-        return result
+    def after_operator(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """Note an operator between layers."""
+        name = str(func.overloadpacket.__name__)
+        self._note(name, False, (args, kwargs), result, rectifies=_rectifies(name, args))
 
     def _note(self, name: str, is_layer: bool, arguments: Any, result: Any, *, rectifies: bool = False) -> None:
-        tensors, number, key = _tensors(arguments), len(self.steps), (name, self._counts[name])
+        tensors, number, key = tensors_of(arguments), len(self.steps), (name, self._counts[name])
         self._counts[name] += 1
         sources = tuple(self._made.get(tensor, -1) for tensor in tensors)
         self.steps.append(Step(key, sources, is_layer, tuple(tuple(t.shape) for t in tensors), rectifies))
-        for tensor in _tensors(result):
+        for tensor in tensors_of(result):
             self._made[tensor] = number  # written in place: the tensor is this step's from now on
             self._after(key, tensor)
 
@@ -192,7 +170,3 @@ def has_statistics(layer: nn.Module) -> bool:
 
 def _rectifies(operator: str, args: tuple[Any, ...]) -> bool:
     return operator in RECTIFIERS or (operator in CLAMPS and len(args) > 1 and args[1] == 0)
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from deap_prune.data.batches import Data, Forward, count_samples, default_forward, join, samples_of, to_batches
 from deap_prune.errors import ConfigError
@@ -21,7 +20,7 @@ from deap_prune.reconstruction.fit import fit_layer
 from deap_prune.reconstruction.flow import Flow, Key, Recorder, has_statistics, record
 from deap_prune.reconstruction.gram import pick
 from deap_prune.reconstruction.matrix import blocks_of, patches_of, positions, refittable, to_features
-from deap_prune.structure.inputs import evaluating
+from deap_prune.structure.inputs import evaluating, tensors_of
 from deap_prune.structure.layers import spec_of
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import slim, unwrap
@@ -138,7 +137,7 @@ class Refiner:
     @property
     def nbytes(self) -> int:
         """Memory of the images and of what was noted of the dense network, in bytes."""
-        images = [leaf for leaf in tree_leaves(self._batch) if isinstance(leaf, Tensor)]
+        images = tensors_of(self._batch)
         return sum(t.numel() * t.element_size() for t in (*images, *(t.values for t in self._targets.values())))
 
     @torch.no_grad()

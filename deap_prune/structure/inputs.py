@@ -41,10 +41,15 @@ def in_order(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return bound.args, bound.kwargs
 
 
+def tensors_of(tree: Any) -> list[Tensor]:
+    """The tensors of tuples, lists and dicts, in order."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
 def forward(model: nn.Module, call: Call) -> list[Tensor]:
     """All output tensors of a forward pass, flattened out of tuples and dicts."""
     args, kwargs = call
-    return [leaf for leaf in tree_leaves(model(*args, **kwargs)) if isinstance(leaf, Tensor)]
+    return tensors_of(model(*args, **kwargs))
 
 
 def as_precise(call: Call, model: nn.Module) -> Call:

@@ -23,14 +23,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from deap_prune.structure.count import measured_flops
-from deap_prune.structure.inputs import in_order
-from deap_prune.structure.layers import LayerSpec, describe_layer, spec_of
+from deap_prune.structure.inputs import Call, tensors_of
+from deap_prune.structure.layers import LayerSpec, spec_of
 from deap_prune.structure.rules import COUNTED, DENSE, Step, follow
+from deap_prune.structure.watch import LayerWatch
 
 Labels = NDArray[np.int64]
 _TORCH = Path(torch.__file__).parent
@@ -47,7 +46,7 @@ class LayerCall:
     flops: tuple[tuple[str, float], ...]
 
 
-class LabelTracer(TorchDispatchMode):
+class LabelTracer(LayerWatch):
     """Follows channel labels through everything that runs inside it.
 
     After the pass: ``calls`` (layers in order of use), ``vectors`` (per-channel parameters used outside of a layer),
@@ -57,7 +56,7 @@ class LabelTracer(TorchDispatchMode):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__(model)
         self.calls: list[LayerCall] = []
         self.vectors: dict[str, tuple[int, Labels]] = {}
         self.ties: list[tuple[Labels, Labels]] = []
@@ -70,15 +69,7 @@ class LabelTracer(TorchDispatchMode):
         self._parameters = {id(p): name for name, p in model.named_parameters()}
         self._made: dict[str, tuple[Labels, Labels]] = {}
         self._to_measure: dict[int, tuple[nn.Module, tuple[int, ...]]] = {}
-        self.inside = 0
         self.counting = True
-        self._modules = [(layer, name) for name, layer in model.named_modules()]
-        self._names = {id(layer): name for layer, name in self._modules}
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Torch's own hook; True, the default, imports torch._dynamo in the first pass, which takes seconds."""
-        return False
 
     # ------------------------------------------------------------------ the pass
     def run(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, counting: bool = True) -> Any:
@@ -87,20 +78,10 @@ class LabelTracer(TorchDispatchMode):
         A further pass that takes other branches goes on with the same labels; its cost is not counted.
         """
         self.counting = counting
-        handles: list[Any] = []
-        for layer in model.modules():
-            if describe_layer(layer) is not None:
-                handles.append(layer.register_forward_pre_hook(self._enter))
-                handles.append(layer.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
-        try:
-            with torch.no_grad(), self, _FunctionalWatch(self):
-                outputs = model(*args, **kwargs)
-        finally:
-            for handle in handles:
-                handle.remove()
-        for leaf in tree_leaves(outputs):
-            if isinstance(leaf, Tensor):
-                self.freeze(self.of(leaf), "is an output of the network")
+        with self.watching(), _FunctionalWatch(self):
+            outputs = model(*args, **kwargs)
+        for tensor in tensors_of(outputs):
+            self.freeze(self.of(tensor), "is an output of the network")
         for place, (layer, shape) in self._to_measure.items():  # not inside the pass: fvcore traces on its own
             self.calls[place] = replace(self.calls[place], flops=measured_flops(layer, shape))
         self._to_measure.clear()
@@ -113,8 +94,7 @@ class LabelTracer(TorchDispatchMode):
 
     def idle(self) -> list[str]:
         """Known layers that no pass has run so far."""
-        described = [name for layer, name in self._modules if describe_layer(layer) is not None]
-        return [name for name in described if name not in self._made]
+        return [name for name in self.layers if name not in self._made]
 
     def freeze(self, labels: Tensor | None, reason: str) -> None:
         """Keep these channels dense."""
@@ -138,19 +118,14 @@ class LabelTracer(TorchDispatchMode):
             self.doubts.setdefault(self.split_at, []).append(np.unique(labels.numpy()))
 
     # ------------------------------------------------------------------ layers
-    def _enter(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
-        self.inside += 1
+    def after_layer(self, name: str, layer: nn.Module, arguments: Call, result: Any) -> None:
+        """Label what the layer made."""
+        sources = tensors_of(arguments)
+        if sources and isinstance(result, Tensor):
+            self._record(name, layer, sources[0], result)
 
-    def _leave(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        try:
-            sources = [leaf for leaf in tree_leaves(in_order(layer, args, kwargs)) if isinstance(leaf, Tensor)]
-            if self.inside == 1 and sources and isinstance(output, Tensor):
-                self._record(layer, sources[0], output)
-        finally:
-            self.inside -= 1
-
-    def _record(self, layer: nn.Module, source: Tensor, output: Tensor) -> None:
-        spec, name = spec_of(layer), self._names[id(layer)]
+    def _record(self, name: str, layer: nn.Module, source: Tensor, output: Tensor) -> None:
+        spec = spec_of(layer)
         read = self._channels(self.of(source), source, spec.channel_dim, name)
         if self._made.get(name) is None:
             made = read.repeat_interleave(spec.coupled) if spec.coupled else self.fresh(spec.out_channels)
@@ -181,13 +156,11 @@ class LabelTracer(TorchDispatchMode):
         return moved[:, 0].expand(n).contiguous()
 
     # ------------------------------------------------------------------ operators between the layers
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if not self.inside:
-            step = Step(self, func, args, kwargs or {}, out)
-            if any(self.of(tensor) is not None for tensor in step.tensors):
-                follow(step)
-        return out
+    def after_operator(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """Do to the labels what the operator did to the activations."""
+        step = Step(self, func, args, kwargs, result)
+        if any(self.of(tensor) is not None for tensor in step.tensors):
+            follow(step)
 
     def of(self, tensor: Tensor) -> Tensor | None:
         """The labels of a tensor; a parameter that is used outside of a layer gets its own, if it is a vector."""

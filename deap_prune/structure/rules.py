@@ -9,7 +9,9 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
+
+from deap_prune.structure.inputs import tensors_of
 
 aten = torch.ops.aten
 DENSE = 0  # the label of everything that can't be pruned: inputs, constants, fixed padding
@@ -47,12 +49,12 @@ class Step:
     @property
     def tensors(self) -> list[Tensor]:
         """Tensor arguments."""
-        return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
+        return tensors_of((self.args, self.kwargs))
 
     @property
     def outputs(self) -> list[Tensor]:
         """Tensor results."""
-        return [leaf for leaf in tree_leaves(self.out) if isinstance(leaf, Tensor)]
+        return tensors_of(self.out)
 
     @property
     def source(self) -> tuple[Tensor, Tensor]:
