@@ -373,6 +373,17 @@ def test_a_teacher_of_another_task(brightness: Pair) -> None:
     assert record.train_loss == pytest.approx(wanted.item(), rel=1e-5)
 
 
+def test_whole_numbers_are_not_always_classes(data: Pair) -> None:
+    """Counts, by one output: its softmax is 1 whatever the teacher says."""
+    student, teacher = regressor(), regressor(1)
+    counts = data[0], data[1].unsqueeze(1)
+    z, t = student(counts[0]), teacher(counts[0])
+    wanted = 0.5 * F.mse_loss(z, counts[1].float()) + 0.5 * (z - t).square().mean()
+    options: dict[str, Any] = {"epochs": 1, "recipe": Recipe(batch_size=101)}
+    record = quick(student, counts, teacher=teacher, loss=lambda out, y: F.mse_loss(out, y.float()), **options)[0]
+    assert record.train_loss == pytest.approx(wanted.item(), rel=1e-5)
+
+
 def test_a_loss_of_ones_own_on_labels_keeps_the_teachers_classes(data: Pair) -> None:
     student, teacher = make_net()[4:], make_net()[4:]
     flat = data[0].repeat(1, 4, 1, 1), data[1]

@@ -39,10 +39,17 @@ def on_targets(own: Loss | None, outputs: Any, targets: Any) -> Tensor:
     return found.mean()
 
 
+def are_labels(outputs: Any, targets: Any) -> bool:
+    """Outputs are logits (N, classes, ...) of two classes or more, and targets int64 labels (N, ...)."""
+    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor) or outputs.dim() < 2:
+        return False
+    fits = targets.shape == outputs.shape[:1] + outputs.shape[2:]
+    return fits and targets.dtype == torch.int64 and outputs.shape[1] > 1
+
+
 def one_label_each(outputs: Any, targets: Any) -> bool:
     """Outputs are logits (N, classes), and targets int64 labels (N,)."""
-    tensors = isinstance(outputs, Tensor) and isinstance(targets, Tensor)
-    return tensors and outputs.dim() == 2 and targets.dim() == 1 and targets.dtype == torch.int64
+    return are_labels(outputs, targets) and targets.dim() == 1
 
 
 def check_targets(logits: Any, targets: Any) -> None:
@@ -87,7 +94,9 @@ def from_teacher(outputs: Any, wanted: Any, temperature: float, *, classes: bool
     """
     if classes:
         outputs, wanted = logits_of(outputs), logits_of(wanted)
-    ours, theirs = ([x for x in tree_leaves(tree) if isinstance(x, Tensor)] for tree in (outputs, wanted))
+    ours, theirs = (
+        [x for x in tree_leaves(tree) if isinstance(x, Tensor) and x.is_floating_point()] for tree in (outputs, wanted)
+    )
     if (here := [tuple(x.shape) for x in ours]) != (there := [tuple(x.shape) for x in theirs]):
         raise ModelError(
             f"the teacher gives {_shapes(there)} and the network {_shapes(here)}; give a teacher with the same classes"

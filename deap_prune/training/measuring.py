@@ -94,7 +94,7 @@ def _check_classes(logits: Any, targets: Any) -> None:
             f"the network gives {shape} for {len(targets)} targets; give logits (N, classes), if need be "
             "by forward=, a function of model and batch to (logits, targets)"
         )
-    if not one_label_each(logits, targets):
+    if targets.dtype != torch.int64 or targets.ndim != 1:
         raise DataError(f"targets are {targets.dtype} {tuple(targets.shape)}; give torch.int64 (N,)")
     check_labels(logits, targets, name="the data")
 

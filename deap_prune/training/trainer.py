@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
-from deap_prune.data.batches import Data, Forward, Loss, check_labels, count_samples, default_forward
+from deap_prune.data.batches import Data, Forward, Loss, check_labels, count_samples, default_forward, logits_of
 from deap_prune.errors import DataError, ModelError
 from deap_prune.graphs import Graphs
-from deap_prune.training.losses import from_teacher, on_targets, one_label_each, single
+from deap_prune.training.losses import are_labels, from_teacher, on_targets, one_label_each, single
 from deap_prune.training.measuring import loss_and_accuracy
 from deap_prune.training.recipe import Recipe
 from deap_prune.training.state import Average, EpochRecord, Shuffled, best_epoch, load_state, save_state, set_rate
@@ -180,7 +180,7 @@ class Trainer:
             return hard, size
         with torch.no_grad(), self.autocast():
             wanted, _ = self.forward(self.teacher, batch)
-        classes = self.own is None or (isinstance(targets, Tensor) and not targets.is_floating_point())
+        classes = self.own is None or are_labels(logits_of(outputs), targets)
         soft = from_teacher(outputs, single(wanted), self.recipe.temperature, classes=classes)
         return (1 - self.recipe.distill) * hard + self.recipe.distill * soft, size
 
