@@ -159,15 +159,16 @@ def finetune(
 ) -> None:
     """Slim a run's solution, fine-tune it, and say its test accuracy before and after (the last epoch's)."""
     from deap_prune.runs import recall
-    from deap_prune.training import accuracy, best_epoch
+    from deap_prune.training import best_epoch
     from deap_prune.training import finetune as train
+    from deap_prune.training.measuring import loss_and_accuracy
     from deap_prune.weights import save_weights
 
     evaluator, solution, work = recall(run, max_flops=max_flops, number=number, overrides=set or ())
     options = work.config.finetune
     small = evaluator.slim(solution.masks)
     test = work.splits.test
-    before = accuracy(small, test) if test is not None else None
+    before = loss_and_accuracy(small, test) if test is not None else None
     records = train(
         small,
         work.splits.train,
@@ -184,13 +185,16 @@ def finetune(
     save_weights(small, run / "finetuned.safetensors")
     best = best_epoch(records)
     if best is not None:
-        last = f"{records[-1].validation_accuracy:.4f} after the last epoch ({records[-1].epoch})"
-        out.print(f"validation accuracy {last}, {best.validation_accuracy:.4f} after the best ({best.epoch})")
+        what = "loss" if best.validation_accuracy is None else "accuracy"
+        (last, n), (top, k) = ((getattr(r, f"validation_{what}"), r.epoch) for r in (records[-1], best))
+        out.print(f"validation {what} {last:.4f} after the last epoch ({n}), {top:.4f} after the best ({k})")
         if not work.splits.held_out:
             known = "(it was trained on those images too: --set data.exclude_from_train=true leaves them out)"
             out.print(known, soft_wrap=True)
-    if test is not None:
-        out.print(f"test accuracy {before:.4f} as pruned, {accuracy(small, test):.4f} after fine-tuning (last epoch)")
+    if test is not None and before is not None:
+        what, place = ("loss", 0) if before[1] is None else ("accuracy", 1)
+        after = loss_and_accuracy(small, test)[place]
+        out.print(f"test {what} {before[place]:.4f} as pruned, {after:.4f} after fine-tuning (last epoch)")
     out.print(_plain(f"weights in {run / 'finetuned.safetensors'}"), soft_wrap=True)
 
 

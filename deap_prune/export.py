@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from deap_prune.config import ModelConfig, validated
+from deap_prune.data.batches import tensors_of
 from deap_prune.errors import ExportError, RegistryError, did_you_mean
 from deap_prune.files import write_text
-from deap_prune.structure.inputs import Call, Inputs, as_call, first_line, forward, tensors_of
+from deap_prune.structure.inputs import Call, Inputs, as_call, first_line, forward
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import slim, unwrap
 from deap_prune.structure.trace import trace

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deap_prune.blending.genome import Genome
+from deap_prune.blending.decoding import Decoding
 from deap_prune.errors import ConfigError, MaskError
 from deap_prune.structure.layers import spec_of
 from deap_prune.structure.slim import check_network, unwrap
@@ -39,7 +39,7 @@ class BlendedImportance:
         MaskError: If the genome's space is another network's.
     """
 
-    def __init__(self, model: nn.Module, genome: Genome, individual: Sequence[float]) -> None:
+    def __init__(self, model: nn.Module, genome: Decoding, individual: Sequence[float]) -> None:
         try:
             from torch_pruning import pruner
         except ImportError as error:

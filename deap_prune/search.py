@@ -40,6 +40,7 @@ from deap_prune.runs.folder import (
 from deap_prune.runs.generations import Guard, final_front, hold_out
 from deap_prune.runs.loops import evolve, option_toolbox, ray_workers
 from deap_prune.runs.warm import begin_warm
+from deap_prune.runs.workspace import Workspace
 from deap_prune.structure.inputs import Inputs
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
@@ -182,8 +183,6 @@ def resume(
         longer = validated(SearchConfig, {**config.search.model_dump(), "generations": generations})
         config = config.model_copy(update={"search": longer})
     if model is None and config.model is not None and config.data is not None:
-        from deap_prune.runs.workspace import Workspace
-
         work = Workspace.open(config)
         model, example_inputs, calibration, validation = work.model, work.example, work.calibration, work.validation
     if model is None or example_inputs is None or calibration is None or validation is None:

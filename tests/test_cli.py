@@ -227,3 +227,36 @@ def test_ray_at_no_address(home):
     done = cli("search", "run.yaml", "--out", "runs/nowhere", "--ray", "127.0.0.1:1", "--quiet", cwd=home)
     assert done.returncode == 2 and "error: no Ray cluster at '127.0.0.1:1'" in done.stderr, done.stderr
     assert not (home / "runs/nowhere").exists()
+
+
+SEGMENTING = """
+import torch
+from torch import nn
+from deap_prune.data import Splits
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 3, 1)).eval()
+
+def images():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 1, 8, 8, generator=generator)
+    pair = x, (x[:, 0] > 0).long()
+    return Splits.from_tensors(calibration=pair, validation=pair, train=pair, test=pair, num_classes=3)
+"""
+
+
+def test_finetune_of_maps_of_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segmentation: there is a loss, and no accuracy."""
+    (tmp_path / "segmenting.py").write_text(SEGMENTING)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    search = {"objectives": ["miou", "flops"], "criteria": ["l1"], "population": 4, "generations": 1, "finalists": 0}
+    data = {"format": "factory", "factory": "segmenting:images"}
+    config = {"model": {"factory": "segmenting:network"}, "data": data, "search": search, "finetune": {"epochs": 1}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    done = here("search", tmp_path / "run.yaml", "--out", tmp_path / "run", "--quiet")
+    assert done.exit_code == 0, done.output
+    done = here("finetune", tmp_path / "run", "--quiet")
+    assert done.exit_code == 0, done.output
+    assert re.search(r"validation loss (\S+) after the last epoch \(1\), \1 after the best \(1\)", done.output)
+    assert re.search(r"test loss \d\.\d{4} as pruned, \d\.\d{4} after fine-tuning", done.output)

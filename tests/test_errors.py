@@ -315,6 +315,8 @@ def test_ignore_takes_names_not_a_text() -> None:
         dp.trace(model, inputs, ignore="10")
     with pytest.raises(ModelError, match=r"give several names, such as \('10',\)"):
         search(ignore="10")
+    with pytest.raises(ModelError, match="ignore is None; give modules or names"):
+        search(ignore=None)
 
 
 def test_a_search_ignores_modules_too(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -447,3 +448,69 @@ def test_errors_of_other_tasks(brightness: Pair, tmp_path: Any) -> None:
     quick(regressor(), brightness, loss=F.mse_loss, state=tmp_path / "state")
     with pytest.raises(RunError, match="of a training with another loss"):
         quick(regressor(), brightness, loss=F.l1_loss, state=tmp_path / "state")
+
+
+def test_inputs_are_not_moved_under_maps() -> None:
+    x = torch.randn(12, 1, 8, 8)
+    model = nn.Conv2d(1, 3, 3, padding=1)
+    with pytest.raises(DataError, match="shifts and mirrors inputs alone, and the targets are maps"):
+        quick(model, (x, (x[:, 0] > 0).long()), augment=True)
+    quick(model, (x, (x[:, 0] > 0).long()), augment=lambda inputs, generator: inputs + 0.1)
+
+
+def test_with_a_loss_of_ones_own_patience_follows_it(data: Pair) -> None:
+    """Embeddings: the largest of their numbers is no class."""
+
+    def spread(out: Tensor, labels: Tensor) -> Tensor:
+        centres = torch.stack([out[labels == k].mean(0) for k in (0, 1)])
+        return (out - centres[labels]).square().mean() - (centres[0] - centres[1]).square().mean().clamp_max(1)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 6))
+    with torch.no_grad():
+        model[1].bias[5] += 100  # the largest for all images: the "accuracy" stays 0
+    recipe = Recipe(lr=0.003, batch_size=101, patience=2, schedule="constant")
+    records = quick(model, data, data, epochs=8, recipe=recipe, loss=spread)
+    losses = [r.validation_loss for r in records]
+    assert losses == sorted(losses, reverse=True) and len(records) == 8
+    best = best_epoch(records, by_loss=True)
+    assert best is not None and best.epoch == 8 and {r.validation_accuracy for r in records} == {0}
+
+
+def test_samples_are_counted_by_the_batch(brightness: Pair) -> None:
+    """Not by targets that are a list, or that are not there."""
+    x, y = brightness
+    boxes = [(x[k : k + 4], [{"boxes": y[k + i].expand(i, 1)} for i in range(4)]) for k in range(0, 16, 4)]
+
+    def own(out: Tensor, targets: list[dict[str, Tensor]]) -> Tensor:
+        return torch.stack([(o - t["boxes"]).square().sum() for o, t in zip(out, targets, strict=True)]).mean()
+
+    records = quick(regressor(), boxes, boxes, loss=own)
+    assert records[-1].validation_loss is not None and records[-1].train_loss > 0
+
+    def scalar(model: nn.Module, batch: Tensor) -> tuple[Any, Any]:
+        return model(batch).square().mean(), None
+
+    assert quick(regressor(), x[:16].split(4), loss=lambda out, _: out, forward=scalar)[-1].train_loss > 0
+
+
+def test_more_errors_of_other_tasks(brightness: Pair, tmp_path: Any) -> None:
+    class Boxed:
+        def __init__(self, inside: Tensor) -> None:
+            self.inside = inside
+
+    def boxed(model: nn.Module, batch: Any) -> tuple[Any, Any]:
+        return Boxed(model(batch[0])), batch[1]
+
+    with pytest.raises(ModelError, match="no tensors to compare with the teacher's"):
+        own = lambda out, y: F.mse_loss(out.inside, y)  # noqa: E731
+        quick(regressor(), brightness, loss=own, forward=boxed, teacher=regressor(1))
+    x = torch.randn(8, 1, 4, 4)
+    with pytest.raises(DataError, match="labels reach 5; the network has classes 0 to 2"):
+        quick(nn.Conv2d(1, 3, 1), (x, torch.full((8, 4, 4), 5)))
+    with pytest.raises(DataError, match=r"no shares of classes.*give a loss of your own \(loss=\)"):
+        quick(regressor(), brightness)
+    options = {"state": tmp_path / "state"}
+    quick(regressor(), brightness, loss=partial(F.huber_loss, delta=0.1), **options)
+    with pytest.raises(RunError, match="of a training with another loss"):
+        quick(regressor(), brightness, loss=partial(F.huber_loss, delta=9.0), **options)

@@ -119,3 +119,26 @@ def test_importance_is_what_decode_cuts(digits: Digits) -> None:
     masks, blended = genome.decode(individual), genome.importance(individual)
     for name, keep in masks.items():
         assert keep.all() or blended[name][keep].min() >= blended[name][~keep].max()
+
+
+def test_legrs_genome_drives_a_pruner(digits: Digits) -> None:
+    """Its scales and shifts rank the filters."""
+    model = copy.deepcopy(digits.model).eval()
+    space = dp.trace(model, digits.example)
+    scores = dp.score(model, space, criteria=("l2",))
+    genome = dp.AffineGenome(space, scores, dp.cluster(scores), max_flops=0.5)
+    individual = genome.single("l2")
+    individual[0] = 3.0
+    name = space.groups[0].name
+    l2 = scores[name]["l2"]
+    assert np.allclose(genome.importance(individual)[name], 3 * l2 / l2.max())
+    pruner = tp.pruner.BasePruner(
+        model,
+        digits.example,
+        dp.BlendedImportance(model, genome, individual),
+        global_pruning=True,
+        pruning_ratio=0.3,
+        ignored_layers=[model.fc],
+    )
+    pruner.step()
+    assert sum(p.numel() for p in model.parameters()) < space.params

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +88,8 @@ class Planner:
                 f"{self.space.sizes.max()} filters; give a smaller one"
             )
         kept = FEWEST if self.round_to == 1 else f"{self.round_to} filters a group (round_to)"
-        check_budget(self.max_flops, self.min_flops, "what min_keep asks for" if self.min_keep else kept)
+        asked = self.min_keep and self.min_flops > replace(self, max_flops=None, min_keep=0.0).min_flops
+        check_budget(self.max_flops, self.min_flops, "what min_keep asks for" if asked else kept)
 
     @cached_property
     def widths(self) -> Widths:

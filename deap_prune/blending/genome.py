@@ -17,15 +17,12 @@ from numpy.typing import NDArray
 from deap_prune.blending.allocation import ALLOCATIONS
 from deap_prune.blending.balance import WidthCurves
 from deap_prune.blending.clusters import CriteriaClusters, Scored
-from deap_prune.blending.decoding import Decoding, GeneSpec, Matrix, MaxFlops, MinKeep, Planner, check_budget, genes_of
-from deap_prune.blending.layout import Layout
+from deap_prune.blending.decoding import Decoding, GeneSpec, Matrix, MaxFlops, MinKeep, Planner, genes_of
 from deap_prune.errors import ConfigError, RegistryError, did_you_mean
 from deap_prune.structure.masks import Masks
 
 if TYPE_CHECKING:
     from deap_prune.structure.space import PruningSpace
-
-__all__ = ["NORMALISERS", "Genome", "Layout", "check_budget"]
 
 Scores = NDArray[np.float64]
 Ids = NDArray[np.intp]

@@ -153,9 +153,14 @@ def check_batches(
         ) from error
 
 
+def tensors_of(tree: Any) -> list[Tensor]:
+    """The tensors of tuples, lists and dicts, in order."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
 def count_samples(batch: Any) -> int:
     """Samples in a batch: the first dimension of its first tensor."""
-    return next((len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()), 0)
+    return next((len(tensor) for tensor in tensors_of(batch) if tensor.dim()), 0)
 
 
 def samples_of(batch: Any, which: slice | Tensor) -> Any:
@@ -207,12 +212,32 @@ def cross_entropy(outputs: Any, targets: Tensor, *, by_sample: bool = False) -> 
         _check_shares(logits, targets)
         values = F.cross_entropy(logits, targets, reduction="none").reshape(len(logits), -1)
         return values.mean(1) if by_sample else values.mean()
-    known = (targets >= 0) & ((targets != 255) | (logits.shape[1] > 255))
+    known = counted(logits, targets)
     labels = targets.where(known, -100)
     if not by_sample:
         return F.cross_entropy(logits, labels, ignore_index=-100) if bool(known.any()) else 0 * logits.sum()
     values = F.cross_entropy(logits, labels, ignore_index=-100, reduction="none").reshape(len(logits), -1)
     return values.sum(1) / known.reshape(len(known), -1).sum(1).clamp_min(1)
+
+
+def counted(logits: Tensor, targets: Tensor) -> Tensor:
+    """Which labels count: not those below 0, nor 255 where there is no such class."""
+    return (targets >= 0) & ((targets != 255) | (logits.shape[1] > 255))
+
+
+def check_map(logits: Tensor, targets: Tensor) -> Tensor:
+    """Labels that count index the classes; which ones count.
+
+    Raises:
+        DataError: If one is above the classes.
+    """
+    known, classes = counted(logits, targets), logits.shape[1]
+    if bool((targets[known] >= classes).any()):
+        raise DataError(
+            f"labels reach {int(targets[known].max())}; the network has classes 0 to {classes - 1} (mark what is to be "
+            "left out by 255 or a negative label)"
+        )
+    return known
 
 
 def _check_shares(logits: Tensor, targets: Tensor) -> None:

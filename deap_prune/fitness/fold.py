@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
-from deap_prune.data.batches import Forward, samples_of
+from deap_prune.data.batches import Forward, samples_of, tensors_of
 from deap_prune.reconstruction.flow import record
-from deap_prune.structure.inputs import tensors_of
 from deap_prune.structure.layers import describe_layer, spec_of
 from deap_prune.structure.prove import randomised
 

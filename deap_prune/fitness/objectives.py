@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deap_prune.data.batches import Loss, count_samples, cross_entropy, logits_of
+from deap_prune.data.batches import Loss, check_map, count_samples, cross_entropy, logits_of
 from deap_prune.errors import DataError
 from deap_prune.registry import Registry
 from deap_prune.structure.masks import Masks
@@ -208,12 +208,7 @@ def miou(outputs: Tensor | Mapping[str, Tensor], targets: Tensor, dense_outputs:
     scores = logits_of(outputs)
     _check_shape(scores, targets)
     n, classes = scores.shape[:2]
-    known = (targets >= 0) & ((targets != 255) | (classes > 255))
-    if bool((targets[known] >= classes).any()):
-        raise DataError(
-            f"labels reach {int(targets[known].max())}; the network has classes 0 to {classes - 1} (mark what is to be "
-            "left out by 255 or a negative label)"
-        )
+    known = check_map(scores, targets)
     first = (torch.arange(n, device=targets.device) * (classes + 1)).view(-1, *[1] * (targets.dim() - 1))
 
     def areas(labels: Tensor, where: Tensor) -> Tensor:

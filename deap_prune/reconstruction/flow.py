@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from deap_prune.structure.inputs import Call, tensors_of
+from deap_prune.data.batches import tensors_of
+from deap_prune.structure.inputs import Call, in_order
 from deap_prune.structure.layers import describe_layer, spec_of
 from deap_prune.structure.watch import LayerWatch
 
@@ -75,7 +76,7 @@ class Recorder(LayerWatch):
 
     def before_layer(self, name: str, layer: nn.Module, arguments: Call) -> None:
         """Tell whoever asked."""
-        if tensors := tensors_of(arguments):
+        if tensors := tensors_of(in_order(layer, *arguments)):
             self._before(name, layer, tensors[0])
 
     def after_layer(self, name: str, layer: nn.Module, arguments: Call, result: Any) -> None:

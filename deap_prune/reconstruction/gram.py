@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from deap_prune.data.batches import Forward, count_samples, default_forward
+from deap_prune.data.batches import Forward, count_samples, default_forward, tensors_of
 from deap_prune.errors import ConfigError, DataError
 from deap_prune.reconstruction.flow import Flow, Key, Recorder
 from deap_prune.reconstruction.matrix import (
@@ -256,7 +255,7 @@ class _Sums:
 
         def hook(layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
             if self.holds:
-                source = next(x for x in tree_leaves(in_order(layer, args, kwargs)) if isinstance(x, Tensor))
+                source = tensors_of(in_order(layer, args, kwargs))[0]
                 total = output.numel() // self.spec.out_channels
                 picks = pick(total, int(rows * self.weight.shape[1]) + 1, generator).to(source.device)
                 width = source.element_size() * self.spec.in_channels * self.taps

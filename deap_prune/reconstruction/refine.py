@@ -14,13 +14,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deap_prune.data.batches import Data, Forward, count_samples, default_forward, join, samples_of, to_batches
+from deap_prune.data.batches import (
+    Data,
+    Forward,
+    count_samples,
+    default_forward,
+    join,
+    samples_of,
+    tensors_of,
+    to_batches,
+)
 from deap_prune.errors import ConfigError
 from deap_prune.reconstruction.fit import fit_layer
 from deap_prune.reconstruction.flow import Flow, Key, Recorder, has_statistics, record
 from deap_prune.reconstruction.gram import pick
 from deap_prune.reconstruction.matrix import blocks_of, patches_of, positions, refittable, to_features
-from deap_prune.structure.inputs import evaluating, tensors_of
+from deap_prune.structure.inputs import evaluating
 from deap_prune.structure.layers import spec_of
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import slim, unwrap

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from deap import base
 
-from deap_prune.blending.genome import Layout
+from deap_prune.blending.layout import Layout
 from deap_prune.config import SearchConfig
 from deap_prune.errors import RunError
 from deap_prune.evolution.front import ParetoFront

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
+from deap_prune.data.batches import tensors_of
 from deap_prune.structure.inputs import Call, copy_with
 from deap_prune.structure.layers import narrow_layer, spec_of
 
@@ -30,7 +31,7 @@ class _Positional(nn.Module):
     def forward(self, *args: Any) -> Any:
         split = len(args) - len(self.names)
         outputs = self.model(*args[:split], **dict(zip(self.names, args[split:], strict=True)))
-        return tuple(leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor))
+        return tuple(tensors_of(outputs))
 
 
 @contextmanager

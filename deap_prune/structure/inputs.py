@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
+
+from deap_prune.data.batches import tensors_of
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -39,11 +41,6 @@ def in_order(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     bound = inspect.signature(layer.forward).bind(*args, **kwargs)
     bound.apply_defaults()
     return bound.args, bound.kwargs
-
-
-def tensors_of(tree: Any) -> list[Tensor]:
-    """The tensors of tuples, lists and dicts, in order."""
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def forward(model: nn.Module, call: Call) -> list[Tensor]:

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from deap_prune.data.batches import tensors_of
 from deap_prune.structure.count import measured_flops
-from deap_prune.structure.inputs import Call, tensors_of
+from deap_prune.structure.inputs import Call
 from deap_prune.structure.layers import LayerSpec, spec_of
 from deap_prune.structure.rules import COUNTED, DENSE, Step, follow
 from deap_prune.structure.watch import LayerWatch

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from deap_prune.structure.inputs import tensors_of
+from deap_prune.data.batches import tensors_of
 
 aten = torch.ops.aten
 DENSE = 0  # the label of everything that can't be pruned: inputs, constants, fixed padding

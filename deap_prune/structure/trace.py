@@ -129,6 +129,8 @@ def ignored_names(model: nn.Module, ignore: Iterable[str | nn.Module]) -> tuple[
         raise ModelError(f"ignore is the text {ignore!r}; give several names, such as ({ignore!r},)")
     if isinstance(ignore, nn.Module):
         raise ModelError(f"ignore is one {type(ignore).__name__}; give several modules or names, such as [module]")
+    if not isinstance(ignore, Iterable):
+        raise ModelError(f"ignore is {ignore!r}; give modules or names, such as [module]")
     names = {module: name for name, module in unwrap(model).named_modules() if name}
     found = []
     for given in ignore:

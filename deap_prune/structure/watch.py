@@ -34,10 +34,10 @@ class LayerWatch(TorchDispatchMode):
         return False
 
     def before_layer(self, name: str, layer: nn.Module, arguments: Call) -> None:
-        """A layer is about to run; positional and keyword arguments in the order of its ``forward``."""
+        """A layer is about to run."""
 
     def after_layer(self, name: str, layer: nn.Module, arguments: Call, result: Any) -> None:
-        """A layer has run; the result is None if it failed."""
+        """A layer has run; the result is None if it failed. Arguments are in the order of its ``forward``."""
 
     def after_operator(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """An operator of torch's dispatcher has run outside of all layers."""
@@ -59,7 +59,7 @@ class LayerWatch(TorchDispatchMode):
     def _enter(self, layer: nn.Module, args: Any, kwargs: Any) -> None:
         self.inside += 1
         if self.inside == 1:
-            self.before_layer(self._names[id(layer)], layer, in_order(layer, args, kwargs))
+            self.before_layer(self._names[id(layer)], layer, (args, kwargs))
 
     def _leave(self, layer: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -45,23 +46,24 @@ def finetune(
     Args:
         model: The network; parameters with ``requires_grad=False`` stay as they are, and statistics of frozen norms.
         train: Float inputs (N, ...) and int64 targets (N,), or (N, ...) for maps of labels (below 0, and 255, are left
-            out). Two tensors are shuffled anew for each epoch into batches of nearly equal size.
+            out), or shares of classes (N, classes, ...), or what your loss takes. Two tensors are shuffled anew for
+            each epoch into batches of nearly equal size.
         validation: What to measure loss and accuracy on after each epoch. It decides nothing but when to stop, and that
             only with ``recipe.patience``.
         epochs: How often to go through ``train``.
         recipe: Optimizer, schedule and distillation; default ``Recipe()``.
-        teacher: A network with the same classes, left unchanged.
+        teacher: A network with the same outputs, left unchanged.
         augment: True for random shifts and mirror images (see deap_prune.data.augment), or a function of
-            inputs and generator.
+            inputs and generator. Targets are not changed with them.
         from_scratch: First reset all weights and buffers by each module's ``reset_parameters``.
         state: File (safetensors) to keep after every epoch; if it is there, training goes on from it, on a CPU as if
             it had never stopped.
         device: Where to train; "auto" is CUDA where there is any, else the CPU.
         seed: Of the resetting, the order, the augmentation and dropout.
-        forward: Model and batch to (logits, targets); default: ``model(inputs)``, batch (inputs, targets).
+        forward: Model and batch to (outputs, targets); default: ``model(inputs)``, batch (inputs, targets).
         loss: For other tasks than classification: function of (outputs, targets) to the mean over a batch, or to one
             value a sample; cross-entropy if left out.
-        progress: Show a bar with loss and accuracy.
+        progress: Show a bar with the figures of the last epoch.
 
     Examples:
         >>> records = dp.finetune(small, data["calibration"], epochs=2, teacher=model, progress=False)
@@ -75,7 +77,7 @@ def finetune(
         DataError: If there is no batch, targets do not fit to inputs or network, or there is no such device.
         ModelError: If nothing can be trained or reset, the teacher does not fit, or the loss is not finite.
         ConfigError: If the epochs or the validation data do not fit the recipe.
-        RunError: If ``state`` is of another training.
+        RunError: If ``state`` is of another training; of functions, such as ``loss``, the names are compared.
     """
     recipe = recipe or Recipe()
     if epochs < 1 or recipe.warmup_epochs >= epochs:
@@ -98,6 +100,13 @@ def finetune(
             reset(model)
         settings = {**asdict(recipe), "epochs": epochs, "seed": seed, "from_scratch": from_scratch}
         settings |= {"teacher": teacher is not None, "augment": change is not None}
-        settings |= {"loss": None if loss is None else getattr(loss, "__qualname__", type(loss).__qualname__)}
+        settings |= {"loss": None if loss is None else _told(loss)}
         kept = None if state is None else (Path(state), settings)
         return trainer.run(shuffled(train, recipe.batch_size, generator, place), validation, kept, progress)
+
+
+def _told(loss: Loss) -> str:
+    """What a loss is called: a function's name, a module with its options, what a partial fixes."""
+    if isinstance(loss, partial):
+        return f"{_told(loss.func)}{loss.args}{loss.keywords}"
+    return repr(loss) if isinstance(loss, nn.Module) else getattr(loss, "__qualname__", type(loss).__qualname__)

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
-from deap_prune.data.batches import Loss, check_labels, cross_entropy, logits_of
+from deap_prune.data.batches import Loss, check_labels, check_map, cross_entropy, logits_of, tensors_of
 from deap_prune.errors import DataError, ModelError
 
 
@@ -32,7 +32,10 @@ def on_targets(own: Loss | None, outputs: Any, targets: Any) -> Tensor:
     """
     if own is None:
         check_targets(logits_of(outputs), targets)
-        return cross_entropy(outputs, targets)
+        try:
+            return cross_entropy(outputs, targets)
+        except DataError as error:
+            raise DataError(f"{error}; give a loss of your own (loss=)") from error
     found = own(outputs, targets)
     if not isinstance(found, Tensor):
         raise DataError(f"the loss gives a {type(found).__name__}; it gives a tensor: a mean, or one value a sample")
@@ -76,6 +79,8 @@ def check_targets(logits: Any, targets: Any) -> None:
             "or a loss of your own (loss=)"
         )
     check_labels(logits, targets, name="the data")
+    if targets.dim() > 1:
+        check_map(logits, targets)
 
 
 def from_teacher(outputs: Any, wanted: Any, temperature: float, *, classes: bool) -> Tensor:
@@ -86,23 +91,23 @@ def from_teacher(outputs: Any, wanted: Any, temperature: float, *, classes: bool
         wanted: The teacher's.
         temperature: T.
         classes: Outputs are logits: T^2 KL(softmax(t / T) || softmax(z / T)), the mean over samples and positions
-            (Hinton et al. 2015, arXiv 1503.02531). Else the mean squared difference of all outputs (Ba and Caruana,
-            "Do Deep Nets Really Need to be Deep?", NeurIPS 2014, arXiv 1312.6184).
+            (Hinton et al. 2015, arXiv 1503.02531). Else the mean squared difference of the outputs (of several tensors
+            the mean of theirs; Ba and Caruana, "Do Deep Nets Really Need to be Deep?", NeurIPS 2014, arXiv 1312.6184).
 
     Raises:
         ModelError: If their shapes differ.
     """
     if classes:
         outputs, wanted = logits_of(outputs), logits_of(wanted)
-    ours, theirs = (
-        [x for x in tree_leaves(tree) if isinstance(x, Tensor) and x.is_floating_point()] for tree in (outputs, wanted)
-    )
+    ours, theirs = ([x for x in tensors_of(tree) if x.is_floating_point()] for tree in (outputs, wanted))
+    if not ours:
+        raise ModelError("the outputs hold no tensors to compare with the teacher's; give some by forward=")
     if (here := [tuple(x.shape) for x in ours]) != (there := [tuple(x.shape) for x in theirs]):
         raise ModelError(
-            f"the teacher gives {_shapes(there)} and the network {_shapes(here)}; give a teacher with the same classes"
+            f"the teacher gives {_shapes(there)} and the network {_shapes(here)}; give a teacher with the same outputs"
         )
     if not classes:
-        return sum((F.mse_loss(z, t) for z, t in zip(ours, theirs, strict=True)), start=ours[0].new_zeros(()))
+        return torch.stack([F.mse_loss(z, t) for z, t in zip(ours, theirs, strict=True)]).mean()
     (z,), (t,) = ours, theirs
     student, master = F.log_softmax(z / temperature, 1), F.log_softmax(t / temperature, 1)
     places = z.numel() // z.shape[1]
@@ -110,4 +115,4 @@ def from_teacher(outputs: Any, wanted: Any, temperature: float, *, classes: bool
 
 
 def _shapes(shapes: list[tuple[int, ...]]) -> str:
-    return ", ".join(map(str, shapes)) or "no tensor"
+    return ", ".join(map(str, shapes)) or "nothing"

@@ -58,14 +58,19 @@ def accuracy(
 
 
 def loss_and_accuracy(
-    model: nn.Module, data: Data, *, device: torch.device, forward: Forward, loss: Loss | None
+    model: nn.Module,
+    data: Data,
+    *,
+    device: str | torch.device = "auto",
+    forward: Forward | None = None,
+    loss: Loss | None = None,
 ) -> tuple[float, float | None]:
     """The mean loss, and the accuracy (as :func:`accuracy`) where each sample has one label, else None.
 
     Args:
         model: The network.
         data: As for training.
-        device: Where to compute.
+        device: Where to compute; "auto" is CUDA where there is any, else the CPU.
         forward: Model and batch to (outputs, targets).
         loss: A function of the user's; cross-entropy if None.
 
@@ -73,17 +78,19 @@ def loss_and_accuracy(
         DataError: If there is no batch, or targets do not fit.
         ModelError: If the outputs are no logits, and there is no loss for others.
     """
-    total, hits, count, labelled = 0.0, 0, 0, True
-    with placed(device, model), torch.no_grad():
-        for batch in stream(data, name="the validation data", batch_size=500, device=device):
-            outputs, targets = forward(model, batch)
-            size = count_samples((targets, outputs))
+    place = resolve_device(device)
+    total, count, hits, labels, labelled = 0.0, 0, 0, 0, True
+    with placed(place, model), torch.no_grad():
+        for batch in stream(data, name="the validation data", batch_size=500, device=place):
+            outputs, targets = (forward or default_forward)(model, batch)
+            size = max(count_samples(batch), 1)
             total += float(on_targets(loss, single(outputs), targets)) * size
             count += size
             labelled = labelled and one_label_each(outputs, targets)
             if labelled:
                 hits += int((outputs.argmax(1) == targets).sum())
-    return total / count, hits / count if labelled else None
+                labels += len(targets)
+    return total / count, hits / labels if labelled else None
 
 
 def _check_classes(logits: Any, targets: Any) -> None:

@@ -38,7 +38,8 @@ class Recipe:
         distill: Weight of the teacher in the loss, 0 .. 1; the targets have the rest.
         precision: Of the forward pass: "fp32", or "bf16" by autocast (the weights stay fp32).
         ema: Decay of a moving average of the weights, such as 0.999; validation and the final network have the average.
-        patience: Stop after so many epochs without a better validation accuracy; the last epoch's weights stay.
+        patience: Stop after so many epochs without a better validation accuracy (or validation loss, with a loss of
+            your own or without a label a sample); the last epoch's weights stay.
 
     Raises:
         ConfigError: If a value is out of range or a name is unknown.

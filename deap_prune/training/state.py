@@ -23,7 +23,7 @@ class EpochRecord:
 
     Attributes:
         epoch: From 1.
-        train_loss: Mean over the images of the epoch, while the weights changed, in nats.
+        train_loss: Mean over the images of the epoch, while the weights changed (cross-entropy in nats, or your loss).
         validation_accuracy: In 0 .. 1, after the epoch; None without validation data, or if samples have no label each.
         lr: Learning rate of the last batch.
         seconds: Wall-clock time, validation included.
@@ -44,14 +44,19 @@ class EpochRecord:
         return f"loss {self.train_loss:.4f}{found}"
 
 
-def best_epoch(records: Sequence[EpochRecord]) -> EpochRecord | None:
-    """The epoch of the best validation accuracy (loss, where there is no accuracy), the first of equals; None without.
+def best_epoch(records: Sequence[EpochRecord], *, by_loss: bool = False) -> EpochRecord | None:
+    """The epoch of the best validation accuracy, the first of equals; None without validation data.
 
     For a look: the network has the last epoch's weights.
+
+    Args:
+        records: Of :func:`finetune`.
+        by_loss: The least validation loss counts, as it does where there is no accuracy.
     """
     accuracies = [(r.validation_accuracy, r) for r in records if r.validation_accuracy is not None]
     losses = [(-r.validation_loss, r) for r in records if r.validation_loss is not None]
-    return max(accuracies or losses, key=lambda pair: pair[0])[1] if accuracies or losses else None
+    values = losses if by_loss or not accuracies else accuracies
+    return max(values, key=lambda pair: pair[0])[1] if values else None
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,8 @@ def shuffled(data: Data, size: int, generator: torch.Generator, place: torch.dev
         raise DataError(
             f"{len(inputs)} inputs and {len(targets)} targets to train on; give as many of each, at least 1"
         )
-    if place.type == "cuda" and 4 * inputs.numel() * inputs.element_size() < torch.cuda.mem_get_info(place)[0]:
+    size_in_bytes = sum(tensor.numel() * tensor.element_size() for tensor in (inputs, targets))
+    if place.type == "cuda" and 4 * size_in_bytes < torch.cuda.mem_get_info(place)[0]:
         inputs, targets = inputs.to(place), targets.to(place)
     return Shuffled(inputs, targets, size, generator)
 

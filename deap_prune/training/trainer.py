@@ -20,7 +20,17 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
-from deap_prune.data.batches import Data, Forward, Loss, check_labels, count_samples, default_forward, logits_of
+from deap_prune.data.batches import (
+    Data,
+    Forward,
+    Loss,
+    check_labels,
+    count_samples,
+    default_forward,
+    logits_of,
+    tensors_of,
+)
+from deap_prune.data.splits import augment as shift_and_mirror
 from deap_prune.errors import DataError, ModelError
 from deap_prune.graphs import Graphs
 from deap_prune.training.losses import are_labels, from_teacher, on_targets, one_label_each, single
@@ -76,9 +86,9 @@ class Trainer:
             while len(records) < self.epochs and not self.is_patient_no_more(records):
                 start, epoch = time.perf_counter(), len(records)
                 loss = self.epoch(epoch, batches, step, optimizer, average, partial(bar.update, task))
-                found = self.measured(validation, average)
+                on_validation, hits = self.measured(validation, average)
                 lr = float(optimizer.param_groups[0]["lr"])
-                records.append(EpochRecord(epoch + 1, loss, found[1], lr, time.perf_counter() - start, found[0]))
+                records.append(EpochRecord(epoch + 1, loss, hits, lr, time.perf_counter() - start, on_validation))
                 if kept is not None:
                     about = {"settings": kept[1], "records": [asdict(r) for r in records]}
                     save_state(kept[0], self.model, optimizer, average, self.generator, about)
@@ -98,7 +108,7 @@ class Trainer:
 
     def is_patient_no_more(self, records: Sequence[EpochRecord]) -> bool:
         """Whether so many epochs have brought nothing better as the recipe allows."""
-        patience, best = self.recipe.patience, best_epoch(records)
+        patience, best = self.recipe.patience, best_epoch(records, by_loss=self.own is not None)
         return patience is not None and best is not None and len(records) - best.epoch >= patience
 
     def epoch(
@@ -138,6 +148,11 @@ class Trainer:
     def prepare(self, batch: Any) -> Any:
         """A batch as the network takes it in training: on the device, augmented."""
         batch = tree_map(lambda x: x.to(self.place) if isinstance(x, Tensor) else x, batch)
+        if self.augment is shift_and_mirror and any(x.dim() > 2 for x in tensors_of(batch[1:])):
+            raise DataError(
+                "augment=True shifts and mirrors inputs alone, and the targets are maps; augment both together in a "
+                "DataLoader, or give a function of (inputs, generator) that moves nothing"
+            )
         if self.augment:
             batch = (self.augment(batch[0], self.generator), *batch[1:])
         return tree_map(lambda x: self.laid_out(x) if isinstance(x, Tensor) else x, batch)
@@ -151,12 +166,14 @@ class Trainer:
     def stepper(self, batches: Iterable[Any], optimizer: torch.optim.Optimizer) -> Step:
         """What takes a step with a batch: as CUDA graphs where all data is on the device and its labels are known."""
         step = partial(self.step, optimizer)
-        if not isinstance(batches, Shuffled) or not batches.targets.is_cuda or self.forward is not default_forward:
+        if self.own is not None or self.forward is not default_forward:
+            return step  # may look at values
+        if not isinstance(batches, Shuffled) or not batches.targets.is_cuda:
             return step
         with torch.no_grad():
             outputs, targets = self.forward(self.model, (batches.inputs[:2], batches.targets[:2]))
-        if self.own is not None or not one_label_each(outputs, targets):
-            return step  # its loss may look at values
+        if not one_label_each(outputs, targets):
+            return step
         check_labels(outputs, batches.targets, name="the data")
         return Graphs(partial(step, check=False), name="the training step", alters=True)
 
@@ -175,7 +192,7 @@ class Trainer:
         outputs = single(outputs)
         # Looking at labels makes a GPU wait, and can't be captured.
         hard = on_targets(self.own, outputs, targets) if check else F.cross_entropy(outputs, targets)
-        size = count_samples((targets, outputs))
+        size = max(count_samples(batch), 1)
         if self.teacher is None:
             return hard, size
         with torch.no_grad(), self.autocast():

@@ -126,6 +126,8 @@ def test_least_shares_by_name() -> None:
         make("residual", min_keep=1.5)
     with pytest.raises(BudgetError, match=r"what min_keep asks for .* reachable minimum"):
         make("residual", min_keep=0.9, max_flops=0.3)
+    with pytest.raises(BudgetError, match=r"4 filters a group \(round_to\)"):
+        make("residual", min_keep=0.01, max_flops=0.01, round_to=4)
 
 
 def test_keep_genes_are_shares_where_there_is_no_budget() -> None:
