@@ -28,7 +28,7 @@ def quality():
 
 
 def run(quality, out, *options):
-    arguments = ["quality.py", "run", "--out", str(out), "--pairs", "digits", "--seeds", "1", "--evaluations", "18"]
+    arguments = ["quality.py", "run", "--out", str(out), "--pairs", "digits", "--seeds", "1", "--evaluations", "12"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [*arguments, "--images", "20", *TINY, *options])
         quality.main()
@@ -66,7 +66,7 @@ def test_searches_have_equal_evaluations(done):
     out, _ = done
     searches = [row for row in rows_of(out) if row["arm"] in SEARCHES]
     assert {row["arm"] for row in searches} == set(SEARCHES)
-    assert {row["evaluations"] for row in searches} == {18}
+    assert {row["evaluations"] for row in searches} == {12}
 
 
 def test_a_blend_is_on_validation_at_least_as_good_as_the_best_single(done):
@@ -94,7 +94,7 @@ def test_a_blend_carried_to_where_it_was_found_chooses_the_same_filters(quality,
     out, _ = done
     row = json.loads(next(out.glob("digits/0.5/plain-0-arm-ours-evolved-widths.json")).read_text())
     args = quality_args(quality, out)
-    ground = quality.Ground(quality.open_config("digits", 0, args), 0, 18, 20)
+    ground = quality.Ground(quality.open_config("digits", 0, args), 0, 12, 20)
     assert quality.transferred(ground, 0.5, "plain", source=row)["validation"] == row["validation"]
 
 

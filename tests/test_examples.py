@@ -1,4 +1,4 @@
-"""The examples are programs: they run, briefly."""
+"""The examples are programs: they run, briefly, on few images."""
 
 import os
 import runpy
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import brief
 import numpy as np
 import pytest
 
@@ -16,12 +17,11 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    """Runs an example in an empty folder, in this process (which has imported everything); what it prints."""
+    """Runs an example in an empty folder, in this process (which has imported everything); gives what it prints."""
 
     def program(name, *args):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [name, *args])
-        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        brief.run(str(EXAMPLES / name), *args)
         return capsys.readouterr().out
 
     return program
@@ -30,7 +30,7 @@ def run(tmp_path, monkeypatch, capsys):
 def run_apart(name, *args, cwd):
     """In a process of its own: what it registers must not stay."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(EXAMPLES / name), *args]
+    command = [sys.executable, brief.__file__, str(EXAMPLES / name), *args]
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -135,11 +135,14 @@ def test_point_sets(run):
 
 
 @pytest.mark.slow
-def test_demo(run, tmp_path):
+def test_demo(tmp_path, monkeypatch, capsys):
     """The main job whole: trained, searched, compared, slimmed, fine-tuned; a second run gets its own folder."""
-    first = run("demo.py")
-    assert "everything is in runs/demo:" in first
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["demo.py"])
+    runpy.run_path(str(EXAMPLES / "demo.py"), run_name="__main__")
+    assert "everything is in runs/demo:" in capsys.readouterr().out
     points = np.array([list(s.values.values()) for s in dp.ParetoFront.load(tmp_path / "runs/demo")]) * [-1, 1]
     assert len(points) >= 8
     assert not any(((points <= p).all(axis=1) & (points < p).any(axis=1)).any() for p in points)
-    assert "everything is in runs/demo-2:" in run("demo.py", "--generations", "1", "--epochs", "1")
+    brief.run(str(EXAMPLES / "demo.py"), "--generations", "1", "--epochs", "1")
+    assert "everything is in runs/demo-2:" in capsys.readouterr().out

@@ -23,6 +23,7 @@ OPTIONS: dict[str, Any] = {
     "criteria": ("l1", "fpgm", "bn_scale", "taylor_gate"),
     "population": 6,
     "generations": 3,
+    "finalists": 1,
     "batch_size": 40,
     "device": "cpu",
 }

@@ -72,7 +72,12 @@ def test_points(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_configs_run(config: Path, tmp_path: Path) -> None:
     """On a small network of the digits, with its own options otherwise."""
     changes = ["data={format: digits, calibration: 64, validation: 64}", "model.weights=null", "search.ignore=[]"]
-    changes += ["model.factory=deap_prune.zoo:digits_resnet", "model.kwargs.width=4", "search.population=4"]
+    changes += [
+        "model.factory=deap_prune.zoo:digits_resnet",
+        "model.kwargs.width=4",
+        "search.population=4",
+        "search.finalists=1",
+    ]
     changes += ["search.generations=0" if config.stem == "compensation" else "search.generations=1"]
     given = [word for change in changes for word in ("--set", change)]
     done = CliRunner().invoke(app, ["search", str(config), "--out", str(tmp_path / "run"), "--quiet", *given])

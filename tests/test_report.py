@@ -35,6 +35,7 @@ def run(digits, tmp_path_factory):
         criteria=("l1", "fpgm", "bn_scale", "taylor_gate"),
         population=8,
         generations=2,
+        finalists=1,
         out=folder,
         device="cpu",
         progress=False,

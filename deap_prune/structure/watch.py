@@ -17,6 +17,9 @@ from deap_prune.structure.layers import describe_layer
 class LayerWatch(TorchDispatchMode):
     """Calls its methods as a network runs inside :meth:`watching`; subclasses note what they need.
 
+    A layer runs outside of the mode, and so does what is called before and after it: each operator under a mode takes
+    a detour through Python, and fitting a layer is thousands of them.
+
     Attributes:
         layers: The known layers by name.
         inside: How many layers deep the pass is; what runs inside of a layer is not seen.
@@ -59,6 +62,7 @@ class LayerWatch(TorchDispatchMode):
     def _enter(self, layer: nn.Module, args: Any, kwargs: Any) -> None:
         self.inside += 1
         if self.inside == 1:
+            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self.before_layer(self._names[id(layer)], layer, (args, kwargs))
 
     def _leave(self, layer: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
@@ -67,9 +71,10 @@ class LayerWatch(TorchDispatchMode):
                 self.after_layer(self._names[id(layer)], layer, in_order(layer, args, kwargs), result)
         finally:
             self.inside -= 1
+            if not self.inside:
+                self.__enter__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not self.inside:
-            self.after_operator(func, args, kwargs or {}, result)
+        self.after_operator(func, args, kwargs or {}, result)
         return result

@@ -85,6 +85,7 @@ def result(out: Path) -> dict[str, bytes]:
     return {name: (out / name).read_bytes() for name in (*names, *masks)}
 
 
+@pytest.mark.slow
 def test_killed_twice(tmp_path: Path) -> None:
     seconds = whole_run(tmp_path / "whole", 0, 6)
     assert killed_run(tmp_path / "run", 0, 2, 6, seconds) >= 1

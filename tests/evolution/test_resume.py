@@ -24,7 +24,8 @@ import deap_prune as dp
 from deap_prune.errors import PruneError, RunError
 from deap_prune.weights import load_weights, save_weights
 
-OPTIONS: dict[str, Any] = {"criteria": ("l1", "fpgm", "bn_scale", "taylor_gate"), "population": 6, "generations": 4}
+CRITERIA = ("l1", "fpgm", "bn_scale", "taylor_gate")
+OPTIONS: dict[str, Any] = {"criteria": CRITERIA, "population": 6, "generations": 4, "finalists": 1}
 FILES = ("front.json", "front.csv", "history.csv", "config.yaml")
 
 

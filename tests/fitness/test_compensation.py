@@ -235,21 +235,21 @@ def test_the_surrogate_learns_where_candidates_are_refined(digits: Digits) -> No
     rng, sizes = np.random.default_rng(0), [group.size for group in digits.space.groups]
     masks = [
         dp.Masks({g.name: rng.permutation(g.size) < rng.integers(1, g.size + 1) for g in digits.space.groups})
-        for _ in range(60)
+        for _ in range(48)
     ]
     assert len(sizes) > 2 and digits.evaluator(objectives=("loss",)).learned() is None
-    evaluate = digits.evaluator(objectives=("flops", "loss", "accuracy"), refine_from=0, draft_images=100)
-    losses = [loss for _, loss, _ in evaluate.many(masks[:30])]
+    evaluate = digits.evaluator(objectives=("flops", "loss", "accuracy"), refine_from=0, draft_images=60)
+    losses = [loss for _, loss, _ in evaluate.many(masks[:24])]
     learned, known = evaluate.learned(), dict(evaluate.cache)
     assert learned is not None
     assert [learned(m) for m in masks[:5]] != [evaluate.surrogate(m) for m in masks[:5]]
-    rest = [loss for _, loss, _ in evaluate.many(masks[30:])]
-    by_sum, by_learned = ([error(m) for m in masks[30:]] for error in (evaluate.surrogate, learned))
+    rest = [loss for _, loss, _ in evaluate.many(masks[24:])]
+    by_sum, by_learned = ([error(m) for m in masks[24:]] for error in (evaluate.surrogate, learned))
     assert kendalltau(by_learned, rest)[0] > max(0.4, kendalltau(by_sum, rest)[0])
-    assert kendalltau([learned(m) for m in masks[:30]], losses)[0] > 0.4
-    accurate = digits.evaluator(objectives=("accuracy",), refine_from=0, draft_images=100)
+    assert kendalltau([learned(m) for m in masks[:24]], losses)[0] > 0.4
+    accurate = digits.evaluator(objectives=("accuracy",), refine_from=0, draft_images=60)
     more = accurate.learned({m: values[2:] for m, values in known.items()})
-    assert more is not None and kendalltau([more(m) for m in masks[30:]], rest)[0] > 0.3  # accuracy is maximised
+    assert more is not None and kendalltau([more(m) for m in masks[24:]], rest)[0] > 0.3  # accuracy is maximised
     unlearned = evaluate.learned({})
     assert unlearned is not None and unlearned(masks[0]) == evaluate.surrogate(masks[0])
     assert digits.evaluator(objectives=("flops",), refine_from=0).learned() is None
