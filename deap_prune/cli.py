@@ -157,7 +157,7 @@ def finetune(
     set: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
-    """Slim a run's solution, fine-tune it, and say its test accuracy before and after (the last epoch's)."""
+    """Slim a run's solution, fine-tune it, and say its test accuracy (or loss) before and after (the last epoch's)."""
     from deap_prune.runs import recall
     from deap_prune.training import best_epoch
     from deap_prune.training import finetune as train

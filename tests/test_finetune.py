@@ -480,13 +480,18 @@ def test_with_a_loss_of_ones_own_patience_follows_it(data: Pair) -> None:
 def test_samples_are_counted_by_the_batch(brightness: Pair) -> None:
     """Not by targets that are a list, or that are not there."""
     x, y = brightness
-    boxes = [(x[k : k + 4], [{"boxes": y[k + i].expand(i, 1)} for i in range(4)]) for k in range(0, 16, 4)]
+    parts = [slice(0, 3), slice(3, 8), slice(8, 9)]  # of several sizes, with as many boxes as it happens
+    boxes = [(x[k], [{"boxes": each.expand(i % 3, 1)} for i, each in enumerate(y[k])]) for k in parts]
 
     def own(out: Tensor, targets: list[dict[str, Tensor]]) -> Tensor:
         return torch.stack([(o - t["boxes"]).square().sum() for o, t in zip(out, targets, strict=True)]).mean()
 
-    records = quick(regressor(), boxes, boxes, loss=own)
-    assert records[-1].validation_loss is not None and records[-1].train_loss > 0
+    model = regressor()
+    with torch.no_grad():
+        wanted = sum(float(own(model(part), targets)) * len(part) for part, targets in boxes) / 9
+    records = quick(model, boxes, boxes, loss=own, epochs=1, recipe=Recipe(lr=1e-9))
+    assert records[0].train_loss == pytest.approx(wanted, rel=1e-4)
+    assert records[0].validation_loss == pytest.approx(wanted, rel=1e-4)
 
     def scalar(model: nn.Module, batch: Tensor) -> tuple[Any, Any]:
         return model(batch).square().mean(), None
@@ -494,7 +499,7 @@ def test_samples_are_counted_by_the_batch(brightness: Pair) -> None:
     assert quick(regressor(), x[:16].split(4), loss=lambda out, _: out, forward=scalar)[-1].train_loss > 0
 
 
-def test_more_errors_of_other_tasks(brightness: Pair, tmp_path: Any) -> None:
+def test_more_errors_of_other_tasks(brightness: Pair) -> None:
     class Boxed:
         def __init__(self, inside: Tensor) -> None:
             self.inside = inside
@@ -508,9 +513,41 @@ def test_more_errors_of_other_tasks(brightness: Pair, tmp_path: Any) -> None:
     x = torch.randn(8, 1, 4, 4)
     with pytest.raises(DataError, match="labels reach 5; the network has classes 0 to 2"):
         quick(nn.Conv2d(1, 3, 1), (x, torch.full((8, 4, 4), 5)))
-    with pytest.raises(DataError, match=r"no shares of classes.*give a loss of your own \(loss=\)"):
+    with pytest.raises(DataError, match=r"no shares of classes.*from Python, give a loss of your own \(loss=\)"):
         quick(regressor(), brightness)
-    options = {"state": tmp_path / "state"}
-    quick(regressor(), brightness, loss=partial(F.huber_loss, delta=0.1), **options)
+
+
+class Weighed(nn.Module):
+    """A loss of one's own, without ``extra_repr``."""
+
+    def __init__(self, weight: float, classes: Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+        self.register_buffer("classes", classes)
+
+    def forward(self, out: Tensor, y: Tensor) -> Tensor:
+        return self.weight * (out - y).square().mean()
+
+
+@pytest.mark.parametrize(
+    ("loss", "other"),
+    [
+        (partial(F.huber_loss, delta=0.1), partial(F.huber_loss, delta=9.0)),
+        (nn.HuberLoss(delta=0.1), nn.HuberLoss(delta=9.0)),
+        (Weighed(1.0, torch.ones(2)), Weighed(1.0, torch.zeros(2))),
+        (partial(partial(F.huber_loss), delta=0.1), F.huber_loss),
+    ],
+)
+def test_a_state_knows_the_loss(loss: Any, other: Any, brightness: Pair, tmp_path: Any) -> None:
+    """By names and options, which another process tells alike; no addresses."""
+    quick(regressor(), brightness, loss=loss, state=tmp_path / "state")
+    quick(regressor(), brightness, loss=copy.deepcopy(loss), state=tmp_path / "state")
+    assert b" at 0x" not in (tmp_path / "state").read_bytes()
     with pytest.raises(RunError, match="of a training with another loss"):
-        quick(regressor(), brightness, loss=partial(F.huber_loss, delta=9.0), **options)
+        quick(regressor(), brightness, loss=other, state=tmp_path / "state")
+
+
+def test_the_best_epoch_is_finite() -> None:
+    records = [EpochRecord(k + 1, 1.0, None, 0.1, 1.0, loss) for k, loss in enumerate((math.nan, 0.5, 0.7))]
+    best = best_epoch(records)
+    assert best is not None and best.epoch == 2

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 from deap_prune.structure.inputs import Call, in_order
 from deap_prune.structure.layers import describe_layer
@@ -29,6 +29,7 @@ class LayerWatch(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.layers = {name: m for name, m in network.named_modules() if describe_layer(m) is not None}
         self.inside = 0
+        self._away = False
         self._names = {id(layer): name for name, layer in self.layers.items()}
 
     @classmethod
@@ -37,7 +38,7 @@ class LayerWatch(TorchDispatchMode):
         return False
 
     def before_layer(self, name: str, layer: nn.Module, arguments: Call) -> None:
-        """A layer is about to run."""
+        """A layer is about to run. Arguments are as they were given; see :func:`in_order`."""
 
     def after_layer(self, name: str, layer: nn.Module, arguments: Call, result: Any) -> None:
         """A layer has run; the result is None if it failed. Arguments are in the order of its ``forward``."""
@@ -54,15 +55,30 @@ class LayerWatch(TorchDispatchMode):
             handles.append(layer.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
         try:
             with torch.no_grad(), self:
-                yield
+                try:
+                    yield
+                finally:  # torch calls no hook after a KeyboardInterrupt
+                    self.inside = 0
+                    self._return()
         finally:
             for handle in handles:
                 handle.remove()
 
+    def _leave_mode(self) -> None:
+        """Out of the mode, if it is the innermost one (a network may enter modes of its own)."""
+        if _get_current_dispatch_mode() is self:
+            self._away = True
+            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    def _return(self) -> None:
+        if self._away:
+            self._away = False
+            self.__enter__()  # type: ignore[no-untyped-call]
+
     def _enter(self, layer: nn.Module, args: Any, kwargs: Any) -> None:
         self.inside += 1
         if self.inside == 1:
-            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self._leave_mode()
             self.before_layer(self._names[id(layer)], layer, (args, kwargs))
 
     def _leave(self, layer: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
@@ -72,9 +88,10 @@ class LayerWatch(TorchDispatchMode):
         finally:
             self.inside -= 1
             if not self.inside:
-                self.__enter__()  # type: ignore[no-untyped-call]
+                self._return()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        self.after_operator(func, args, kwargs or {}, result)
+        if not self.inside:
+            self.after_operator(func, args, kwargs or {}, result)
         return result

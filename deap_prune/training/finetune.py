@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deap_prune.data.batches import Data, Forward, Loss, default_forward, resolve_device
 from deap_prune.data.splits import augment as shift_and_mirror
@@ -77,7 +78,7 @@ def finetune(
         DataError: If there is no batch, targets do not fit to inputs or network, or there is no such device.
         ModelError: If nothing can be trained or reset, the teacher does not fit, or the loss is not finite.
         ConfigError: If the epochs or the validation data do not fit the recipe.
-        RunError: If ``state`` is of another training; of functions, such as ``loss``, the names are compared.
+        RunError: If ``state`` is of another training; of functions the names are compared.
     """
     recipe = recipe or Recipe()
     if epochs < 1 or recipe.warmup_epochs >= epochs:
@@ -105,8 +106,18 @@ def finetune(
         return trainer.run(shuffled(train, recipe.batch_size, generator, place), validation, kept, progress)
 
 
-def _told(loss: Loss) -> str:
-    """What a loss is called: a function's name, a module with its options, what a partial fixes."""
-    if isinstance(loss, partial):
-        return f"{_told(loss.func)}{loss.args}{loss.keywords}"
-    return repr(loss) if isinstance(loss, nn.Module) else getattr(loss, "__qualname__", type(loss).__qualname__)
+def _told(value: Any) -> str:
+    """A loss in words that are the same in every process: names, and the options of modules and partials."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    if isinstance(value, Tensor):
+        return f"tensor {tuple(value.shape)} {float(value.double().sum())}"
+    options: dict[str, Any] = {}
+    if isinstance(value, partial):
+        options = {**{str(place): each for place, each in enumerate(value.args)}, **value.keywords}
+    elif isinstance(value, nn.Module):
+        plain = {name: each for name, each in vars(value).items() if not name.startswith("_")}
+        options = {**plain, **dict(value.named_buffers())}
+    of = value.func if isinstance(value, partial) else value
+    name = _told(of) if isinstance(of, partial) else getattr(of, "__qualname__", type(of).__qualname__)
+    return f"{name}({', '.join(f'{key}={_told(each)}' for key, each in options.items())})" if options else name

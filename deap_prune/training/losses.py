@@ -35,7 +35,7 @@ def on_targets(own: Loss | None, outputs: Any, targets: Any) -> Tensor:
         try:
             return cross_entropy(outputs, targets)
         except DataError as error:
-            raise DataError(f"{error}; give a loss of your own (loss=)") from error
+            raise DataError(f"{error}; from Python, give a loss of your own (loss=)") from error
     found = own(outputs, targets)
     if not isinstance(found, Tensor):
         raise DataError(f"the loss gives a {type(found).__name__}; it gives a tensor: a mean, or one value a sample")

@@ -51,10 +51,12 @@ def best_epoch(records: Sequence[EpochRecord], *, by_loss: bool = False) -> Epoc
 
     Args:
         records: Of :func:`finetune`.
-        by_loss: The least validation loss counts, as it does where there is no accuracy.
+        by_loss: The least validation loss counts, as it does where there is no accuracy; what ``patience`` follows with
+            a loss of your own.
     """
     accuracies = [(r.validation_accuracy, r) for r in records if r.validation_accuracy is not None]
-    losses = [(-r.validation_loss, r) for r in records if r.validation_loss is not None]
+    measured = [(r.validation_loss, r) for r in records if r.validation_loss is not None]
+    losses = [(-loss, r) for loss, r in measured if math.isfinite(loss)]
     values = losses if by_loss or not accuracies else accuracies
     return max(values, key=lambda pair: pair[0])[1] if values else None
 

@@ -148,11 +148,8 @@ class Trainer:
     def prepare(self, batch: Any) -> Any:
         """A batch as the network takes it in training: on the device, augmented."""
         batch = tree_map(lambda x: x.to(self.place) if isinstance(x, Tensor) else x, batch)
-        if self.augment is shift_and_mirror and any(x.dim() > 2 for x in tensors_of(batch[1:])):
-            raise DataError(
-                "augment=True shifts and mirrors inputs alone, and the targets are maps; augment both together in a "
-                "DataLoader, or give a function of (inputs, generator) that moves nothing"
-            )
+        if self.augment is shift_and_mirror:
+            _check_places(batch)
         if self.augment:
             batch = (self.augment(batch[0], self.generator), *batch[1:])
         return tree_map(lambda x: self.laid_out(x) if isinstance(x, Tensor) else x, batch)
@@ -205,3 +202,17 @@ class Trainer:
         """The recipe's precision; no casts are remembered, a captured step would go on using them as weights change."""
         enabled = self.recipe.precision == "bf16"
         return torch.autocast(self.place.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
+
+
+def _check_places(batch: Any) -> None:
+    """Targets that are maps would have to be shifted and mirrored with the inputs.
+
+    Raises:
+        DataError: If a target has the height and width of the inputs.
+    """
+    inputs, targets = batch[0], tensors_of(batch[1:2])
+    if any(x.dim() > 2 and x.shape[-2:] == inputs.shape[-2:] for x in targets):
+        raise DataError(
+            "augment=True shifts and mirrors inputs alone, and the targets are maps; augment both together in a "
+            "DataLoader, or give a function of (inputs, generator) that moves nothing"
+        )

@@ -1,4 +1,7 @@
-"""SIGKILL at random moments: a run that was killed and resumed, again and again, ends as the one that was not."""
+"""SIGKILL at random moments: a run that was killed and resumed, again and again, ends as the one that was not.
+
+All slow; ``test_resume.py`` kills at chosen moments, in every run of the tests.
+"""
 
 from __future__ import annotations
 
