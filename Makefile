@@ -20,7 +20,7 @@ $(READY): pyproject.toml
 demo: $(READY) ## Prune a network on real images: train, search, compare, slim, fine-tune (two to three minutes)
 	$(BIN)/python examples/demo.py
 
-test: $(READY) ## Run the tests, on up to four cores (about five minutes on two)
+test: $(READY) ## Run the tests, on up to four cores (four to ten minutes on two)
 	$(PYTEST)
 
 test-all: $(READY) ## Run all tests, the slow ones too
