@@ -61,7 +61,9 @@ def test_own_loop(run):
     assert "solutions" in run("own_loop.py", "--generations", "1", "--epochs", "2")
 
 
+@pytest.mark.slow
 def test_on_ray(tmp_path):
+    """Slow: starts a cluster twice; ``tests/evolution/test_distributed.py`` has one in every run of the tests."""
     pytest.importorskip("ray", reason="needs the extra 'ray'")
     found = run_apart("on_ray.py", "--generations", "0", "--epochs", "1", cwd=tmp_path)
     assert "candidates on 2 workers, 0 of them lost" in found and "dp.search:" in found
