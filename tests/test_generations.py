@@ -116,7 +116,10 @@ def test_the_best_of_those_that_were_refined_wins(digits: Digits) -> None:
     singles = [*problem.singles(4), *problem.ranked(4)]
     rivals = result.genome.decode_many([*singles, tuple(alone.best.individual)])
     losses = [result.evaluator.measure(result.slim(masks), masks)[0] for masks in rivals]
-    assert result.best.values["loss"] <= min(losses) and alone.best.values["loss"] <= losses[-1]
+    assert result.best.values["loss"] <= min(losses)
+    # Refined alone, it is this very network, unless it was better as it was searched: that depends on the machine.
+    assert (alone.best.values["loss"] == losses[-1]) == alone.front.settings["refine"]
+    assert alone.best.values["loss"] <= losses[-1]
     assert len(result.front) == 1 and result.front.settings["refine"]
 
 
