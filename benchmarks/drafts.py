@@ -29,6 +29,7 @@ from scipy.stats import kendalltau
 
 import deap_prune as dp
 from deap_prune.blending.baselines import AffineGenome
+from deap_prune.evolution import Seeds
 
 IMAGES = (100, 250)
 SEEN = 20
@@ -39,8 +40,7 @@ def candidates(ground: Ground, budget: float, drawn: int) -> list[dp.Masks]:
     uniform, evolved = (ground.genome(budget, allocation=name) for name in ("uniform", "evolved"))
     affine = ground.genome(budget, kind=AffineGenome, criterion="l2", min_keep=0.1)
     evaluator, masks = ground.evaluator("compensated"), [uniform.decode(uniform.single(n)) for n in uniform.criteria]
-    problem = dp.BlendProblem(evolved, evaluator)
-    masks += [evolved.decode(ind) for ind in problem.balanced(len(evolved.criteria))]
+    masks += [evolved.decode(ind) for ind in Seeds(dp.BlendProblem(evolved, evaluator)).balanced(len(evolved.criteria))]
     rng = np.random.default_rng(ground.seed)
     toolbox = dp.make_toolbox(affine, evaluator, seed=ground.seed, sigma=1.0)
     masks += [affine.decode(toolbox.individual()) for _ in range(drawn)]

@@ -39,7 +39,7 @@ import deap_prune as dp
 from deap_prune.config import SearchConfig, load_config
 from deap_prune.data import load_data
 from deap_prune.evolution.front import hypervolume
-from deap_prune.evolution.toolbox import BlendProblem
+from deap_prune.evolution.problem import BlendProblem
 from deap_prune.runs import Workspace
 from deap_prune.runs.generations import PreScreen
 from deap_prune.search import prepare

@@ -29,7 +29,7 @@ from speed import clock, dense_forward, random_blends, setup
 
 import deap_prune as dp
 from deap_prune.evolution.algorithms import eaBlend
-from deap_prune.evolution.toolbox import BlendProblem
+from deap_prune.evolution.problem import BlendProblem
 from deap_prune.fitness import Sampling
 from deap_prune.runs.generations import NextGeneration, PreScreen
 

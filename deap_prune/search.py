@@ -23,8 +23,8 @@ from deap_prune.evolution.algorithms import ALGORITHMS
 from deap_prune.evolution.checkpoint import Checkpoints
 from deap_prune.evolution.front import ParetoFront, Solution
 from deap_prune.evolution.generation import Callback, Generation
+from deap_prune.evolution.problem import BlendProblem
 from deap_prune.evolution.randomness import random_states, restore_random_states
-from deap_prune.evolution.toolbox import BlendProblem
 from deap_prune.files import write_text
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.progress import SearchBar

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 import deap_prune as dp
 from deap_prune.errors import ConfigError, DataError, RunError
 from deap_prune.evolution.checkpoint import Checkpoints
-from deap_prune.evolution.toolbox import BlendProblem
+from deap_prune.evolution.problem import BlendProblem
+from deap_prune.evolution.seeds import Seeds
 from deap_prune.runs.generations import PreScreen, hold_out
 
 OPTIONS: dict[str, Any] = {
@@ -112,8 +113,8 @@ def test_the_best_of_those_that_were_refined_wins(digits: Digits) -> None:
     """No single criterion of the finalists is better, refined, than what a search with one objective ends with."""
     options: dict[str, Any] = {"objectives": ("loss",), "max_flops": 0.2}
     alone, result = search_digits(digits, finalists=0, **options), search_digits(digits, finalists=4, **options)
-    problem = BlendProblem(result.genome, result.evaluator)
-    singles = [*problem.singles(4), *problem.ranked(4)]
+    seeds = Seeds(BlendProblem(result.genome, result.evaluator))
+    singles = [*seeds.singles(4), *seeds.ranked(4)]
     rivals = result.genome.decode_many([*singles, tuple(alone.best.individual)])
     losses = [result.evaluator.measure(result.slim(masks), masks)[0] for masks in rivals]
     assert result.best.values["loss"] <= min(losses)
@@ -127,8 +128,8 @@ def test_no_single_criterion_with_widths_of_its_own_is_above_the_front(digits: D
     """Single criteria are refined beside a front, over the range of costs; those that nothing dominates are in it."""
     short = {"generations": 0, "population": 2}  # evolution alone has found next to nothing
     alone, result = search_digits(digits, finalists=0, **short), search_digits(digits, finalists=2, **short)
-    problem, count = BlendProblem(result.genome, result.fitness), len(result.scores.criteria)
-    balanced, ranked = problem.balanced(count), problem.ranked(count)
+    seeds, count = Seeds(BlendProblem(result.genome, result.fitness)), len(result.scores.criteria)
+    balanced, ranked = seeds.balanced(count), seeds.ranked(count)
     masks = [*result.genome.decode_many([*balanced, *ranked]), *(s.masks for s in alone.front)]
     found = [tuple(s.values.values()) for s in result.front]
     for accuracy, flops in [result.evaluator.measure(result.slim(m), m) for m in masks]:
@@ -143,7 +144,8 @@ def test_a_front_that_refinement_would_make_worse_is_given_as_it_was_searched() 
     result, searched = search(**options), search(refine=False, **options)
     assert result.best.values == searched.best.values and not result.front.settings["refine"]
     refined = result.fitness.in_full(refine=True)
-    for masks in (result.best.masks, *result.genome.decode_many(BlendProblem(result.genome, refined).ranked(4))):
+    ranked = Seeds(BlendProblem(result.genome, refined)).ranked(4)
+    for masks in (result.best.masks, *result.genome.decode_many(ranked)):
         assert refined.measure(refined.slim(masks), masks)[0] > result.best.values["loss"]
 
 
@@ -227,7 +229,7 @@ def made(children: int, **options: Any) -> tuple[dp.Result, list[Any], list[Any]
     children_made = vary(population, toolbox, children, 0.5, 0.5)
     error = evaluate.learned()
     drawn = min(-(-children // 8), children - 1) * len(genome.criteria)
-    own = problem.balanced(drawn, error) if error is not None else []
+    own = Seeds(problem).balanced(drawn, error=error) if error is not None else []
     return found, children_made, [ind for ind in children_made if ind in own]
 
 
@@ -238,7 +240,7 @@ def test_the_learned_surrogates_own_are_among_the_children(children: int, propos
     evaluate, genome, learned = found.fitness, found.genome, found.fitness.learned()
     assert len(brood) == children and len(own) == proposed and learned is not None
     assert not any(genome.decode(ind) in evaluate.cache for ind in own)
-    every = [genome.decode(ind) for ind in BlendProblem(genome, evaluate).balanced(4, learned)]
+    every = [genome.decode(ind) for ind in Seeds(BlendProblem(genome, evaluate)).balanced(4, error=learned)]
     fresh = sorted(learned(masks) for masks in set(every) if masks not in evaluate.cache)
     assert [learned(genome.decode(ind)) for ind in own] == fresh[:proposed]
 

@@ -20,9 +20,11 @@ from deap_prune.evolution.operators import (
     mutBlendFactors,
     mutBlendTrade,
 )
+from deap_prune.evolution.problem import BlendProblem
+from deap_prune.evolution.seeds import Seeds
 from deap_prune.evolution.selection import selBlend, selBlendNSGA3, selBlendParents
 from deap_prune.evolution.stops import MaxEvaluations, MaxSeconds, Patience, Target
-from deap_prune.evolution.toolbox import BlendProblem, make_toolbox
+from deap_prune.evolution.toolbox import make_toolbox
 
 __all__ = [
     "ALGORITHMS",
@@ -35,6 +37,7 @@ __all__ = [
     "MaxSeconds",
     "ParetoFront",
     "Patience",
+    "Seeds",
     "Solution",
     "Target",
     "Variation",

@@ -13,7 +13,8 @@ from deap_prune.data.batches import Data, count_samples
 from deap_prune.errors import DataError
 from deap_prune.evolution.front import ParetoFront, hypervolume
 from deap_prune.evolution.generation import Generation, non_dominated
-from deap_prune.evolution.toolbox import BlendProblem, front_of
+from deap_prune.evolution.problem import BlendProblem, front_of
+from deap_prune.evolution.seeds import Seeds
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.fitness.sampling import EVERYTHING
 from deap_prune.progress import note, track
@@ -63,7 +64,8 @@ class PreScreen:
     """
 
     def __init__(self, evaluator: Evaluator, problem: BlendProblem, children: int, *, propose: bool = True) -> None:
-        self._evaluator, self._problem, self._children, self._propose = evaluator, problem, children, propose
+        self._evaluator, self._genome, self._seeds = evaluator, problem.genome, Seeds(problem)
+        self._children, self._propose = children, propose
         self._decode = problem.genome.decode_many
 
     def __call__(
@@ -98,8 +100,8 @@ class PreScreen:
 
     def _proposals(self, count: int, error: Callable[[Masks], float]) -> list[Any]:
         """The surrogate's own, at most so many, none judged before; over a range of costs where the budget is free."""
-        genome = self._problem.genome
-        fresh = self._fresh(self._problem.balanced(count * len(genome.criteria), error))
+        genome = self._genome
+        fresh = self._fresh(self._seeds.balanced(count * len(genome.criteria), error=error))
         left = list(fresh)
         if isinstance(genome.max_flops, (int, float)):
             return [fresh[masks] for masks in sorted(left, key=error)[:count]]
@@ -208,9 +210,9 @@ def _judged(problem: BlendProblem, judge: Evaluator, individuals: Sequence[Any],
 def _finalists(problem: BlendProblem, evaluator: Evaluator, state: Generation, count: int) -> list[Any]:
     """Who is refined beside the archive; nobody where one objective is searched for under several budgets."""
     if len(evaluator.names) > 1:
-        number = count * len(problem.genome.criteria)
-        widths = [*problem.balanced(number - number // 2, evaluator.learned()), *problem.ranked(number // 2)]
-        return widths or problem.singles(number)
+        seeds, number = Seeds(problem), count * len(problem.genome.criteria)
+        widths = [*seeds.balanced(number - number // 2, error=evaluator.learned()), *seeds.ranked(number // 2)]
+        return widths or seeds.singles(number)
     if isinstance(problem.genome.max_flops, (int, float)):
         return _rivals(problem, evaluator, state, count)
     return []
@@ -224,14 +226,15 @@ def _rivals(problem: BlendProblem, evaluator: Evaluator, state: Generation, coun
     """
     best = sorted(state.population, key=lambda ind: ind.fitness, reverse=True)[:count]
     error, weight = evaluator.learned(), evaluator.weights[0]
-    singles = [*problem.singles(count), *problem.balanced(len(problem.genome.criteria), error)]
+    seeds, number = Seeds(problem), len(problem.genome.criteria)
+    singles = [*seeds.singles(count), *seeds.balanced(number, error=error)]
     masks = problem.genome.decode_many(singles)
     if error is None:
         costs = [-weight * values[0] for values in evaluator.in_full(refine=False).many(masks)]
     else:
         costs = [error(each) for each in masks]
     order = sorted(range(len(singles)), key=costs.__getitem__)
-    return [*best, *(singles[k] for k in order[:count]), *problem.ranked(len(problem.genome.criteria))]
+    return [*best, *(singles[k] for k in order[:count]), *seeds.ranked(number)]
 
 
 def hold_out(validation: Data, count: int) -> tuple[Data, Data | None]:

@@ -14,8 +14,9 @@ from deap_prune.evolution.algorithms import Loop, Variation, Vary
 from deap_prune.evolution.distributed import RayMap, ray_map
 from deap_prune.evolution.generation import Callback, Generation
 from deap_prune.evolution.operators import CROSSOVERS, MUTATIONS
+from deap_prune.evolution.problem import BlendProblem
 from deap_prune.evolution.stops import MaxEvaluations, MaxSeconds, Patience, Target
-from deap_prune.evolution.toolbox import BlendProblem, make_toolbox, mutation_probability
+from deap_prune.evolution.toolbox import make_toolbox, mutation_probability
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.runs.generations import NextGeneration, PreScreen
 

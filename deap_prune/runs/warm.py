@@ -12,7 +12,7 @@ from deap_prune.blending.layout import Layout
 from deap_prune.config import SearchConfig
 from deap_prune.errors import RunError
 from deap_prune.evolution.front import ParetoFront
-from deap_prune.evolution.toolbox import BlendProblem
+from deap_prune.evolution.problem import BlendProblem
 
 
 def begin_warm(toolbox: base.Toolbox, problem: BlendProblem, options: SearchConfig, folder: Path | None) -> None:

@@ -15,6 +15,7 @@ from test_genome import SPACES, make
 import deap_prune as dp
 from deap_prune.blending.baselines import AffineGenome
 from deap_prune.errors import ConfigError
+from deap_prune.evolution import Seeds
 
 
 def losses(space: dp.PruningSpace, worth: np.ndarray, power: float = 2.0) -> Callable[[dp.Masks], float]:
@@ -116,18 +117,28 @@ def test_stages_stay_together() -> None:
 
 # ------------------------------------------------------------------ where a search begins
 @pytest.mark.parametrize("max_flops", [None, 0.5, (0.3, 0.7)])
-def test_a_quarter_of_the_first_population(digits: Digits, max_flops: float | tuple[float, float] | None) -> None:
+def test_single_criteria_with_balanced_widths_begin(
+    digits: Digits, max_flops: float | tuple[float, float] | None
+) -> None:
+    """A quarter, the criteria of the smallest error first; with a free budget half, by the best third of them."""
     genome, evaluator = digits.genome(max_flops=max_flops), digits.evaluator(objectives=("accuracy", "flops"))
-    toolbox = dp.make_toolbox(genome, evaluator, seed=0)
-    population = [tuple(ind) for ind in toolbox.population(n=24)]
+    population = [tuple(ind) for ind in dp.make_toolbox(genome, evaluator, seed=0).population(n=24)]
     errors = {c: evaluator.surrogate(genome.decode(genome.single(c, share=0.5))) for c in genome.criteria}
-    curves = genome.width_curves(min(errors, key=lambda c: errors[c]), evaluator.surrogate)
-    wide, narrow = (max_flops[1], max_flops[0]) if isinstance(max_flops, tuple) else (0.95, 0.25)
-    shares = np.linspace(wide, narrow, 6) ** (2 if max_flops is None else 1)
-    balanced = {tuple(genome.balanced(c, curves, share=s)) for c, s in zip(genome.criteria, shares, strict=False)}
-    assert len(set(population)) == 24 and balanced <= set(population)
-    singles = [tuple(genome.single(c)) for c in genome.criteria] if isinstance(max_flops, float) else []
-    assert set(singles) <= set(population)
+    best = sorted(errors, key=lambda c: errors[c])
+    curves = genome.width_curves(best[0], evaluator.surrogate)
+    if isinstance(max_flops, float):
+        singles = [genome.single(c) for c in genome.criteria]
+        balanced = [genome.balanced(c, curves) for c in best[:6]]
+    else:
+        narrow, wide = max_flops or (0.25, 0.95)
+        singles = [
+            genome.single(c, share=s)
+            for c, s in zip(genome.criteria * 2, np.linspace(wide, narrow, 12).tolist(), strict=False)
+        ]
+        shares = np.linspace(wide, narrow, 24 - len(set(map(tuple, singles)))) ** (2 if max_flops is None else 1)
+        third = best[: -(-len(best) // 3)]
+        balanced = [genome.balanced(third[i % len(third)], curves, share=s) for i, s in enumerate(shares.tolist())]
+    assert len(set(population)) == 24 and {tuple(ind) for ind in [*singles, *balanced]} <= set(population)
 
 
 @pytest.mark.parametrize("max_flops", [None, 0.5, (0.3, 0.7)])
@@ -162,7 +173,7 @@ def test_where_candidates_are_refined_random_ones_are_far_from_even(digits: Digi
         population = [list(ind) for ind in toolbox.population(n=24)]
         assert population == [list(ind) for ind in dp.make_toolbox(genome, evaluator, seed=0).population(n=24)]
         keep = genome.layout.of_kind("keep")
-        random = population[-6:]
+        random = population[-6:] if drafts else [list(toolbox.individual()) for _ in range(6)]
         genes = np.array(random)
         assert (genes >= genome.layout.low).all() and (genes <= genome.layout.high).all()
         found[drafts] = [float(np.std([ind[k] for k in keep])) for ind in random]
@@ -173,14 +184,14 @@ def test_where_candidates_are_refined_random_ones_are_far_from_even(digits: Digi
 
 def test_no_balance_without_compensation_or_widths(digits: Digits) -> None:
     plain = digits.evaluator(objectives=("accuracy", "flops"), compensate=None)
-    assert not dp.BlendProblem(digits.genome(), plain).balanced(8)
+    assert not Seeds(dp.BlendProblem(digits.genome(), plain)).balanced(8)
     counted = digits.evaluator(objectives=("params", "flops"), calibration=None, recalibrate=None)
     assert len(dp.make_toolbox(digits.genome(), counted, seed=0).population(n=16)) == 16
     evaluator = digits.evaluator(objectives=("accuracy", "flops"))
-    assert not dp.BlendProblem(digits.genome(allocation="global"), evaluator).balanced(8)
+    assert not Seeds(dp.BlendProblem(digits.genome(allocation="global"), evaluator)).balanced(8)
     affine = AffineGenome(digits.space, digits.scores, digits.clusters, criterion="l2", max_flops=0.5)
-    assert not dp.BlendProblem(affine, evaluator).balanced(8)
-    assert len(dp.BlendProblem(digits.genome(), evaluator).balanced(8)) == 8
+    assert not Seeds(dp.BlendProblem(affine, evaluator)).balanced(8)
+    assert len(Seeds(dp.BlendProblem(digits.genome(), evaluator)).balanced(8)) == 8
 
 
 def test_the_worst_filters_go_first() -> None:

@@ -320,7 +320,7 @@ def test_what_can_not_be_sent_is_said(digits: Digits) -> None:
 
 def test_each_process_reads_the_problem_once(digits: Digits, tmp_path: Path) -> None:
     problem = dp.BlendProblem(fake_genome(), Known(prepared("residual").space))
-    individual = problem.population(1)[0]
+    individual = problem.individual(problem.genome.single("a"))
     (tmp_path / "evaluate").write_bytes(pickle.dumps(problem.evaluate))
     code = """
 import pickle, sys

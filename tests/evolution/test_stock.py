@@ -342,7 +342,7 @@ def test_a_genome_of_few_genes_still_fills_its_population() -> None:
     genome = fake_genome(allocation="uniform", max_flops=0.5)
     few = dp.Layout(("candidate",), (0.0,), (1.0,), (0,))
     genome.layout = few
-    assert len(dp.BlendProblem(genome, Fake(genome.space, 1)).population(9)) == 9
+    assert len(dp.make_toolbox(genome, Fake(genome.space, 1)).population(n=9)) == 9
 
 
 def test_duplicates_cost_nothing(digits: Digits) -> None:
