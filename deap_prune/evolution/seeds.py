@@ -37,22 +37,22 @@ class Seeds:
     def population(self, n: int) -> list[Any]:
         """``n`` different individuals: single criteria in the first half (over a range of costs), then others.
 
-        Where widths evolve, single criteria with widths of their own come next. Where the fitness compensates, they are
-        balanced: a quarter, the criteria of the smallest error first; all others with a free budget, by the best third
-        of the criteria. Where nothing is compensated, a quarter are by one threshold. Where the fitness refines, an
-        eighth are balanced and an eighth by one threshold, and the random ones have widths that are balanced with
-        random weights of the groups: which layers refinement makes up for is yet to be learned, and widths that are far
-        from even teach most. What is left is random.
+        Where widths evolve, single criteria with widths of their own come next. Where the fitness compensates, these
+        are balanced: of every criterion; with a free budget of the best third, over a range of costs. Where nothing is
+        compensated, a quarter are by one threshold. Where the fitness refines, an eighth are balanced and an eighth by
+        one threshold: which layers refinement makes up for is yet to be learned. What is left is random blends, with
+        balanced widths where there are such; where the fitness refines, balanced with random weights of the groups, as
+        widths that are far from even teach most.
 
         Args:
             n: Size.
         """
         singles = self._uniform(n // 2)
         found = self._distinct([*singles, *self._own_widths(n, n - len(singles))])
-        seen, curves = {tuple(ind) for ind in found}, self._curves if self._refines else None
+        seen = {tuple(ind) for ind in found}
         while len(found) < n:
             for _ in range(10):  # a genome of few genes may have no more different ones
-                fresh = self._random(curves)
+                fresh = self._random()
                 if tuple(fresh) not in seen:
                     break
             seen.add(tuple(fresh))
@@ -67,14 +67,14 @@ class Seeds:
         names = self._in_order(self._surrogate)
         if not names:
             return self.ranked(n // 4)
-        return self.balanced(n // 4, names) if self._fixed else self.balanced(left, names[: -(-len(names) // 3)])
+        return self.balanced(left, names if self._fixed else names[: -(-len(names) // 3)])
 
-    def _random(self, curves: WidthCurves | None) -> Any:
-        """A random blend; its widths balanced with random weights of the groups, where there are curves."""
+    def _random(self) -> Any:
+        """A random blend, its widths balanced where there are curves."""
         genome, fresh = self._shaped, initBlend(self._individual, self._genome.layout)
-        if curves is None or genome is None:
+        if genome is None or (curves := self._curves) is None:
             return fresh
-        weights = np.exp(np.random.normal(0, SPREAD, len(genome.space.groups)))
+        weights = np.exp(np.random.normal(0, SPREAD if self._refines else 0.0, len(genome.space.groups)))
         low, high = sorted(self._range)
         share = float(np.random.uniform(low, high))
         widths = genome.balanced(genome.criteria[0], curves.weighed(weights.tolist()), share=share)
