@@ -23,7 +23,7 @@ def plot_front(
     points: Mapping[str, Sequence[tuple[float, float]]] | None = None,
     title: str = "",
 ) -> None:
-    """Draw the first two objectives of a front.
+    """Draw the first two objectives of a front; costs over more than a decade on a logarithmic axis.
 
     Args:
         front: At least two objectives.
@@ -47,6 +47,8 @@ def plot_front(
     dense = front.dense.get("values", {})
     if first in dense and second in dense:
         axes.plot(dense[second], dense[first], "s", color=INK, ms=6, label="dense network", zorder=4)
+    if x and min(x) > 0 and 10 * min(x) <= max(*x, dense.get(second, 0.0)):
+        _logarithmic(axes)
     units = {"flops": "share of the dense multiply-adds kept", "params": "share of the parameters kept"}
     axes.set_xlabel(units.get(second, second), color=INK)
     axes.set_ylabel({"accuracy": "validation accuracy"}.get(first, first), color=INK)
@@ -56,6 +58,16 @@ def plot_front(
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right", fontsize=8)
     figure.savefig(path)
+
+
+def _logarithmic(axes: Any) -> None:
+    """The horizontal axis, with ticks at 1, 2 and 5 in plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def plot_agreement(clusters: CriteriaClusters, path: str | Path, *, title: str = "", columns: int = 8) -> None:

@@ -47,6 +47,14 @@
   }
 
   const short = (name) => (name.length > 22 ? name.slice(0, 10) + "…" + name.slice(-11) : name);
+  // Costs over more than a decade would crowd at one end: a logarithmic axis, as in the picture (plot.py).
+  function stretch(values) {
+    const known = values.filter(Number.isFinite), least = Math.min(...known);
+    if (!(least > 0 && 10 * least <= Math.max(...known))) return {};
+    const tickvals = [-6, -5, -4, -3, -2, -1, 0, 1, 2, 3].flatMap((power) => [1, 2, 5].map((digit) => Number(`${digit}e${power}`)));
+    return { type: "log", tickmode: "array", tickvals, ticktext: tickvals.map(String) };
+  }
+
   const ticks = (names) => ({ tickmode: "array", tickvals: names.map((_, i) => i), ticktext: names.map(short), tickfont: { size: 11 }, showgrid: false, zeroline: false });
 
   function heat(id, z, rows, hover, scale, bounds, xaxis) {
@@ -108,7 +116,8 @@
     return draw("front", data, {
       hovermode: "closest", legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0, font: { size: 11 }, traceorder: "reversed" },
       margin: { l: 8, r: 12, t: 12, b: narrow() ? 150 : 90 },
-      xaxis: { title: { text: x.label, standoff: 14 } }, yaxis: { title: { text: y.label, standoff: 14 } },
+      xaxis: { title: { text: x.label, standoff: 14 }, ...stretch([...facts.solutions, facts.dense].map(x.of)) },
+      yaxis: { title: { text: y.label, standoff: 14 } },
     });
   }
 
