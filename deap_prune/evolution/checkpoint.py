@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -70,9 +70,8 @@ class Journal:
             return None
         return data.decode().splitlines() if hashlib.sha256(data).hexdigest() == mark["sha256"] else None
 
-    def go_on(self, mark: Mapping[str, Any]) -> None:
-        """Append behind this mark from now on; the entries are those of the mark."""
-        lines = self.read(mark) or []
+    def go_on(self, mark: Mapping[str, Any], lines: Sequence[str]) -> None:
+        """Append behind this mark from now on; the entries are those of its lines."""
         self._written, self._first = len(self._entries), next(iter(self._entries), None)
         self._start, self._stop = mark["start"], mark["stop"]
         self._hash = hashlib.sha256("".join(line + "\n" for line in lines).encode())
@@ -150,27 +149,39 @@ class Checkpoints:
         for record in body["logbook"]:
             logbook.record(**record)
         population, archive = (_unpack(body[name], individual) for name in ("population", "archive"))
-        unpack(body["extra"], self.journal.read(body["journal"]) or [] if self.journal is not None else [])
-        if self.journal is not None:
-            self.journal.go_on(body["journal"])
+        lines = None if self.journal is None else self.journal.read(body["journal"])
+        unpack(body["extra"], lines or [])
+        if self.journal is not None and lines is not None:  # a lost journal begins anew
+            self.journal.go_on(body["journal"], lines)
         restore_random_states(body["random"])
         return Generation(body["number"], population, archive, logbook, memory=body["memory"])
 
     def newest(self) -> dict[str, Any] | None:
         """The newest whole checkpoint as it is stored; None if there is none.
 
+        One whose part of the journal is whole has precedence. Without a journal nobody is lost, only what was judged.
+
         Raises:
             RunError: If it was written with other settings, another model or other data (named).
         """
+        journal, alone = self.journal, None
         for path in self.paths():
             body = _read(path)
-            if body is not None:
-                self._check(body["fingerprint"], path)
-            if body is None or (self.journal is not None and self.journal.read(body["journal"]) is None):
+            if body is None:
                 warnings.warn(f"checkpoint '{path}' is damaged; going back to the one before", stacklevel=3)
                 continue
-            return body
-        return None
+            self._check(body["fingerprint"], path)
+            if journal is None:
+                return body
+            if journal.read(body["journal"]) is not None:
+                if alone is not None:
+                    warnings.warn(f"the end of '{journal.path}' is damaged; going back to '{path}'", stacklevel=3)
+                return body
+            alone = alone or body
+        if journal is not None and alone is not None:
+            lost = f"'{journal.path}' is lost or damaged; going on from generation {alone['number']} without it"
+            warnings.warn(f"{lost}: networks are judged again, and what learns from them learns anew", stacklevel=3)
+        return alone
 
     def _check(self, stored: Mapping[str, str], path: Path) -> None:
         differing = [_named(name, stored.get(name, ""), now) for name, now in self.fingerprint.items()]

@@ -204,6 +204,36 @@ def test_all_checkpoints_damaged_starts_again(tmp_path: Path, whole: tuple[Path,
     assert files(out) == files(whole[0])
 
 
+@pytest.mark.parametrize("damage", ["gone", "cut", "flipped"])
+def test_a_lost_cache_loses_no_generation(damage: str, tmp_path: Path, whole: tuple[Path, dp.Result]) -> None:
+    """What was judged is judged again, to the same values; the journal begins anew, and is whole afterwards."""
+    out, seen = tmp_path / "run", []
+    interrupted(out)
+    journal = out / "cache.jsonl"
+    data = journal.read_bytes()
+    if damage == "gone":
+        journal.unlink()
+    else:
+        journal.write_bytes({"cut": data[:20], "flipped": b"#" + data[1:]}[damage])
+    with pytest.warns(UserWarning, match=r"cache.jsonl' is lost or damaged; going on from generation 2 without it"):
+        result = resume(out, callbacks=[lambda state: seen.append(state.number)])
+    assert seen == [3, 4] and list(result.logbook) == list(whole[1].logbook)
+    assert files(out) == files(whole[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resume(out)
+
+
+def test_a_journal_that_is_damaged_at_its_end_goes_back(tmp_path: Path, whole: tuple[Path, dp.Result]) -> None:
+    out, seen = tmp_path / "run", []
+    interrupted(out)
+    journal = out / "cache.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-3])
+    with pytest.warns(UserWarning, match=r"the end of '.*cache.jsonl' is damaged; going back to '.*000001.json'"):
+        resume(out, callbacks=[lambda state: seen.append(state.number)])
+    assert seen[0] == 2 and files(out) == files(whole[0])
+
+
 @pytest.mark.filterwarnings("ignore:checkpoint:UserWarning")
 def test_a_run_that_started_again_may_be_stopped_again(tmp_path: Path, whole: tuple[Path, dp.Result]) -> None:
     """Its checkpoints have lower numbers than the damaged ones, and are kept."""
