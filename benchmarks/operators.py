@@ -2,7 +2,8 @@ r"""Do our operators find the good region faster than DEAP's generic ones and Op
 
 Question: on the same genome, with the same cached fitness and the same number of evaluations, how large is the
 hypervolume of (accuracy, flops) that each finds?
-Method: five arms. ``ours``: the toolbox as ``dp.make_toolbox`` makes it, in the (mu + lambda) loop of ``dp.search``.
+Method: five arms. ``ours``: the toolbox as ``dp.make_toolbox`` makes it, with its first population, in the loop of
+``dp.search``.
 ``ours, pre-screened``: the same; eight children made for each that is judged (``prescreen: 8``), with small steps.
 ``ours, random start``: the same from a random initial population. ``generic``: DEAP's cxTwoPoint and mutGaussian
 (clipped to the bounds, candidates rounded when decoded), same loop, same random start. ``optuna``: NSGAIISampler with
@@ -58,7 +59,7 @@ class Counted:
     def __init__(self, evaluate: dp.Evaluator, limit: int) -> None:
         self.inner, self._limit = evaluate, limit
         self.names, self.weights, self.settings = evaluate.names, evaluate.weights, evaluate.settings
-        self.dense = evaluate.dense
+        self.dense, self.surrogate = evaluate.dense, evaluate.surrogate
         self.seen: dict[dp.Masks, tuple[float, ...]] = {}
 
     def __call__(self, masks: dp.Masks) -> tuple[float, ...]:
