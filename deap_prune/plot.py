@@ -23,7 +23,7 @@ def plot_front(
     points: Mapping[str, Sequence[tuple[float, float]]] | None = None,
     title: str = "",
 ) -> None:
-    """Draw the first two objectives of a front; costs over more than a decade on a logarithmic axis.
+    """Draw the first two objectives of a front; costs that span a decade on a logarithmic axis.
 
     Args:
         front: At least two objectives.
@@ -47,7 +47,7 @@ def plot_front(
     dense = front.dense.get("values", {})
     if first in dense and second in dense:
         axes.plot(dense[second], dense[first], "s", color=INK, ms=6, label="dense network", zorder=4)
-    if x and min(x) > 0 and 10 * min(x) <= max(*x, dense.get(second, 0.0)):
+    if front.weights[second] < 0 and x and min(x) > 0 and 10 * min(x) <= max(*x, dense.get(second, 0.0)):
         _logarithmic(axes)
     units = {"flops": "share of the dense multiply-adds kept", "params": "share of the parameters kept"}
     axes.set_xlabel(units.get(second, second), color=INK)

@@ -13,11 +13,12 @@ from deap_prune.blending.balance import WidthCurves
 from deap_prune.blending.genome import Genome
 from deap_prune.errors import DataError
 from deap_prune.evolution.operators import initBlend
-from deap_prune.evolution.problem import BlendProblem, Genes
+from deap_prune.evolution.problem import BlendProblem, Decoder, Genes
 from deap_prune.structure.masks import Masks
 
-SPREAD = 2.0  # of the logarithms of random weights; benchmarks/RESULTS.md has what was tried beside it
-Error = Callable[[Masks], float]
+# Of the logarithms of the weights that random widths are balanced with; benchmarks/RESULTS.md has what was tried.
+SPREAD, SPREAD_REFINED = 0.5, 2.0
+Estimate = Callable[[Masks], float]
 
 
 class Seeds:
@@ -31,7 +32,7 @@ class Seeds:
     """
 
     def __init__(self, problem: BlendProblem) -> None:
-        self._genome, self._evaluator, self._individual = problem.genome, problem.evaluator, problem.individual
+        self._problem = problem  # pickled lightly, by itself
 
     # -------------------------------------------------------------- a population
     def population(self, n: int) -> list[Any]:
@@ -40,19 +41,20 @@ class Seeds:
         Where widths evolve, single criteria with widths of their own come next. Where the fitness compensates, these
         are balanced: of every criterion; with a free budget of the best third, over a range of costs. Where nothing is
         compensated, a quarter are by one threshold. Where the fitness refines, an eighth are balanced and an eighth by
-        one threshold: which layers refinement makes up for is yet to be learned. What is left is random blends, with
-        balanced widths where there are such; where the fitness refines, balanced with random weights of the groups, as
-        widths that are far from even teach most.
+        one threshold: which layers refinement makes up for is yet to be learned. What is left is random blends, where
+        there are balanced widths with such, by random weights of the groups; where the fitness refines these are far
+        from even, which teaches most.
 
         Args:
             n: Size.
         """
-        singles = self._uniform(n // 2)
-        found = self._distinct([*singles, *self._own_widths(n, n - len(singles))])
+        refines, singles = self._refines, self._uniform(n // 2)
+        shaped = self._refined_widths(n) if refines else self._own_widths(n, n - len(singles))
+        found = self._distinct([*singles, *shaped])
         seen = {tuple(ind) for ind in found}
         while len(found) < n:
             for _ in range(10):  # a genome of few genes may have no more different ones
-                fresh = self._random()
+                fresh = self._random(SPREAD_REFINED if refines else SPREAD)
                 if tuple(fresh) not in seen:
                     break
             seen.add(tuple(fresh))
@@ -61,20 +63,23 @@ class Seeds:
 
     def _own_widths(self, n: int, left: int) -> list[Any]:
         """Single criteria with widths of their own, for a population of ``n`` that has ``left`` places."""
-        if self._refines:
-            balanced = self.balanced(n // 8)
-            return [*balanced, *self.ranked(n // 4 - len(balanced))]
-        names = self._in_order(self._surrogate)
-        if not names:
+        if not (names := self._best_first):
             return self.ranked(n // 4)
-        return self.balanced(left, names if self._fixed else names[: -(-len(names) // 3)])
+        if self._fixed:
+            return self.balanced(min(left, len(names)), criteria=names)
+        return self.balanced(left, criteria=names[: -(-len(names) // 3)])
 
-    def _random(self) -> Any:
-        """A random blend, its widths balanced where there are curves."""
-        genome, fresh = self._shaped, initBlend(self._individual, self._genome.layout)
+    def _refined_widths(self, n: int) -> list[Any]:
+        """The same, where the fitness refines."""
+        balanced = self.balanced(n // 8)
+        return [*balanced, *self.ranked(n // 4 - len(balanced))]
+
+    def _random(self, spread: float) -> Any:
+        """A random blend, its widths balanced with random weights of the groups where there are curves."""
+        genome, fresh = self._evolving, initBlend(self._problem.individual, self._genome.layout)
         if genome is None or (curves := self._curves) is None:
             return fresh
-        weights = np.exp(np.random.normal(0, SPREAD if self._refines else 0.0, len(genome.space.groups)))
+        weights = np.exp(np.random.normal(0, spread, len(genome.space.groups)))
         low, high = sorted(self._range)
         share = float(np.random.uniform(low, high))
         widths = genome.balanced(genome.criteria[0], curves.weighed(weights.tolist()), share=share)
@@ -99,7 +104,7 @@ class Seeds:
         pairs = zip(itertools.cycle(genome.criteria), shares.tolist(), strict=False)
         return self._distinct(genome.single(name, share=share) for name, share in pairs)
 
-    def balanced(self, n: int, criteria: Sequence[str] = (), error: Error | None = None) -> list[Any]:
+    def balanced(self, n: int, *, criteria: Sequence[str] = (), error: Estimate | None = None) -> list[Any]:
         """Single criteria with balanced widths (``genome.balanced``), over a range of costs where the budget is free.
 
         None where widths don't evolve, or where there is nothing to balance by.
@@ -109,9 +114,9 @@ class Seeds:
             criteria: In turn; all of them if left out.
             error: What is balanced; the evaluator's surrogate (if it compensates) if left out.
         """
-        genome, curves = self._shaped, None
+        genome, curves = self._evolving, None
         if n:
-            curves = self._curves if error is None else self._measured(error)
+            curves = self._curves if error is None else self._measured(error, self._ranked_criteria(error))
         if genome is None or curves is None:
             return []
         return self._distinct(genome.balanced(name, curves, share=share) for name, share in self._costs(n, criteria))
@@ -124,7 +129,7 @@ class Seeds:
         Args:
             n: How many.
         """
-        genome = self._shaped
+        genome = self._evolving
         if genome is None:
             return []
         same = [1.0] * len(genome.space.groups), [0.0] * len(genome.space.groups)
@@ -139,11 +144,15 @@ class Seeds:
 
     # -------------------------------------------------------------- what they are chosen by
     @property
+    def _genome(self) -> Decoder:
+        return self._problem.genome
+
+    @property
     def _fixed(self) -> bool:
         return isinstance(self._genome.max_flops, (int, float))
 
     @property
-    def _shaped(self) -> Genome | None:
+    def _evolving(self) -> Genome | None:
         """The genome, where it has widths that evolve."""
         genome = self._genome
         return genome if isinstance(genome, Genome) and genome.allocation.genes else None
@@ -157,28 +166,34 @@ class Seeds:
     @property
     def _refines(self) -> bool:
         """Whether the fitness refines, so that its surrogate has to learn which layers count."""
-        learned = getattr(self._evaluator, "learned", None)
+        learned = getattr(self._problem.evaluator, "learned", None)
         return learned is not None and learned() is not None
 
     @property
-    def _surrogate(self) -> Error | None:
+    def _surrogate(self) -> Estimate | None:
         """The evaluator's, where it compensates."""
-        if self._evaluator.settings.get("compensate") is None:
-            return None
-        return getattr(self._evaluator, "surrogate", None)
+        evaluator = self._problem.evaluator
+        error = getattr(evaluator, "surrogate", None)
+        return None if error is None or evaluator.settings.get("compensate") is None else error
+
+    @cached_property
+    def _best_first(self) -> list[str]:
+        """The criteria in the order of the surrogate."""
+        return self._ranked_criteria(self._surrogate)
 
     @cached_property
     def _curves(self) -> WidthCurves | None:
-        return self._measured(self._surrogate)
+        """By the surrogate."""
+        return self._measured(self._surrogate, self._best_first)
 
-    def _measured(self, error: Error | None) -> WidthCurves | None:
-        """For the criterion whose filters leave the smallest error; all criteria share them."""
-        genome, names = self._shaped, self._in_order(error)
-        return genome.width_curves(names[0], error) if genome and error and names else None
+    def _measured(self, error: Estimate | None, names: Sequence[str]) -> WidthCurves | None:
+        """For the first of the criteria; all share them."""
+        genome = self._evolving
+        return None if genome is None or error is None or not names else genome.width_curves(names[0], error)
 
-    def _in_order(self, error: Error | None) -> list[str]:
+    def _ranked_criteria(self, error: Estimate | None) -> list[str]:
         """The criteria, that of the smallest error first; none where there is nothing to balance, or to balance by."""
-        genome = self._shaped
+        genome = self._evolving
         if genome is None or error is None:
             return []
         try:
@@ -187,4 +202,4 @@ class Seeds:
             return []
 
     def _distinct(self, genes: Iterable[Genes]) -> list[Any]:
-        return [self._individual(g) for g in dict.fromkeys(map(tuple, genes))]
+        return [self._problem.individual(g) for g in dict.fromkeys(map(tuple, genes))]

@@ -10,12 +10,12 @@
   let chosen = facts.chosen;
 
   // What a point can be drawn over: the objectives, then the costs that are no objective.
-  const axes = facts.objectives.map((o) => ({ name: o.name, label: o.name + (o.maximise ? " (more is better)" : ""), of: (s) => s.values[o.name] }));
+  const axes = facts.objectives.map((o) => ({ name: o.name, label: o.name + (o.maximise ? " (more is better)" : ""), cost: !o.maximise, of: (s) => s.values[o.name] }));
   const costs = { flops: "share of the multiply-adds kept", params: "share of the parameters kept" };
   for (const [name, label] of Object.entries(costs)) {
     const known = axes.find((axis) => axis.name === name);
     if (known) known.label = label;
-    else axes.push({ name, label, of: (s) => s[name] / facts.dense[name] });
+    else axes.push({ name, label, cost: true, of: (s) => s[name] / facts.dense[name] });
   }
 
   function theme() {
@@ -47,11 +47,13 @@
   }
 
   const short = (name) => (name.length > 22 ? name.slice(0, 10) + "…" + name.slice(-11) : name);
-  // Costs over more than a decade would crowd at one end: a logarithmic axis, as in the picture (plot.py).
-  function stretch(values) {
-    const known = values.filter(Number.isFinite), least = Math.min(...known);
-    if (!(least > 0 && 10 * least <= Math.max(...known))) return {};
-    const tickvals = [-6, -5, -4, -3, -2, -1, 0, 1, 2, 3].flatMap((power) => [1, 2, 5].map((digit) => Number(`${digit}e${power}`)));
+  // Costs that span a decade would crowd at one end: a logarithmic axis, as in the picture (plot.py).
+  function stretch(axis, solutions) {
+    const known = solutions.map(axis.of).filter(Number.isFinite), least = Math.min(...known), most = Math.max(...known);
+    if (!(axis.cost && least > 0 && 10 * least <= most)) return {};
+    const powers = [];
+    for (let power = Math.floor(Math.log10(least)); power <= Math.ceil(Math.log10(most)); power++) powers.push(power);
+    const tickvals = powers.flatMap((power) => [1, 2, 5].map((digit) => Number(`${digit}e${power}`)));
     return { type: "log", tickmode: "array", tickvals, ticktext: tickvals.map(String) };
   }
 
@@ -116,7 +118,7 @@
     return draw("front", data, {
       hovermode: "closest", legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0, font: { size: 11 }, traceorder: "reversed" },
       margin: { l: 8, r: 12, t: 12, b: narrow() ? 150 : 90 },
-      xaxis: { title: { text: x.label, standoff: 14 }, ...stretch([...facts.solutions, facts.dense].map(x.of)) },
+      xaxis: { title: { text: x.label, standoff: 14 }, ...stretch(x, [...facts.solutions, facts.dense]) },
       yaxis: { title: { text: y.label, standoff: 14 } },
     });
   }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import random
 from collections.abc import Callable
 
 import numpy as np
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from test_genome import SPACES, make
 
 import deap_prune as dp
-from deap_prune.blending.baselines import AffineGenome
+from deap_prune.blending.baselines import AffineGenome, Table, borda
 from deap_prune.errors import ConfigError
 from deap_prune.evolution import Seeds
 
@@ -209,3 +211,41 @@ def test_the_worst_filters_go_first() -> None:
             kept = np.asarray(masks[name])
             assert kept.all() or scores[kept].min() >= scores[~kept].max()
     assert len(seen) == 8 * len(genome.space.groups)
+
+
+@pytest.mark.parametrize("kind", ["borda", "one criterion", "stage", "medoid"])
+def test_random_ones_have_widths_of_their_own(digits: Digits, kind: str) -> None:
+    """At a budget, where compensation balances: as many networks as individuals, and widths that differ."""
+    evaluator = digits.evaluator(objectives=("loss",))
+    if kind == "borda":
+        genome = borda(digits.space, digits.scores, digits.clusters, max_flops=0.5)
+    elif kind == "one criterion":
+        scores = Table({group: {"l2": by["l2"]} for group, by in digits.scores.scores.items()})
+        genome = dp.Genome(digits.space, scores, dp.cluster(scores), max_flops=0.5)
+    else:
+        options: dict[str, str] = {"allocation": "stage"} if kind == "stage" else {"candidates": kind}
+        genome = digits.genome(max_flops=0.5, **options)
+    population = dp.make_toolbox(genome, evaluator, seed=0).population(n=24)
+    masks = genome.decode_many(population)
+    widths = {tuple(digits.space.kept_counts(each).tolist()) for each in masks}
+    assert len(set(masks)) == 24 and len(widths) > 6
+
+
+def test_what_begins_is_sent_without_network_and_data(digits: Digits) -> None:
+    """Pools and copies of a toolbox get the problem by its file; a copied toolbox judges with the same evaluator."""
+    toolbox = dp.make_toolbox(digits.genome(max_flops=0.5), digits.evaluator(objectives=("loss",)), seed=0)
+    first = toolbox.population(n=6)
+    assert len(pickle.dumps(toolbox.population)) < 100_000
+    random.seed(0), np.random.seed(0)
+    again = pickle.loads(pickle.dumps(toolbox.population))(n=6)
+    assert [list(ind) for ind in again[:4]] == [list(ind) for ind in first[:4]]
+
+
+def test_evaluators_of_ones_own_need_no_settings(digits: Digits) -> None:
+    class Own:
+        names, weights, settings, dense = ("loss",), (-1.0,), None, None
+
+        def __call__(self, masks: dp.Masks) -> tuple[float, ...]:
+            return (float(dp.flops(digits.space, masks)),)
+
+    assert len(dp.make_toolbox(digits.genome(max_flops=0.5), Own(), seed=0).population(n=12)) == 12

@@ -42,6 +42,14 @@ def test_a_front_that_costs_nothing_has_a_linear_axis(drawn: list[Any]) -> None:
     assert drawn[0].axes[0].get_xscale() == "linear"
 
 
+def test_an_accuracy_is_never_drawn_on_a_logarithmic_axis(drawn: list[Any]) -> None:
+    first, second = (
+        dp.Solution({"flops": f, "accuracy": a}, dp.Masks({}), 1, 1, ()) for f, a in ((0.1, 0.05), (0.9, 0.9))
+    )
+    plot_front(dp.ParetoFront.of([first, second], {"flops": -1.0, "accuracy": 1.0}, {}, {}), "front.png")
+    assert drawn[0].axes[0].get_xscale() == "linear"
+
+
 def test_an_empty_front_is_drawn(drawn: list[Any]) -> None:
     empty = dp.ParetoFront.of([], {"accuracy": 1.0, "flops": -1.0}, {}, {})
     plot_front(empty, "front.png")
