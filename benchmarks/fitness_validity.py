@@ -83,7 +83,7 @@ def evaluator(bench: Bench, options: dict[str, Any], device: str) -> dp.Evaluato
 
 
 def candidates(bench: Bench, count: int, generations: int, device: str) -> list[dp.Masks]:
-    """Half of them random, half where a short evolution ends; no two are the same."""
+    """Half of them a first population, half where a short evolution ends; no two are the same."""
     scores = dp.score(bench.model, bench.space, bench.calibration, criteria=("l1", "l2", "bn_scale", "random"))
     clusters = dp.cluster(scores, n_clusters=2)
     genome = dp.Genome(bench.space, scores, clusters, allocation="evolved", max_flops=bench.budget)

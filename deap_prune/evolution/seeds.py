@@ -22,7 +22,7 @@ Estimate = Callable[[Masks], float]
 
 
 class Seeds:
-    """What a search may begin with, and what its children may be measured by.
+    """Individuals that need no search: what one may begin with, or refine beside what it found.
 
     Single criteria have uniform widths, balanced ones (``genome.balanced``, by an error of masks), or those of one
     threshold over all groups (``genome.affine``).
@@ -116,7 +116,7 @@ class Seeds:
         """
         genome, curves = self._evolving, None
         if n:
-            curves = self._curves if error is None else self._measured(error, self._ranked_criteria(error))
+            curves = self._curves if error is None else self._measured(error, self._by_error(error))
         if genome is None or curves is None:
             return []
         return self._distinct(genome.balanced(name, curves, share=share) for name, share in self._costs(n, criteria))
@@ -179,7 +179,7 @@ class Seeds:
     @cached_property
     def _best_first(self) -> list[str]:
         """The criteria in the order of the surrogate."""
-        return self._ranked_criteria(self._surrogate)
+        return self._by_error(self._surrogate)
 
     @cached_property
     def _curves(self) -> WidthCurves | None:
@@ -191,7 +191,7 @@ class Seeds:
         genome = self._evolving
         return None if genome is None or error is None or not names else genome.width_curves(names[0], error)
 
-    def _ranked_criteria(self, error: Estimate | None) -> list[str]:
+    def _by_error(self, error: Estimate | None) -> list[str]:
         """The criteria, that of the smallest error first; none where there is nothing to balance, or to balance by."""
         genome = self._evolving
         if genome is None or error is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import random
 from collections.abc import Callable
@@ -236,6 +237,8 @@ def test_what_begins_is_sent_without_network_and_data(digits: Digits) -> None:
     toolbox = dp.make_toolbox(digits.genome(max_flops=0.5), digits.evaluator(objectives=("loss",)), seed=0)
     first = toolbox.population(n=6)
     assert len(pickle.dumps(toolbox.population)) < 100_000
+    assert copy.deepcopy(toolbox).evaluate.func.__self__ is toolbox.evaluate.func.__self__
+    assert copy.deepcopy(toolbox).population.func.__self__._problem is toolbox.evaluate.func.__self__
     random.seed(0), np.random.seed(0)
     again = pickle.loads(pickle.dumps(toolbox.population))(n=6)
     assert [list(ind) for ind in again[:4]] == [list(ind) for ind in first[:4]]
