@@ -34,10 +34,13 @@ class Refit:
         kept: Numbers of the kept features, (blocks, kept features).
         outputs: Numbers of the kept outputs, (blocks, kept outputs of a block).
         weight: The dense weights of the kept features.
-        cross: Moments of the kept features with the dense outputs.
+        cross: Moments of the kept features with what is aimed at.
         target: Of them, what the dense weights of the kept features leave unexplained.
         change: To the weights.
         ridge: What was added to the diagonal, (blocks, 1, 1, 1).
+        energy: Variance (mean square, without an intercept) of what is aimed at: the dense outputs, and what a shortcut
+            has lost; (blocks, kept outputs).
+        lost: The outputs whose shortcut lost its channel, (blocks, kept outputs); None where none did.
     """
 
     kept: Tensor
@@ -47,6 +50,8 @@ class Refit:
     target: Tensor
     change: Tensor
     ridge: Tensor
+    energy: Tensor
+    lost: Tensor | None
 
     @property
     def explained(self) -> Tensor:
@@ -69,6 +74,10 @@ def compensate(
     what the dense layer reads: w = W_k + (C_kk + r)^-1 C_kp W_p, p being what went. The constant c goes into the bias,
     or into the running mean of the batch normalisation that alone reads the layer; without either there is none, and C
     is not centred. A channel that is dead on the calibration data keeps its weights.
+
+    Where a shortcut without weights (option A of He et al. 2016) brings a layer's outputs a channel that went, the
+    layer is fitted to make what is missing too: x W + s, s being what was brought. Its mean goes into the shift of the
+    normalisation, what it adds to the outputs' variance into the scale.
 
     Args:
         small: ``slim(model, space, masks)``.
@@ -93,6 +102,7 @@ def compensate(
             continue
         level = torch.einsum("bk,bkot->bo", gram.mean.gather(1, fit.kept), fit.weight + fit.change)
         shift = (gram.level.gather(1, fit.outputs) - level).flatten()
+        _stand_in(small, gram, fit, layer)
         if gram.norm is None:
             layer.bias.data.add_(shift)
         elif statistics:
@@ -102,8 +112,22 @@ def compensate(
             norm.running_mean.sub_(shift)
 
 
+def _stand_in(small: nn.Module, gram: LayerGram, fit: Refit, layer: Any) -> None:
+    """Constant and scale for what a shortcut has lost and the layer makes now."""
+    if gram.shortcut is None or fit.lost is None:
+        return
+    norm: Any = small.get_submodule(gram.norm[0]) if gram.norm else None
+    level = gram.shortcut.level.gather(1, fit.outputs) * fit.lost
+    (layer if norm is None else norm).bias.data.add_(level.flatten())
+    if norm is not None:  # whoever sets its statistics from what it reads would shrink its outputs to what they were
+        tiny = torch.finfo(fit.energy.dtype).tiny
+        more = (fit.energy / gram.energy.gather(1, fit.outputs).clamp_min(tiny)).flatten()
+        norm.weight.data.mul_(more.sqrt())
+        norm.running_var.mul_(more)
+
+
 def refit(gram: LayerGram, keep: NDArray[np.bool_], ridge: float = RIDGE) -> Refit | None:
-    """The fit of one layer under a mask, or None where it reads all its inputs.
+    """The fit of one layer under a mask, or None where nothing is missing.
 
     Args:
         gram: The layer.
@@ -115,15 +139,22 @@ def refit(gram: LayerGram, keep: NDArray[np.bool_], ridge: float = RIDGE) -> Ref
         return None
     kept, gone, outputs = numbers
     weight, cross = part(gram.weight, kept, outputs), part(gram.cross, kept, outputs)
-    lost = part(gram.weight, gone, outputs).flatten(2)
+    gone_weight, energy = part(gram.weight, gone, outputs).flatten(2), gram.energy.gather(1, outputs)
     square, beside = part(gram.moments, kept, kept), part(gram.moments, kept, gone)
-    target = beside @ lost
-    if lost.shape[1] < lost.shape[2]:  # fewer to solve for: what went, not what is made of it
+    target = beside @ gone_weight
+    lost = None if gram.shortcut is None else gram.shortcut.lost(keep)
+    if gram.shortcut is not None and lost is not None:
+        lost = lost.gather(1, outputs)
+        missing = part(gram.shortcut.cross, kept, outputs) * lost[:, None, :, None]
+        cross, target = cross + missing, target + missing.flatten(2)
+        energy = (energy + gram.shortcut.growth.gather(1, outputs) * lost).clamp_min(0)
+    if lost is None and gone_weight.shape[1] < gone_weight.shape[2]:  # fewer to solve for: what went, not its outputs
         share, added = solve(square, beside, ridge * gram.scarcity)
-        change = share @ lost
+        change = share @ gone_weight
     else:
         change, added = solve(square, target, ridge * gram.scarcity)
-    return Refit(kept, outputs, weight, cross, target.view_as(weight), change.view_as(weight), added.unsqueeze(3))
+    changes = (target.view_as(weight), change.view_as(weight), added.unsqueeze(3))
+    return Refit(kept, outputs, weight, cross, *changes, energy, lost)
 
 
 def solve(square: Tensor, target: Tensor, ridge: float) -> tuple[Tensor, Tensor]:

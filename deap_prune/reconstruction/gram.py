@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Literal, cast
 
@@ -19,12 +19,14 @@ from deap_prune.reconstruction.flow import Flow, Key, Recorder
 from deap_prune.reconstruction.matrix import (
     Form,
     features,
-    patches_of,
+    pick,
+    pieces,
     positions,
     refittable,
     to_features,
     to_matrix,
 )
+from deap_prune.reconstruction.shortcuts import Crossing, Shortcut, find_meetings
 from deap_prune.structure.inputs import evaluating, in_order
 from deap_prune.structure.layers import describe_layer, spec_of
 from deap_prune.structure.slim import check_network
@@ -33,7 +35,6 @@ from deap_prune.structure.space import LayerChannels, PruningSpace
 log = logging.getLogger("deap_prune")
 MODES = ("auto", "full", "channel")
 MEMORY = 2 * 1024**3
-PIECE = 16 * 1024**2  # bytes of patches that are held at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +52,7 @@ class LayerGram:
         bias: Whether the layer has one.
         norm: The batch normalisation that alone reads the layer's output, with its dense statistics; or None.
         rows: How many rows of features the moments are of, in each block.
+        shortcut: What a shortcut that may lose channels adds to the outputs; or None.
     """
 
     channels: LayerChannels
@@ -62,6 +64,7 @@ class LayerGram:
     bias: bool
     norm: tuple[str, Tensor, Tensor] | None
     rows: int
+    shortcut: Shortcut | None = None
 
     @property
     def scarcity(self) -> float:
@@ -95,7 +98,7 @@ class LayerGram:
 
 @dataclass(frozen=True, eq=False)
 class Grams:
-    """The moments of every layer that reads a filter group, by layer name."""
+    """The moments of every layer that reads a filter group, or meets a shortcut with one, by layer name."""
 
     layers: Mapping[str, LayerGram]
 
@@ -117,7 +120,7 @@ class Grams:
 
 
 def places(gram: LayerGram, keep: NDArray[np.bool_]) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Numbers of the features kept and gone and of the kept outputs, each (blocks, n); None if all features are kept.
+    """Numbers of the features kept and gone and of the kept outputs, each (blocks, n); None if nothing is missing.
 
     Args:
         gram: A layer.
@@ -125,7 +128,7 @@ def places(gram: LayerGram, keep: NDArray[np.bool_]) -> tuple[Tensor, Tensor, Te
     """
     blocks = len(gram.weight)
     stays = keep[gram.channels.inputs].reshape(blocks, -1)
-    if stays.all():
+    if stays.all() and (gram.shortcut is None or gram.shortcut.lost(keep) is None):
         return None
     outputs = keep[gram.channels.outputs].reshape(blocks, -1)
     numbers = [np.nonzero(each)[1].reshape(blocks, -1) for each in (stays, ~stays, outputs)]
@@ -175,28 +178,34 @@ def collect_grams(
     batches, forward = list(batches), forward or default_forward
     if not batches:
         raise DataError("no calibration batches to collect from; give at least one")
-    entries = {e.name: e for e in space.layers if e.dim is None and _reads_filters(network, e)}
     samples = np.array([count_samples(batch) for batch in batches], dtype=np.float64)
     with evaluating(network):
         flow, made = _survey(network, partial(forward, network, batches[0]))
+        meetings = find_meetings(network, flow, space.layers)
+        entries = {e.name: e for e in space.layers if _can_refit(network, e, meetings)}
         positions = {name: made.get(name, 0) * samples.sum() / samples[0] for name in entries}
         forms = _forms(network, positions, mode, memory)
         sums = {name: _Sums(network.get_submodule(name), name, form) for name, form in forms.items()}
+        crossings = {name: Crossing(network, meetings[name], form) for name, form in forms.items() if name in meetings}
         for number, batch in enumerate(batches):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-            handles = [s.listen(rows * samples[number] / samples.sum(), generator) for s in sums.values()]
+            each = rows * samples[number] / samples.sum()
+            handles = [s.listen(each, generator) for s in sums.values()]
+            handles += [h for c in crossings.values() for h in c.listen(each, generator)]
             try:
                 forward(network, batch)
             finally:
                 for handle in handles:
                     handle.remove()
-    return Grams({name: s.gram(entries[name], network, flow) for name, s in sums.items() if s.rows})
+    grams = {name: s.gram(entries[name], network, flow) for name, s in sums.items() if s.rows}
+    met = {name: replace(grams[name], shortcut=c.moments()) for name, c in crossings.items() if name in grams}
+    return Grams(grams | met)
 
 
-def _reads_filters(network: nn.Module, entry: LayerChannels) -> bool:
-    """Whether a layer mixes channels of a group into its outputs and can be re-fitted."""
-    spec = refittable(network.get_submodule(entry.name))
-    return spec is not None and not spec.coupled and bool((entry.inputs >= 0).any())
+def _can_refit(network: nn.Module, entry: LayerChannels, meetings: Container[str]) -> bool:
+    """Whether a layer that can be re-fitted mixes channels of a group, or makes what a shortcut with some meets."""
+    spec = refittable(network.get_submodule(entry.name)) if entry.dim is None else None
+    return spec is not None and not spec.coupled and (bool((entry.inputs >= 0).any()) or entry.name in meetings)
 
 
 def _survey(network: nn.Module, forward: Callable[[], Any]) -> tuple[Flow, Mapping[str, int]]:
@@ -258,9 +267,8 @@ class _Sums:
                 source = tensors_of(in_order(layer, args, kwargs))[0]
                 total = output.numel() // self.spec.out_channels
                 picks = pick(total, int(rows * self.weight.shape[1]) + 1, generator).to(source.device)
-                width = source.element_size() * self.spec.in_channels * self.taps
-                for some in picks.split(max(1, PIECE // width)):
-                    self._add(patches_of(layer, source, some), output, some)
+                for some, patches in pieces(layer, source, picks):
+                    self._add(patches, output, some)
 
         return self.layer.register_forward_hook(hook, with_kwargs=True)
 
@@ -296,11 +304,3 @@ class _Sums:
         if has_bias or norm is not None:
             moments -= mean.unsqueeze(2) * mean.unsqueeze(1)
         return LayerGram(entry, self.form, self.taps, mean, moments, self.weight, has_bias, norm, self.rows)
-
-
-def pick(total: int, wanted: int, generator: torch.Generator) -> Tensor:
-    """``wanted`` different numbers below ``total``, one in each of as many equal parts; all where there are fewer."""
-    if wanted >= total:
-        return torch.arange(total)
-    noise = torch.rand(wanted, generator=generator, dtype=torch.float64)
-    return ((torch.arange(wanted) + noise) * (total / wanted)).long().clamp_max(total - 1)

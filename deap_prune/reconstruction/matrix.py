@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from deap_prune.structure.layers import Axis, LayerSpec, describe_layer, spec_of
 from deap_prune.structure.space import Ids
 
 Form = Literal["full", "channel"]
+PIECE = 16 * 1024**2  # bytes of patches that are held at once
 _FIRST = (0, 1)
 
 
@@ -29,6 +31,22 @@ def patches_of(layer: nn.Module, source: Tensor, picks: Tensor) -> Tensor:
     if patches is None:
         raise RegistryError(f"{type(layer).__qualname__} was registered without patches; see dp.LayerSpec")
     return patches(layer, source.detach(), picks)
+
+
+def pieces(layer: nn.Module, source: Tensor, picks: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Some of the picks and the patches there, as :func:`patches_of` gives them, until all picks had their turn."""
+    width = source.element_size() * spec_of(layer).in_channels
+    taps = layer.get_parameter("weight")[0, 0].numel()
+    for some in picks.split(max(1, PIECE // (width * taps))):
+        yield some, patches_of(layer, source, some)
+
+
+def pick(total: int, wanted: int, generator: torch.Generator) -> Tensor:
+    """``wanted`` different numbers below ``total``, one in each of as many equal parts; all where there are fewer."""
+    if wanted >= total:
+        return torch.arange(total)
+    noise = torch.rand(wanted, generator=generator, dtype=torch.float64)
+    return ((torch.arange(wanted) + noise) * (total / wanted)).long().clamp_max(total - 1)
 
 
 def positions(output: Tensor, spec: LayerSpec) -> Tensor:

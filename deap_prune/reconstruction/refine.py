@@ -27,8 +27,7 @@ from deap_prune.data.batches import (
 from deap_prune.errors import ConfigError
 from deap_prune.reconstruction.fit import fit_layer
 from deap_prune.reconstruction.flow import Flow, Key, Recorder, has_statistics, record
-from deap_prune.reconstruction.gram import pick
-from deap_prune.reconstruction.matrix import blocks_of, patches_of, positions, refittable, to_features
+from deap_prune.reconstruction.matrix import blocks_of, patches_of, pick, positions, refittable, to_features
 from deap_prune.structure.inputs import evaluating
 from deap_prune.structure.layers import spec_of
 from deap_prune.structure.masks import Masks

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from deap_prune.reconstruction.compensate import RIDGE, refit
 from deap_prune.reconstruction.gram import Grams, LayerGram
 from deap_prune.structure.masks import Masks
-from deap_prune.structure.space import PruningSpace
+from deap_prune.structure.space import Ids, PruningSpace
 
 REMEMBERED = 2048  # masks of a layer
 LATEST = 512  # candidates that weights are learned from
@@ -36,8 +36,7 @@ class ReconstructionError:
 
     def __init__(self, space: PruningSpace, grams: Grams, *, ridge: float = RIDGE) -> None:
         self._space, self._grams, self._ridge = space, grams, ridge
-        channels = ((name, gram.channels) for name, gram in grams.layers.items())
-        self._looked_at = {name: np.concatenate((c.inputs, c.outputs)) for name, c in channels}
+        self._looked_at = {name: _looked_at(gram) for name, gram in grams.layers.items()}
         self._known: dict[str, dict[bytes, float]] = {name: {} for name in grams.layers}
         self.weights: Sequence[float] = [1.0] * len(grams.layers)
 
@@ -92,10 +91,19 @@ class ReconstructionError:
         fit = refit(gram, keep, self._ridge)
         if fit is None:
             return 0.0
-        dense = gram.energy.gather(1, fit.outputs)
-        before = dense - (fit.weight * (fit.cross + fit.target)).sum(dim=(1, 3))
-        error = (before - fit.won).sum() / dense.sum().clamp_min(torch.finfo(dense.dtype).tiny)
+        wanted = fit.energy
+        left = wanted - (fit.weight * (fit.cross + fit.target)).sum(dim=(1, 3)) - fit.won
+        if gram.shortcut is not None:  # what meets it counts, not what the layer alone makes
+            scale = gram.shortcut.slope.gather(1, fit.outputs).square()
+            wanted, left = wanted * scale, left * scale
+        error = left.sum() / wanted.sum().clamp_min(torch.finfo(wanted.dtype).tiny)
         return float(error.clamp(0, 1))
+
+
+def _looked_at(gram: LayerGram) -> Ids:
+    """The channels that a layer's error depends on, by id."""
+    met = () if gram.shortcut is None else (gram.shortcut.sources,)
+    return np.concatenate((gram.channels.inputs, gram.channels.outputs, *met))
 
 
 def _weights(errors: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ import deap_prune as dp
 from deap_prune.errors import ConfigError, DataError, MaskError
 from deap_prune.reconstruction import Grams, collect_grams, compensate
 from deap_prune.reconstruction.compensate import solve
-from deap_prune.reconstruction.gram import pick
+from deap_prune.reconstruction.matrix import pick
 from deap_prune.structure.layers import LayerSpec
 
 
@@ -123,7 +123,7 @@ def test_auto_goes_by_channel_where_positions_are_few(caplog: pytest.LogCaptureF
 def test_pieces_of_patches_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """However little memory patches may take, the sums are the same."""
     whole = grams_of("residual")
-    monkeypatch.setattr("deap_prune.reconstruction.gram.PIECE", 10_000)
+    monkeypatch.setattr("deap_prune.reconstruction.matrix.PIECE", 10_000)
     for name, gram in grams_of("residual").layers.items():
         assert torch.allclose(gram.moments, whole.layers[name].moments, atol=1e-12)
 
