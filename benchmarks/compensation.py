@@ -11,6 +11,8 @@ by channel; refinement (1,000 images). Cases:
   digits (every group of the first, the expansions of the second);
 - ranks: random masks of half the inner filters of a ResNet-20, each compensated; Kendall tau with the cross-entropy on
   other training images;
+- streams: ResNet-20 and ResNet-56 with padded shortcuts, every group narrower, residual streams too: with and
+  without making up for what the shortcuts lose; and how the error ranks random filters of the same widths;
 - ridges: refinement with the smallest ridge that helps on held-out rows (the library's) and with the one that helps
   most; compensation with several ridges, by how many rows the moments are of; top-1 and cross-entropy on 2,000 training
   images that nothing was fitted to, so that the rules were not chosen on test images.
@@ -32,6 +34,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -239,6 +242,39 @@ def ridges(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def streams(args: argparse.Namespace) -> dict[str, Any]:
+    """Residual streams narrower, too: what layers that meet shortcuts make up for, and whether the error sees it."""
+    found: dict[str, Any] = {}
+    for name, case in (("ResNet-20", RANKED), ("ResNet-56", CASES["cifar10"])):
+        model, train = network(case, args.weights), load(case, args.data, "train", 0, 1000, "cifar10")
+        test = load(case, args.data, "test", 0, args.test_images, "cifar10")
+        judged = load(case, args.data, "train", 2000, 500, "cifar10")
+        space = dp.trace(model, test[0][:1])
+        batches = to_batches((train[0][:500], train[1][:500]), name="calibration", device=torch.device("cpu"))
+        grams = collect_grams(model, space, batches)
+        layers = {layer: replace(gram, shortcut=None) for layer, gram in grams.layers.items()}
+        arms = {"shortcuts left alone": Grams(layers), "shortcuts made up for": grams}
+        for keep in (0.84, 0.71, 0.55):
+            masks = smallest_norms(model, space, keep, "")
+            row = {"flops": dp.flops(space, masks) / space.flops}
+            for arm, known in arms.items():
+                small = dp.slim(model, space, masks)
+                compensate(small, space, masks, known, statistics=True)
+                row[arm] = accuracy(small, test)
+                row[f"{arm}, refined"] = accuracy(refine(model, space, masks, train, start=small), test)
+            found[f"{name}, {keep} of every group"] = row
+        drawn = [dp.Masks.random(space, keep=0.71, seed=seed) for seed in range(args.candidates)]
+        for arm, known in arms.items():
+            losses = []
+            for masks in drawn:
+                small = dp.slim(model, space, masks)
+                compensate(small, space, masks, known, statistics=True)
+                losses.append(cross_entropy(small, judged))
+            tau = _tau([reconstruction_error(space, masks, known) for masks in drawn], losses)
+            found[f"{name}, random filters, {arm}"] = {"tau": tau, "mean loss": statistics.mean(losses)}
+    return found
+
+
 def ranks(args: argparse.Namespace) -> dict[str, Any]:
     """Kendall tau of closed forms with the loss by data, over random candidates of one budget."""
     model = network(RANKED, args.weights)
@@ -280,6 +316,7 @@ def main() -> None:
         **{name: partial(quality, name) for name in CASES},
         "digits-vgg": partial(digits, vgg, ""),
         "digits-mobile": partial(digits, mobile, ".conv.0.0"),
+        "streams": streams,
         "ranks": ranks,
         "ridges": ridges,
     }
