@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import Digits
-from grams import EVERY, few_rows, grams_of, read_by
+from grams import EVERY, PADDED, few_rows, grams_of, read_by
 from helpers import assert_unchanged, draw_masks, gap, prepared, snapshot
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -159,7 +159,7 @@ def test_by_channel_mixes_channels_alike_at_every_tap() -> None:
 
 # ------------------------------------------------------------------ laws
 @pytest.mark.parametrize("mode", ["full", "channel"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [*NETWORKS, *PADDED])
 @given(seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=2)
 def test_masked_is_slim_when_compensated(name: str, mode: str, seed: int) -> None:
@@ -179,7 +179,7 @@ def test_masked_is_slim_when_compensated(name: str, mode: str, seed: int) -> Non
     assert_unchanged(random, before)
 
 
-@pytest.mark.parametrize("name", ["residual", "grouped", "concat", "flatten"])
+@pytest.mark.parametrize("name", ["residual", "grouped", "concat", "flatten", *PADDED])
 def test_nothing_pruned_nothing_changed(name: str) -> None:
     _, _, space, random, _ = prepared(name)
     everything, grams = dp.Masks({}), grams_of(name)
