@@ -76,8 +76,8 @@ def compensate(
     is not centred. A channel that is dead on the calibration data keeps its weights.
 
     Where a shortcut without weights (option A of He et al. 2016) brings a layer's outputs a channel that went, the
-    layer is fitted to make what is missing too: x W + s, s being what was brought. Its mean goes into the shift of the
-    normalisation, what it adds to the outputs' variance into the scale.
+    layer is fitted to make what is missing too: x W + s, s being what was brought. The mean of s goes into the shift of
+    the normalisation between them.
 
     Args:
         small: ``slim(model, space, masks)``.
@@ -119,11 +119,15 @@ def _stand_in(small: nn.Module, gram: LayerGram, fit: Refit, layer: Any) -> None
     norm: Any = small.get_submodule(gram.norm[0]) if gram.norm else None
     level = gram.shortcut.level.gather(1, fit.outputs) * fit.lost
     (layer if norm is None else norm).bias.data.add_(level.flatten())
-    if norm is not None:  # whoever sets its statistics from what it reads would shrink its outputs to what they were
-        tiny = torch.finfo(fit.energy.dtype).tiny
-        more = (fit.energy / gram.energy.gather(1, fit.outputs).clamp_min(tiny)).flatten()
-        norm.weight.data.mul_(more.sqrt())
-        norm.running_var.mul_(more)
+    if norm is None:
+        return
+    # Its scale stays what it was for whoever sets its statistics from what it reads: that has another variance now.
+    made = fit.lost & (gram.shortcut.growth.gather(1, fit.outputs) != 0)
+    tiny = torch.finfo(fit.energy.dtype).tiny
+    ratio = fit.explained.clamp_min(0) / gram.energy.gather(1, fit.outputs).clamp_min(tiny)
+    before = norm.running_var + norm.eps
+    norm.running_var.mul_(torch.where(made, ratio, torch.ones_like(ratio)).flatten())
+    norm.weight.data.mul_(((norm.running_var + norm.eps) / before).sqrt())
 
 
 def refit(gram: LayerGram, keep: NDArray[np.bool_], ridge: float = RIDGE) -> Refit | None:

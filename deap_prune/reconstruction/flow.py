@@ -86,6 +86,8 @@ class Recorder(LayerWatch):
     def after_operator(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Note an operator between layers."""
         name = str(func.overloadpacket.__name__)
+        if kwargs.get("alpha", 1) != 1:
+            name += ", scaled"  # no plain addition
         self._note(name, False, (args, kwargs), result, rectifies=_rectifies(name, args))
 
     def _note(self, name: str, is_layer: bool, arguments: Any, result: Any, *, rectifies: bool = False) -> None:

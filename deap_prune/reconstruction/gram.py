@@ -185,21 +185,18 @@ def collect_grams(
         entries = {e.name: e for e in space.layers if _can_refit(network, e, meetings)}
         positions = {name: made.get(name, 0) * samples.sum() / samples[0] for name in entries}
         forms = _forms(network, positions, mode, memory)
-        sums = {name: _Sums(network.get_submodule(name), name, form) for name, form in forms.items()}
-        crossings = {name: Crossing(network, meetings[name], form) for name, form in forms.items() if name in meetings}
+        crossings = {name: Crossing(network, meeting) for name, meeting in meetings.items()}
+        sums = {n: _Sums(network.get_submodule(n), n, form, crossings.get(n)) for n, form in forms.items()}
         for number, batch in enumerate(batches):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-            each = rows * samples[number] / samples.sum()
-            handles = [s.listen(each, generator) for s in sums.values()]
-            handles += [h for c in crossings.values() for h in c.listen(each, generator)]
+            handles = [s.listen(rows * samples[number] / samples.sum(), generator) for s in sums.values()]
+            handles += [crossing.listen() for crossing in crossings.values()]
             try:
                 forward(network, batch)
             finally:
                 for handle in handles:
                     handle.remove()
-    grams = {name: s.gram(entries[name], network, flow) for name, s in sums.items() if s.rows}
-    met = {name: replace(grams[name], shortcut=c.moments()) for name, c in crossings.items() if name in grams}
-    return Grams(grams | met)
+    return Grams({name: s.gram(entries[name], network, flow) for name, s in sums.items() if s.rows})
 
 
 def _can_refit(network: nn.Module, entry: LayerChannels, meetings: Container[str]) -> bool:
@@ -250,8 +247,8 @@ def _forms(network: nn.Module, positions: Mapping[str, float], mode: str, memory
 class _Sums:
     """Running sums of one layer's features and their products."""
 
-    def __init__(self, layer: Any, name: str, form: Form) -> None:
-        self.layer, self.name, self.form, self.spec = layer, name, form, spec_of(layer)
+    def __init__(self, layer: Any, name: str, form: Form, crossing: Crossing | None) -> None:
+        self.layer, self.name, self.form, self.spec, self.crossing = layer, name, form, spec_of(layer), crossing
         self.weight = to_matrix(layer.weight.detach(), self.spec, form)
         self.taps = to_matrix(layer.weight.detach(), self.spec, "channel").shape[3]
         blocks, n = self.weight.shape[:2]
@@ -269,6 +266,8 @@ class _Sums:
                 picks = pick(total, int(rows * self.weight.shape[1]) + 1, generator).to(source.device)
                 for some, patches in pieces(layer, source, picks):
                     self._add(patches, output, some)
+                if self.holds and self.crossing is not None:
+                    self.crossing.read(source, picks)
 
         return self.layer.register_forward_hook(hook, with_kwargs=True)
 
@@ -303,4 +302,7 @@ class _Sums:
         mean, moments = self.first / self.rows, self.second / self.rows
         if has_bias or norm is not None:
             moments -= mean.unsqueeze(2) * mean.unsqueeze(1)
-        return LayerGram(entry, self.form, self.taps, mean, moments, self.weight, has_bias, norm, self.rows)
+        gram = LayerGram(entry, self.form, self.taps, mean, moments, self.weight, has_bias, norm, self.rows)
+        if self.crossing is None:
+            return gram
+        return replace(gram, shortcut=self.crossing.moments(mean, gram.energy, self.form))

@@ -15,38 +15,41 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deap_prune.data.batches import tensors_of
 from deap_prune.reconstruction.flow import Flow
-from deap_prune.reconstruction.matrix import Form, pick, pieces, positions, to_features, to_matrix
-from deap_prune.structure.inputs import in_order
+from deap_prune.reconstruction.matrix import Form, pieces, positions, refittable, to_features, to_matrix
 from deap_prune.structure.layers import spec_of
 from deap_prune.structure.space import Ids, LayerChannels
 
-FAINT = 1e-4  # of the variance that a shortcut brings: a layer of less can't make it
+FAINT = 1e-4  # of the variance that a shortcut brings: a layer whose outputs have less can't make it
 
 
 @dataclass(frozen=True, eq=False)
 class Shortcut:
-    """Moments of what a shortcut adds to a layer's outputs, in units of the layer's own (before its normalisation).
+    """Moments of what a shortcut adds to a layer's outputs.
+
+    Tensors are (blocks, outputs of a block) where nothing else is said.
 
     Attributes:
         sources: For each of the layer's outputs the id of the channel that the shortcut copies there; -1 where it
             brings nothing that can be pruned.
-        level: Mean of what is brought, as it is added: (blocks, outputs of a block).
-        cross: Covariance with what the layer reads, (blocks, features, outputs of a block, 1 or taps).
-        growth: By how much the variance of an output grows when it is to have the lost part too, (blocks, outputs).
-        slope: What the normalisation after the layer multiplies outputs with, (blocks, outputs); 1 without one, and
-            where it is next to nothing: there only the mean is made up for.
+        level: Mean of what is brought.
+        cross: Its covariance with what the layer reads, (blocks, features, outputs of a block, 1 or taps), in units of
+            the layer's own outputs, as ``growth`` is.
+        growth: By how much the variance of an output grows when it is to have the lost part too.
+        unmade: Variance of what is brought where the layer can't make it: its normalisation has next to no scale there,
+            or its moments are by channel. There only the mean is made up for, and the two above are 0.
+        slope: What the normalisation after the layer multiplies its outputs with; 1 without one.
     """
 
     sources: Ids
     level: Tensor
     cross: Tensor
     growth: Tensor
+    unmade: Tensor
     slope: Tensor
 
     def lost(self, keep: NDArray[np.bool_]) -> Tensor | None:
-        """The outputs that miss what the shortcut brought, (blocks, outputs of a block); None where none does.
+        """The outputs that miss what the shortcut brought; None where none does.
 
         Args:
             keep: Channels that stay, by id; see ``PruningSpace.kept``.
@@ -84,120 +87,127 @@ def find_meetings(network: nn.Module, flow: Flow, entries: Iterable[LayerChannel
     found = {}
     for name in by_name:
         layer: Any = network.get_submodule(name)
-        if getattr(layer, "weight", None) is None or spec_of(layer).role != "filter":
+        spec, norm = refittable(layer), flow.norm_after(network, name)
+        biased = getattr(layer, "bias", None) is not None
+        shifts = biased if norm is None else not biased and _shifts(network.get_submodule(norm))
+        meeting = flow.meeting(step) if (step := flow.call(norm or name)) is not None else None
+        if spec is None or spec.coupled or not shifts or meeting is None:
             continue
-        norm = flow.norm_after(network, name)
-        constant: Any = network.get_submodule(norm) if norm else layer
-        step = flow.call(norm or name)
-        if getattr(constant, "bias", None) is None or (norm and layer.bias is not None) or step is None:
-            continue
-        meeting = flow.meeting(step)
-        other = flow.steps[meeting[1]] if meeting else None
-        if other is None or not other.is_layer or other.name not in by_name:
+        other = flow.steps[meeting[1]]
+        if not other.is_layer or other.name not in by_name or flow.call(other.name) is None:
             continue
         entry = by_name[other.name]
         if np.isin(entry.inputs, (-1, *entry.outputs)).all():  # what goes there goes here
             continue
-        sources = _sources(network.get_submodule(other.name), entry, other.shapes[0])
+        sources = _sources(network.get_submodule(other.name), entry, other.shapes[0], layer.weight.device)
         if sources is not None and (sources >= 0).any():
             found[name] = Meeting(name, norm, other.name, sources)
     return found
 
 
+def _shifts(norm: nn.Module) -> bool:
+    """Whether a normalisation has a shift and a scale of its own."""
+    return all(getattr(norm, name, None) is not None for name in ("weight", "bias", "running_var", "eps"))
+
+
 @torch.no_grad()
-def _sources(layer: nn.Module, entry: LayerChannels, shape: tuple[int, ...]) -> Ids | None:
+def _sources(layer: nn.Module, entry: LayerChannels, shape: tuple[int, ...], device: torch.device) -> Ids | None:
     """The channel that each output is a copy of; None of a layer that does anything else than copy and leave out."""
-    if any(True for _ in layer.parameters()) or spec_of(layer).role != "other" or len(shape) < 2:
+    if any(True for _ in layer.parameters()) or spec_of(layer).role != "other":
         return None
     dim = spec_of(layer).channel_dim % len(shape)
-    numbers = torch.arange(1.0, shape[dim] + 1)
+    numbers = torch.arange(1.0, shape[dim] + 1, device=device)
+    view = [-1 if d == dim else 1 for d in range(len(shape))]
     found = []
     for told in (numbers, numbers.flip(0), torch.zeros_like(numbers)):
-        view = [-1 if d == dim else 1 for d in range(len(shape))]
-        device = next((b.device for b in layer.buffers()), None)
-        result = layer(told.view(view).expand(2, *shape[1:]).contiguous().to(device)).movedim(dim, 0).flatten(1).cpu()
+        try:  # past all hooks: nothing of this is the user's
+            result = layer.forward(told.view(view).expand(min(2, shape[0]), *shape[1:]).contiguous())
+        except Exception:  # it takes more than one tensor, or another: what it does can't be told
+            return None
+        result = result.movedim(dim, 0).flatten(1)
         if len(result) != len(entry.outputs) or not bool((result == result[:, :1]).all()):
             return None
-        found.append(result[:, 0])
+        found.append(result[:, 0].cpu())
     first, last, zero = found
     there = first > 0
-    copies = bool((zero == 0).all()) and bool(((first + last)[there] == len(numbers) + 1).all())
-    if not copies or bool((last[~there] != 0).any()) or bool((first != first.round()).any()):
+    copied = first.round() == first, (first + last)[there] == len(numbers) + 1, last[~there] == 0, zero == 0
+    if not all(bool(told.all()) for told in copied):
         return None
-    ids = entry.inputs[(first.long() - 1).clamp_min(0).numpy()]
-    return np.where(there.numpy(), ids, -1)
+    return np.where(there.numpy(), entry.inputs[(first.long() - 1).clamp_min(0).numpy()], -1)
 
 
 class Crossing:
-    """Running sums of a host's features, what meets its outputs, and their products.
-
-    By channel (form) nothing is known of single taps: there only the mean of what gets lost is made up for.
+    """Running sums of a host's features times what meets its outputs.
 
     Args:
         network: The dense network.
         meeting: Of the host and the shortcut.
-        form: Of the host's features.
     """
 
-    def __init__(self, network: nn.Module, meeting: Meeting, form: Form) -> None:
+    def __init__(self, network: nn.Module, meeting: Meeting) -> None:
         layer = network.get_submodule(meeting.host)
-        self._network, self._meeting, self._form, self._layer = network, meeting, form, layer
+        self._network, self._meeting, self._layer = network, meeting, layer
         self._matrix = to_matrix(layer.get_parameter("weight").detach(), spec_of(layer), "full").squeeze(3)
-        blocks, n, outputs = self._matrix.shape
-        self._read, self._brought = self._matrix.new_zeros(blocks, n), self._matrix.new_zeros(blocks, outputs)
-        self._squares, self._products = torch.zeros_like(self._brought), torch.zeros_like(self._matrix)
+        blocks, _, outputs = self._matrix.shape
+        self._brought, self._squares = (self._matrix.new_zeros(blocks, outputs) for _ in range(2))
+        self._products = torch.zeros_like(self._matrix)
         self._rows = 0
+        self._read: tuple[Tensor, Tensor, int] | None = None
+        self._there: Tensor | None = None
+        self._holds = True
 
-    def listen(self, rows: float, generator: torch.Generator) -> list[Any]:
-        """Add the next call of both layers, whichever comes first: ``rows`` positions for each feature."""
-        there: dict[str, Tensor] = {}
+    def listen(self) -> Any:
+        """Add what the shortcut makes next, at the positions that :meth:`read` tells before or after it."""
 
-        def meet() -> None:
-            if len(there) == 2:
-                brought = positions(there["brought"], spec_of(self._layer))
-                picks = pick(len(brought), int(rows * self._matrix.shape[1]) + 1, generator)
-                self._add(there["read"], brought, picks.to(brought.device))
+        def hook(layer: nn.Module, args: Any, output: Tensor) -> None:
+            self._there = positions(output, spec_of(self._layer))
+            self._meet()
 
-        def host(layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
-            there["read"] = tensors_of(in_order(layer, args, kwargs))[0]
-            meet()
+        return self._network.get_submodule(self._meeting.shortcut).register_forward_hook(hook)
 
-        def shortcut(layer: nn.Module, args: Any, output: Tensor) -> None:
-            there["brought"] = output
-            meet()
+    def read(self, source: Tensor, picks: Tensor) -> None:
+        """What the host reads, and the output positions that are looked at."""
+        self._read = source, picks, source._version
+        self._meet()
 
-        other = self._network.get_submodule(self._meeting.shortcut)
-        return [
-            self._layer.register_forward_hook(host, with_kwargs=True),
-            other.register_forward_hook(shortcut),
-        ]
-
-    def _add(self, read: Tensor, brought: Tensor, picks: Tensor) -> None:
-        for some, patches in pieces(self._layer, read, picks):
+    def _meet(self) -> None:
+        if self._read is None or self._there is None:
+            return
+        (source, picks, version), brought = self._read, self._there
+        self._read = self._there = None
+        if source._version != version:  # written to in between
+            self._holds = False
+            return
+        for some, patches in pieces(self._layer, source, picks):
             rows = to_features(patches, len(self._matrix), "full")
             added = brought[some].view(len(some), *self._brought.shape).transpose(0, 1)
-            self._read += rows.sum(dim=1)
             self._brought += added.sum(dim=1)
             self._squares += added.square().sum(dim=1)
             self._products += rows.transpose(1, 2) @ added
             self._rows += len(some)
 
-    def moments(self) -> Shortcut:
-        """What was collected."""
-        level, sources = self._brought / self._rows, self._meeting.sources
+    def moments(self, mean: Tensor, energy: Tensor, form: Form) -> Shortcut | None:
+        """What was collected; None where the host's input was written to before the shortcut ran.
+
+        Args:
+            mean: Of the host's features.
+            energy: Variance of its outputs.
+            form: Of its features.
+        """
+        if not self._holds or not self._rows:
+            return None
+        level = self._brought / self._rows
         variance = (self._squares / self._rows - level.square()).clamp_min(0)
-        cross = self._products / self._rows - (self._read / self._rows).unsqueeze(2) * level.unsqueeze(1)
         slope = torch.ones_like(level)
         if self._meeting.norm is not None:
             norm: Any = self._network.get_submodule(self._meeting.norm)
-            var = norm.running_var.view_as(level)
-            slope = norm.weight.detach().view_as(level) * torch.rsqrt(var + norm.eps)
-            faint = slope.square() * var <= FAINT * variance
-            cross, variance = cross.masked_fill(faint.unsqueeze(1), 0), variance.masked_fill(faint, 0)
-            slope = slope.masked_fill(faint, 1)
-        cross = cross / slope.unsqueeze(1)
-        growth = 2 * (self._matrix * cross).sum(dim=1) + variance / slope.square()
-        if self._form == "channel":
-            shape = to_matrix(self._layer.get_parameter("weight"), spec_of(self._layer), "channel").shape
-            return Shortcut(sources, level, level.new_zeros(shape), torch.zeros_like(growth), slope)
-        return Shortcut(sources, level, cross.unsqueeze(3), growth, slope)
+            slope = (norm.weight.detach() * torch.rsqrt(norm.running_var + norm.eps)).view_as(level)
+        unmade = slope.square() * energy <= FAINT * variance
+        if form == "channel":
+            shape = to_matrix(self._layer.get_parameter("weight"), spec_of(self._layer), form).shape
+            zeros = (level.new_zeros(shape), torch.zeros_like(level))
+            return Shortcut(self._meeting.sources, level, *zeros, variance, slope)
+        scale = slope.masked_fill(unmade, torch.inf)
+        cross = (self._products / self._rows - mean.unsqueeze(2) * level.unsqueeze(1)) / scale.unsqueeze(1)
+        growth = 2 * (self._matrix * cross).sum(dim=1) + variance / scale.square()
+        return Shortcut(self._meeting.sources, level, cross.unsqueeze(3), growth, variance * unmade, slope)

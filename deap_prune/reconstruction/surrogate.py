@@ -95,7 +95,8 @@ class ReconstructionError:
         left = wanted - (fit.weight * (fit.cross + fit.target)).sum(dim=(1, 3)) - fit.won
         if gram.shortcut is not None:  # what meets it counts, not what the layer alone makes
             scale = gram.shortcut.slope.gather(1, fit.outputs).square()
-            wanted, left = wanted * scale, left * scale
+            unmade = 0 if fit.lost is None else gram.shortcut.unmade.gather(1, fit.outputs) * fit.lost
+            wanted, left = wanted * scale + unmade, left * scale + unmade
         error = left.sum() / wanted.sum().clamp_min(torch.finfo(wanted.dtype).tiny)
         return float(error.clamp(0, 1))
 
