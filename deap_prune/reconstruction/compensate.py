@@ -16,12 +16,10 @@ from torch import Tensor, nn
 
 from deap_prune.reconstruction.bn import set_statistics
 from deap_prune.reconstruction.gram import Grams, LayerGram, places
-from deap_prune.reconstruction.matrix import from_matrix, part
+from deap_prune.reconstruction.matrix import RIDGE, from_matrix, part, solve
 from deap_prune.structure.layers import spec_of
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
-
-RIDGE = 1e-3  # of the mean variance of a layer's kept features
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +36,8 @@ class Refit:
         target: Of them, what the dense weights of the kept features leave unexplained.
         change: To the weights.
         ridge: What was added to the diagonal, (blocks, 1, 1, 1).
-        energy: Variance (mean square, without an intercept) of what is aimed at: the dense outputs, and what a shortcut
-            has lost; (blocks, kept outputs).
+        energy: Variance (mean square, without an intercept) of what is aimed at: the dense outputs, and as much of what
+            a shortcut has lost as the dense layer's features tell; (blocks, kept outputs).
         lost: The outputs whose shortcut lost its channel, (blocks, kept outputs); None where none did.
     """
 
@@ -77,7 +75,7 @@ def compensate(
 
     Where a shortcut without weights (option A of He et al. 2016) brings a layer's outputs a channel that went, the
     layer is fitted to make what is missing too: x W + s, s being what was brought. The mean of s goes into the shift of
-    the normalisation between them.
+    the normalisation between them, and into its scale by how much s raises the variance.
 
     Args:
         small: ``slim(model, space, masks)``.
@@ -121,10 +119,10 @@ def _stand_in(small: nn.Module, gram: LayerGram, fit: Refit, layer: Any) -> None
     (layer if norm is None else norm).bias.data.add_(level.flatten())
     if norm is None:
         return
-    # Its scale stays what it was for whoever sets its statistics from what it reads: that has another variance now.
+    # Whoever sets its statistics from what it reads would shrink its outputs to the variance that they had.
     made = fit.lost & (gram.shortcut.growth.gather(1, fit.outputs) != 0)
     tiny = torch.finfo(fit.energy.dtype).tiny
-    ratio = fit.explained.clamp_min(0) / gram.energy.gather(1, fit.outputs).clamp_min(tiny)
+    ratio = fit.energy / gram.energy.gather(1, fit.outputs).clamp_min(tiny)
     before = norm.running_var + norm.eps
     norm.running_var.mul_(torch.where(made, ratio, torch.ones_like(ratio)).flatten())
     norm.weight.data.mul_(((norm.running_var + norm.eps) / before).sqrt())
@@ -159,29 +157,3 @@ def refit(gram: LayerGram, keep: NDArray[np.bool_], ridge: float = RIDGE) -> Ref
         change, added = solve(square, target, ridge * gram.scarcity)
     changes = (target.view_as(weight), change.view_as(weight), added.unsqueeze(3))
     return Refit(kept, outputs, weight, cross, *changes, energy, lost)
-
-
-def solve(square: Tensor, target: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """Solve (A + r) x = b block by block, with r at least ``ridge`` times the mean of A's diagonal.
-
-    Args:
-        square: A, symmetric and positive semidefinite up to rounding, (blocks, n, n); it is overwritten.
-        target: b, (blocks, n, m).
-        ridge: As a share of the diagonal's mean.
-
-    Returns:
-        x, and r of shape (blocks, 1, 1); where no r makes A definite (values that are not finite), x is 0.
-    """
-    if square.dtype in (torch.float16, torch.bfloat16):  # for which there is no Cholesky factorisation
-        x, r = solve(square.float(), target.float(), ridge)
-        return x.to(target), r.to(target)
-    diagonal = square.diagonal(dim1=1, dim2=2)
-    scale = diagonal.mean(dim=1, keepdim=True).clamp_min(torch.finfo(square.dtype).tiny ** 0.5)
-    added = torch.zeros_like(scale)
-    for share in (ridge, 10 * ridge, 1000 * ridge):
-        diagonal.add_(share * scale - added)
-        added = share * scale
-        factor, failed = torch.linalg.cholesky_ex(square)
-        if not bool(failed.any()):
-            return torch.cholesky_solve(target, factor), added.unsqueeze(2)
-    return torch.zeros_like(target), added.unsqueeze(2)

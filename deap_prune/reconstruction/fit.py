@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deap_prune.reconstruction.compensate import solve
-from deap_prune.reconstruction.matrix import from_matrix, to_matrix
+from deap_prune.reconstruction.matrix import from_matrix, solve, to_matrix
 from deap_prune.structure.layers import spec_of
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # of the mean variance of the features

@@ -305,4 +305,4 @@ class _Sums:
         gram = LayerGram(entry, self.form, self.taps, mean, moments, self.weight, has_bias, norm, self.rows)
         if self.crossing is None:
             return gram
-        return replace(gram, shortcut=self.crossing.moments(mean, gram.energy, self.form))
+        return replace(gram, shortcut=self.crossing.moments(gram))

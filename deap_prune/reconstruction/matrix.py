@@ -15,6 +15,7 @@ from deap_prune.structure.space import Ids
 
 Form = Literal["full", "channel"]
 PIECE = 16 * 1024**2  # bytes of patches that are held at once
+RIDGE = 1e-3  # of the mean variance of a layer's kept features
 _FIRST = (0, 1)
 
 
@@ -110,3 +111,29 @@ def part(tensor: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         return tensor[0].index_select(0, rows[0]).index_select(1, columns[0]).unsqueeze(0)
     block = torch.arange(len(tensor), device=tensor.device)[:, None, None]
     return tensor[block, rows[:, :, None], columns[:, None, :]]
+
+
+def solve(square: Tensor, target: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """Solve (A + r) x = b block by block, with r at least ``ridge`` times the mean of A's diagonal.
+
+    Args:
+        square: A, symmetric and positive semidefinite up to rounding, (blocks, n, n); it is overwritten.
+        target: b, (blocks, n, m).
+        ridge: As a share of the diagonal's mean.
+
+    Returns:
+        x, and r of shape (blocks, 1, 1); where no r makes A definite (values that are not finite), x is 0.
+    """
+    if square.dtype in (torch.float16, torch.bfloat16):  # for which there is no Cholesky factorisation
+        x, r = solve(square.float(), target.float(), ridge)
+        return x.to(target), r.to(target)
+    diagonal = square.diagonal(dim1=1, dim2=2)
+    scale = diagonal.mean(dim=1, keepdim=True).clamp_min(torch.finfo(square.dtype).tiny ** 0.5)
+    added = torch.zeros_like(scale)
+    for share in (ridge, 10 * ridge, 1000 * ridge):
+        diagonal.add_(share * scale - added)
+        added = share * scale
+        factor, failed = torch.linalg.cholesky_ex(square)
+        if not bool(failed.any()):
+            return torch.cholesky_solve(target, factor), added.unsqueeze(2)
+    return torch.zeros_like(target), added.unsqueeze(2)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deap_prune.reconstruction.flow import Flow
-from deap_prune.reconstruction.matrix import Form, pieces, positions, refittable, to_features, to_matrix
+from deap_prune.reconstruction.matrix import RIDGE, pieces, positions, refittable, solve, to_features, to_matrix
 from deap_prune.structure.layers import spec_of
 from deap_prune.structure.space import Ids, LayerChannels
+
+if TYPE_CHECKING:
+    from deap_prune.reconstruction.gram import LayerGram
 
 FAINT = 1e-4  # of the variance that a shortcut brings: a layer whose outputs have less can't make it
 
@@ -35,9 +38,9 @@ class Shortcut:
         level: Mean of what is brought.
         cross: Its covariance with what the layer reads, (blocks, features, outputs of a block, 1 or taps), in units of
             the layer's own outputs, as ``growth`` is.
-        growth: By how much the variance of an output grows when it is to have the lost part too.
-        unmade: Variance of what is brought where the layer can't make it: its normalisation has next to no scale there,
-            or its moments are by channel. There only the mean is made up for, and the two above are 0.
+        growth: By how much the variance of an output grows with as much of it as what the layer reads tells.
+        unmade: Variance of the rest. Where the normalisation has next to no scale, or moments are by channel, that is
+            all but the mean, and the two above are 0.
         slope: What the normalisation after the layer multiplies its outputs with; 1 without one.
     """
 
@@ -186,13 +189,11 @@ class Crossing:
             self._products += rows.transpose(1, 2) @ added
             self._rows += len(some)
 
-    def moments(self, mean: Tensor, energy: Tensor, form: Form) -> Shortcut | None:
+    def moments(self, gram: LayerGram) -> Shortcut | None:
         """What was collected; None where the host's input was written to before the shortcut ran.
 
         Args:
-            mean: Of the host's features.
-            energy: Variance of its outputs.
-            form: Of its features.
+            gram: Of the host.
         """
         if not self._holds or not self._rows:
             return None
@@ -202,12 +203,14 @@ class Crossing:
         if self._meeting.norm is not None:
             norm: Any = self._network.get_submodule(self._meeting.norm)
             slope = (norm.weight.detach() * torch.rsqrt(norm.running_var + norm.eps)).view_as(level)
-        unmade = slope.square() * energy <= FAINT * variance
-        if form == "channel":
-            shape = to_matrix(self._layer.get_parameter("weight"), spec_of(self._layer), form).shape
-            zeros = (level.new_zeros(shape), torch.zeros_like(level))
-            return Shortcut(self._meeting.sources, level, *zeros, variance, slope)
-        scale = slope.masked_fill(unmade, torch.inf)
-        cross = (self._products / self._rows - mean.unsqueeze(2) * level.unsqueeze(1)) / scale.unsqueeze(1)
-        growth = 2 * (self._matrix * cross).sum(dim=1) + variance / scale.square()
-        return Shortcut(self._meeting.sources, level, cross.unsqueeze(3), growth, variance * unmade, slope)
+        if gram.form == "channel":
+            none = torch.zeros_like(gram.weight), torch.zeros_like(level)
+            return Shortcut(self._meeting.sources, level, *none, variance, slope)
+        faint = slope.square() * gram.energy <= FAINT * variance
+        scale = slope.masked_fill(faint, torch.inf).unsqueeze(1)
+        cross = (self._products / self._rows - gram.mean.unsqueeze(2) * level.unsqueeze(1)) / scale
+        change, added = solve(gram.moments.clone(), cross, RIDGE * gram.scarcity)
+        told = (change * (cross + added * change)).sum(dim=1)
+        growth = 2 * (self._matrix * cross).sum(dim=1) + told
+        unmade = (variance - slope.square() * told).clamp_min(0)
+        return Shortcut(self._meeting.sources, level, cross.unsqueeze(3), growth, unmade, slope)

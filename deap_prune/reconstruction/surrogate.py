@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deap_prune.reconstruction.compensate import RIDGE, refit
+from deap_prune.reconstruction.compensate import refit
 from deap_prune.reconstruction.gram import Grams, LayerGram
+from deap_prune.reconstruction.matrix import RIDGE
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import Ids, PruningSpace
 

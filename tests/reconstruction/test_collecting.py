@@ -16,8 +16,7 @@ from torch import Tensor, nn
 import deap_prune as dp
 from deap_prune.errors import ConfigError, DataError, MaskError
 from deap_prune.reconstruction import Grams, collect_grams, compensate
-from deap_prune.reconstruction.compensate import solve
-from deap_prune.reconstruction.matrix import pick
+from deap_prune.reconstruction.matrix import pick, solve
 from deap_prune.structure.layers import LayerSpec
 
 

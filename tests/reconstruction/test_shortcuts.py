@@ -55,7 +55,7 @@ class Joined(nn.Module):
 
 def ready(**options: Any) -> tuple[Joined, dp.PruningSpace, Tensor]:
     torch.manual_seed(0)
-    model, x = Joined(**options).double().eval(), torch.randn(12, 3, 8, 8).double()
+    model, x = Joined(**options).double().eval(), torch.randn(60, 3, 8, 8).double()
     model.first.weight.data.mul_(5)  # as much on the shortcut as beside it
     if model.norm is not None and model.norm.affine:
         nn.init.uniform_(model.norm.weight, -2.0, -0.5), nn.init.normal_(model.norm.bias)
@@ -66,7 +66,7 @@ def ready(**options: Any) -> tuple[Joined, dp.PruningSpace, Tensor]:
 
 
 def collected(model: nn.Module, space: dp.PruningSpace, x: Tensor, **options: Any) -> Grams:
-    batches = [((part,), {}) for part in x.split((5, 1, 6))]
+    batches = [((part,), {}) for part in x.split((len(x) - 7, 1, 6))]
     return collect_grams(model, space, batches, forward=outputs_of, **{"mode": "full", "rows": EVERY, **options})
 
 
@@ -108,7 +108,10 @@ def some_masks(joined: str = "host") -> dp.Masks:
 def test_the_host_makes_what_is_missing_as_a_plain_fit_does(
     norm: nn.Module | None, statistics: str | None, late: bool
 ) -> None:
-    """Least squares, with a constant, of the dense sum less what the shortcut still brings, wherever it lost one."""
+    """Least squares, with a constant, of the dense sum less what the shortcut still brings.
+
+    Where statistics are set, outputs have the variance of what all that the dense layer reads tells of it.
+    """
     model, space, x = ready(norm=norm, late=late)
     name = "host" if late else "shortcut"
     masks, grams = some_masks(name), collected(model, space, x)
@@ -123,11 +126,18 @@ def test_the_host_makes_what_is_missing_as_a_plain_fit_does(
             variance, mean = torch.var_mean(rows(found), dim=0, correction=0)
             small.norm.running_mean.copy_(mean), small.norm.running_var.copy_(variance)
         found = rows(found if small.norm is None else small.norm(found))
-    gone = ~torch.tensor(masks["first"])
-    lost = F.pad(gone, (2, 2))[made]
+    if norm is None or statistics is None:
+        assert torch.allclose(found, expected, atol=1e-6)
+        return
+    lost = F.pad(~torch.tensor(masks["first"]), (2, 2))[made]
     assert int(lost.sum()) == 1  # of the two channels one would go to an output that is not there any more
-    places = slice(None) if norm is None or statistics is None else lost  # others keep their dense variance
-    assert torch.allclose(found[:, places], expected[:, places], atol=1e-6)
+    dense = read_by_host(model, x, torch.ones(8, dtype=torch.bool))
+    told = dense @ torch.linalg.lstsq(dense, added(model, x, masks)[:, made], driver="gelsd").solution
+    (spread, middle), (plain, _), (whole, _) = (
+        torch.std_mean(each[:, lost], dim=0, correction=0) for each in (found, expected, told)
+    )
+    assert torch.allclose((found[:, lost] - middle) / spread, (expected[:, lost] - middle) / plain, atol=1e-6)
+    assert torch.allclose(spread, whole, rtol=0.01) and not torch.allclose(plain, whole, rtol=0.03)
 
 
 def test_the_error_counts_what_no_fit_brings_back() -> None:
