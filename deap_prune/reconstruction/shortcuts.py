@@ -119,10 +119,10 @@ def _sources(layer: nn.Module, entry: LayerChannels, shape: tuple[int, ...], dev
     if any(True for _ in layer.parameters()) or spec_of(layer).role != "other":
         return None
     dim = spec_of(layer).channel_dim % len(shape)
-    numbers = torch.arange(1.0, shape[dim] + 1, device=device)
     view = [-1 if d == dim else 1 for d in range(len(shape))]
+    numbers = torch.arange(1.0, shape[dim] + 1, device=device)
     found = []
-    for told in (numbers, numbers.flip(0), torch.zeros_like(numbers)):
+    for told in (numbers, numbers.sqrt()):
         try:  # past all hooks: nothing of this is the user's
             result = layer.forward(told.view(view).expand(min(2, shape[0]), *shape[1:]).contiguous())
         except Exception:  # it takes more than one tensor, or another: what it does can't be told
@@ -130,13 +130,10 @@ def _sources(layer: nn.Module, entry: LayerChannels, shape: tuple[int, ...], dev
         result = result.movedim(dim, 0).flatten(1)
         if len(result) != len(entry.outputs) or not bool((result == result[:, :1]).all()):
             return None
-        found.append(result[:, 0].cpu())
-    first, last, zero = found
-    there = first > 0
-    copied = first.round() == first, (first + last)[there] == len(numbers) + 1, last[~there] == 0, zero == 0
-    if not all(bool(told.all()) for told in copied):
-        return None
-    return np.where(there.numpy(), entry.inputs[(first.long() - 1).clamp_min(0).numpy()], -1)
+        found.append(result[:, 0])
+    number = found[0].round().clamp(0, len(numbers)).long()  # of the channel that is copied; 0: none
+    copied = torch.equal(found[0], number.float()) and torch.equal(found[1], number.float().sqrt())
+    return np.where(number.cpu() > 0, entry.inputs[(number - 1).clamp_min(0).cpu().numpy()], -1) if copied else None
 
 
 class Crossing:
@@ -157,7 +154,6 @@ class Crossing:
         self._rows = 0
         self._read: tuple[Tensor, Tensor, int] | None = None
         self._there: Tensor | None = None
-        self._holds = True
 
     def listen(self) -> Any:
         """Add what the shortcut makes next, at the positions that :meth:`read` tells before or after it."""
@@ -179,7 +175,6 @@ class Crossing:
         (source, picks, version), brought = self._read, self._there
         self._read = self._there = None
         if source._version != version:  # written to in between
-            self._holds = False
             return
         for some, patches in pieces(self._layer, source, picks):
             rows = to_features(patches, len(self._matrix), "full")
@@ -195,7 +190,7 @@ class Crossing:
         Args:
             gram: Of the host.
         """
-        if not self._holds or not self._rows:
+        if not self._rows:
             return None
         level = self._brought / self._rows
         variance = (self._squares / self._rows - level.square()).clamp_min(0)
