@@ -132,8 +132,9 @@ def _sources(layer: nn.Module, entry: LayerChannels, shape: tuple[int, ...], dev
             return None
         found.append(result[:, 0])
     number = found[0].round().clamp(0, len(numbers)).long()  # of the channel that is copied; 0: none
-    copied = torch.equal(found[0], number.float()) and torch.equal(found[1], number.float().sqrt())
-    return np.where(number.cpu() > 0, entry.inputs[(number - 1).clamp_min(0).cpu().numpy()], -1) if copied else None
+    if not torch.equal(found[1], number.float().sqrt()):
+        return None
+    return np.where(number.cpu() > 0, entry.inputs[(number - 1).clamp_min(0).cpu().numpy()], -1)
 
 
 class Crossing:
