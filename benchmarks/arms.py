@@ -15,7 +15,7 @@ from deap_prune.blending.baselines import AffineGenome, AnyGenome, Table, borda
 from deap_prune.evolution import Generation, Loop, MaxEvaluations, Variation
 from deap_prune.evolution.front import hypervolume
 from deap_prune.fitness.objectives import OBJECTIVES
-from deap_prune.runs.generations import PreScreen
+from deap_prune.search.finalists import PreScreen
 
 RANDOM_MASKS = 5
 TESTED = 2000  # test images that see the networks of a front

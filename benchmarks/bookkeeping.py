@@ -30,7 +30,7 @@ from deap import algorithms
 
 import deap_prune as dp
 from deap_prune.evolution.checkpoint import Checkpoints, Journal
-from deap_prune.runs.folder import pack_masks
+from deap_prune.search.folder import pack_masks
 
 
 class Scores:

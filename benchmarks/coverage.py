@@ -31,9 +31,9 @@ import torchvision
 from torch import Tensor, nn
 
 import deap_prune as dp
-from deap_prune.structure.count import count_flops
 from deap_prune.structure.inputs import first_sample
-from deap_prune.structure.prove import Proof, difference
+from deap_prune.structure.tracing.fvcore_count import count_flops
+from deap_prune.structure.tracing.proof import Proof, difference
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 MARKS = ("<!-- coverage -->", "<!-- end of coverage -->")

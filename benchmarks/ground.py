@@ -24,7 +24,7 @@ from deap_prune.config import Config
 from deap_prune.data.batches import default_forward, name_of
 from deap_prune.fitness.fold import Pair, find_pairs, fold
 from deap_prune.fitness.racing import least_dominated
-from deap_prune.runs import Workspace
+from deap_prune.search.workspace import Workspace
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "plain": {"recalibrate": "data", "compensate": None},

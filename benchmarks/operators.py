@@ -41,9 +41,9 @@ from deap_prune.config import SearchConfig, load_config
 from deap_prune.data import load_data
 from deap_prune.evolution.front import hypervolume
 from deap_prune.evolution.problem import BlendProblem
-from deap_prune.runs import Workspace
-from deap_prune.runs.generations import PreScreen
 from deap_prune.search import prepare
+from deap_prune.search.finalists import PreScreen
+from deap_prune.search.workspace import Workspace
 from deap_prune.zoo import digits_resnet
 
 POPULATION = 24

@@ -28,10 +28,10 @@ from protocols import Bench, mean_loss
 from speed import clock, dense_forward, random_blends, setup
 
 import deap_prune as dp
-from deap_prune.evolution.algorithms import eaBlend
+from deap_prune.evolution.loop import eaBlend
 from deap_prune.evolution.problem import BlendProblem
 from deap_prune.fitness import Sampling
-from deap_prune.runs.generations import NextGeneration, PreScreen
+from deap_prune.search.finalists import NextGeneration, PreScreen
 
 CLOSED = {"recalibrate": "closed_form"}
 DRAWN = Sampling(images=250, augment=True, redraw=True)

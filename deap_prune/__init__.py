@@ -77,7 +77,7 @@ from deap_prune.evolution import (
     selBlendNSGA3,
     selBlendParents,
 )
-from deap_prune.evolution import distributed as distributed
+from deap_prune.evolution import workers as distributed
 from deap_prune.export import Exported, export, rebuild
 from deap_prune.fitness import OBJECTIVES as _OBJECTIVES
 from deap_prune.fitness import Evaluator, register_objective

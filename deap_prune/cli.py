@@ -59,14 +59,14 @@ def inspect(
 ) -> None:
     """Show what can be pruned in the config's network: groups, couplings, refusals, cost; and how criteria compare."""
     from deap_prune.config import load_config
-    from deap_prune.runs import Workspace
-    from deap_prune.structure.trace import trace
+    from deap_prune.search.workspace import Workspace
+    from deap_prune.structure.tracing.trace import trace
 
     work = Workspace.open(load_config(config, set or ()))
     space = trace(work.model, work.example, ignore=work.config.search.ignore)
     out.print(_plain(str(space)), highlight=False, soft_wrap=True)
     if criteria:
-        from deap_prune.ranking import compare_criteria
+        from deap_prune.report.compare_criteria import compare_criteria
 
         target = folder or (config if config.is_dir() else Path())
         target.mkdir(parents=True, exist_ok=True)
@@ -86,9 +86,9 @@ def search(
     """Search blends for the config's network, and write a run folder."""
     from deap_prune.config import load_config
     from deap_prune.errors import ConfigError
-    from deap_prune.runs import Workspace
-    from deap_prune.runs.folder import check_folder
     from deap_prune.search import search as run
+    from deap_prune.search.folder import check_folder
+    from deap_prune.search.workspace import Workspace
 
     loaded = load_config(config, set or ())
     target = folder or loaded.out
@@ -135,7 +135,7 @@ def slim(
 ) -> None:
     """Write the smaller network of a run's solution, exactly as it was judged (safetensors; masks beside it)."""
     from deap_prune.files import write_text
-    from deap_prune.runs import recall
+    from deap_prune.search.reopen import recall
     from deap_prune.weights import save_weights
 
     evaluator, solution, _ = recall(run, max_flops=max_flops, number=number)
@@ -158,10 +158,10 @@ def finetune(
     quiet: Quiet = False,
 ) -> None:
     """Slim a run's solution, fine-tune it, and say its test accuracy (or loss) before and after (the last epoch's)."""
-    from deap_prune.runs import recall
+    from deap_prune.search.reopen import recall
     from deap_prune.training import best_epoch
     from deap_prune.training import finetune as train
-    from deap_prune.training.measuring import loss_and_accuracy
+    from deap_prune.training.evaluation import loss_and_accuracy
     from deap_prune.weights import save_weights
 
     evaluator, solution, work = recall(run, max_flops=max_flops, number=number, overrides=set or ())
@@ -214,7 +214,7 @@ def export(
     """Write a run's solution as safetensors with a recipe, torch.export and ONNX, and check and time them."""
     from deap_prune.export import FORMATS
     from deap_prune.export import export as write
-    from deap_prune.runs import recall
+    from deap_prune.search.reopen import recall
     from deap_prune.weights import load_weights
 
     evaluator, solution, work = recall(run, max_flops=max_flops, number=number)

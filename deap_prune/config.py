@@ -19,11 +19,11 @@ from deap_prune.blending.clusters import check_clusters
 from deap_prune.blending.genome import CANDIDATES, NORMALISERS
 from deap_prune.criteria.registry import CRITERIA
 from deap_prune.criteria.table import REDUCTIONS
+from deap_prune.data.draws import Sampling
 from deap_prune.errors import ConfigError, RegistryError, did_you_mean
-from deap_prune.evolution.algorithms import ALGORITHMS
+from deap_prune.evolution.loop import ALGORITHMS
 from deap_prune.evolution.operators import CROSSOVERS, MUTATIONS
 from deap_prune.fitness.objectives import OBJECTIVES
-from deap_prune.fitness.sampling import Sampling
 from deap_prune.fitness.settings import Settings
 from deap_prune.training.recipe import Recipe
 

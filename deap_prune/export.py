@@ -28,7 +28,7 @@ from deap_prune.files import write_text
 from deap_prune.structure.inputs import Call, Inputs, as_call, first_line, forward
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import slim, unwrap
-from deap_prune.structure.trace import trace
+from deap_prune.structure.tracing.trace import trace
 from deap_prune.weights import build_model, load_weights, save_weights
 
 FORMATS = ("safetensors", "torch", "onnx")

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from deap_prune.config import ModelConfig, import_factory
 from deap_prune.errors import ConfigError, ModelError
-from deap_prune.structure.pristine import check_finite
 from deap_prune.structure.slim import unwrap
+from deap_prune.structure.tracing.clean_copy import check_finite
 
 
 def build_model(config: ModelConfig) -> nn.Module:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import deap_prune as dp
 from deap_prune.cli import app
 from deap_prune.data import load_data
-from deap_prune.structure.count import count_flops
+from deap_prune.structure.tracing.fvcore_count import count_flops
 from deap_prune.weights import build_model, read_weights, save_weights
 from deap_prune.zoo import digits_resnet
 
@@ -74,7 +74,7 @@ def test_run_folder_holds_everything_and_no_pickle(run):
 
 def test_front_json_belongs_to_the_networks(run, monkeypatch, home):
     """For each solution: the slimmed network has the stated flops, and gives the masked network's outputs."""
-    from deap_prune.runs import recall
+    from deap_prune.search.reopen import recall
 
     monkeypatch.chdir(home)
     content = json.loads((run / "front.json").read_text())
@@ -113,7 +113,7 @@ def test_inspect_criteria_slim_finetune(run, home, monkeypatch):
         assert part in done.stdout
     assert "trained on those images" not in done.stdout
     known = dataclasses.replace(load_data(format="digits", calibration=100, validation=100), held_out=False)
-    monkeypatch.setattr("deap_prune.runs.workspace.load_data", lambda **_: known)
+    monkeypatch.setattr("deap_prune.search.workspace.load_data", lambda **_: known)
     done = here("finetune", run, "--number", "0", "--quiet", "--state", home / "training")
     assert "trained on those images too: --set data.exclude_from_train=true leaves them out" in done.stdout
     monkeypatch.undo()
@@ -199,7 +199,7 @@ def test_a_search_never_asks_for_the_test_images(home, monkeypatch):
         raise AssertionError("the test images were asked for")
 
     splits = dataclasses.replace(load_data(format="digits", calibration=100, validation=100), load_test=refuse)
-    monkeypatch.setattr("deap_prune.runs.workspace.load_data", lambda **_: splits)
+    monkeypatch.setattr("deap_prune.search.workspace.load_data", lambda **_: splits)
     monkeypatch.chdir(home)
     done = CliRunner().invoke(
         app, ["search", "run.yaml", "--out", "runs/blind", "--quiet", "--set", "search.generations=1"]

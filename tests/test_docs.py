@@ -15,7 +15,7 @@ import deap_prune as dp
 from deap_prune.blending.allocation import ALLOCATIONS
 from deap_prune.cli import app
 from deap_prune.config import SearchConfig, describe_options
-from deap_prune.evolution.algorithms import ALGORITHMS
+from deap_prune.evolution.loop import ALGORITHMS
 from deap_prune.fitness.objectives import OBJECTIVES
 
 ROOT = Path(__file__).parents[1]

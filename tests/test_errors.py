@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import prepared
 from torch import nn
 
 import deap_prune as dp
 from deap_prune import errors
 from deap_prune.config import load_config
 from deap_prune.errors import BudgetError, ConfigError, DataError, ModelError, PruneError, RegistryError
-from deap_prune.runs import Workspace
+from deap_prune.search.workspace import Workspace
 from deap_prune.weights import load_weights, read_weights, save_weights
+from tests.helpers.pruning import prepared
 
 DATA = (torch.randn(12, 3, 8, 8), torch.arange(12) % 5)
 

@@ -6,11 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import brief
 import numpy as np
 import pytest
 
 import deap_prune as dp
+from tests.helpers import brief
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import Digits
-from networks import conv_bn
 from torch import nn
 
 import deap_prune as dp
 from deap_prune.errors import ConfigError, MaskError
+from tests.helpers.networks import conv_bn
 
 tp = pytest.importorskip("torch_pruning")
 

@@ -1,8 +1,8 @@
 """How important a filter is. A criterion is a function of the statistics it needs; larger scores stay."""
 
-from deap_prune.criteria import activation, gradient, normalisation, reconstruction, reference, weight
+from deap_prune.criteria import activation, compensation, gradient, normalisation, random, weight
+from deap_prune.criteria.passes.collect import Statistics, collect
 from deap_prune.criteria.registry import CRITERIA, STATISTICS, Criterion, register_criterion
-from deap_prune.criteria.statistics import Statistics, collect
 from deap_prune.criteria.table import ScoreTable, score
 
 __all__ = [
@@ -13,10 +13,10 @@ __all__ = [
     "Statistics",
     "activation",
     "collect",
+    "compensation",
     "gradient",
     "normalisation",
-    "reconstruction",
-    "reference",
+    "random",
     "register_criterion",
     "score",
     "weight",

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from deap_prune.criteria.passes.collect import Statistics, collect
 from deap_prune.criteria.registry import CRITERIA, Criterion
-from deap_prune.criteria.statistics import Statistics, collect
 from deap_prune.data.batches import Data, Forward, Loss, cross_entropy
 from deap_prune.errors import DataError
 from deap_prune.structure.space import FilterGroup, PruningSpace

@@ -1,10 +1,11 @@
 """DEAP's terms and signatures: individuals, operators, selection, toolbox, algorithms, front."""
 
-from deap_prune.evolution import methods as _methods  # noqa: F401  registers the algorithms
-from deap_prune.evolution.algorithms import ALGORITHMS, Algorithm, Loop, Variation, eaBlend, register_algorithm
+from deap_prune.evolution import algorithms as _algorithms  # noqa: F401  registers the algorithms
+from deap_prune.evolution.first_population import Seeds
 from deap_prune.evolution.front import ParetoFront, Solution, best_per_bin
 from deap_prune.evolution.generation import Generation
 from deap_prune.evolution.individual import BlendIndividual, fitness_class
+from deap_prune.evolution.loop import ALGORITHMS, Algorithm, Loop, Variation, eaBlend, register_algorithm
 from deap_prune.evolution.operators import (
     bounded,
     cxBlendLayers,
@@ -21,7 +22,6 @@ from deap_prune.evolution.operators import (
     mutBlendTrade,
 )
 from deap_prune.evolution.problem import BlendProblem
-from deap_prune.evolution.seeds import Seeds
 from deap_prune.evolution.selection import selBlend, selBlendNSGA3, selBlendParents
 from deap_prune.evolution.stops import MaxEvaluations, MaxSeconds, Patience, Target
 from deap_prune.evolution.toolbox import make_toolbox

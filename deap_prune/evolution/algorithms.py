@@ -1,247 +1,211 @@
-"""One loop, many algorithms: what differs is how children are made and who survives.
-
-An algorithm is a frozen record of two functions, registered by name. All that a generation depends on is in the
-:class:`Generation` and the global generators, so that every algorithm resumes bit for bit.
-"""
+"""The registered algorithms beside (mu + lambda), and the baselines under the same interface."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import math
+import random
 from typing import Any
 
-from deap import algorithms, base
+import numpy as np
+from deap import algorithms, base, cma
 
 from deap_prune.errors import ConfigError
-from deap_prune.evolution.generation import Callback, Generation, judge
-from deap_prune.registry import Registry
+from deap_prune.evolution.generation import Generation
+from deap_prune.evolution.loop import Variation, register_algorithm
+from deap_prune.evolution.operators import CONTINUOUS, clip
+from deap_prune.evolution.selection import selBlendFirst, selBlendNSGA3, selBlendParents
 
-Stop = Callable[[Generation], bool]
-Vary = Callable[[list[Any], base.Toolbox, int, float, float], list[Any]]
+
+# ------------------------------------------------------------------ several objectives
+@register_algorithm("nsga2", reference="Deb et al. 2002, doi 10.1109/4235.996017")
+def nsga2(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
+    """NSGA-II: parents by binary tournament on rank and crowding, crossover and then mutation."""
+    parents = [toolbox.clone(ind) for ind in selBlendParents(state.population, variation.children)]
+    return list(algorithms.varAnd(parents, toolbox, variation.cxpb, variation.mutpb))
 
 
-@dataclass(frozen=True)
-class Variation:
-    """How many children, and how they vary.
+def _by_directions(state: Generation, toolbox: base.Toolbox, children: list[Any]) -> list[Any]:
+    return selBlendNSGA3(state.population + children, len(state.population))
 
-    Attributes:
-        children: Made a generation.
-        cxpb: Probability that a child comes from two parents.
-        mutpb: Probability that it is a mutant.
-        budgets: Kept shares of the FLOPs to be visited one after the other (``successive``).
-        generations_per_budget: How long each of them is searched.
-        vary: Makes the children of ``mu_plus_lambda`` and ``successive``, as ``algorithms.varOr`` does.
 
-    Raises:
-        ConfigError: If a probability is outside [0, 1].
+@register_algorithm("nsga3", reference="Deb and Jain 2014, doi 10.1109/TEVC.2013.2281535", survivors=_by_directions)
+def nsga3(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
+    """NSGA-III, for three or four objectives: parents at random, survivors along reference directions."""
+    parents = [toolbox.clone(random.choice(state.population)) for _ in range(variation.children)]
+    return list(algorithms.varAnd(parents, toolbox, variation.cxpb, variation.mutpb))
+
+
+# ------------------------------------------------------------------ one objective
+def _oldest_leave(state: Generation, toolbox: base.Toolbox, children: list[Any]) -> list[Any]:
+    return [*state.population, *children][-len(state.population) :]
+
+
+def aging(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
+    """Ageing evolution: the best of a quarter is mutated, the oldest leave; one child a generation is LeGR's loop."""
+    return [_reborn(toolbox.mutate(child)[0]) for child in _tournaments(state, toolbox, variation)]
+
+
+def _tournaments(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
+    """Copies of the winners."""
+    size = max(2, len(state.population) // 4)
+    return [
+        toolbox.clone(max(random.choices(state.population, k=size), key=lambda ind: ind.fitness))
+        for _ in range(variation.children)
+    ]
+
+
+def _reborn(child: Any) -> Any:
+    del child.fitness.values
+    return child
+
+
+def legr(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
+    """LeGR: ageing evolution; of a tenth of the layers the scales move by shrinking steps, the shifts by equal ones.
+
+    The steps are the published ones: exp(N(0, 1 - i / 500)) after i of 400 evaluations (the last one's from there on),
+    N(0, 1) standard deviations. A budget gene, which LeGR doesn't know, counts as a layer with a scale alone.
     """
-
-    children: int
-    cxpb: float = 0.5
-    mutpb: float = 0.5
-    budgets: tuple[float, ...] = ()
-    generations_per_budget: int = 1
-    vary: Vary = algorithms.varOr
-
-    def __post_init__(self) -> None:
-        for name, value in (("cxpb", self.cxpb), ("mutpb", self.mutpb)):
-            if not 0 <= value <= 1:
-                raise ConfigError(f"{name} is {value}; give a probability, from 0 to 1")
-
-    def offspring(self, population: list[Any], toolbox: base.Toolbox) -> list[Any]:
-        """Children of a population, made by ``vary``.
-
-        Raises:
-            ConfigError: If DEAP's ``varOr`` makes them and the probabilities are together above 1.
-        """
-        if self.vary is algorithms.varOr and self.cxpb + self.mutpb > 1:
-            raise ConfigError(f"cxpb {self.cxpb} + mutpb {self.mutpb} is above 1; they are shares of the children")
-        return self.vary(population, toolbox, self.children, self.cxpb, self.mutpb)
+    layout = toolbox.layout
+    places = layout.of_kind("scale", "budget")
+    step = 1 - min(sum(record["nevals"] for record in state.logbook), 400) / 500
+    children = _tournaments(state, toolbox, variation)
+    for child in children:
+        for place in random.choices(places, k=max(1, round(len(places) / 10))):
+            child[place] *= math.exp(random.gauss(0, step))
+            if layout.kinds[place] == "scale":
+                child[place + 1] += random.gauss(0, 1)
+        clip(_reborn(child), layout)
+    return children
 
 
-Children = Callable[[Generation, base.Toolbox, Variation], list[Any]]
-Survivors = Callable[[Generation, base.Toolbox, list[Any]], list[Any]]
-First = Callable[[base.Toolbox, int, Variation], list[Any]]
+LEGR = "Chin et al. 2020, arXiv 1904.12368"
+register_algorithm("aging", reference=f"Real et al. 2019, arXiv 1802.01548; as LeGR: {LEGR}", survivors=_oldest_leave)(
+    aging
+)
+register_algorithm("legr", reference=LEGR, survivors=_oldest_leave, genome="affine")(legr)
 
 
-def _population(toolbox: base.Toolbox, n: int, variation: Variation) -> list[Any]:
-    return list(toolbox.population(n=n))
+def _only_children(state: Generation, toolbox: base.Toolbox, children: list[Any]) -> list[Any]:
+    return children
 
 
-def _selected(state: Generation, toolbox: base.Toolbox, children: list[Any]) -> list[Any]:
-    return list(toolbox.select(state.population + children, len(state.population)))
+@register_algorithm("cma", reference="Hansen and Ostermeier 2001; DEAP's cma.Strategy", survivors=_only_children)
+def cma_es(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
+    """CMA-ES on the continuous genes, by the first objective.
 
-
-@dataclass(frozen=True)
-class Algorithm:
-    """An evolutionary algorithm, or a baseline under the same interface.
-
-    Attributes:
-        children: Function of (state, toolbox, variation) to the next children; none: the run is over.
-        survivors: Function of (state, toolbox, judged children) to the next population; by default
-            ``toolbox.select`` from parents and children.
-        first: Function of (toolbox, n, variation) to the initial population; by default ``toolbox.population``.
-        genome: Key of ``GENOMES``: what an individual is.
+    It starts around the best of the initial population, whose candidates stay. Genes are repaired to their bounds
+    before the distribution learns from them.
     """
-
-    name: str
-    children: Children
-    summary: str
-    reference: str
-    survivors: Survivors = _selected
-    first: First = _population
-    genome: str = "blend"
-
-
-ALGORITHMS: Registry[Algorithm] = Registry("algorithm", "algorithms")
-
-
-def register_algorithm(
-    name: str,
-    *,
-    reference: str = "",
-    survivors: Survivors = _selected,
-    first: First = _population,
-    genome: str = "blend",
-) -> Callable[[Children], Children]:
-    """Add an algorithm: decorate the function that makes its children. See :class:`Algorithm`.
-
-    Raises:
-        RegistryError: If the name is taken.
-    """
-
-    def decorate(children: Children) -> Children:
-        summary = (children.__doc__ or "").strip().split("\n")[0]
-        ALGORITHMS.add(Algorithm(name, children, summary, reference, survivors, first, genome))
-        return children
-
-    return decorate
+    layout = toolbox.layout
+    places = [i for i in layout.of_kind(*CONTINUOUS) if layout.high[i] > layout.low[i]]
+    low, high = (np.array(bound)[places] for bound in (layout.low, layout.high))
+    strategy = _strategy(state, places, low, high, variation.children)
+    if state.number > 0:
+        rows = sorted(state.population, key=lambda ind: ind.fitness, reverse=True)
+        strategy.update([_Row(((np.array(ind)[places] - low) / (high - low)).tolist(), ind.fitness) for ind in rows])
+    _remember(state, strategy)
+    children = []
+    for point in strategy.generate(lambda x: low + x * (high - low)):
+        child = toolbox.clone(state.population[0])
+        genes = dict(enumerate(state.memory["base"])) | dict(zip(places, point.tolist(), strict=True))
+        for place, gene in genes.items():  # one by one: an array.array takes no list
+            child[place] = gene
+        clip(child, layout)
+        del child.fitness.values
+        children.append(child)
+    return children
 
 
-@dataclass(frozen=True, eq=False)
-class Loop:
-    """An algorithm at work.
+class _Row(list[float]):
+    """What cma.Strategy.update reads of an individual."""
 
-    Attributes:
-        algorithm: A registered name, or an algorithm of your own.
-        toolbox: Aliases clone, evaluate, front, individual, map, mate, mutate, population, select.
-        variation: How many children, and how they vary.
-        callbacks: Called with the state after every generation, the initial one included.
-        stops: Asked before every generation; one that says True ends the run.
-        reference: Of the hypervolume in the logbook.
-        fresh_duplicates: Children that decode to masks of the population, or of another child, are replaced by random
-            individuals (needs the alias decode).
-        begin: Called with the state before the children of a generation are made; may judge the parents again.
-    """
-
-    algorithm: str | Algorithm
-    toolbox: base.Toolbox
-    variation: Variation
-    callbacks: Sequence[Callback] = ()
-    stops: Sequence[Stop] = ()
-    reference: Sequence[float] | None = None
-    fresh_duplicates: bool = False
-    begin: Callback | None = None
-    _chosen: Algorithm = field(init=False)
-
-    def __post_init__(self) -> None:
-        chosen = ALGORITHMS[self.algorithm] if isinstance(self.algorithm, str) else self.algorithm
-        object.__setattr__(self, "_chosen", chosen)
-
-    def start(self, n: int) -> Generation:
-        """The initial population, judged.
-
-        Args:
-            n: Its size.
-        """
-        return self._begin(self._chosen.first(self.toolbox, n, self.variation))
-
-    def _begin(self, population: list[Any]) -> Generation:
-        if not population:
-            raise ConfigError("the population is empty; give at least one individual, better 16 or more")
-        state = Generation(0, population)
-        state.advance(population, judge(population, self.toolbox), self.toolbox, self.reference)
-        self._notify(state)
-        return state
-
-    def run(self, state: Generation, ngen: int) -> Generation:
-        """Go on from a state to generation ``ngen``, or until something stops the run."""
-        while state.number < ngen and not state.stop and not any(stop(state) for stop in self.stops):
-            if self.begin is not None:
-                self.begin(state)
-            children = self._chosen.children(state, self.toolbox, self.variation)
-            if not children:
-                break
-            if self.fresh_duplicates:
-                children = _renewed(children, state.population, self.toolbox)
-            state.number += 1
-            fresh = judge(children, self.toolbox)
-            survivors = self._chosen.survivors(state, self.toolbox, children)
-            state.advance(survivors, fresh, self.toolbox, self.reference)
-            self._notify(state)
-        return state
-
-    def _notify(self, state: Generation) -> None:
-        for callback in self.callbacks:
-            callback(state)
+    def __init__(self, genes: list[float], fitness: base.Fitness) -> None:
+        super().__init__(genes)
+        self.fitness = fitness
 
 
-def _renewed(children: list[Any], population: list[Any], toolbox: base.Toolbox) -> list[Any]:
-    """The children, those that are somebody's double replaced; after ten draws a double stays."""
-    seen = set(toolbox.decode(population))
-    found = []
-    for child, masks in zip(children, toolbox.decode(children), strict=True):
-        for _ in range(10):
-            if masks not in seen:
-                break
-            child = toolbox.individual()
-            (masks,) = toolbox.decode([child])
-        seen.add(masks)
-        found.append(child)
-    return found
+ARRAYS = ("centroid", "pc", "ps", "C", "B", "diagD", "BD")
 
 
-def eaBlend(
-    population: list[Any],
-    toolbox: base.Toolbox,
-    lambda_: int,
-    cxpb: float,
-    mutpb: float,
-    ngen: int,
-    *,
-    callbacks: Sequence[Callback] = (),
-    stops: Sequence[Stop] = (),
-    state: Generation | None = None,
-    begin: Callback | None = None,
-    vary: Vary = algorithms.varOr,
-) -> Generation:
-    """(mu + lambda) evolution with an archive of the non-dominated; eaMuPlusLambda's shape.
-
-    Per generation: ``lambda_`` children by ``algorithms.varOr``, evaluated through ``toolbox.map``; the best ``mu`` of
-    parents and children survive (``toolbox.select``).
-    Aliases needed: clone, evaluate, front, map, mate, mutate, select.
-
-    Args:
-        population: The initial individuals, mu of them.
-        toolbox: The operators.
-        lambda_: Children a generation.
-        cxpb: Probability that a child comes from two parents.
-        mutpb: Probability that it is a mutant; ``cxpb + mutpb`` is at most 1.
-        ngen: Last generation's number.
-        callbacks: Called with the state after every generation, the initial one included.
-        stops: Asked before every generation; one that says True ends the run.
-        state: Goes on from here instead of from ``population``.
-        begin: Called with the state before the children of a generation are made; may judge the parents again.
-        vary: Makes the children, as ``algorithms.varOr`` does.
-    """
-    variation = Variation(lambda_, cxpb, mutpb, vary=vary)
-    loop = Loop("mu_plus_lambda", toolbox, variation, callbacks, stops, begin=begin)
-    return loop.run(loop._begin(population) if state is None else state, ngen)
+def _strategy(state: Generation, places: list[int], low: Any, high: Any, children: int) -> cma.Strategy:
+    """The strategy as the state's memory has it; at first around the best individual, 0.3 of the ranges wide."""
+    if children < 4:
+        raise ConfigError(f"cma with {children} children a generation can't estimate a distribution; give 4 or more")
+    if "cma" not in state.memory:
+        best = max(state.population, key=lambda ind: ind.fitness)
+        state.memory["base"] = [float(g) for g in best]
+        return cma.Strategy(centroid=(np.array(best)[places] - low) / (high - low), sigma=0.3, lambda_=children)
+    memory = state.memory["cma"]
+    strategy = cma.Strategy(centroid=memory["centroid"], sigma=memory["sigma"], lambda_=children)
+    strategy.update_count = memory["update_count"]
+    for name in ARRAYS:
+        setattr(strategy, name, np.array(memory[name]))
+    return strategy
 
 
-def _vary(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
-    """(mu + lambda): crossover, mutation or reproduction; NSGA-II's survivors with several objectives."""
-    return variation.offspring(state.population, toolbox)
+def _remember(state: Generation, strategy: cma.Strategy) -> None:
+    memory = {name: getattr(strategy, name).tolist() for name in ARRAYS}
+    state.memory["cma"] = {**memory, "sigma": float(strategy.sigma), "update_count": strategy.update_count}
 
 
-register_algorithm("mu_plus_lambda", reference="Beyer and Schwefel 2002; DEAP's eaMuPlusLambda")(_vary)
+# ------------------------------------------------------------------ several budgets in one run
+def _moved(individual: Any, budget: float, toolbox: base.Toolbox) -> Any:
+    """A copy at another budget; its fitness goes if the budget is another one."""
+    other = toolbox.clone(individual)
+    (place,) = toolbox.layout.of_kind("budget")
+    if other[place] != budget:
+        other[place] = budget
+        del other.fitness.values
+    return other
+
+
+def _first_budget(toolbox: base.Toolbox, n: int, variation: Variation) -> list[Any]:
+    if not variation.budgets or not toolbox.layout.of_kind("budget"):
+        raise ConfigError(
+            "successive needs budgets, such as (0.7, 0.5, 0.3), and a genome whose max_flops is their range"
+        )
+    return [_moved(ind, variation.budgets[0], toolbox) for ind in toolbox.population(n=n)]
+
+
+def _at_this_budget(state: Generation, toolbox: base.Toolbox, children: list[Any]) -> list[Any]:
+    (place,) = toolbox.layout.of_kind("budget")
+    present = [ind for ind in state.population + children if ind[place] == children[0][place]]
+    return selBlendFirst(present, len(state.population)) if len(present) > len(state.population) else present
+
+
+@register_algorithm(
+    "successive", reference="ours; one run for several budgets", first=_first_budget, survivors=_at_this_budget
+)
+def successive(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
+    """One budget after the other, by the first objective: each begins with the survivors of the one before."""
+
+    def budget(number: int) -> float:
+        return variation.budgets[min(number // variation.generations_per_budget, len(variation.budgets) - 1)]
+
+    now = budget(state.number + 1)
+    if now != budget(state.number):
+        return [_moved(ind, now, toolbox) for ind in state.population]
+    return [_moved(child, now, toolbox) for child in variation.offspring(state.population, toolbox)]
+
+
+# ------------------------------------------------------------------ baselines
+@register_algorithm("random", reference="Li and Talwalkar 2019, arXiv 1902.07638")
+def random_search(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
+    """Random search: every child is drawn anew; the best are kept."""
+    return [toolbox.individual() for _ in range(variation.children)]
+
+
+def _singles(toolbox: base.Toolbox, n: int, variation: Variation) -> list[Any]:
+    return list(toolbox.singles(n=n))
+
+
+@register_algorithm("singles", reference="the method's own baseline", first=_singles)
+def single_criteria(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
+    """Every single criterion (over a range of costs where the budget is free), and nothing more."""
+    return []
+
+
+@register_algorithm("borda", reference="de Borda 1781", first=_singles, genome="borda")
+def mean_rank(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
+    """The mean rank of all criteria (over a range of costs where the budget is free), and nothing more."""
+    return []

@@ -16,8 +16,8 @@ from deap import tools
 
 from deap_prune.errors import RunError
 from deap_prune.evolution.generation import Generation
-from deap_prune.evolution.randomness import random_states, restore_random_states
 from deap_prune.files import write_text
+from deap_prune.randomness import random_states, restore_random_states
 
 KEPT = 3
 _OTHER = {

@@ -14,7 +14,7 @@ from deap_prune.blending.layout import Layout
 from deap_prune.errors import ConfigError
 from deap_prune.evolution.front import ParetoFront, Solution
 from deap_prune.evolution.individual import BlendIndividual, fitness_class
-from deap_prune.evolution.shipping import shipped
+from deap_prune.evolution.worker_pickles import shipped
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
 

@@ -10,9 +10,9 @@ import numpy as np
 from deap import base
 
 from deap_prune.blending.layout import Layout
+from deap_prune.evolution.first_population import Seeds
 from deap_prune.evolution.operators import cxBlendWidths, initBlend, mutBlend
 from deap_prune.evolution.problem import BlendProblem, Decoder, Evaluate
-from deap_prune.evolution.seeds import Seeds
 from deap_prune.evolution.selection import selBlend
 
 

@@ -15,21 +15,21 @@ import torch
 from torch import nn
 
 from deap_prune.data.batches import Data, Forward, Loss, check_batches, default_forward, name_of, resolve_device
+from deap_prune.data.draws import EVERYTHING, full_precision, load
 from deap_prune.errors import DataError
-from deap_prune.fitness.builder import Builder
-from deap_prune.fitness.executors import Executor, make_executor
+from deap_prune.fitness.candidate import Builder
+from deap_prune.fitness.execution import Executor, make_executor
 from deap_prune.fitness.fold import find_pairs
+from deap_prune.fitness.measurement import Estimate, Found, Values, Verdict, part_of
 from deap_prune.fitness.objectives import OBJECTIVES, with_loss
 from deap_prune.fitness.racing import Floats, Rivals, least_dominated
-from deap_prune.fitness.sampling import EVERYTHING, full_precision, load
 from deap_prune.fitness.settings import Counters, Settings
-from deap_prune.fitness.verdict import Estimate, Found, Values, Verdict, part_of
 from deap_prune.structure.inputs import evaluating
 from deap_prune.structure.masking import masked
 from deap_prune.structure.masks import Masks
-from deap_prune.structure.pristine import check_finite, pristine
 from deap_prune.structure.slim import unwrap
 from deap_prune.structure.space import PruningSpace
+from deap_prune.structure.tracing.clean_copy import check_finite, pristine
 
 
 class Evaluator:

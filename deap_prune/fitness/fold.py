@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 from deap_prune.data.batches import Forward, samples_of, tensors_of
 from deap_prune.reconstruction.flow import record
 from deap_prune.structure.layers import describe_layer, spec_of
-from deap_prune.structure.prove import randomised
+from deap_prune.structure.tracing.proof import randomised
 
 log = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
+from deap_prune.data.draws import EVERYTHING, Sampling
 from deap_prune.errors import ConfigError, did_you_mean
 from deap_prune.fitness.objectives import OBJECTIVES, Objective
-from deap_prune.fitness.sampling import EVERYTHING, Sampling
-from deap_prune.reconstruction.gram import MEMORY
+from deap_prune.reconstruction.moments import MEMORY
 
 # What figures depend on: stored with a front.
 JUDGED = ("recalibrate", "compensate", "refine", "refine_images", "gram_memory", "batch_size")

@@ -1,11 +1,11 @@
 """How well a pruned network can do what the dense one did: closed-form compensation, its error, and refinement."""
 
-from deap_prune.reconstruction.bn import propagate_bn
+from deap_prune.reconstruction.batchnorm import propagate_bn
 from deap_prune.reconstruction.compensate import compensate
-from deap_prune.reconstruction.gram import Grams, LayerGram, collect_grams
+from deap_prune.reconstruction.error import ReconstructionError, reconstruction_error
+from deap_prune.reconstruction.moments import Grams, LayerGram, collect_grams
 from deap_prune.reconstruction.refine import refine
 from deap_prune.reconstruction.removal import removal_errors
-from deap_prune.reconstruction.surrogate import ReconstructionError, reconstruction_error
 
 __all__ = [
     "Grams",

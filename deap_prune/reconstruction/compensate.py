@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deap_prune.reconstruction.bn import set_statistics
-from deap_prune.reconstruction.gram import Grams, LayerGram, places
+from deap_prune.reconstruction.batchnorm import set_statistics
 from deap_prune.reconstruction.matrix import RIDGE, from_matrix, part, solve
+from deap_prune.reconstruction.moments import Grams, LayerGram, places
 from deap_prune.structure.layers import spec_of
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace

@@ -14,7 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from deap_prune.data.batches import tensors_of
 from deap_prune.structure.inputs import Call, in_order
 from deap_prune.structure.layers import describe_layer, spec_of
-from deap_prune.structure.watch import LayerWatch
+from deap_prune.structure.tracing.layer_watch import LayerWatch
 
 ADDITIONS = frozenset({"add", "add_"})
 RECTIFIERS = frozenset({"relu", "relu_", "relu6"})

@@ -21,7 +21,7 @@ from deap_prune.structure.layers import spec_of
 from deap_prune.structure.space import Ids, LayerChannels
 
 if TYPE_CHECKING:
-    from deap_prune.reconstruction.gram import LayerGram
+    from deap_prune.reconstruction.moments import LayerGram
 
 FAINT = 1e-4  # of the variance that a shortcut brings: a layer whose outputs have less can't make it
 

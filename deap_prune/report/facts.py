@@ -20,8 +20,8 @@ from deap_prune.errors import BudgetError, PruneError, RunError
 from deap_prune.evolution.front import ParetoFront, Solution
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.progress import track
-from deap_prune.runs.folder import versions
-from deap_prune.runs.recall import reopen
+from deap_prune.search.folder import versions
+from deap_prune.search.reopen import reopen
 
 if TYPE_CHECKING:
     from deap_prune.search import Result

@@ -6,7 +6,7 @@ from deap_prune.structure.masking import masked
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import slim
 from deap_prune.structure.space import FilterGroup, PruningSpace, Refusal, flops, params
-from deap_prune.structure.trace import trace
+from deap_prune.structure.tracing.trace import trace
 
 __all__ = [
     "FilterGroup",

@@ -1,7 +1,7 @@
 """Training a network in place, with or without a teacher, and measuring it."""
 
+from deap_prune.training.evaluation import accuracy
 from deap_prune.training.finetune import finetune
-from deap_prune.training.measuring import accuracy
 from deap_prune.training.recipe import Recipe
 from deap_prune.training.state import EpochRecord, best_epoch
 from deap_prune.training.trainer import Augment

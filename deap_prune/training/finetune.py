@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from deap_prune.data.batches import Data, Forward, Loss, default_forward, resolve_device
 from deap_prune.data.splits import augment as shift_and_mirror
 from deap_prune.errors import ConfigError, ModelError
-from deap_prune.training.measuring import placed
+from deap_prune.training.evaluation import placed
 from deap_prune.training.recipe import Recipe
 from deap_prune.training.state import EpochRecord, reset, shuffled
 from deap_prune.training.trainer import Augment, Trainer

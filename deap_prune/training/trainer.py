@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
+from deap_prune.cuda_graphs import Graphs
 from deap_prune.data.batches import (
     Data,
     Forward,
@@ -32,9 +33,8 @@ from deap_prune.data.batches import (
 )
 from deap_prune.data.splits import augment as shift_and_mirror
 from deap_prune.errors import DataError, ModelError
-from deap_prune.graphs import Graphs
+from deap_prune.training.evaluation import loss_and_accuracy
 from deap_prune.training.losses import are_labels, from_teacher, on_targets, one_label_each, single
-from deap_prune.training.measuring import loss_and_accuracy
 from deap_prune.training.recipe import Recipe
 from deap_prune.training.state import Average, EpochRecord, Shuffled, best_epoch, load_state, save_state, set_rate
 

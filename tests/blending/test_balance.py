@@ -10,7 +10,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from conftest import Digits
-from helpers import prepared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_genome import SPACES, make
@@ -19,6 +18,7 @@ import deap_prune as dp
 from deap_prune.blending.baselines import AffineGenome, Table, borda
 from deap_prune.errors import ConfigError
 from deap_prune.evolution import Seeds
+from tests.helpers.pruning import prepared
 
 
 def losses(space: dp.PruningSpace, worth: np.ndarray, power: float = 2.0) -> Callable[[dp.Masks], float]:

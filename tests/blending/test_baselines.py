@@ -6,7 +6,6 @@ import random
 
 import numpy as np
 import pytest
-from helpers import prepared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import rankdata
@@ -14,6 +13,7 @@ from scipy.stats import rankdata
 import deap_prune as dp
 from deap_prune.blending import ALLOCATIONS, GENOMES
 from deap_prune.errors import BudgetError, ConfigError, RegistryError
+from tests.helpers.pruning import prepared
 
 SPACES = ("residual", "grouped_in_a_row", "concat")
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Digits
-from helpers import prepared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from deap_prune.blending import ALLOCATIONS
 from deap_prune.blending.allocation import STEP
 from deap_prune.blending.layout import stages_of
 from deap_prune.errors import BudgetError, ConfigError, RegistryError
+from tests.helpers.pruning import prepared
 
 SPACES = ("residual", "grouped_in_a_row", "shuffle", "concat", "flatten")
 GENE = st.one_of(

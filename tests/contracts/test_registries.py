@@ -12,8 +12,6 @@ import pytest
 import torch
 from conftest import Digits
 from deap import base, creator
-from helpers import assert_unchanged, snapshot
-from networks import conv
 from torch import Tensor, nn
 
 import deap_prune as dp
@@ -24,6 +22,8 @@ from deap_prune.errors import RegistryError
 from deap_prune.evolution import ALGORITHMS
 from deap_prune.fitness import OBJECTIVES
 from deap_prune.registry import Registry
+from tests.helpers.networks import conv
+from tests.helpers.pruning import assert_unchanged, snapshot
 
 CRITERIA_NAMES = [c.name for c in CRITERIA]
 OBJECTIVE_NAMES = [o.name for o in OBJECTIVES]

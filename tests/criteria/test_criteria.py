@@ -10,13 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import CRITERIA, Digits
-from helpers import prepared
-from networks import Head, conv, conv_bn
-from plain import PLAIN, batches, conv_net
 from torch import Tensor, nn
 
 import deap_prune as dp
 from deap_prune.errors import DataError, RegistryError
+from tests.helpers.networks import Head, conv, conv_bn
+from tests.helpers.plain_criteria import PLAIN, batches, conv_net
+from tests.helpers.pruning import prepared
 
 
 def test_every_criterion_has_a_plain_computation() -> None:

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import assert_unchanged, prepared, snapshot
-from networks import NETWORKS, Head, Keywords
-from plain import batches, conv_net
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 import deap_prune as dp
 from deap_prune.criteria import activation
+from tests.helpers.networks import NETWORKS, Head, Keywords
+from tests.helpers.plain_criteria import batches, conv_net
+from tests.helpers.pruning import assert_unchanged, prepared, snapshot
 
 SLOW = {"kl", "oracle", "attention"}
 NAMES = tuple(dp.criteria())
@@ -155,7 +155,7 @@ def test_no_second_derivative_is_said() -> None:
 def test_one_image_s_gradients_of_every_kind_of_layer(name: str) -> None:
     """Linear, grouped, transposed, one-dimensional, run twice, with a second argument: as image by image."""
     from deap_prune.criteria import collect
-    from deap_prune.criteria.tensors import filter_rows
+    from deap_prune.criteria.passes.weights import filter_rows
 
     _, inputs, space, model, _ = prepared(name)
     batch = tree_map(lambda x: torch.randn(5, *x.shape[1:], dtype=torch.float64), inputs)
@@ -271,11 +271,13 @@ def test_cheap_criteria_take_one_pass() -> None:
 
 
 def test_tables_with_a_row_an_image_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    from deap_prune.criteria import collect, reads
+    from deap_prune.criteria import collect
 
     net, data = conv_net().eval(), batches()
     space = dp.trace(net, data[0][0])
-    monkeypatch.setattr(reads, "ROWS", 10)
+    from deap_prune.criteria.passes import layer_inputs
+
+    monkeypatch.setattr(layer_inputs, "ROWS", 10)
     found = collect(net, space, data, needs=("activation_pooled", "activation_taylor", "group_taylor"))
     for need in ("activation_pooled", "activation_taylor", "group_taylor"):
         assert all(len(t) == 10 for group in space.groups for (t,) in found.of(group, need))

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch.nn.functional as F
-from plain import batches, conv_net, everything
 from torch import Tensor, nn
 
 import deap_prune as dp
+from tests.helpers.plain_criteria import batches, conv_net, everything
 
 tp = pytest.importorskip("torch_pruning")
 

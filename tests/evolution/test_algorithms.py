@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 from deap import base, creator
-from fakes import Fake, Table, fake_genome, fake_toolbox
-from helpers import prepared
 from test_front import front_of, solution
-from test_resume import files, interrupted, resume, search
 
 import deap_prune as dp
 from deap_prune.blending import GENOMES
 from deap_prune.errors import BudgetError, ConfigError, RegistryError
 from deap_prune.evolution import ALGORITHMS
+from tests.helpers.fakes import Fake, Table, fake_genome, fake_toolbox
+from tests.helpers.pruning import prepared
+from tests.helpers.runs import files, interrupted, resume, search
 
 NAMES = [a.name for a in ALGORITHMS]
 BASELINES = {"singles", "borda"}

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from conftest import Digits
 from deap import algorithms, tools
-from fakes import fake_toolbox
 
 import deap_prune as dp
 from deap_prune.evolution.generation import non_dominated
+from tests.helpers.fakes import fake_toolbox
 
 LOOPS = {
     "eaMuPlusLambda": lambda pop, tb, **k: algorithms.eaMuPlusLambda(pop, tb, 8, 8, 0.5, 0.4, 3, verbose=False, **k),

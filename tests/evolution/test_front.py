@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import fake_toolbox
 
 import deap_prune as dp
 from deap_prune import files
 from deap_prune.errors import BudgetError, PruneError, RunError
+from tests.helpers.fakes import fake_toolbox
 
 
 def solution(accuracy: float, flops: float, params: float = 0.5) -> dp.Solution:

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from conftest import Digits
 from deap import tools
-from fakes import Fake
-from helpers import prepared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import deap_prune as dp
 from deap_prune.blending.layout import stages_of
 from deap_prune.errors import ConfigError, RegistryError
+from tests.helpers.fakes import Fake
+from tests.helpers.pruning import prepared
 
 
 def layout_of(layers: int = 4) -> dp.Layout:

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from conftest import Digits
 from deap import algorithms, base, cma, creator, tools
-from fakes import Fake, fake_genome, fake_toolbox
 
 import deap_prune as dp
 from deap_prune.errors import ConfigError
+from tests.helpers.fakes import Fake, fake_genome, fake_toolbox
 
 SELECTIONS: dict[str, Callable[..., Any]] = {
     "selNSGA2": partial(tools.selNSGA2, nd="log"),
@@ -372,7 +372,7 @@ def test_duplicates_are_replaced_when_asked() -> None:
     assert doubles(True)[1] == 8
     toolbox = fake_toolbox()
     seen = toolbox.population(n=6)
-    from deap_prune.evolution.algorithms import _renewed
+    from deap_prune.evolution.loop import _renewed
 
     renewed = _renewed([toolbox.clone(seen[0]), seen[1], toolbox.individual()], seen, toolbox)
     masks = toolbox.decode([*seen, *renewed])

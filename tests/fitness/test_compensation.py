@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import Digits
-from helpers import draw_masks, gap, prepared
-from networks import NETWORKS
 from scipy.stats import kendalltau
 from torch import Tensor, nn
 
 import deap_prune as dp
 from deap_prune.errors import ConfigError, DataError
 from deap_prune.fitness import Sampling
-from deap_prune.reconstruction import collect_grams, compensate, surrogate
+from deap_prune.reconstruction import collect_grams, compensate, error
 from deap_prune.structure.inputs import forward
+from tests.helpers.networks import NETWORKS
+from tests.helpers.pruning import draw_masks, gap, prepared
 
 
 def tuple_forward(model: nn.Module, batch: Any) -> tuple[list[Tensor], Tensor]:
@@ -64,7 +64,7 @@ def test_candidates_are_built_in_full_precision(digits: Digits, monkeypatch: pyt
     def spy(*args: Any, **options: Any) -> None:
         found.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.deterministic))
 
-    monkeypatch.setattr("deap_prune.fitness.builder.compensate", spy)
+    monkeypatch.setattr("deap_prune.fitness.candidate.compensate", spy)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
@@ -259,13 +259,13 @@ def test_the_surrogate_learns_where_candidates_are_refined(digits: Digits) -> No
 def test_what_is_learned_is_computed_in_full_precision(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else what is remembered of a mask would depend on who asked first, and a resumed run would differ."""
     seen: set[str] = set()
-    solve = surrogate.refit
+    solve = error.refit
 
     def watched(*args: Any) -> Any:
         seen.add(torch.get_float32_matmul_precision())
         return solve(*args)
 
-    monkeypatch.setattr(surrogate, "refit", watched)
+    monkeypatch.setattr(error, "refit", watched)
     evaluate = digits.evaluator(objectives=("loss",), refine_from=0, draft_images=20)
     masks = [dp.Masks.random(digits.space, keep=0.4, seed=s) for s in range(4)]
     evaluate.many(masks[:2])

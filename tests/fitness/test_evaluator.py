@@ -11,15 +11,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import Digits
-from helpers import assert_unchanged, draw_masks, gap, prepare, prepared, snapshot
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import NETWORKS, plain_example
 from torch import Tensor, nn
 
 import deap_prune as dp
 from deap_prune.errors import DataError, MaskError
 from deap_prune.structure.inputs import forward
+from tests.helpers.networks import NETWORKS, plain_example
+from tests.helpers.pruning import assert_unchanged, draw_masks, gap, prepare, prepared, snapshot
 
 
 # ------------------------------------------------------------------ law 1, as judged

@@ -152,8 +152,9 @@ def test_gradients_in_channels_last_do_no_harm() -> None:
     """
     code = f"""
     import sys
-    sys.path[:0] = [{str(Path(__file__).parents[1])!r}]
-    import networks, torch
+    sys.path[:0] = [{str(Path(__file__).parents[2])!r}]
+    import torch
+    from tests.helpers import networks
     import deap_prune as dp
     torch.set_num_threads(1)
     model, example = networks.NETWORKS["residual"]()

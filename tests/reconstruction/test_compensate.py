@@ -9,11 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import Digits
-from grams import EVERY, PADDED, few_rows, grams_of, read_by
-from helpers import assert_unchanged, draw_masks, gap, prepared, snapshot
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import NETWORKS
 from torch import Tensor, nn
 
 import deap_prune as dp
@@ -21,6 +18,9 @@ from deap_prune.reconstruction import collect_grams, compensate, propagate_bn, r
 from deap_prune.reconstruction.matrix import from_matrix, patches_of, positions, to_matrix
 from deap_prune.structure.inputs import forward
 from deap_prune.structure.layers import describe_layer
+from tests.helpers.moments import EVERY, PADDED, few_rows, grams_of, read_by
+from tests.helpers.networks import NETWORKS
+from tests.helpers.pruning import assert_unchanged, draw_masks, gap, prepared, snapshot
 
 # ------------------------------------------------------------------ patches
 LAYERS = {

@@ -11,8 +11,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import Digits
-from helpers import assert_unchanged, draw_masks, gap, prepared, snapshot
-from networks import NETWORKS, conv_bn
 from torch import Tensor, nn
 
 import deap_prune as dp
@@ -22,6 +20,8 @@ from deap_prune.reconstruction.fit import fit_layer
 from deap_prune.reconstruction.flow import record
 from deap_prune.reconstruction.refine import join_batches
 from deap_prune.structure.inputs import forward
+from tests.helpers.networks import NETWORKS, conv_bn
+from tests.helpers.pruning import assert_unchanged, draw_masks, gap, prepared, snapshot
 
 
 def outputs_of(model: nn.Module, batch: object) -> tuple[list[Tensor], None]:

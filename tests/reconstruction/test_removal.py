@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import prepared
 from test_compensate import grams_of
 
 import deap_prune as dp
 from deap_prune.reconstruction import reconstruction_error, removal_errors
+from tests.helpers.pruning import prepared
 
 
 @pytest.mark.parametrize("mode", ["full", "channel"])

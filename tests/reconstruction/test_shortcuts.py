@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from grams import EVERY, PADDED, grams_of, outputs_of
 from torch import Tensor, nn
 
 import deap_prune as dp
 from deap_prune.reconstruction import Grams, collect_grams, compensate
+from deap_prune.reconstruction.error import ReconstructionError
 from deap_prune.reconstruction.shortcuts import _sources
-from deap_prune.reconstruction.surrogate import ReconstructionError
 from deap_prune.structure.layers import _TYPES, register_layer
 from deap_prune.structure.space import LayerChannels
 from deap_prune.zoo import PadShortcut
+from tests.helpers.moments import EVERY, PADDED, grams_of, outputs_of
 
 
 class Joined(nn.Module):

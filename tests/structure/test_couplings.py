@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import networks as nets
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import torch_pruning
-from helpers import draw_masks, prepared
-from networks import IMAGE, NETWORKS, Example, Head
 from torch import Tensor, nn
 
 import deap_prune as dp
+import tests.helpers.networks as nets
 from deap_prune import zoo
 from deap_prune.errors import MaskError, ModelError
-from deap_prune.structure.prove import difference
+from deap_prune.structure.tracing.proof import difference
+from tests.helpers.networks import IMAGE, NETWORKS, Example, Head
+from tests.helpers.pruning import draw_masks, prepared
 
 
 # ------------------------------------------------------------------ training

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_unchanged, snapshot
-from networks import IMAGE, conv_bn
 from torch import Tensor, nn
 
 import deap_prune as dp
 from deap_prune.errors import ModelError
+from tests.helpers.networks import IMAGE, conv_bn
+from tests.helpers.pruning import assert_unchanged, snapshot
 
 
 class Skip(nn.Module):

@@ -7,14 +7,14 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from helpers import draw_masks, gap, outputs_masked, outputs_slim, prepared
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import LARGE, NETWORKS
 
 import deap_prune as dp
-from deap_prune.structure.count import count_flops
 from deap_prune.structure.inputs import as_call, forward
+from deap_prune.structure.tracing.fvcore_count import count_flops
+from tests.helpers.networks import LARGE, NETWORKS
+from tests.helpers.pruning import draw_masks, gap, outputs_masked, outputs_slim, prepared
 
 SEEDS = st.integers(0, 2**32 - 1)
 

@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import assert_unchanged, draw_masks, gap, outputs_masked, prepared, snapshot
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import NETWORKS
 from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
 
 import deap_prune as dp
 from deap_prune.errors import MaskError
 from deap_prune.structure.inputs import forward
+from tests.helpers.networks import NETWORKS
+from tests.helpers.pruning import assert_unchanged, draw_masks, gap, outputs_masked, prepared, snapshot
 
 KEEP = st.dictionaries(st.text(max_size=4), st.lists(st.booleans(), max_size=9), max_size=4)
 

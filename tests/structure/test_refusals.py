@@ -9,18 +9,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import networks as nets
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import draw_masks, gap, outputs_masked, outputs_slim, prepare, prepared
-from networks import IMAGE, NETWORKS, Head, plain_example
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import deap_prune as dp
+import tests.helpers.networks as nets
 from deap_prune.errors import ModelError
 from deap_prune.structure import layers
+from tests.helpers.networks import IMAGE, NETWORKS, Head, plain_example
+from tests.helpers.pruning import draw_masks, gap, outputs_masked, outputs_slim, prepare, prepared
 
 # ------------------------------------------------------------------ law 3: refusals
 REORDER = torch.tensor([3, 1, 0, 2, 7, 6, 5, 4])

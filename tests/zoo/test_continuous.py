@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import draw_masks, gap, outputs_masked, outputs_slim, prepare
-from networks import Example
 from torch import Tensor, nn
 
 import deap_prune as dp
@@ -14,8 +12,10 @@ from deap_prune import zoo
 from deap_prune.data import Splits, load_data
 from deap_prune.errors import ModelError
 from deap_prune.structure import layers
-from deap_prune.structure.count import count_flops
 from deap_prune.structure.inputs import as_call
+from deap_prune.structure.tracing.fvcore_count import count_flops
+from tests.helpers.networks import Example
+from tests.helpers.pruning import draw_masks, gap, outputs_masked, outputs_slim, prepare
 
 Batch = tuple[tuple[Tensor, Tensor], Tensor]
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import itertools
 
-import networks as nets
 import pytest
 import torch
-from helpers import gap, outputs_masked, outputs_slim, prepare
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import deap_prune as dp
+import tests.helpers.networks as nets
 from deap_prune import zoo
 from deap_prune.data import Splits, load_data
 from deap_prune.errors import ModelError
 from deap_prune.structure import layers
-from deap_prune.structure.prove import randomised
+from deap_prune.structure.tracing.proof import randomised
+from tests.helpers.pruning import gap, outputs_masked, outputs_slim, prepare
 
 
 def is_a_shift_of(shifted: Tensor, y: Tensor) -> bool:

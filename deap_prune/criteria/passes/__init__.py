@@ -1,0 +1,1 @@
+"""How statistics are gathered: passes over the weights and over the calibration data."""

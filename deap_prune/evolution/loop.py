@@ -1,0 +1,247 @@
+"""One loop, many algorithms: what differs is how children are made and who survives.
+
+An algorithm is a frozen record of two functions, registered by name. All that a generation depends on is in the
+:class:`Generation` and the global generators, so that every algorithm resumes bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from deap import algorithms, base
+
+from deap_prune.errors import ConfigError
+from deap_prune.evolution.generation import Callback, Generation, judge
+from deap_prune.registry import Registry
+
+Stop = Callable[[Generation], bool]
+Vary = Callable[[list[Any], base.Toolbox, int, float, float], list[Any]]
+
+
+@dataclass(frozen=True)
+class Variation:
+    """How many children, and how they vary.
+
+    Attributes:
+        children: Made a generation.
+        cxpb: Probability that a child comes from two parents.
+        mutpb: Probability that it is a mutant.
+        budgets: Kept shares of the FLOPs to be visited one after the other (``successive``).
+        generations_per_budget: How long each of them is searched.
+        vary: Makes the children of ``mu_plus_lambda`` and ``successive``, as ``algorithms.varOr`` does.
+
+    Raises:
+        ConfigError: If a probability is outside [0, 1].
+    """
+
+    children: int
+    cxpb: float = 0.5
+    mutpb: float = 0.5
+    budgets: tuple[float, ...] = ()
+    generations_per_budget: int = 1
+    vary: Vary = algorithms.varOr
+
+    def __post_init__(self) -> None:
+        for name, value in (("cxpb", self.cxpb), ("mutpb", self.mutpb)):
+            if not 0 <= value <= 1:
+                raise ConfigError(f"{name} is {value}; give a probability, from 0 to 1")
+
+    def offspring(self, population: list[Any], toolbox: base.Toolbox) -> list[Any]:
+        """Children of a population, made by ``vary``.
+
+        Raises:
+            ConfigError: If DEAP's ``varOr`` makes them and the probabilities are together above 1.
+        """
+        if self.vary is algorithms.varOr and self.cxpb + self.mutpb > 1:
+            raise ConfigError(f"cxpb {self.cxpb} + mutpb {self.mutpb} is above 1; they are shares of the children")
+        return self.vary(population, toolbox, self.children, self.cxpb, self.mutpb)
+
+
+Children = Callable[[Generation, base.Toolbox, Variation], list[Any]]
+Survivors = Callable[[Generation, base.Toolbox, list[Any]], list[Any]]
+First = Callable[[base.Toolbox, int, Variation], list[Any]]
+
+
+def _population(toolbox: base.Toolbox, n: int, variation: Variation) -> list[Any]:
+    return list(toolbox.population(n=n))
+
+
+def _selected(state: Generation, toolbox: base.Toolbox, children: list[Any]) -> list[Any]:
+    return list(toolbox.select(state.population + children, len(state.population)))
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """An evolutionary algorithm, or a baseline under the same interface.
+
+    Attributes:
+        children: Function of (state, toolbox, variation) to the next children; none: the run is over.
+        survivors: Function of (state, toolbox, judged children) to the next population; by default
+            ``toolbox.select`` from parents and children.
+        first: Function of (toolbox, n, variation) to the initial population; by default ``toolbox.population``.
+        genome: Key of ``GENOMES``: what an individual is.
+    """
+
+    name: str
+    children: Children
+    summary: str
+    reference: str
+    survivors: Survivors = _selected
+    first: First = _population
+    genome: str = "blend"
+
+
+ALGORITHMS: Registry[Algorithm] = Registry("algorithm", "algorithms")
+
+
+def register_algorithm(
+    name: str,
+    *,
+    reference: str = "",
+    survivors: Survivors = _selected,
+    first: First = _population,
+    genome: str = "blend",
+) -> Callable[[Children], Children]:
+    """Add an algorithm: decorate the function that makes its children. See :class:`Algorithm`.
+
+    Raises:
+        RegistryError: If the name is taken.
+    """
+
+    def decorate(children: Children) -> Children:
+        summary = (children.__doc__ or "").strip().split("\n")[0]
+        ALGORITHMS.add(Algorithm(name, children, summary, reference, survivors, first, genome))
+        return children
+
+    return decorate
+
+
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """An algorithm at work.
+
+    Attributes:
+        algorithm: A registered name, or an algorithm of your own.
+        toolbox: Aliases clone, evaluate, front, individual, map, mate, mutate, population, select.
+        variation: How many children, and how they vary.
+        callbacks: Called with the state after every generation, the initial one included.
+        stops: Asked before every generation; one that says True ends the run.
+        reference: Of the hypervolume in the logbook.
+        fresh_duplicates: Children that decode to masks of the population, or of another child, are replaced by random
+            individuals (needs the alias decode).
+        begin: Called with the state before the children of a generation are made; may judge the parents again.
+    """
+
+    algorithm: str | Algorithm
+    toolbox: base.Toolbox
+    variation: Variation
+    callbacks: Sequence[Callback] = ()
+    stops: Sequence[Stop] = ()
+    reference: Sequence[float] | None = None
+    fresh_duplicates: bool = False
+    begin: Callback | None = None
+    _chosen: Algorithm = field(init=False)
+
+    def __post_init__(self) -> None:
+        chosen = ALGORITHMS[self.algorithm] if isinstance(self.algorithm, str) else self.algorithm
+        object.__setattr__(self, "_chosen", chosen)
+
+    def start(self, n: int) -> Generation:
+        """The initial population, judged.
+
+        Args:
+            n: Its size.
+        """
+        return self._begin(self._chosen.first(self.toolbox, n, self.variation))
+
+    def _begin(self, population: list[Any]) -> Generation:
+        if not population:
+            raise ConfigError("the population is empty; give at least one individual, better 16 or more")
+        state = Generation(0, population)
+        state.advance(population, judge(population, self.toolbox), self.toolbox, self.reference)
+        self._notify(state)
+        return state
+
+    def run(self, state: Generation, ngen: int) -> Generation:
+        """Go on from a state to generation ``ngen``, or until something stops the run."""
+        while state.number < ngen and not state.stop and not any(stop(state) for stop in self.stops):
+            if self.begin is not None:
+                self.begin(state)
+            children = self._chosen.children(state, self.toolbox, self.variation)
+            if not children:
+                break
+            if self.fresh_duplicates:
+                children = _renewed(children, state.population, self.toolbox)
+            state.number += 1
+            fresh = judge(children, self.toolbox)
+            survivors = self._chosen.survivors(state, self.toolbox, children)
+            state.advance(survivors, fresh, self.toolbox, self.reference)
+            self._notify(state)
+        return state
+
+    def _notify(self, state: Generation) -> None:
+        for callback in self.callbacks:
+            callback(state)
+
+
+def _renewed(children: list[Any], population: list[Any], toolbox: base.Toolbox) -> list[Any]:
+    """The children, those that are somebody's double replaced; after ten draws a double stays."""
+    seen = set(toolbox.decode(population))
+    found = []
+    for child, masks in zip(children, toolbox.decode(children), strict=True):
+        for _ in range(10):
+            if masks not in seen:
+                break
+            child = toolbox.individual()
+            (masks,) = toolbox.decode([child])
+        seen.add(masks)
+        found.append(child)
+    return found
+
+
+def eaBlend(
+    population: list[Any],
+    toolbox: base.Toolbox,
+    lambda_: int,
+    cxpb: float,
+    mutpb: float,
+    ngen: int,
+    *,
+    callbacks: Sequence[Callback] = (),
+    stops: Sequence[Stop] = (),
+    state: Generation | None = None,
+    begin: Callback | None = None,
+    vary: Vary = algorithms.varOr,
+) -> Generation:
+    """(mu + lambda) evolution with an archive of the non-dominated; eaMuPlusLambda's shape.
+
+    Per generation: ``lambda_`` children by ``algorithms.varOr``, evaluated through ``toolbox.map``; the best ``mu`` of
+    parents and children survive (``toolbox.select``).
+    Aliases needed: clone, evaluate, front, map, mate, mutate, select.
+
+    Args:
+        population: The initial individuals, mu of them.
+        toolbox: The operators.
+        lambda_: Children a generation.
+        cxpb: Probability that a child comes from two parents.
+        mutpb: Probability that it is a mutant; ``cxpb + mutpb`` is at most 1.
+        ngen: Last generation's number.
+        callbacks: Called with the state after every generation, the initial one included.
+        stops: Asked before every generation; one that says True ends the run.
+        state: Goes on from here instead of from ``population``.
+        begin: Called with the state before the children of a generation are made; may judge the parents again.
+        vary: Makes the children, as ``algorithms.varOr`` does.
+    """
+    variation = Variation(lambda_, cxpb, mutpb, vary=vary)
+    loop = Loop("mu_plus_lambda", toolbox, variation, callbacks, stops, begin=begin)
+    return loop.run(loop._begin(population) if state is None else state, ngen)
+
+
+def _vary(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
+    """(mu + lambda): crossover, mutation or reproduction; NSGA-II's survivors with several objectives."""
+    return variation.offspring(state.population, toolbox)
+
+
+register_algorithm("mu_plus_lambda", reference="Beyer and Schwefel 2002; DEAP's eaMuPlusLambda")(_vary)

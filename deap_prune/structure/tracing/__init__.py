@@ -1,0 +1,1 @@
+"""From one forward pass to groups of coupled channels, each coupling proven."""

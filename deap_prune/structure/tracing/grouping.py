@@ -1,0 +1,228 @@
+"""From labels, ties and refusals to filter groups and their cost."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from torch import nn
+
+from deap_prune.structure.cost import CostPolynomial, Term
+from deap_prune.structure.layers import spec_of
+from deap_prune.structure.space import FilterGroup, LayerChannels, Member, PruningSpace, Refusal
+from deap_prune.structure.tracing.labels import Labels, LabelTracer, LayerCall
+from deap_prune.structure.tracing.operator_rules import DENSE
+
+
+@dataclass(frozen=True, eq=False)
+class _Port:
+    """One side of a layer: the channel classes at its positions."""
+
+    layer: str
+    side: Literal["makes", "passes", "reads"]
+    classes: Labels
+
+
+def build_space(network: nn.Module, tracer: LabelTracer, total: int, uncounted: Mapping[str, int]) -> PruningSpace:
+    """Group the channel classes that labels, ties and refusals leave."""
+    classes = classes_of(tracer)
+    calls = {call.name: call for call in reversed(tracer.calls)}
+    calls = {name: calls[name] for name in dict.fromkeys(c.name for c in tracer.calls)}
+    reasons: dict[int, str] = {int(classes[DENSE]): "reads the network's input"}
+    for labels, reason in tracer.frozen:
+        for c in np.unique(classes[labels]):
+            reasons.setdefault(int(c), reason)
+    ports = _ports(calls, classes)
+    _freeze_uneven_blocks(calls, classes, ports, reasons)
+    groups, ids = _groups(ports, calls, classes, reasons)
+    refused = _refusals(calls, classes, ids, reasons)
+    layers = [LayerChannels(n, ids[classes[c.inputs]], ids[classes[c.outputs]]) for n, c in calls.items()]
+    layers += [
+        LayerChannels(n, ids[classes[labels]], ids[classes[labels]], dim) for n, (dim, labels) in tracer.vectors.items()
+    ]
+    flops, params = _costs(network, tracer, classes, ids, layers, groups, total)
+    return PruningSpace(tuple(groups), refused, tuple(layers), flops, params, dict(uncounted), tuple(tracer.idle()))
+
+
+def _refusals(
+    calls: Mapping[str, LayerCall], classes: Labels, ids: Labels, reasons: Mapping[int, str]
+) -> tuple[Refusal, ...]:
+    found: Counter[tuple[str, str]] = Counter()
+    for name, call in calls.items():
+        if not call.spec.coupled:
+            dense = [int(c) for c in classes[call.outputs] if ids[c] < 0]
+            found.update((name, reasons.get(c, "is read by no layer")) for c in dense)
+    return tuple(Refusal(name, channels, reason) for (name, reason), channels in found.items())
+
+
+def classes_of(tracer: LabelTracer) -> Labels:
+    """Label -> class: labels that are tied, directly or not, are one class."""
+    rows = np.concatenate([a for a, _ in tracer.ties] or [np.zeros(0, np.int64)])
+    cols = np.concatenate([b for _, b in tracer.ties] or [np.zeros(0, np.int64)])
+    graph = coo_matrix((np.ones(len(rows), dtype=np.int8), (rows, cols)), shape=(tracer.size, tracer.size))
+    return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
+
+
+def _ports(calls: Mapping[str, LayerCall], classes: Labels) -> list[_Port]:
+    ports = []
+    for name, call in calls.items():
+        if call.spec.coupled:
+            ports.append(_Port(name, "passes", classes[call.outputs]))
+        else:
+            ports.append(_Port(name, "reads", classes[call.inputs]))
+            ports.append(_Port(name, "makes", classes[call.outputs]))
+    return ports
+
+
+def _freeze_uneven_blocks(
+    calls: Mapping[str, LayerCall], classes: Labels, ports: list[_Port], reasons: dict[int, str]
+) -> None:
+    """Blocks must be filled by one group: freeze channels that enter a blocked layer beside others, or twice."""
+    cells = _cells(ports, len(classes))
+    blocked = [port for port in ports if calls[port.layer].spec.blocks > 1]
+    for port in blocked:
+        if len(set(port.classes)) < len(port.classes) or len(np.unique(cells[port.classes])) > 1:
+            for c in set(port.classes):
+                reasons.setdefault(int(c), f"fills the blocks of '{port.layer}' together with other channels")
+    changed = True
+    while changed:  # a blocked port with one dense channel is dense
+        changed = False
+        for port in blocked:
+            if any(int(c) in reasons for c in port.classes):
+                for c in port.classes:
+                    if int(c) not in reasons:
+                        reasons[int(c)] = f"fills the blocks of '{port.layer}' together with channels that stay dense"
+                        changed = True
+
+
+def _cells(ports: list[_Port], n: int) -> Labels:
+    """Class -> cell, shape (n,): classes that stand in the same ports, equally often, share a cell (0: in no port)."""
+    cells = np.zeros(n, dtype=np.int64)
+    last = 0
+    for port in ports:  # each port splits the cells that reach into it
+        there, counts = np.unique(port.classes, return_counts=True)
+        _, split = np.unique(cells[there] * (counts.max() + 1) + counts, return_inverse=True)
+        cells[there] = last + 1 + split
+        last += len(there)
+    return cells
+
+
+def _places(ports: list[_Port], cells: Labels) -> dict[int, list[tuple[int, int]]]:
+    """Cell -> the ports it stands in, with how often each of its classes does, in order of the ports."""
+    found: dict[int, list[tuple[int, int]]] = {}
+    for p, port in enumerate(ports):
+        there, first, counts = np.unique(port.classes, return_index=True, return_counts=True)
+        each, place = np.unique(cells[there], return_index=True)
+        for k in np.argsort([first[cells[there] == cell].min() for cell in each]):
+            found.setdefault(int(each[k]), []).append((p, int(counts[place[k]])))
+    return found
+
+
+def _groups(
+    ports: list[_Port], calls: Mapping[str, LayerCall], classes: Labels, reasons: dict[int, str]
+) -> tuple[list[FilterGroup], Labels]:
+    """Classes that stand in the same ports are the filters of one group; and the class -> channel id table."""
+    n = int(classes.max()) + 1
+    cells, free = _cells(ports, n), np.ones(n, dtype=np.bool_)
+    free[list(reasons)] = False
+    ids = np.full(n, -1, dtype=np.int64)
+    groups: list[FilterGroup] = []
+    start = 0
+    names: Counter[str] = Counter()
+    for cell, places in _places(ports, cells).items():
+        sides = {ports[p].side for p, _ in places}
+        if not sides >= {"makes", "reads"}:
+            continue
+        first = next(p for p, _ in places if ports[p].side == "makes")
+        made = ports[first].classes
+        order = list(dict.fromkeys(made[(cells[made] == cell) & free[made]].tolist()))
+        if not order:
+            continue
+        blocks, why = _blocks(places, ports, calls, order)
+        if why or len(order) <= blocks:
+            single = "has a single filter" if len(made) == 1 else "moves so that its channels can only go together"
+            for c in order:
+                reasons[c] = why or (single if blocks == 1 else "has a single filter a block")
+            continue
+        index = np.full(n, -1, dtype=np.int64)
+        index[order] = np.arange(len(order))
+        found = []
+        for p, uses in places:
+            at: Labels = np.flatnonzero(index[ports[p].classes] >= 0)
+            at = at[np.argsort(index[ports[p].classes[at]], kind="stable")].reshape(len(order), uses)
+            role = "reader" if ports[p].side == "reads" else calls[ports[p].layer].spec.role
+            found.append(Member(ports[p].layer, role, at))
+        name = ports[first].layer
+        names[name] += 1
+        name = name if names[name] == 1 else f"{name}:{names[name]}"
+        groups.append(FilterGroup(name, len(order), start, blocks, tuple(found)))
+        ids[order] = start + np.arange(len(order))
+        start += len(order)
+    return groups, ids
+
+
+def _blocks(
+    places: list[tuple[int, int]],
+    ports: list[_Port],
+    calls: Mapping[str, LayerCall],
+    order: list[int],
+) -> tuple[int, str]:
+    """The number of equal parts of a group, or the reason why its layers' blocks can't be reconciled."""
+    blocks = 1
+    for p, _ in places:
+        number = calls[ports[p].layer].spec.blocks
+        if number > 1:
+            if ports[p].classes.tolist() != order:
+                return 1, f"fills the blocks of '{ports[p].layer}' in another order"
+            blocks = math.lcm(blocks, number)
+    return (blocks, "") if len(order) % blocks == 0 else (1, "its layers have blocks of sizes that don't nest")
+
+
+def _costs(
+    network: nn.Module,
+    tracer: LabelTracer,
+    classes: Labels,
+    ids: Labels,
+    layers: list[LayerChannels],
+    groups: list[FilterGroup],
+    total: int,
+) -> tuple[CostPolynomial, CostPolynomial]:
+    sizes = [g.size for g in groups]
+    group_of = np.concatenate([np.full(g.size, i) for i, g in enumerate(groups)] + [[-1]]).astype(np.int64)
+    flops: list[Term] = []
+    for call in tracer.calls:
+        sides = {"in": ids[classes[call.inputs]], "out": ids[classes[call.outputs]]}
+        for powers, coefficient in call.flops:
+            factors = [sides[axis] for axis in powers.split("*") if axis != "1"]
+            first, second = [*factors, None, None][:2]
+            flops.append((coefficient, first, second))
+    flops += [(charge, ids[classes[labels]], None) for charge, labels in tracer.counted]
+    flops_of = CostPolynomial.build(flops, group_of, sizes)
+    # What runs on dense channels only (attention, functional layers) is a constant that the dense count reveals.
+    flops_of = CostPolynomial.build(flops, group_of, sizes, total - int(flops_of(sizes)))
+    parameters: list[Term] = []
+    for layer in layers:
+        parameters += _parameter_terms(network, layer)
+    params_of = CostPolynomial.build(parameters, group_of, sizes)
+    dense = sum(p.numel() for p in network.parameters())
+    return flops_of, CostPolynomial.build(parameters, group_of, sizes, dense - int(params_of(sizes)))
+
+
+def _parameter_terms(network: nn.Module, layer: LayerChannels) -> list[Term]:
+    if layer.dim is not None:
+        return [(network.get_parameter(layer.name).numel() / len(layer.outputs), layer.outputs, None)]
+    module = network.get_submodule(layer.name)
+    terms: list[Term] = []
+    for name, dims in spec_of(module).tensors.items():
+        tensor = getattr(module, name)
+        if isinstance(tensor, nn.Parameter):
+            sides = [layer.inputs if axis == "in" else layer.outputs for axis in dims if axis]
+            first, second = [*sides, None, None][:2]
+            terms.append((tensor.numel() / math.prod(len(s) for s in sides), first, second))
+    return terms

@@ -1,0 +1,219 @@
+"""Channel labels: which channels of a network are one and the same, found by following them through one forward pass.
+
+Every layer that makes new channels labels them; the labels then travel with the activations. A data movement (view,
+cat, chunk, pad, flatten, ...) is applied to the label tensor just as it is to the activation, so no index map has to
+be written for it. Where two channels meet element by element (a residual addition, a gate), their labels are tied: they
+can only be pruned together. Where something reads channels in a way that can't be narrowed, their labels are frozen,
+with the reason. Nothing is assumed: an operator that is not known freezes what it touches.
+
+Label tensors have the activation's number of dimensions, with size 1 wherever the label does not vary.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from deap_prune.data.batches import tensors_of
+from deap_prune.structure.inputs import Call
+from deap_prune.structure.layers import LayerSpec, spec_of
+from deap_prune.structure.tracing.fvcore_count import measured_flops
+from deap_prune.structure.tracing.layer_watch import LayerWatch
+from deap_prune.structure.tracing.operator_rules import COUNTED, DENSE, Step, follow
+
+Labels = NDArray[np.int64]
+_TORCH = Path(torch.__file__).parent
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """One layer as it was used: the labels it read and made, and its cost as a polynomial in the two widths."""
+
+    name: str
+    spec: LayerSpec
+    inputs: Labels
+    outputs: Labels
+    flops: tuple[tuple[str, float], ...]
+
+
+class LabelTracer(LayerWatch):
+    """Follows channel labels through everything that runs inside it.
+
+    After the pass: ``calls`` (layers in order of use), ``vectors`` (per-channel parameters used outside of a layer),
+    ``ties`` (pairs of label arrays that are one), ``frozen`` (labels with the reason), ``counted`` (labels of each
+    element that an operator outside of the layers is charged for, with the charge), ``doubts`` (line of code to the
+    labels that it splits by sizes, which may or may not follow the width).
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.calls: list[LayerCall] = []
+        self.vectors: dict[str, tuple[int, Labels]] = {}
+        self.ties: list[tuple[Labels, Labels]] = []
+        self.frozen: list[tuple[Labels, str]] = []
+        self.counted: list[tuple[float, Labels]] = []
+        self.doubts: dict[str, list[Labels]] = {}
+        self.split_at: str | None = None
+        self.size = 1
+        self._labels: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._parameters = {id(p): name for name, p in model.named_parameters()}
+        self._made: dict[str, tuple[Labels, Labels]] = {}
+        self._to_measure: dict[int, tuple[nn.Module, tuple[int, ...]]] = {}
+        self.counting = True
+
+    # ------------------------------------------------------------------ the pass
+    def run(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, counting: bool = True) -> Any:
+        """Forward pass of ``model`` with labels; labels of the outputs are frozen at the end.
+
+        A further pass that takes other branches goes on with the same labels; its cost is not counted.
+        """
+        self.counting = counting
+        with self.watching(), _FunctionalWatch(self):
+            outputs = model(*args, **kwargs)
+        for tensor in tensors_of(outputs):
+            self.freeze(self.of(tensor), "is an output of the network")
+        for place, (layer, shape) in self._to_measure.items():  # not inside the pass: fvcore traces on its own
+            self.calls[place] = replace(self.calls[place], flops=measured_flops(layer, shape))
+        self._to_measure.clear()
+        return outputs
+
+    def fresh(self, n: int) -> Tensor:
+        """``n`` labels that nothing else has."""
+        self.size += n
+        return torch.arange(self.size - n, self.size)
+
+    def idle(self) -> list[str]:
+        """Known layers that no pass has run so far."""
+        return [name for name in self.layers if name not in self._made]
+
+    def freeze(self, labels: Tensor | None, reason: str) -> None:
+        """Keep these channels dense."""
+        if labels is not None:
+            self.frozen.append((np.unique(labels.numpy()), reason))
+
+    def tie(self, a: Tensor, b: Tensor, reason: str) -> None:
+        """Make two label tensors (broadcast against each other) one; what meets a dense channel is dense."""
+        pairs = torch.stack([x.reshape(-1) for x in torch.broadcast_tensors(a, b)])
+        pairs = pairs[:, pairs[0] != pairs[1]]
+        if pairs.numel() == 0:
+            return
+        pairs = torch.unique(pairs, dim=1)
+        dense = (pairs == DENSE).any(dim=0)
+        self.freeze(pairs[:, dense] if dense.any() else None, reason)
+        self.ties.append((pairs[0, ~dense].numpy(), pairs[1, ~dense].numpy()))
+
+    def doubt(self, labels: Tensor) -> None:
+        """Note labels that are being split by sizes rather than into a number of parts."""
+        if self.split_at is not None:
+            self.doubts.setdefault(self.split_at, []).append(np.unique(labels.numpy()))
+
+    # ------------------------------------------------------------------ layers
+    def after_layer(self, name: str, layer: nn.Module, arguments: Call, result: Any) -> None:
+        """Label what the layer made."""
+        sources = tensors_of(arguments)
+        if sources and isinstance(result, Tensor):
+            self._record(name, layer, sources[0], result)
+
+    def _record(self, name: str, layer: nn.Module, source: Tensor, output: Tensor) -> None:
+        spec = spec_of(layer)
+        read = self._channels(self.of(source), source, spec.channel_dim, name)
+        if self._made.get(name) is None:
+            made = read.repeat_interleave(spec.coupled) if spec.coupled else self.fresh(spec.out_channels)
+            self._made[name] = (read.numpy(), made.numpy())
+        else:  # used twice: one weight, so the channels of both uses are the same
+            first, made = (torch.from_numpy(a) for a in self._made[name])
+            self.tie(read, first, f"'{name}' is used on channels that stay dense")
+        if hasattr(layer, "parametrizations"):
+            reason = f"'{name}' is parametrized: bake it with torch.nn.utils.parametrize.remove_parametrizations first"
+            self.freeze(torch.cat([read, made]), reason)
+        shape = [1] * output.dim()
+        shape[spec.channel_dim] = -1
+        self._labels[output] = made.view(shape)
+        cost: tuple[tuple[str, float], ...] = ()
+        if self.counting and spec.flops is None:
+            self._to_measure[len(self.calls)] = (layer, tuple(source.shape))
+        elif self.counting and spec.flops is not None:
+            cost = tuple(spec.flops(tuple(source.shape), tuple(output.shape)).items())
+        self.calls.append(LayerCall(name, spec, read.numpy(), made.numpy(), cost))
+
+    def _channels(self, labels: Tensor | None, source: Tensor, dim: int, name: str) -> Tensor:
+        """One label for each channel that a layer reads; labels that differ inside a channel are tied."""
+        n = source.shape[dim]
+        if labels is None:
+            return torch.full((n,), DENSE)
+        moved = labels.movedim(dim, 0).reshape(labels.shape[dim], -1)
+        self.tie(moved, moved[:, :1], f"a channel that '{name}' reads is dense in part")
+        return moved[:, 0].expand(n).contiguous()
+
+    # ------------------------------------------------------------------ operators between the layers
+    def after_operator(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """Do to the labels what the operator did to the activations."""
+        step = Step(self, func, args, kwargs, result)
+        if any(self.of(tensor) is not None for tensor in step.tensors):
+            follow(step)
+
+    def of(self, tensor: Tensor) -> Tensor | None:
+        """The labels of a tensor; a parameter that is used outside of a layer gets its own, if it is a vector."""
+        if tensor in self._labels:
+            return self._labels[tensor]
+        name = self._parameters.get(id(tensor))
+        if name is None or max(tensor.shape, default=0) != tensor.numel() or tensor.numel() < 2:
+            return None
+        dim = int(np.argmax(tensor.shape))
+        self._labels[tensor] = self.fresh(tensor.numel()).view(tensor.shape)
+        self.vectors[name] = (dim, self._labels[tensor].reshape(-1).numpy())
+        return self._labels[tensor]
+
+    def charge(self, tensor: Tensor, per_element: float) -> None:
+        """Note the cost of an operator that fvcore counts by the elements of a tensor."""
+        labels = self.of(tensor)
+        if per_element and labels is not None and self.counting:
+            scale = per_element * tensor.numel() / labels.numel()
+            self.counted.append((scale, labels.reshape(-1).numpy()))
+
+    def attach(self, tensor: Any, labels: Tensor) -> None:
+        """Attach labels, dropping every dimension along which they do not vary."""
+        for d in range(labels.dim()):
+            if labels.shape[d] > 1 and bool((labels == labels.narrow(d, 0, 1)).all()):
+                labels = labels.narrow(d, 0, 1)
+        self._labels[tensor] = labels.contiguous()
+
+
+class _FunctionalWatch(TorchFunctionMode):
+    """Sees what is lost on the way down: adaptive pooling to 1x1 becomes a mean, chunk becomes a split by size."""
+
+    def __init__(self, tracer: LabelTracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        by_size = func in (torch.split, Tensor.split, torch.split_with_sizes, Tensor.split_with_sizes)
+        if by_size:
+            self.tracer.split_at = _caller()
+        try:
+            out = func(*args, **(kwargs or {}))
+        finally:
+            self.tracer.split_at = None if by_size else self.tracer.split_at
+        charge = COUNTED.get(func)
+        if charge is not None and not self.tracer.inside and isinstance(args[0], Tensor):
+            self.tracer.charge(args[0], charge[0])
+        return out
+
+
+def _caller() -> str:
+    """File and line of the code that called into torch."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and Path(frame.f_code.co_filename).is_relative_to(_TORCH):
+        frame = frame.f_back
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame is not None else "an unknown line"

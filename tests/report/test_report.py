@@ -1,0 +1,263 @@
+"""The report: facts of a run folder, a page that asks nothing of any network, pictures; looked at in a browser."""
+
+import json
+import shutil
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import deap_prune as dp
+from deap_prune.blending.baselines import Table, borda
+from deap_prune.cli import app
+from deap_prune.errors import RunError
+from deap_prune.plot import plot_agreement
+from deap_prune.report.compare_criteria import _matrix
+from deap_prune.report.facts import gather
+from deap_prune.report.page import _finite, render
+
+PICTURES = ("agreement", "blends", "front", "kept", "progress")
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def run(digits, tmp_path_factory):
+    """A run folder with its result; both are only read (reports go into copies)."""
+    folder = tmp_path_factory.mktemp("report") / "run <b>1"
+    result = dp.search(
+        digits.model,
+        digits.example,
+        calibration=digits.calibration,
+        validation=digits.validation,
+        criteria=("l1", "fpgm", "bn_scale", "taylor_gate"),
+        population=8,
+        generations=2,
+        finalists=1,
+        out=folder,
+        device="cpu",
+        progress=False,
+    )
+    return folder, result
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    return Path(shutil.copytree(run[0], tmp_path / run[0].name))
+
+
+def content(page):
+    text = page.read_text(encoding="utf-8")
+    start = text.index('id="facts">') + len('id="facts">')
+    return json.loads(text[start : text.index("</script>", start)])
+
+
+def test_page_and_pictures(copy, run):
+    _, result = run
+    page = dp.report(copy, result=result, singles=2)
+    facts = content(page)
+    assert page == copy / "report.html"
+    assert [s["flops"] for s in facts["solutions"]] == [s.flops for s in result.front]
+    for shown, solution in zip(facts["solutions"], result.front, strict=True):
+        assert shown["values"] == solution.values
+        assert dict(zip((la["name"] for la in facts["layers"]), shown["kept"], strict=True)) == {
+            g.name: solution.masks[g.name].sum() for g in result.space.groups
+        }
+    assert facts["solutions"][2]["command"].endswith("run <b>1' --number 2")
+    assert len(facts["progress"]["points"]) == 3 and facts["progress"]["name"] == "hypervolume"
+    assert {p.name for p in (copy / "report").iterdir()} == {f"{n}.{s}" for n in PICTURES for s in ("png", "svg")}
+    for name in PICTURES:
+        assert (copy / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert ET.parse(copy / "report" / f"{name}.svg").getroot().tag.endswith("svg")
+
+
+def test_names_are_text_not_markup(copy):
+    text = dp.report(copy, network=False).read_text(encoding="utf-8")
+    assert "<b>1" not in text and "run &lt;b&gt;1" in text
+
+
+def test_single_criteria_are_judged_as_the_blends_were(copy, run):
+    _, result = run
+    facts = gather(copy, result=result, singles=2, network=True, progress=False)
+    found = facts.insight.singles
+    assert {s.criterion for s in found} == set(result.scores.criteria)
+    one = found[-1]
+    share = max(s.flops for s in result.front) / result.space.flops
+    genome = dp.Genome(result.space, result.scores, result.clusters, allocation="uniform", max_flops=share)
+    masks = genome.decode(genome.single(one.criterion))
+    assert (one.flops, one.params) == (dp.flops(result.space, masks), dp.params(result.space, masks))
+    assert tuple(one.values.values()) == result.evaluator(masks)
+
+
+def test_baselines_are_random_filters_and_the_mean_rank(copy, run):
+    _, result = run
+    found = gather(copy, result=result, singles=2, network=True, progress=False).insight.baselines
+    assert {s.criterion for s in found} == {"random filters", "borda"}
+    one = next(s for s in found if s.criterion == "borda")
+    share = min(s.flops for s in result.front) / result.space.flops
+    genome = borda(result.space, result.scores, result.clusters, allocation="uniform", max_flops=share)
+    masks = genome.decode(genome.single("borda"))
+    assert one.flops == dp.flops(result.space, masks) and tuple(one.values.values()) == result.evaluator(masks)
+
+
+def test_other_runs_on_the_same_axes(copy, run, tmp_path):
+    other = Path(shutil.copytree(run[0], tmp_path / "legr"))
+    options = ["--no-network", "--quiet", "--beside", str(other)]
+    done = CliRunner().invoke(app, ["report", str(copy), *options])
+    assert done.exit_code == 0, done.output
+    (beside,) = content(copy / "report.html")["beside"]
+    assert beside["name"] == "legr" and [s["flops"] for s in beside["solutions"]] == [s.flops for s in run[1].front]
+    front = json.loads((other / "front.json").read_text())
+    for change, message in (
+        ({"dense": {**front["dense"], "flops": 7}}, "of a network of 7 multiply-adds"),
+        ({"objectives": front["objectives"][:1]}, "has the objectives accuracy, not accuracy, flops"),
+    ):
+        (other / "front.json").write_text(json.dumps({**front, **change}))
+        with pytest.raises(RunError, match=message):
+            dp.report(copy, network=False, beside=[other])
+
+
+def test_criteria_that_never_meet_are_blank(tmp_path):
+    """Not 0: nothing was measured."""
+    up = np.arange(4.0)
+    clusters = dp.cluster(Table({"g": {"a": up, "b": up, "d": -up}, "h": {"a": up, "c": up}}))
+    assert _finite(clusters.correlation()[1].tolist())[1][3] is None
+    line = next(line for line in _matrix(clusters).splitlines() if line.split()[1:2] == ["b"])
+    assert line.split()[2:] == ["1.00", "1.00", "-1.00", "-"]
+    plot_agreement(clusters, tmp_path / "agreement.svg")
+    text = (tmp_path / "agreement.svg").read_text(encoding="utf-8")
+    assert "<!-- 1.00 -->" in text and "nan" not in text
+
+
+def test_mean_shares_and_kept(copy, run):
+    _, result = run
+    facts = gather(copy, result=result, singles=0, network=True, progress=False)
+    names, shares = facts.shares()
+    np.testing.assert_allclose(shares.sum(axis=1), 1)
+    assert set(names) == set(result.scores.criteria) and facts.insight.singles == []
+    masks = result.front[0].masks
+    np.testing.assert_allclose(facts.kept()[:, 0], [masks[g.name].mean() for g in result.space.groups])
+
+
+def test_a_folder_with_less_in_it(copy, tmp_path):
+    """No network, history, config, versions, settings or dense figures: the page says so and shows the rest."""
+    for name in ("history.csv", "versions.json", "config.yaml"):
+        (copy / name).unlink()
+    front = json.loads((copy / "front.json").read_text())
+    front["settings"] = {}
+    del front["dense"]["values"]
+    (copy / "front.json").write_text(json.dumps(front))
+    page = dp.report(copy)
+    facts, text = content(page), page.read_text(encoding="utf-8")
+    assert facts["progress"]["points"] == [] and facts["agreement"] == [] and len(facts["solutions"]) > 1
+    assert "No criteria in this report: no config at" in text and "the run stored none" in text
+    assert {p.stem for p in (copy / "report").iterdir()} == {"front", "kept"}
+
+
+def test_a_value_that_is_not_finite_stays_json(copy, run):
+    front = json.loads((copy / "front.json").read_text())
+    front["dense"]["values"]["accuracy"] = float("nan")
+    (copy / "front.json").write_text(json.dumps(front))
+    assert content(dp.report(copy, network=False))["dense"]["values"]["accuracy"] is None
+
+
+def test_one_objective(digits, tmp_path):
+    folder = tmp_path / "one"
+    data = {"calibration": digits.calibration, "validation": digits.validation, "device": "cpu"}
+    options = {"objectives": ("loss",), "max_flops": 0.5, "population": 4, "generations": 1, "criteria": ("l1", "l2")}
+    result = dp.search(digits.model, digits.example, **data, **options, out=folder, progress=False)
+    facts = content(dp.report(folder, result=result, singles=1))
+    assert facts["progress"]["name"] == "loss" and len(facts["solutions"]) == 1
+
+
+def test_a_run_of_mean_ranks(digits, tmp_path):
+    """Its genome knows one criterion; those beside the front are the scored ones."""
+    data = {"calibration": digits.calibration, "validation": digits.validation, "device": "cpu"}
+    options = {"algorithm": "borda", "population": 4, "finalists": 0, "criteria": ("l1", "fpgm")}
+    result = dp.search(digits.model, digits.example, **data, **options, out=tmp_path / "run", progress=False)
+    facts = gather(tmp_path / "run", result=result, singles=1, network=True, progress=False)
+    assert {s.criterion for s in facts.insight.singles} == {"l1", "fpgm"}
+    assert all(blend == {"borda": 1.0} for blend in facts.insight.blends[0].values())
+
+
+def test_errors(copy, tmp_path, monkeypatch):
+    with pytest.raises(RunError, match="there is no folder"):
+        dp.report(tmp_path / "nothing")
+    with pytest.raises(RunError, match="singles is -1"):
+        dp.report(copy, singles=-1)
+    whole = (copy / "versions.json").read_text()
+    (copy / "versions.json").write_text(whole[:-5])
+    with pytest.raises(RunError, match=r"versions\.json' can't be read .*; remove it"):
+        dp.report(copy, network=False)
+    (copy / "versions.json").write_text(whole)
+    refused = CliRunner().invoke(app, ["report", str(tmp_path / "nothing")])
+    assert refused.exit_code == 2 and "there is no folder" in refused.stderr
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    with pytest.raises(RunError, match=r"pip install 'deap-prune\[report\]'"):
+        dp.report(copy)
+    assert not (copy / "report").exists()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if BROWSER is None:
+        pytest.skip("no Chromium on this machine")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_a_browser(browser, copy, run, width, scheme):
+    """No console message, no request but the page itself, no sideways scrolling; a click shows a point's details."""
+    from playwright import sync_api
+
+    page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
+    messages, requests = [], []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    path = dp.report(copy, result=run[1], singles=2).resolve().as_uri()
+    page.goto(path)
+    page.wait_for_selector("#agreement .heatmaplayer image")
+    assert page.evaluate("document.documentElement.dataset.theme") == scheme
+    before = page.text_content("#command")
+    middle = len(run[1].front) // 2  # away from the single criteria, which stand at both ends
+    number = middle + (int(before.split()[-1]) == middle)
+    page.locator("#front").scroll_into_view_if_needed()
+    box = page.locator("#front .scatterlayer .trace").last.locator(".points path").nth(number).bounding_box()
+    place = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(*place)
+    page.wait_for_selector("#front .hoverlayer .hovertext")
+    page.mouse.click(*place)
+    sync_api.expect(page.locator("#command")).not_to_have_text(before)
+    solution = run[1].front[int(page.text_content("#command").split()[-1])]
+    assert f"{solution.flops:,}" in page.text_content("#costs")
+    page.click("#theme")
+    assert page.evaluate("document.documentElement.dataset.theme") != scheme
+    page.select_option("#layer", "1")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert messages == [] and [r for r in requests if not r.startswith(("data:", "blob:"))] == [path]
+
+
+@pytest.mark.slow
+def test_a_poor_page_in_a_browser(browser, copy):
+    (copy / "history.csv").unlink()
+    page = browser.new_page()
+    messages = []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.goto(dp.report(copy, network=False).resolve().as_uri())
+    page.wait_for_selector("#kept .heatmaplayer image")
+    assert messages == [] and not page.is_visible("#progress") and not page.is_visible("#agreement")
+
+
+def test_render_needs_nothing_but_facts(copy, tmp_path):
+    facts = gather(copy, result=None, singles=0, network=False, progress=False)
+    assert "/* plotly */" in render(facts, "/* plotly */", tmp_path / "page.html").read_text(encoding="utf-8")
