@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--runs", nargs="*", default=list(RUNS))
     parser.add_argument("--cache", type=Path, default=Path(".cache/digits_resnet.safetensors"))
     args = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
     differing = []
     for name in args.runs:

@@ -1,17 +1,18 @@
 """Prune the filters of CNNs by blending pruning criteria, evolved with DEAP.
 
 The trained network is looked at once and turned into numbers; evolution works on those numbers; masks are the only way
-back to the network. ``trace`` finds what can be pruned, ``score`` how important each filter is by each criterion,
-``cluster`` which criteria say the same, ``Genome`` turns individuals into masks, ``Evaluator`` judges masks,
-``make_toolbox`` puts it into DEAP. ``search`` does all of it in one call.
+back to the network. ``trace`` says what can be pruned, ``score`` how important each filter is by each criterion,
+``cluster`` which criteria rank filters alike, ``Genome`` decodes individuals to masks, ``Evaluator`` is the fitness of
+masks, ``make_toolbox`` puts them into DEAP. ``search`` does all of it in one call. Operators are in ``dp.operators``,
+algorithms in ``dp.algorithms``, Ray workers in ``dp.distributed``.
 
-Examples in the docstrings go on from this one:
+The examples in the docstrings continue this one:
     >>> import torch
     >>> from torch import nn
     >>> import deap_prune as dp
     >>> body = (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Flatten())
     >>> model = nn.Sequential(*body, nn.Linear(96, 5)).eval()
-    >>> images, labels = torch.randn(40, 3, 8, 8), torch.randint(5, (40,))  # yours; and a network that was trained
+    >>> images, labels = torch.randn(40, 3, 8, 8), torch.randint(5, (40,))  # yours, and a trained network
     >>> data = {"calibration": (images[:20], labels[:20]), "validation": (images[20:], labels[20:])}
     >>> space = dp.trace(model, images)
     >>> scores = dp.score(model, space, data["calibration"], criteria=("l1", "l2", "taylor_weight"))
@@ -26,59 +27,15 @@ Examples in the docstrings go on from this one:
 
 from importlib.metadata import version as _version
 
-from deap_prune import errors
+from deap_prune import algorithms, errors, operators
 from deap_prune.blending import ALLOCATIONS as _ALLOCATIONS
-from deap_prune.blending import (
-    AffineGenome,
-    CriteriaClusters,
-    Genome,
-    Layout,
-    Stability,
-    cluster,
-    register_allocation,
-    stability,
-)
+from deap_prune.blending import CriteriaClusters, Genome, cluster, register_allocation
 from deap_prune.criteria import CRITERIA as _CRITERIA
 from deap_prune.criteria import ScoreTable, register_criterion, score
 from deap_prune.errors import PruneError
-from deap_prune.evolution import ALGORITHMS as _ALGORITHMS
-from deap_prune.evolution import (
-    Algorithm,
-    BlendIndividual,
-    BlendProblem,
-    Generation,
-    Loop,
-    MaxEvaluations,
-    MaxSeconds,
-    ParetoFront,
-    Patience,
-    Solution,
-    Target,
-    Variation,
-    best_per_bin,
-    bounded,
-    cxBlendLayers,
-    cxBlendMix,
-    cxBlendSBX,
-    cxBlendStages,
-    cxBlendWidths,
-    eaBlend,
-    fitness_class,
-    initBlend,
-    initBlendAffine,
-    initBlendSingle,
-    make_toolbox,
-    mutBlend,
-    mutBlendCandidates,
-    mutBlendFactors,
-    mutBlendTrade,
-    register_algorithm,
-    selBlend,
-    selBlendNSGA3,
-    selBlendParents,
-)
+from deap_prune.evolution import ParetoFront, Solution, make_toolbox
 from deap_prune.evolution import workers as distributed
-from deap_prune.export import Exported, export, rebuild
+from deap_prune.export import export, rebuild
 from deap_prune.fitness import OBJECTIVES as _OBJECTIVES
 from deap_prune.fitness import Evaluator, register_objective
 from deap_prune.interop import BlendedImportance
@@ -112,78 +69,43 @@ def objectives() -> dict[str, str]:
     return _OBJECTIVES.describe()
 
 
-def algorithms() -> dict[str, str]:
-    """Names of the algorithms and baselines, each with a line and its reference."""
-    return _ALGORITHMS.describe()
-
-
 def allocations() -> dict[str, str]:
     """Names of the allocations, each with a line."""
     return _ALLOCATIONS.describe()
 
 
 __all__ = [
-    "AffineGenome",
-    "Algorithm",
-    "BlendIndividual",
-    "BlendProblem",
     "BlendedImportance",
     "CriteriaClusters",
     "Evaluator",
-    "Exported",
     "FilterGroup",
-    "Generation",
     "Genome",
     "LayerSpec",
-    "Layout",
-    "Loop",
     "Masks",
-    "MaxEvaluations",
-    "MaxSeconds",
     "ParetoFront",
-    "Patience",
     "PruneError",
     "PruningSpace",
     "Recipe",
     "Result",
     "ScoreTable",
     "Solution",
-    "Stability",
-    "Target",
-    "Variation",
     "accuracy",
     "algorithms",
     "allocations",
-    "best_per_bin",
-    "bounded",
     "cluster",
     "criteria",
-    "cxBlendLayers",
-    "cxBlendMix",
-    "cxBlendSBX",
-    "cxBlendStages",
-    "cxBlendWidths",
     "distributed",
-    "eaBlend",
     "errors",
     "export",
     "finetune",
-    "fitness_class",
     "flops",
-    "initBlend",
-    "initBlendAffine",
-    "initBlendSingle",
     "make_toolbox",
     "masked",
-    "mutBlend",
-    "mutBlendCandidates",
-    "mutBlendFactors",
-    "mutBlendTrade",
     "objectives",
+    "operators",
     "params",
     "rebuild",
     "refine",
-    "register_algorithm",
     "register_allocation",
     "register_criterion",
     "register_layer",
@@ -192,10 +114,6 @@ __all__ = [
     "resume",
     "score",
     "search",
-    "selBlend",
-    "selBlendNSGA3",
-    "selBlendParents",
     "slim",
-    "stability",
     "trace",
 ]

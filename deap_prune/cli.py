@@ -24,7 +24,7 @@ out = Console()
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML config, or a run folder.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY.SUB=VALUE", help="Override a config value.")]
-Ray = Annotated[str | None, typer.Option("--ray", metavar="ADDRESS|local", help="Judge on a Ray cluster.")]
+Ray = Annotated[str | None, typer.Option("--ray", metavar="ADDRESS|local", help="Evaluate on a Ray cluster.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
@@ -59,11 +59,12 @@ def inspect(
 ) -> None:
     """Show what can be pruned in the config's network: groups, couplings, refusals, cost; and how criteria compare."""
     from deap_prune.config import load_config
-    from deap_prune.search.workspace import Workspace
+    from deap_prune.search.from_config import open_config
     from deap_prune.structure.tracing.trace import trace
 
-    work = Workspace.open(load_config(config, set or ()))
-    space = trace(work.model, work.example, ignore=work.config.search.ignore)
+    opened = open_config(load_config(config, set or ()))
+    task = opened.task
+    space = trace(task.model, task.example_inputs, ignore=opened.config.search.ignore)
     out.print(_plain(str(space)), highlight=False, soft_wrap=True)
     if criteria:
         from deap_prune.report.compare_criteria import compare_criteria
@@ -71,8 +72,8 @@ def inspect(
         target = folder or (config if config.is_dir() else Path())
         target.mkdir(parents=True, exist_ok=True)
         picture = target / "criteria.png"
-        found = compare_criteria(work, max_flops=max_flops, picture=picture, progress=not quiet)
-        out.print(_plain(f"\n{found}\n\nheat maps in {picture}"), highlight=False, soft_wrap=True)
+        comparison = compare_criteria(opened, max_flops=max_flops, picture=picture, progress=not quiet)
+        out.print(_plain(f"\n{comparison}\n\nheat maps in {picture}"), highlight=False, soft_wrap=True)
 
 
 @_command
@@ -88,7 +89,7 @@ def search(
     from deap_prune.errors import ConfigError
     from deap_prune.search import search as run
     from deap_prune.search.folder import check_folder
-    from deap_prune.search.workspace import Workspace
+    from deap_prune.search.from_config import open_config
 
     loaded = load_config(config, set or ())
     target = folder or loaded.out
@@ -97,12 +98,12 @@ def search(
     check_folder(Path(target))
     loaded = loaded.model_copy(update={"out": target})
     loaded.search.check()
-    work = Workspace.open(loaded)
+    task = open_config(loaded).task
     result = run(
-        work.model,
-        work.example,
-        calibration=work.calibration,
-        validation=work.validation,
+        task.model,
+        task.example_inputs,
+        calibration=task.calibration,
+        validation=task.validation,
         out=target,
         config=loaded,
         progress=not quiet,
@@ -118,7 +119,7 @@ def resume(
     quiet: Quiet = False,
     ray: Ray = None,
 ) -> None:
-    """Go on with a run from its newest checkpoint, bit for bit as if it had never stopped."""
+    """Continue a run from its newest checkpoint, bit for bit as if it had never stopped."""
     from deap_prune.search import resume as go_on
 
     _report(go_on(run, generations=generations, progress=not quiet, ray=ray), run)
@@ -133,14 +134,15 @@ def slim(
         Path | None, typer.Option("--weights", help="Where to; RUN/slim.safetensors if left out.")
     ] = None,
 ) -> None:
-    """Write the smaller network of a run's solution, exactly as it was judged (safetensors; masks beside it)."""
+    """Write the smaller network of a run's solution, exactly as it was evaluated (safetensors, and its masks)."""
     from deap_prune.files import write_text
-    from deap_prune.search.reopen import recall
+    from deap_prune.search.reopen import open_solution
     from deap_prune.weights import save_weights
 
-    evaluator, solution, _ = recall(run, max_flops=max_flops, number=number)
+    chosen = open_solution(run, max_flops=max_flops, number=number)
+    solution = chosen.solution
     target = weights or run / "slim.safetensors"
-    save_weights(evaluator.slim(solution.masks), target)
+    save_weights(chosen.evaluator.slim(solution.masks), target)
     write_text(target.with_suffix(".masks.json"), solution.masks.to_json())
     out.print(_plain(f"{solution}; weights in {target}, masks in {target.with_suffix('.masks.json')}"), soft_wrap=True)
 
@@ -157,25 +159,25 @@ def finetune(
     set: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
-    """Slim a run's solution, fine-tune it, and say its test accuracy (or loss) before and after (the last epoch's)."""
-    from deap_prune.search.reopen import recall
+    """Slim a run's solution, fine-tune it, and print its test accuracy (or loss) before and after."""
+    from deap_prune.search.reopen import open_solution
     from deap_prune.training import best_epoch
     from deap_prune.training import finetune as train
     from deap_prune.training.evaluation import loss_and_accuracy
     from deap_prune.weights import save_weights
 
-    evaluator, solution, work = recall(run, max_flops=max_flops, number=number, overrides=set or ())
-    options = work.config.finetune
-    small = evaluator.slim(solution.masks)
-    test = work.splits.test
+    chosen = open_solution(run, max_flops=max_flops, number=number, overrides=set or ())
+    options, splits, task = chosen.opened.config.finetune, chosen.opened.splits, chosen.opened.task
+    small = chosen.evaluator.slim(chosen.solution.masks)
+    test = splits.test
     before = loss_and_accuracy(small, test) if test is not None else None
     records = train(
         small,
-        work.splits.train,
-        work.validation,
+        splits.train,
+        task.validation,
         epochs=options.epochs if epochs is None else epochs,
         recipe=options.recipe,
-        teacher=work.model if options.distill else None,
+        teacher=task.model if options.distill else None,
         augment=options.augment,
         from_scratch=options.from_scratch,
         state=state,
@@ -188,9 +190,9 @@ def finetune(
         what = "loss" if best.validation_accuracy is None else "accuracy"
         (last, n), (top, k) = ((getattr(r, f"validation_{what}"), r.epoch) for r in (records[-1], best))
         out.print(f"validation {what} {last:.4f} after the last epoch ({n}), {top:.4f} after the best ({k})")
-        if not work.splits.held_out:
-            known = "(it was trained on those images too: --set data.exclude_from_train=true leaves them out)"
-            out.print(known, soft_wrap=True)
+        if not splits.held_out:
+            caveat = "(it was trained on those images too: --set data.exclude_from_train=true leaves them out)"
+            out.print(caveat, soft_wrap=True)
     if test is not None and before is not None:
         what, place = ("loss", 0) if before[1] is None else ("accuracy", 1)
         after = loss_and_accuracy(small, test)[place]
@@ -204,7 +206,7 @@ def export(
     max_flops: Annotated[float | None, typer.Option(help="Best solution with at most this share of the FLOPs.")] = None,
     number: Annotated[int | None, typer.Option(help="Solution by its place in front.json.")] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="Of the same solution, fine-tuned; as judged if left out.")
+        Path | None, typer.Option(help="Fine-tuned weights of the same solution; as evaluated if left out.")
     ] = None,
     formats: Annotated[
         list[str] | None, typer.Option("--format", help="safetensors, torch or onnx; all if left out.")
@@ -214,32 +216,33 @@ def export(
     """Write a run's solution as safetensors with a recipe, torch.export and ONNX, and check and time them."""
     from deap_prune.export import FORMATS
     from deap_prune.export import export as write
-    from deap_prune.search.reopen import recall
+    from deap_prune.search.reopen import open_solution
     from deap_prune.weights import load_weights
 
-    evaluator, solution, work = recall(run, max_flops=max_flops, number=number)
-    small = evaluator.slim(solution.masks)
+    chosen = open_solution(run, max_flops=max_flops, number=number)
+    solution, opened = chosen.solution, chosen.opened
+    small = chosen.evaluator.slim(solution.masks)
     if weights is not None:
         load_weights(small, weights)
-    found = write(
+    written = write(
         small,
-        work.validation[0][:32],
+        opened.splits.validation[0][:32],
         to or run / "export",
         formats=tuple(formats or FORMATS),
-        dense=work.model,
+        dense=opened.task.model,
         masks=solution.masks,
-        model=work.config.model,
-        ignore=work.config.search.ignore,
+        model=opened.config.model,
+        ignore=opened.config.search.ignore,
     )
-    out.print(_plain(f"{solution}\n{found}"), highlight=False, soft_wrap=True)
+    out.print(_plain(f"{solution}\n{written}"), highlight=False, soft_wrap=True)
 
 
 @_command
 def report(
     run: RunPath,
-    singles: Annotated[int, typer.Option(help="Budgets at which single criteria and baselines are judged.")] = 6,
+    singles: Annotated[int, typer.Option(help="Budgets at which single criteria and baselines are evaluated.")] = 6,
     network: Annotated[bool, typer.Option(help="Open the config's network and data, which imports code.")] = True,
-    beside: Annotated[list[Path] | None, typer.Option(help="Another run, drawn on the same axes (repeat).")] = None,
+    beside: Annotated[list[Path] | None, typer.Option(help="Another run to draw on the same axes.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Write a run's report.html (one page, opened in any browser), and its pictures as PNG and SVG in RUN/report."""
@@ -262,7 +265,7 @@ def criteria() -> None:
 
 @_command
 def options() -> None:
-    """List the options of a config; those of its search are also the options of dp.search."""
+    """List the options of a config; those of its search are the options of dp.search."""
     from deap_prune.config import describe_options
 
     table = Table("option", "default", "meaning", box=None)
@@ -272,7 +275,7 @@ def options() -> None:
 
 
 def _report(result: Any, folder: Path | str) -> None:
-    """The front as a table, the dense network in its last row, and where it is."""
+    """Print the front as a table with the dense network in its last row, and the run folder."""
     front, dense = result.front, result.front.dense
     table = Table("solution", *front.weights, "multiply-adds", "parameters", box=None)
 
@@ -284,8 +287,8 @@ def _report(result: Any, folder: Path | str) -> None:
         row(str(number), s.values, s.flops, s.params)
     row("dense", dense["values"], dense["flops"], dense["params"])
     out.print(table)
-    found = f"{len(front)} solution{'s' * (len(front) != 1)} after {result.evaluations} evaluations, in {folder}"
-    out.print(_plain(f"{found}; next: deap-prune slim {folder}"), soft_wrap=True)
+    summary = f"{len(front)} solution{'s' * (len(front) != 1)} after {result.evaluations} evaluations, in {folder}"
+    out.print(_plain(f"{summary}; next: deap-prune slim {folder}"), soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class SearchBar:
         console = Console(stderr=True)
         self._bar = Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))
         self._evaluator = evaluator
-        self._task = self._bar.add_task("judging the first population", total=generations + 1)
+        self._task = self._bar.add_task("evaluating the first population", total=generations + 1)
 
     def __enter__(self) -> Callable[[Generation], None]:
         self._bar.start()
@@ -61,7 +61,7 @@ class SearchBar:
     def _update(self, state: Generation) -> None:
         record, counters = state.logbook[-1], self._evaluator.counters
         best = ", ".join(f"{name} {record[name]:.3f}" for name in self._evaluator.names)
-        judged = f"{counters.candidates} judged, {counters.cache_hits} cached"
+        evaluated = f"{counters.candidates} evaluated, {counters.cache_hits} cached"
         volume = f"hypervolume {record['hypervolume']:.4f}; " if "hypervolume" in record else ""
-        text = f"best {best}; {volume}{judged}"
+        text = f"best {best}; {volume}{evaluated}"
         self._bar.update(self._task, completed=state.number + 1, description=text)

@@ -9,7 +9,7 @@ import numpy as np
 
 
 def random_states() -> dict[str, Any]:
-    """The states of ``random``, ``numpy.random`` and torch, as JSON takes them."""
+    """The states of ``random``, ``numpy.random`` and torch, JSON-serialisable."""
     import torch
 
     version, internal, gauss = random.getstate()
@@ -23,7 +23,7 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(states: dict[str, Any]) -> None:
-    """Undo of :func:`random_states`."""
+    """Set the generators to states that :func:`random_states` returned."""
     import torch
 
     version, internal, gauss = states["python"]

@@ -184,7 +184,7 @@ def test_drafts_are_compared_with_what_they_become(quality, done):
     )
     figures, seconds = drafts.measured(ground, masks[:3])
     assert figures.keys() == seconds.keys() and all(len(values) == 3 for values in figures.values())
-    evaluator = ground.judge("compensated").in_full(refine=True)
+    evaluator = ground.judge("compensated").with_settings(refine=True)
     assert figures["refined"] == [evaluator(m)[0] for m in masks[:3]] != figures["compensated"]
 
 

@@ -126,7 +126,7 @@ def test_legrs_genome_drives_a_pruner(digits: Digits) -> None:
     model = copy.deepcopy(digits.model).eval()
     space = dp.trace(model, digits.example)
     scores = dp.score(model, space, criteria=("l2",))
-    genome = dp.AffineGenome(space, scores, dp.cluster(scores), max_flops=0.5)
+    genome = deap_prune.blending.AffineGenome(space, scores, dp.cluster(scores), max_flops=0.5)
     individual = genome.single("l2")
     individual[0] = 0.3
     name = space.groups[0].name

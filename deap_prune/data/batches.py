@@ -123,7 +123,7 @@ def first_forward(forward: Forward, model: nn.Module, batch: Any, *, name: str, 
 
 
 def check_batches(
-    forward: Forward, model: nn.Module, batches: Sequence[Any], *, name: str, judge: Callable[[Any, Any], Any]
+    forward: Forward, model: nn.Module, batches: Sequence[Any], *, name: str, check: Callable[[Any, Any], Any]
 ) -> None:
     """The network takes the data, the labels are of its classes, and the first batch can be judged.
 
@@ -132,7 +132,7 @@ def check_batches(
         model: The network.
         batches: The data.
         name: What to call it in messages.
-        judge: Called with (outputs, targets).
+        check: Called with (outputs, targets) of the first batch; raises if they do not fit.
 
     Raises:
         DataError: If not.
@@ -143,7 +143,7 @@ def check_batches(
     for batch in batches[1:] if forward is default_forward else ():
         check_labels(outputs, batch[1], name=name)
     try:
-        judge(outputs, targets)
+        check(outputs, targets)
     except Exception as error:
         kind = "" if isinstance(error, DataError) else f"{type(error).__name__}: "
         raise DataError(

@@ -1,7 +1,7 @@
 """DEAP's terms and signatures: individuals, operators, selection, toolbox, algorithms, front."""
 
 from deap_prune.evolution import algorithms as _algorithms  # noqa: F401  registers the algorithms
-from deap_prune.evolution.first_population import Seeds
+from deap_prune.evolution.first_population import StartingPoints
 from deap_prune.evolution.front import ParetoFront, Solution, best_per_bin
 from deap_prune.evolution.generation import Generation
 from deap_prune.evolution.individual import BlendIndividual, fitness_class
@@ -37,8 +37,8 @@ __all__ = [
     "MaxSeconds",
     "ParetoFront",
     "Patience",
-    "Seeds",
     "Solution",
+    "StartingPoints",
     "Target",
     "Variation",
     "best_per_bin",

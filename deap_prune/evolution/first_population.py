@@ -1,9 +1,9 @@
-"""Individuals that are known before any search: single criteria, and their widths; a first population of them."""
+"""Individuals that need no search: single criteria with several kinds of widths, and a first population of them."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,75 +12,75 @@ import numpy as np
 from deap_prune.blending.balance import WidthCurves
 from deap_prune.blending.genome import Genome
 from deap_prune.errors import DataError
+from deap_prune.evolution.fitness import Error
 from deap_prune.evolution.operators import initBlend
 from deap_prune.evolution.problem import BlendProblem, Decoder, Genes
-from deap_prune.structure.masks import Masks
 
-# Of the logarithms of the weights that random widths are balanced with; benchmarks/RESULTS.md has what was tried.
+# Standard deviation of the logarithms of the group weights that random widths are balanced with, without and with
+# refined candidates; benchmarks/RESULTS.md names the measurement.
 SPREAD, SPREAD_REFINED = 0.5, 2.0
-Estimate = Callable[[Masks], float]
 
 
-class Seeds:
-    """Individuals that need no search: what one may begin with, or refine beside what it found.
+class StartingPoints:
+    """Individuals that need no search: a search begins with them, or refines them beside its front.
 
-    Single criteria have uniform widths, balanced ones (``genome.balanced``, by an error of masks), or those of one
-    threshold over all groups (``genome.affine``).
+    Single criteria have uniform widths, balanced widths (``genome.balanced``, by an error of masks), or the widths of
+    one threshold over all groups (``genome.affine``).
 
     Args:
-        problem: Makes individuals. The surrogate of its evaluator, where that compensates, is the error that balances.
+        problem: Makes individuals. If its fitness compensates, the fitness's surrogate balances the widths.
     """
 
     def __init__(self, problem: BlendProblem) -> None:
-        self._problem = problem  # pickled lightly, by itself
+        self._problem = problem  # has a light pickle of its own
 
     # -------------------------------------------------------------- a population
     def population(self, n: int) -> list[Any]:
         """``n`` different individuals: single criteria in the first half (over a range of costs), then others.
 
-        Where widths evolve, single criteria with widths of their own come next. Where the fitness compensates, these
-        are balanced: of every criterion; with a free budget of the best third, over a range of costs. Where nothing is
-        compensated, a quarter are by one threshold. Where the fitness refines, an eighth are balanced and an eighth by
-        one threshold: which layers refinement makes up for is yet to be learned. What is left is random blends, where
-        there are balanced widths with such, by random weights of the groups; where the fitness refines these are far
-        from even, which teaches most.
+        If widths evolve, single criteria with widths of their own follow. If candidates are compensated, these widths
+        are balanced: for every criterion, or with a free budget for the best third of the criteria, over a range of
+        costs. If nothing is compensated, a quarter has the widths of one threshold. If candidates are refined, an
+        eighth is balanced and an eighth has the widths of one threshold. The rest are random blends. If width curves
+        exist, their widths are balanced with random group weights, which vary more if candidates are refined: that
+        teaches the surrogate most.
 
         Args:
             n: Size.
         """
-        refines, singles = self._refines, self._uniform(n // 2)
-        shaped = self._refined_widths(n) if refines else self._own_widths(n, n - len(singles))
-        found = self._distinct([*singles, *shaped])
-        seen = {tuple(ind) for ind in found}
-        while len(found) < n:
-            for _ in range(10):  # a genome of few genes may have no more different ones
-                fresh = self._random(SPREAD_REFINED if refines else SPREAD)
+        learns, singles = self._problem.fitness.learns, self._uniform(n // 2)
+        shaped = self._widths_if_refined(n) if learns else self._widths_if_not_refined(n, n - len(singles))
+        individuals = self._distinct([*singles, *shaped])
+        seen = {tuple(ind) for ind in individuals}
+        while len(individuals) < n:
+            for _ in range(10):  # a genome of few genes may have no more different individuals
+                fresh = self._random(SPREAD_REFINED if learns else SPREAD)
                 if tuple(fresh) not in seen:
                     break
             seen.add(tuple(fresh))
-            found.append(fresh)
-        return found
+            individuals.append(fresh)
+        return individuals
 
-    def _own_widths(self, n: int, left: int) -> list[Any]:
-        """Single criteria with widths of their own, for a population of ``n`` that has ``left`` places."""
-        if not (names := self._best_first):
+    def _widths_if_not_refined(self, n: int, places: int) -> list[Any]:
+        """Single criteria with widths of their own, for a population of ``n`` that has ``places`` left."""
+        if not (names := self._criteria_by_error):
             return self.ranked(n // 4)
-        if self._fixed:
-            return self.balanced(min(left, len(names)), criteria=names)
-        return self.balanced(left, criteria=names[: -(-len(names) // 3)])
+        if self._genome.budget.is_fixed:
+            return self.balanced(min(places, len(names)), criteria=names)
+        return self.balanced(places, criteria=names[: -(-len(names) // 3)])
 
-    def _refined_widths(self, n: int) -> list[Any]:
-        """The same, where the fitness refines."""
+    def _widths_if_refined(self, n: int) -> list[Any]:
+        """Single criteria with widths of their own, if the fitness refines candidates."""
         balanced = self.balanced(n // 8)
         return [*balanced, *self.ranked(n // 4 - len(balanced))]
 
     def _random(self, spread: float) -> Any:
-        """A random blend, its widths balanced with random weights of the groups where there are curves."""
-        genome, fresh = self._evolving, initBlend(self._problem.individual, self._genome.layout)
+        """A random blend; if there are width curves, its widths are balanced with random weights of the groups."""
+        genome, fresh = self._genome_with_widths, initBlend(self._problem.individual, self._genome.layout)
         if genome is None or (curves := self._curves) is None:
             return fresh
         weights = np.exp(np.random.normal(0, spread, len(genome.space.groups)))
-        low, high = sorted(self._range)
+        low, high = sorted(self._share_range)
         share = float(np.random.uniform(low, high))
         widths = genome.balanced(genome.criteria[0], curves.weighed(weights.tolist()), share=share)
         for place in genome.layout.of_kind("keep", "budget"):
@@ -89,116 +89,106 @@ class Seeds:
 
     # -------------------------------------------------------------- single criteria
     def singles(self, n: int) -> list[Any]:
-        """The single criteria, each once; where the budget is free, ``n`` in turn over a range of costs, or one each.
+        """The single criteria with uniform widths, each once; with a free budget ``n`` in turn over a range of costs.
 
         Args:
-            n: At most so many, but every criterion once.
+            n: Number of individuals with a free budget; every criterion occurs at least once.
         """
         return self._uniform(max(n, len(self._genome.criteria)))
 
     def _uniform(self, n: int) -> list[Any]:
         """At most ``n`` single criteria with uniform widths."""
-        genome = self._genome
-        count = min(n, len(genome.criteria)) if self._fixed else n
-        shares = np.ones(count) if self._fixed else np.linspace(*self._range, count)
+        genome, fixed = self._genome, self._genome.budget.is_fixed
+        count = min(n, len(genome.criteria)) if fixed else n
+        shares = np.ones(count) if fixed else np.linspace(*self._share_range, count)
         pairs = zip(itertools.cycle(genome.criteria), shares.tolist(), strict=False)
         return self._distinct(genome.single(name, share=share) for name, share in pairs)
 
-    def balanced(self, n: int, *, criteria: Sequence[str] = (), error: Estimate | None = None) -> list[Any]:
-        """Single criteria with balanced widths (``genome.balanced``), over a range of costs where the budget is free.
+    def balanced(self, n: int, *, criteria: Sequence[str] = (), error: Error | None = None) -> list[Any]:
+        """Single criteria with balanced widths, over a range of costs if the budget is free.
 
-        None where widths don't evolve, or where there is nothing to balance by.
+        An empty list if widths don't evolve, or if there is no error to balance.
 
         Args:
-            n: How many.
-            criteria: In turn; all of them if left out.
-            error: What is balanced; the evaluator's surrogate (if it compensates) if left out.
+            n: Number of individuals.
+            criteria: Criteria to take in turn; all by default.
+            error: Error of masks; by default the fitness's surrogate, if candidates are compensated.
         """
-        genome, curves = self._evolving, None
+        genome, curves = self._genome_with_widths, None
         if n:
-            curves = self._curves if error is None else self._measured(error, self._by_error(error))
+            curves = self._curves if error is None else self._measured(error, self._sorted_by(error))
         if genome is None or curves is None:
             return []
-        return self._distinct(genome.balanced(name, curves, share=share) for name, share in self._costs(n, criteria))
+        pairs = self._criteria_and_costs(n, criteria)
+        return self._distinct(genome.balanced(name, curves, share=share) for name, share in pairs)
 
     def ranked(self, n: int) -> list[Any]:
-        """Single criteria with widths by one threshold over all groups (``genome.affine``), as :meth:`balanced`.
+        """Single criteria with the widths of one threshold over all groups, over a range of costs like ``balanced``.
 
-        None where widths don't evolve.
+        An empty list if widths don't evolve.
 
         Args:
-            n: How many.
+            n: Number of individuals.
         """
-        genome = self._evolving
+        genome = self._genome_with_widths
         if genome is None:
             return []
         same = [1.0] * len(genome.space.groups), [0.0] * len(genome.space.groups)
-        return self._distinct(genome.affine(name, *same, share=share) for name, share in self._costs(n))
+        pairs = self._criteria_and_costs(n)
+        return self._distinct(genome.affine(name, *same, share=share) for name, share in pairs)
 
-    def _costs(self, n: int, criteria: Sequence[str] = ()) -> Iterator[tuple[str, float]]:
-        """``n`` criteria in turn, each with a share of the FLOPs out of the range."""
-        shares = np.linspace(*self._range, n)
-        # A share s of every layer costs about s² of the FLOPs: what a layer reads and what it makes both shrink.
-        flops = shares if self._genome.max_flops is not None else shares**2
+    def _criteria_and_costs(self, n: int, criteria: Sequence[str] = ()) -> Iterator[tuple[str, float]]:
+        """``n`` criteria in turn, each with a kept share of the FLOPs from the range."""
+        shares = np.linspace(*self._share_range, n)
+        # Keeping a share s of every layer costs about s² of the FLOPs: a layer's inputs and outputs both shrink.
+        flops = shares**2 if self._genome.budget.is_free else shares
         return zip(itertools.cycle(criteria or self._genome.criteria), flops.tolist(), strict=False)
 
-    # -------------------------------------------------------------- what they are chosen by
+    # -------------------------------------------------------------- what widths are balanced by
     @property
     def _genome(self) -> Decoder:
         return self._problem.genome
 
     @property
-    def _fixed(self) -> bool:
-        return isinstance(self._genome.max_flops, (int, float))
-
-    @property
-    def _evolving(self) -> Genome | None:
-        """The genome, where it has widths that evolve."""
+    def _genome_with_widths(self) -> Genome | None:
+        """The genome if it has widths that evolve."""
         genome = self._genome
         return genome if isinstance(genome, Genome) and genome.allocation.genes else None
 
     @property
-    def _range(self) -> tuple[float, float]:
-        """The largest and the smallest share that a population begins with where the budget is free."""
-        budget = self._genome.max_flops
-        return (budget[1], budget[0]) if isinstance(budget, tuple) else (0.95, 0.25)
+    def _share_range(self) -> tuple[float, float]:
+        """The largest and the smallest share in a first population with a budget that is not fixed."""
+        budget = self._genome.budget
+        lowest, highest = budget.shares if budget.is_range else (0.25, 0.95)
+        return highest, lowest
 
     @property
-    def _refines(self) -> bool:
-        """Whether the fitness refines, so that its surrogate has to learn which layers count."""
-        learned = getattr(self._problem.evaluator, "learned", None)
-        return learned is not None and learned() is not None
-
-    @property
-    def _surrogate(self) -> Estimate | None:
-        """The evaluator's, where it compensates."""
-        evaluator = self._problem.evaluator
-        error = getattr(evaluator, "surrogate", None)
-        return None if error is None or evaluator.settings.get("compensate") is None else error
+    def _surrogate(self) -> Error | None:
+        """The fitness's surrogate, if candidates are compensated."""
+        fitness = self._problem.fitness
+        return fitness.surrogate if fitness.compensates else None
 
     @cached_property
-    def _best_first(self) -> list[str]:
-        """The criteria in the order of the surrogate."""
-        return self._by_error(self._surrogate)
+    def _criteria_by_error(self) -> list[str]:
+        return self._sorted_by(self._surrogate)
 
     @cached_property
     def _curves(self) -> WidthCurves | None:
-        """By the surrogate."""
-        return self._measured(self._surrogate, self._best_first)
+        return self._measured(self._surrogate, self._criteria_by_error)
 
-    def _measured(self, error: Estimate | None, names: Sequence[str]) -> WidthCurves | None:
-        """For the first of the criteria; all share them."""
-        genome = self._evolving
+    def _measured(self, error: Error | None, names: Sequence[str]) -> WidthCurves | None:
+        """The width curves of the first of the criteria, which all criteria share."""
+        genome = self._genome_with_widths
         return None if genome is None or error is None or not names else genome.width_curves(names[0], error)
 
-    def _by_error(self, error: Estimate | None) -> list[str]:
-        """The criteria, that of the smallest error first; none where there is nothing to balance, or to balance by."""
-        genome = self._evolving
+    def _sorted_by(self, error: Error | None) -> list[str]:
+        """The criteria, smallest error first; an empty list without widths that evolve or without an error."""
+        genome = self._genome_with_widths
         if genome is None or error is None:
             return []
         try:
             return sorted(genome.criteria, key=lambda name: error(genome.decode(genome.single(name, share=0.5))))
-        except DataError:  # no calibration data: fine for objectives that are counted from masks alone
+        except DataError:  # no calibration data, which objectives of masks alone don't need
             return []
 
     def _distinct(self, genes: Iterable[Genes]) -> list[Any]:

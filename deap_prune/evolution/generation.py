@@ -1,4 +1,4 @@
-"""Where a run stands: its population, the archive of the non-dominated, the logbook."""
+"""The state of a run after a generation: population, archive of the non-dominated, logbook."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Callback = Callable[["Generation"], None]
 
 @dataclass
 class Generation:
-    """Where a run stands after a generation; all that the next one depends on, with the random generators.
+    """The state of a run after a generation. With the random generators, the next one depends on nothing else.
 
     Attributes:
-        number: 0 is the initial population, judged.
+        number: 0 is the evaluated initial population.
         population: Individuals with fitness.
-        archive: Individuals whose fitness no other one dominated so far.
-        logbook: One record a generation.
-        stop: Set by a callback: the run ends after this generation.
-        memory: What the algorithm carries on beside the population (CMA-ES: its distribution), as JSON takes it.
+        archive: All individuals so far whose fitness no other individual dominates.
+        logbook: One record per generation.
+        stop: A callback sets it to end the run after this generation.
+        memory: Further state of the algorithm (for CMA-ES its distribution), JSON-serialisable.
     """
 
     number: int
@@ -41,13 +41,13 @@ class Generation:
         toolbox: base.Toolbox,
         reference: Sequence[float] | None = None,
     ) -> None:
-        """Take over the survivors, archive the newly judged, and write the record.
+        """Set the population, add the newly evaluated to the archive, and write the record.
 
         Args:
-            survivors: The population from now on.
-            fresh: Individuals that were judged in this generation.
+            survivors: The new population.
+            fresh: Individuals that were evaluated in this generation.
             toolbox: Aliases ``clone`` and ``front``.
-            reference: Of the hypervolume; ``ParetoFront.reference`` if left out.
+            reference: Reference point of the hypervolume; ``ParetoFront.reference`` by default.
         """
         self.population = survivors
         self.archive = non_dominated([*self.archive, *map(toolbox.clone, fresh)])
@@ -56,8 +56,8 @@ class Generation:
         record: dict[str, Any] = {"gen": self.number, "nevals": len(fresh)}
         if len(weights) > 1:
             points = -np.array([ind.fitness.wvalues for ind in self.archive])
-            wanted = empty.reference if reference is None else reference
-            volume = hypervolume(points, list(weights.values()), wanted)
+            point = empty.reference if reference is None else reference
+            volume = hypervolume(points, list(weights.values()), point)
             record |= {"hypervolume": volume, "front": len(points)}
         columns = np.array([ind.fitness.values for ind in survivors]).T
         for (name, weight), column in zip(weights.items(), columns, strict=True):
@@ -66,18 +66,19 @@ class Generation:
 
 
 def non_dominated(individuals: Sequence[Any]) -> list[Any]:
-    """Those that no other one dominates, one for each set of fitness values, first come first kept."""
+    """The individuals that no other one dominates, the first of those with equal fitness values."""
     import moocore
 
     distinct = list({ind.fitness.wvalues: ind for ind in reversed(individuals)}.values())[::-1]
     if not distinct:
         return []
     points = np.array([ind.fitness.wvalues for ind in distinct], dtype=np.float64)
-    return [ind for ind, kept in zip(distinct, moocore.is_nondominated(points, maximise=True), strict=True) if kept]
+    best = moocore.is_nondominated(points, maximise=True)
+    return [ind for ind, is_best in zip(distinct, best, strict=True) if is_best]
 
 
-def judge(individuals: Sequence[Any], toolbox: base.Toolbox) -> list[Any]:
-    """Evaluate, through ``toolbox.map``, those without valid fitness; they are returned."""
+def evaluate_invalid(individuals: Sequence[Any], toolbox: base.Toolbox) -> list[Any]:
+    """Evaluate the individuals without valid fitness through ``toolbox.map``, and return them."""
     fresh = list({id(ind): ind for ind in individuals if not ind.fitness.valid}.values())
     for individual, values in zip(fresh, toolbox.map(toolbox.evaluate, fresh), strict=True):
         individual.fitness.values = values

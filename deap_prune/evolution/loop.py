@@ -1,7 +1,7 @@
-"""One loop, many algorithms: what differs is how children are made and who survives.
+"""The loop that all algorithms share. An algorithm says how children are made and which individuals survive.
 
-An algorithm is a frozen record of two functions, registered by name. All that a generation depends on is in the
-:class:`Generation` and the global generators, so that every algorithm resumes bit for bit.
+An algorithm is a frozen record of functions, registered by name. A generation depends on the :class:`Generation` and
+the global generators alone, so every algorithm resumes bit for bit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from deap import algorithms, base
 
 from deap_prune.errors import ConfigError
-from deap_prune.evolution.generation import Callback, Generation, judge
+from deap_prune.evolution.generation import Callback, Generation, evaluate_invalid
 from deap_prune.registry import Registry
 
 Stop = Callable[[Generation], bool]
@@ -22,15 +22,15 @@ Vary = Callable[[list[Any], base.Toolbox, int, float, float], list[Any]]
 
 @dataclass(frozen=True)
 class Variation:
-    """How many children, and how they vary.
+    """Number of children, and how they are varied.
 
     Attributes:
-        children: Made a generation.
+        children: Children per generation.
         cxpb: Probability that a child comes from two parents.
         mutpb: Probability that it is a mutant.
-        budgets: Kept shares of the FLOPs to be visited one after the other (``successive``).
-        generations_per_budget: How long each of them is searched.
-        vary: Makes the children of ``mu_plus_lambda`` and ``successive``, as ``algorithms.varOr`` does.
+        budgets: Kept shares of the FLOPs to search one after the other (``successive``).
+        generations_per_budget: Generations for each of them.
+        vary: Function that makes the children of ``mu_plus_lambda`` and ``successive``, as ``algorithms.varOr`` does.
 
     Raises:
         ConfigError: If a probability is outside [0, 1].
@@ -74,14 +74,14 @@ def _selected(state: Generation, toolbox: base.Toolbox, children: list[Any]) -> 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """An evolutionary algorithm, or a baseline under the same interface.
+    """An evolutionary algorithm, or a baseline with the same interface.
 
     Attributes:
-        children: Function of (state, toolbox, variation) to the next children; none: the run is over.
-        survivors: Function of (state, toolbox, judged children) to the next population; by default
+        children: Function of (state, toolbox, variation) to the next children; an empty list ends the run.
+        survivors: Function of (state, toolbox, evaluated children) to the next population; by default
             ``toolbox.select`` from parents and children.
         first: Function of (toolbox, n, variation) to the initial population; by default ``toolbox.population``.
-        genome: Key of ``GENOMES``: what an individual is.
+        genome: Key of ``GENOMES``: the kind of genome.
     """
 
     name: str
@@ -104,7 +104,7 @@ def register_algorithm(
     first: First = _population,
     genome: str = "blend",
 ) -> Callable[[Children], Children]:
-    """Add an algorithm: decorate the function that makes its children. See :class:`Algorithm`.
+    """Register an algorithm by decorating the function that makes its children. See :class:`Algorithm`.
 
     Raises:
         RegistryError: If the name is taken.
@@ -120,18 +120,17 @@ def register_algorithm(
 
 @dataclass(frozen=True, eq=False)
 class Loop:
-    """An algorithm at work.
+    """An algorithm with a toolbox and options, ready to run.
 
     Attributes:
         algorithm: A registered name, or an algorithm of your own.
         toolbox: Aliases clone, evaluate, front, individual, map, mate, mutate, population, select.
-        variation: How many children, and how they vary.
+        variation: Number of children, and how they are varied.
         callbacks: Called with the state after every generation, the initial one included.
-        stops: Asked before every generation; one that says True ends the run.
-        reference: Of the hypervolume in the logbook.
-        fresh_duplicates: Children that decode to masks of the population, or of another child, are replaced by random
+        stops: Called before every generation; True ends the run.
+        reference: Reference point of the hypervolume in the logbook.
+        fresh_duplicates: Replace children that decode to masks of the population, or of another child, by random
             individuals (needs the alias decode).
-        begin: Called with the state before the children of a generation are made; may judge the parents again.
     """
 
     algorithm: str | Algorithm
@@ -141,7 +140,6 @@ class Loop:
     stops: Sequence[Stop] = ()
     reference: Sequence[float] | None = None
     fresh_duplicates: bool = False
-    begin: Callback | None = None
     _chosen: Algorithm = field(init=False)
 
     def __post_init__(self) -> None:
@@ -149,7 +147,7 @@ class Loop:
         object.__setattr__(self, "_chosen", chosen)
 
     def start(self, n: int) -> Generation:
-        """The initial population, judged.
+        """The state after the initial population is evaluated.
 
         Args:
             n: Its size.
@@ -160,22 +158,20 @@ class Loop:
         if not population:
             raise ConfigError("the population is empty; give at least one individual, better 16 or more")
         state = Generation(0, population)
-        state.advance(population, judge(population, self.toolbox), self.toolbox, self.reference)
+        state.advance(population, evaluate_invalid(population, self.toolbox), self.toolbox, self.reference)
         self._notify(state)
         return state
 
     def run(self, state: Generation, ngen: int) -> Generation:
-        """Go on from a state to generation ``ngen``, or until something stops the run."""
+        """Continue from a state to generation ``ngen``, or until a callback or stop ends the run."""
         while state.number < ngen and not state.stop and not any(stop(state) for stop in self.stops):
-            if self.begin is not None:
-                self.begin(state)
             children = self._chosen.children(state, self.toolbox, self.variation)
             if not children:
                 break
             if self.fresh_duplicates:
-                children = _renewed(children, state.population, self.toolbox)
+                children = _without_duplicates(children, state.population, self.toolbox)
             state.number += 1
-            fresh = judge(children, self.toolbox)
+            fresh = evaluate_invalid(children, self.toolbox)
             survivors = self._chosen.survivors(state, self.toolbox, children)
             state.advance(survivors, fresh, self.toolbox, self.reference)
             self._notify(state)
@@ -186,10 +182,10 @@ class Loop:
             callback(state)
 
 
-def _renewed(children: list[Any], population: list[Any], toolbox: base.Toolbox) -> list[Any]:
-    """The children, those that are somebody's double replaced; after ten draws a double stays."""
+def _without_duplicates(children: list[Any], population: list[Any], toolbox: base.Toolbox) -> list[Any]:
+    """Replace duplicate children by random individuals (at most ten draws each)."""
     seen = set(toolbox.decode(population))
-    found = []
+    distinct = []
     for child, masks in zip(children, toolbox.decode(children), strict=True):
         for _ in range(10):
             if masks not in seen:
@@ -197,8 +193,8 @@ def _renewed(children: list[Any], population: list[Any], toolbox: base.Toolbox) 
             child = toolbox.individual()
             (masks,) = toolbox.decode([child])
         seen.add(masks)
-        found.append(child)
-    return found
+        distinct.append(child)
+    return distinct
 
 
 def eaBlend(
@@ -212,30 +208,28 @@ def eaBlend(
     callbacks: Sequence[Callback] = (),
     stops: Sequence[Stop] = (),
     state: Generation | None = None,
-    begin: Callback | None = None,
     vary: Vary = algorithms.varOr,
 ) -> Generation:
     """(mu + lambda) evolution with an archive of the non-dominated; eaMuPlusLambda's shape.
 
-    Per generation: ``lambda_`` children by ``algorithms.varOr``, evaluated through ``toolbox.map``; the best ``mu`` of
-    parents and children survive (``toolbox.select``).
+    Every generation makes ``lambda_`` children by ``algorithms.varOr`` and evaluates them through ``toolbox.map``; the
+    best ``mu`` of parents and children survive (``toolbox.select``).
     Aliases needed: clone, evaluate, front, map, mate, mutate, select.
 
     Args:
         population: The initial individuals, mu of them.
         toolbox: The operators.
-        lambda_: Children a generation.
+        lambda_: Children per generation.
         cxpb: Probability that a child comes from two parents.
         mutpb: Probability that it is a mutant; ``cxpb + mutpb`` is at most 1.
         ngen: Last generation's number.
         callbacks: Called with the state after every generation, the initial one included.
-        stops: Asked before every generation; one that says True ends the run.
-        state: Goes on from here instead of from ``population``.
-        begin: Called with the state before the children of a generation are made; may judge the parents again.
+        stops: Called before every generation; True ends the run.
+        state: State to continue from, in the place of ``population``.
         vary: Makes the children, as ``algorithms.varOr`` does.
     """
     variation = Variation(lambda_, cxpb, mutpb, vary=vary)
-    loop = Loop("mu_plus_lambda", toolbox, variation, callbacks, stops, begin=begin)
+    loop = Loop("mu_plus_lambda", toolbox, variation, callbacks, stops)
     return loop.run(loop._begin(population) if state is None else state, ngen)
 
 

@@ -10,15 +10,16 @@ import numpy as np
 from deap import base
 
 from deap_prune.blending.layout import Layout
-from deap_prune.evolution.first_population import Seeds
+from deap_prune.evolution.first_population import StartingPoints
+from deap_prune.evolution.fitness import Evaluate
 from deap_prune.evolution.operators import cxBlendWidths, initBlend, mutBlend
-from deap_prune.evolution.problem import BlendProblem, Decoder, Evaluate
+from deap_prune.evolution.problem import BlendProblem, Decoder
 from deap_prune.evolution.selection import selBlend
 
 
-def mutation_probability(layout: Layout, asked: float | None = None) -> float:
-    """The probability that a gene mutates: as asked for; else a tenth, but no more than six genes on average."""
-    return min(0.1, 6 / len(layout)) if asked is None else asked
+def mutation_probability(layout: Layout, indpb: float | None = None) -> float:
+    """The probability that a gene mutates: ``indpb``, or by default a tenth, but at most six genes on average."""
+    return min(0.1, 6 / len(layout)) if indpb is None else indpb
 
 
 def make_toolbox(
@@ -32,16 +33,16 @@ def make_toolbox(
 ) -> base.Toolbox:
     """A toolbox with ``individual, population, evaluate, mate, mutate, select, map, clone, front, decode, singles``.
 
-    Stock ``deap.algorithms`` loops run on it unmodified. Its ``map`` judges whole populations at once.
-    ``individual_guess`` makes an individual of genes that are at hand (``genome.single("l2")``, say).
+    Stock ``deap.algorithms`` loops run on it unmodified. Its ``map`` evaluates whole populations at once.
+    ``individual_guess`` makes an individual of given genes (``genome.single("l2")``, for example).
 
     Args:
         genome: Decodes individuals to masks.
-        evaluate: Judges masks.
+        evaluate: Evaluates masks.
         seed: Seeds ``random`` and ``numpy.random``, DEAP's sources of randomness, once; None leaves them alone.
-        indpb: Probability that a gene is mutated; a tenth, but no more than six genes on average, if left out.
+        indpb: Probability that a gene is mutated; by default a tenth, but at most six genes on average.
         sigma: Mutation step.
-        individual: Makes an individual of genes: your own ``creator`` class, a list with a fitness.
+        individual: Makes an individual of genes: your own ``creator`` class, for example, a list with a fitness.
 
     Examples:
         >>> import deap.algorithms
@@ -57,13 +58,13 @@ def make_toolbox(
         random.seed(seed)
         np.random.seed(seed % 2**32)
     problem = BlendProblem(genome, evaluate, individual)
-    seeds = Seeds(problem)
+    starting_points = StartingPoints(problem)
     toolbox = base.Toolbox()
     register: Callable[..., None] = toolbox.register
     register("individual", initBlend, problem.individual, genome.layout)
     register("individual_guess", problem.individual)  # the name of DEAP's tutorial on seeding a population
-    register("population", seeds.population)
-    register("singles", seeds.singles)
+    register("population", starting_points.population)
+    register("singles", starting_points.singles)
     register("evaluate", problem.evaluate)
     register("map", problem.map)
     register("decode", genome.decode_many)

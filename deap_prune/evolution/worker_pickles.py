@@ -1,4 +1,4 @@
-"""Evaluators on their way to other processes: light pickles for pools, and nothing that depends on who came before."""
+"""Light pickles of evaluators for other processes: network and data travel once, a candidate costs bytes."""
 
 from __future__ import annotations
 
@@ -7,56 +7,49 @@ import os
 import uuid
 import weakref
 from collections.abc import Callable
-from functools import partial
 from multiprocessing import parent_process
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from deap_prune.errors import ConfigError, RunError
+from deap_prune.evolution.fitness import as_fitness
+
+
+@runtime_checkable
+class _Lightened(Protocol):
+    def for_workers(self) -> Any: ...
 
 
 class Parcel:
-    """An evaluator on its way to other processes: without its cache, and what else only this process needs."""
+    """An evaluator for another process: pickled without its cache and the user's model, if it can do without."""
 
     def __init__(self, evaluate: Any) -> None:
         self.evaluate = evaluate
 
     def __getstate__(self) -> dict[str, Any]:
-        light = getattr(self.evaluate, "for_workers", partial(copy.copy, self.evaluate))()
-        light.cache = {}
+        light = self.evaluate.for_workers() if isinstance(self.evaluate, _Lightened) else copy.copy(self.evaluate)
         return {"evaluate": light}
-
-
-def check_alone(evaluate: Any) -> None:
-    """A candidate's values must not depend on others, or processes would differ."""
-    options = getattr(evaluate, "options", None)
-    if getattr(options, "by_generation", False):
-        raise ConfigError(
-            "racing, redraw and refine_from above 0 follow the run from generation to generation; leave them out to "
-            "judge in other processes"
-        )
 
 
 _LOADED: dict[str, Any] = {}
 
 
-def shipped(problem: Any) -> tuple[Callable[[str, str], Any], tuple[str, str]]:
-    """A light ``__reduce__``: the problem goes to a private file once, and each process reads it once.
+def light_reduce(problem: Any) -> tuple[Callable[[str, str], Any], tuple[str, str]]:
+    """A light ``__reduce__``: the problem is written to a private file once, and each process reads it once.
 
-    Pools pickle ``toolbox.evaluate`` for every chunk of a map; so that costs bytes, not the network and the data.
+    Pools pickle ``toolbox.evaluate`` for every chunk of a map; this way a pickle takes bytes, not the network and data.
 
     Args:
         problem: A ``BlendProblem``; the file holds its genome, and its evaluator without the cache.
 
     Raises:
-        ConfigError: If the evaluator can't be pickled, or judges a candidate by who came before.
+        ConfigError: If the evaluator can't be pickled.
     """
     key = problem.__dict__.get("_key")
     if key is None:
-        check_alone(problem.evaluator)
         key, folder = uuid.uuid4().hex, Path(mkdtemp(prefix="deap_prune-"))
         problem._key, problem._folder = key, str(folder)
         try:
@@ -74,27 +67,29 @@ def shipped(problem: Any) -> tuple[Callable[[str, str], Any], tuple[str, str]]:
 
 
 def received(key: str, folder: str) -> Any:
-    """The problem of that key: this process's own, or read from the file, to evaluate only.
+    """The problem of a key: this process's own, or read from the file, for evaluation only.
 
-    A worker computes with one thread: a forked one would wait for ever for the threads of its parent's OpenMP, and as
-    many workers as cores are fastest so.
+    A worker uses one thread: a forked one would wait for ever for the threads of its parent's OpenMP, and as many
+    one-thread workers as cores are fastest.
 
     Raises:
         RunError: If the file is gone: the process that made it has ended.
     """
-    found = _LOADED.get(key)
-    found = found() if isinstance(found, weakref.ref) else found
-    if parent_process() is not None and getattr(found, "owner", None) != os.getpid():
+    entry = _LOADED.get(key)
+    problem = entry() if isinstance(entry, weakref.ref) else entry
+    if parent_process() is not None and (problem is None or problem.owner != os.getpid()):
         torch.set_num_threads(1)
-    if found is None:
+    if problem is None:
         path = Path(folder) / "problem.pt"
         if not path.is_file():
             raise RunError(f"'{path}' is gone: the process that pickled this toolbox has ended; make the toolbox again")
         kind, genome, parcel = torch.load(path, weights_only=False)  # our own file, in a folder of this user alone
-        found = object.__new__(kind)
-        found.__dict__.update(genome=genome, evaluator=parcel.evaluate, owner=os.getpid(), _key=key, _folder=folder)
-        _LOADED[key] = found
-    return found
+        evaluator = parcel.evaluate
+        problem = object.__new__(kind)
+        problem.__dict__.update(genome=genome, evaluator=evaluator, fitness=as_fitness(evaluator))
+        problem.__dict__.update(owner=os.getpid(), _key=key, _folder=folder)
+        _LOADED[key] = problem
+    return problem
 
 
 def _remove(folder: Path, owner: int) -> None:

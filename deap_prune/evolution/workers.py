@@ -1,7 +1,7 @@
-"""More than one process: a map for ``toolbox.map`` that judges on Ray actors.
+"""A map for ``toolbox.map`` that evaluates on Ray actors.
 
-The driver decodes, asks its cache, and sends masks (a few kilobytes); the network and the data travel once. A result
-depends on the masks alone, so that neither the number of workers nor their deaths change it.
+The driver decodes, looks into its cache, and sends masks (a few kilobytes); network and data travel once. A value
+depends on the masks alone, so neither the number of workers nor their deaths change a result.
 """
 
 from __future__ import annotations
@@ -14,53 +14,45 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from deap_prune.errors import ConfigError, RunError
-from deap_prune.evolution.worker_pickles import Parcel, check_alone
+from deap_prune.evolution.fitness import Evaluate, Values, as_fitness
+from deap_prune.evolution.worker_pickles import Parcel
 from deap_prune.structure.masks import Masks
 
-Values = tuple[float, ...]
 MAX_DEATHS = 5
 PATIENCE = 300  # seconds until the first worker must be up
 
 
-class Judge(Protocol):
-    """What is needed of an evaluator: a function of masks, with a cache and counters."""
-
-    cache: dict[Masks, Values]
-    counters: Any
-
-    def __call__(self, masks: Masks) -> Values: ...  # noqa: D102
-
-
 class RayMap:
-    """``map`` on Ray: judges a population's new masks on actors that hold network and data.
+    """``map`` on Ray: evaluates a population's new masks on actors that hold network and data.
 
-    Made by :func:`ray_map`. Workers that die are replaced, and what they were judging is judged again; workers that
-    come up late join, and so do those that a growing cluster has room for. Close it, or use it in a ``with``
-    statement, to stop the workers.
+    Made by :func:`ray_map`. Workers that die are replaced, and their candidates are evaluated again; workers that
+    start late join, and so do those that a growing cluster has room for. Close it, or use it in a ``with`` statement,
+    to stop the workers.
 
     Args:
-        evaluate: Judges; its cache is asked first, and filled.
-        wanted: Gives the number of workers that there should be.
-        threads: torch's threads in each.
-        options: Of Ray's actors: the resources of a worker.
-        owned: Ray was started for this map, and stops with it.
+        evaluate: The evaluator that the toolbox was made with; candidates in its cache are not sent.
+        capacity: Function to the number of workers that should run now.
+        threads: torch's threads in each worker.
+        options: Options of Ray's actors: the resources of a worker.
+        owned: Whether Ray was started for this map, and stops with it.
 
     Attributes:
         deaths: Workers lost so far.
     """
 
     def __init__(
-        self, evaluate: Judge, wanted: Callable[[], int], threads: int, options: dict[str, float], owned: bool
+        self, evaluate: Evaluate, capacity: Callable[[], int], threads: int, options: dict[str, float], owned: bool
     ) -> None:
         import ray
 
-        self._evaluate, self._wanted, self._threads, self._owned = evaluate, wanted, threads, owned
+        self._evaluate, self._fitness, self._capacity = evaluate, as_fitness(evaluate), capacity
+        self._threads, self._owned = threads, owned
         remote: Any = ray.remote
         self._actor = remote(max_restarts=0, max_task_retries=0, **options)(_Worker)
         self._idle: list[Any] = []
@@ -70,7 +62,7 @@ class RayMap:
         try:
             self._stored = _put(evaluate)
             self._spawn()
-            while not self._idle:  # one is up: an evaluator that can't work there is found out before a run begins
+            while not self._idle:  # an evaluator that can't work there fails here, before a run begins
                 self._event([], [])
         except BaseException:
             self.close()
@@ -100,41 +92,38 @@ class RayMap:
         return self.many(problem.genome.decode_many(list(items[0])))
 
     def many(self, masks: Sequence[Masks]) -> list[Values]:
-        """Values of several candidates, in order; equal ones are judged once, known ones not at all.
+        """Values of several candidates, in order; equal ones are evaluated once, cached ones not at all.
 
         Raises:
-            RunError: If workers keep dying, or none comes up.
-            PruneError: What judging raised.
+            RunError: If workers keep dying, or none starts.
+            PruneError: The error that an evaluation raised.
         """
-        cache, counters = self._evaluate.cache, self._evaluate.counters
-        missing = [m for m in dict.fromkeys(masks) if m not in cache]
-        with _undisturbed():
-            found = self._judge(missing)
-        cache.update(zip(missing, found, strict=True))  # in order: the cache is that of a run without workers
-        counters.candidates += len(missing)
-        counters.cache_hits += len(masks) - len(missing)
-        return [cache[m] for m in masks]
+        return self._fitness.many(masks, compute=self._compute)
 
-    def _judge(self, masks: Sequence[Masks]) -> list[Values]:
-        """Hand out the masks, one to each idle worker, until all are judged."""
+    def _compute(self, masks: Sequence[Masks]) -> list[Values]:
+        with _global_generators_kept():
+            return self._distribute(masks)
+
+    def _distribute(self, masks: Sequence[Masks]) -> list[Values]:
+        """Hand out the masks, one to each idle worker, until all are evaluated."""
         waiting, deaths = list(range(len(masks)))[::-1], [0] * len(masks)
         results: dict[int, Values] = {}
         self._spawn()
         while len(results) < len(masks):
             while waiting and self._idle:
                 number, actor = waiting.pop(), self._idle.pop()
-                self._running[actor.judge.remote(masks[number])] = number, actor
+                self._running[actor.evaluate.remote(masks[number])] = number, actor
             results |= self._event(waiting, deaths)
         return [results[number] for number in range(len(masks))]
 
     def _event(self, waiting: list[int], deaths: list[int]) -> dict[int, Values]:
-        """Wait until a worker is up, is dead, or has judged; gives what it judged."""
+        """Wait until a worker has started, has died or has evaluated; the result by candidate number."""
         import ray
 
-        watched = [*self._running, *self._starting]
-        done, _ = ray.wait(watched, num_returns=1, timeout=None if self._running else PATIENCE)
+        pending = [*self._running, *self._starting]
+        done, _ = ray.wait(pending, num_returns=1, timeout=None if self._running else PATIENCE)
         if not done:
-            raise RunError(f"no Ray worker came up in {PATIENCE} s; the cluster has {_resources()}")
+            raise RunError(f"no Ray worker started in {PATIENCE} s; the cluster has {_resources()}")
         try:
             answer = ray.get(done[0])
         except ray.exceptions.RayActorError as error:
@@ -149,10 +138,10 @@ class RayMap:
             return {}
         number, actor = self._running.pop(done[0])
         self._idle.append(actor)
-        return {number: _opened(answer)}
+        return {number: _values_or_raise(answer)}
 
     def _bury(self, reference: Any, waiting: list[int], deaths: list[int], error: Exception) -> None:
-        """A worker died: what it was judging waits again, and another worker starts."""
+        """Put a dead worker's candidate back into the queue, and start another worker."""
         self.deaths += 1
         if self._starting.pop(reference, None) is not None:
             self._stillborn += 1
@@ -162,42 +151,41 @@ class RayMap:
             number, _ = self._running.pop(reference)
             deaths[number] += 1
             if deaths[number] >= MAX_DEATHS:
-                raise RunError(f"{MAX_DEATHS} Ray workers died judging one candidate; give each more memory (cpus=2)")
-            waiting.insert(0, number)  # last: whatever kills may be over by then
+                raise RunError(f"{MAX_DEATHS} Ray workers died evaluating one candidate; give more memory (cpus=2)")
+            waiting.insert(0, number)  # last in the queue: the cause may be over by then
         self._spawn()
 
     def _spawn(self) -> None:
-        """Start workers up to the number wanted; they join when they are up."""
-        there = len(self._idle) + len(self._starting) + len(self._running)
-        for _ in range(self._wanted() - there):
+        """Start workers up to the capacity; they join when they are ready."""
+        present = len(self._idle) + len(self._starting) + len(self._running)
+        for _ in range(self._capacity() - present):
             actor = self._actor.remote(self._threads, sys.path)
             self._starting[actor.load.remote(self._stored)] = actor
 
 
 class _Worker:
-    """An actor: one evaluator, for good."""
+    """A Ray actor that holds one evaluator."""
 
     def __init__(self, threads: int, path: list[str]) -> None:
         torch.set_num_threads(threads)
         sys.path += [entry for entry in path if entry not in sys.path and Path(entry).exists()]
 
     def load(self, parcel: Parcel) -> None:
-        """Take the evaluator; only now, so that its modules are found where the driver found them."""
-        self._evaluate = parcel.evaluate
+        """Unpack the evaluator, after the driver's module path has been set."""
+        self._fitness = as_fitness(parcel.evaluate)
 
-    def judge(self, masks: Masks) -> tuple[Values | Exception, list[str]]:
-        """The values, or the error that judging raised, and what it warned of."""
+    def evaluate(self, masks: Masks) -> tuple[Values | Exception, list[str]]:
+        """The values, or the error that the evaluation raised, and its warnings."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                found: Values | Exception = self._evaluate(masks)
+                result: Values | Exception = self._fitness.compute(masks)
             except Exception as error:
-                found = error
-            self._evaluate.cache.clear()
-        return found, [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
+                result = error
+        return result, [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
 
 
-def _put(evaluate: Judge) -> Any:
+def _put(evaluate: Evaluate) -> Any:
     """The evaluator in Ray's store."""
     import ray
 
@@ -210,17 +198,17 @@ def _put(evaluate: Judge) -> Any:
         ) from error
 
 
-def _opened(answer: tuple[Values | Exception, list[str]]) -> Values:
-    found, messages = answer
+def _values_or_raise(answer: tuple[Values | Exception, list[str]]) -> Values:
+    result, messages = answer
     for message in messages:
         warnings.warn(message, stacklevel=2)
-    if isinstance(found, Exception):
-        raise found
-    return found
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
 def ray_map(
-    evaluate: Judge,
+    evaluate: Evaluate,
     *,
     address: str = "local",
     workers: int | None = None,
@@ -228,50 +216,48 @@ def ray_map(
     cpus: float = 1.0,
     gpus: float = 0.0,
 ) -> RayMap:
-    """A ``map`` for ``toolbox.register("map", ...)`` that judges on Ray.
+    """A ``map`` for ``toolbox.register("map", ...)`` that evaluates on Ray.
 
     Args:
         evaluate: The evaluator that the toolbox was made with; sent to each worker once.
         address: ``"local"``: a cluster of this machine alone, bound to 127.0.0.1 (if Ray was not imported before);
-            else the address of a running one (``"auto"`` finds it).
-        workers: How many; by default as many as the cluster's CPUs (or GPUs, if ``gpus`` is set) allow.
-        threads: torch's threads in each worker; the driver's number if left out, so that sums round alike.
+            else the address of a running cluster (``"auto"`` looks for it).
+        workers: Number of workers; by default as many as the cluster's CPUs (or GPUs, if ``gpus`` is set) allow.
+        threads: torch's threads in each worker; the driver's number by default, so that sums round alike.
         cpus: CPU cores that Ray reserves for each worker.
-        gpus: GPUs for each worker; a share is fine.
+        gpus: GPUs for each worker; a fraction is allowed.
 
     Raises:
-        ConfigError: If Ray is not installed, the numbers are not legal, candidates are judged by who came before, or
-            the evaluator can't be pickled.
-        RunError: If there is no cluster at the address, no worker comes up, or none can take the evaluator.
+        ConfigError: If Ray is not installed, the numbers are not legal, or the evaluator can't be pickled.
+        RunError: If there is no cluster at the address, no worker starts, or none can unpack the evaluator.
     """
     if workers is not None and workers < 1:
         raise ConfigError(f"workers is {workers}; give 1 or more, or leave it out to use the whole cluster")
-    check_alone(evaluate)
     ray = _import_ray(address)
 
-    def wanted() -> int:
-        there = _resources()
-        room = there.get("GPU", 0.0) / gpus if gpus else there.get("CPU", 1.0) / cpus
+    def capacity() -> int:
+        resources = _resources()
+        room = resources.get("GPU", 0.0) / gpus if gpus else resources.get("CPU", 1.0) / cpus
         return workers or max(1, int(room))
 
-    resources = {"num_cpus": cpus, "num_gpus": gpus}
-    with _undisturbed():
+    options = {"num_cpus": cpus, "num_gpus": gpus}
+    with _global_generators_kept():
         owned = not ray.is_initialized()
         if owned:
             _connect(address)
-        return RayMap(evaluate, wanted, threads or torch.get_num_threads(), resources, owned)
+        return RayMap(evaluate, capacity, threads or torch.get_num_threads(), options, owned)
 
 
 def _resources() -> dict[str, float]:
     import ray
 
-    found: Any = ray.cluster_resources
-    return dict(found())
+    resources: Any = ray.cluster_resources
+    return dict(resources())
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """The global generators as they were: Ray draws from them (for ports, say), and so would change the run."""
+def _global_generators_kept() -> Iterator[None]:
+    """Restore the global generators at the end: Ray draws from them (for ports), which would change the run."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         yield
@@ -281,10 +267,10 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _import_ray(address: str) -> Any:
-    """Ray; where a cluster of this machine is wanted, set up beforehand to listen on 127.0.0.1 alone."""
+    """Import Ray; for a local cluster, set it up beforehand to listen on 127.0.0.1 alone."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns that it will change
     if address == "local":
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster for one run reports to nobody
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster for one run reports nothing
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray reads this on import: no other machine
     try:
         import ray

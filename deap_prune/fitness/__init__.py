@@ -1,6 +1,5 @@
 """How good a pruned network is: masks in, objectives out."""
 
-from deap_prune.data.draws import Sampling
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.fitness.objectives import OBJECTIVES, Objective, register_objective
 from deap_prune.fitness.recalibrate import recalibrate_bn
@@ -11,7 +10,6 @@ __all__ = [
     "Counters",
     "Evaluator",
     "Objective",
-    "Sampling",
     "Settings",
     "recalibrate_bn",
     "register_objective",

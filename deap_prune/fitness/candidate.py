@@ -1,4 +1,4 @@
-"""From masks to the pruned network as it is judged: kept weights, compensation, BN statistics, refinement."""
+"""From masks to the pruned network as it is evaluated: kept weights, compensation, BN statistics, refinement."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from typing import Any, cast
 from torch import nn
 
 from deap_prune.data.batches import Forward, count_samples
-from deap_prune.data.draws import full_precision
 from deap_prune.errors import DataError
+from deap_prune.fitness.precision import full_precision
 from deap_prune.fitness.recalibrate import recalibrate_bn
-from deap_prune.fitness.settings import JUDGED, Counters, Settings
-from deap_prune.fitness.slim_buffer import Resident
+from deap_prune.fitness.settings import STORED, Counters, Settings
+from deap_prune.fitness.slim_buffer import SlimBuffer
 from deap_prune.reconstruction import Grams, ReconstructionError, collect_grams, compensate, propagate_bn
 from deap_prune.reconstruction.refine import Refiner
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
 
 
-class Builder:
-    """Makes one candidate after the other in the same memory.
+class CandidateBuilder:
+    """Builds the networks of candidates, one after the other, in the same memory.
 
     Args:
         network: The dense network.
         space: Its space.
         calibration: Batches on the device.
-        settings: What is done to a candidate.
+        settings: How a candidate is built.
         forward: Function of (model, batch) to (outputs, targets).
-        counters: Where time and samples are booked.
+        counters: Counts seconds and samples.
     """
 
     def __init__(
@@ -43,15 +43,15 @@ class Builder:
         forward: Forward,
         counters: Counters,
     ) -> None:
-        self._resident = Resident(network, space)
+        self._buffer = SlimBuffer(network, space)
         self._network, self._space, self._calibration = network, space, calibration
         self.settings, self._forward, self._counters = settings, forward, counters
         self._device = next(network.parameters()).device
         self._refiner: Refiner | None = None
 
     @cached_property
-    def grams(self) -> Grams:
-        """Moments of what the readers of pruned channels see, collected once on the calibration data.
+    def moments(self) -> Grams:
+        """Moments of what the readers of pruned channels read, collected once on the calibration data.
 
         Raises:
             DataError: If there is none.
@@ -59,7 +59,7 @@ class Builder:
         if not self._calibration:
             raise DataError("calibration data is needed: give calibration=(inputs, targets) tensors or batches")
         mode = cast(Any, self.settings.compensate or "auto")
-        memory = self.settings.gram_memory * 2**20
+        memory = self.settings.moment_memory * 2**20
         with full_precision():
             return collect_grams(
                 self._network, self._space, self._calibration, forward=self._forward, mode=mode, memory=memory
@@ -72,13 +72,12 @@ class Builder:
         Raises:
             DataError: If there is no calibration data.
         """
-        return ReconstructionError(self._space, self.grams)
+        return ReconstructionError(self._space, self.moments)
 
     @property
-    def judged(self) -> dict[str, Any]:
-        """The options that figures depend on."""
-        told = {name: getattr(self.settings, name) for name in JUDGED}
-        return told | {"recalibrate": self.recalibrate, "refine_images": self.settings.images_to_refine}
+    def stored_settings(self) -> dict[str, Any]:
+        """The settings that figures depend on, with ``recalibrate="auto"`` resolved."""
+        return {name: getattr(self.settings, name) for name in STORED} | {"recalibrate": self.recalibrate}
 
     @property
     def _compensates(self) -> bool:
@@ -86,32 +85,32 @@ class Builder:
 
     @cached_property
     def recalibrate(self) -> str | None:
-        """How BN statistics are set; what ``"auto"`` comes to, which the moments tell."""
+        """How BN statistics are set; ``"auto"`` is resolved by the moments."""
         if self.settings.recalibrate != "auto":
             return self.settings.recalibrate
-        sound = self._compensates and self.grams.tell_variances(self._network, self._space)
+        sound = self._compensates and self.moments.tell_variances(self._network, self._space)
         return "closed_form" if sound else "data"
 
     def __call__(self, masks: Masks) -> nn.Module:
-        """The slim network, in eval mode; good until the next call.
+        """The slim network, in eval mode; it is valid until the next call.
 
         Raises:
             MaskError: If the masks don't fit the space.
         """
         with full_precision():
-            return self._built(masks)
+            return self._build(masks)
 
-    def _built(self, masks: Masks) -> nn.Module:
+    def _build(self, masks: Masks) -> nn.Module:
         clock, recalibrate, compensated = self._counters.clock, self.recalibrate, self._compensates
         if compensated:
-            self.grams  # noqa: B018  collected before the clock runs
+            self.moments  # noqa: B018  collected before the clock starts
         start = time.perf_counter()
-        network = self._resident.load(masks)
+        network = self._buffer.load(masks)
         start = clock("plan", start, self._device)
         if compensated:
-            compensate(network, self._space, masks, self.grams, statistics=recalibrate == "closed_form")
+            compensate(network, self._space, masks, self.moments, statistics=recalibrate == "closed_form")
         elif recalibrate == "closed_form":
-            propagate_bn(network, self._space, masks, self.grams)
+            propagate_bn(network, self._space, masks, self.moments)
         start = clock("compensate", start, self._device)
         if recalibrate == "data":
             recalibrate_bn(network, self._calibration, forward=self._forward)
@@ -123,22 +122,22 @@ class Builder:
         return network
 
     def _refined(self, masks: Masks, network: nn.Module) -> nn.Module:
-        """What is noted of the dense network is kept for the next candidate, if it takes no more than moments may."""
+        """The network refined; the dense network's targets are kept for the next candidate if memory allows."""
         refiner = self._refiner
         if refiner is None:
-            images, parts = self.settings.images_to_refine, (self._network, self._space, self._calibration)
+            images, parts = self.settings.refine_images, (self._network, self._space, self._calibration)
             refiner = Refiner(*parts, images=images, rows=16 * images, forward=self._forward)
-            if refiner.nbytes <= self.settings.gram_memory * 2**20:
+            if refiner.nbytes <= self.settings.moment_memory * 2**20:
                 self._refiner = refiner
         return refiner(masks, network)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what is soon made anew."""
+        """Without the refiner, which is quickly made again."""
         return vars(self) | {"_refiner": None}
 
-    def with_settings(self, settings: Settings) -> Builder:
-        """One that builds otherwise, from the same moments."""
+    def with_settings(self, settings: Settings) -> CandidateBuilder:
+        """A builder with other settings and the same moments."""
         other = copy.copy(self)
-        other.settings = settings
+        other.settings, other._refiner = settings, None
         vars(other).pop("recalibrate", None)
         return other

@@ -1,4 +1,4 @@
-"""What a pruned network is judged by. Directions live here, in the registry."""
+"""The objectives of a search, and their registry, which holds their directions."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from deap_prune.structure.space import params as count_params
 
 PerSample = Callable[..., Tensor]
 Rerun = Callable[[Callable[[Tensor], Tensor]], Any]
-Part = tuple[Any, Any, Any, Rerun]
-"""Of one batch: outputs, targets, the dense network's outputs, and the way to run it again."""
+EvaluatedBatch = tuple[Any, Any, Any, Rerun]
+"""Outputs, targets, the dense network's outputs, and a function that runs the batch again, changed."""
 OfMasks = Callable[[PruningSpace, Masks], float]
 OfNetwork = Callable[[Callable[[], Any], torch.device], float]
 
@@ -35,20 +35,20 @@ def _mean(total: Tensor, samples: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """A named objective.
+    """A registered objective.
 
     Attributes:
-        maximise: Direction.
-        worst: What a NaN or infinite value becomes.
+        maximise: Whether larger values are better.
+        worst: Value that NaN and infinity are replaced by.
         batch: Function of (outputs, targets, dense_outputs) to values of shape (samples, ...); None for a cost. With
             ``needs_network`` a fourth argument, ``rerun``, is a function of a change: the network's outputs on the
             same batch with the change (a function of a tensor) applied to each of its tensors.
-        finish: Function of (sum over all samples, number of samples) to the value.
+        finish: Function of (sum over all samples, number of samples) to the value; the mean by default.
         of_masks: For a cost: function of (space, masks).
-        of_network: For what is measured on the slimmed network itself: function of (run, device), where ``run()`` is
-            one forward pass over a few validation samples.
-        needs_dense: ``batch`` looks at the dense network's outputs.
-        needs_network: ``batch`` runs the pruned network again, on changed inputs.
+        of_network: For an objective that is measured on the slimmed network: function of (run, device), where ``run()``
+            is one forward pass over a few validation samples.
+        needs_dense: Whether ``batch`` needs the dense network's outputs.
+        needs_network: Whether ``batch`` runs the pruned network again, on changed inputs.
     """
 
     name: str
@@ -90,12 +90,13 @@ def register_objective(
 
     Args:
         name: Registry name.
-        maximise: Direction.
-        worst: Finite value that a NaN or infinite result becomes.
+        maximise: Whether larger values are better.
+        worst: Finite value that replaces NaN and infinity.
         reference: Paper.
-        cost: The objective follows from the masks alone.
-        measured: The objective is measured on the slimmed network: ``run()`` is one forward pass of a few samples.
-        needs_dense: The dense network's outputs are wanted (else ``dense_outputs`` is None).
+        cost: Whether the objective follows from the masks alone.
+        measured: Whether the objective is measured on the slimmed network: ``run()`` is one forward pass of a few
+            samples.
+        needs_dense: Whether the function needs the dense network's outputs (else ``dense_outputs`` is None).
         needs_network: The function takes a fourth argument, ``rerun``: ``rerun(change)`` gives the pruned network's
             outputs on the same batch, each tensor in it changed by ``change`` (shifts, noise, other sizes, ...).
         finish: Function of (sum over samples, number of samples) to the value; the mean if left out.
@@ -135,9 +136,9 @@ def accuracy(outputs: Tensor, targets: Tensor, dense_outputs: None) -> Tensor:
 
 
 def _check_shape(scores: Tensor, targets: Tensor) -> None:
-    """Labels of another shape, (N, 1) say, would be compared with every sample."""
-    if targets.shape != (wanted := scores.shape[:1] + scores.shape[2:]):
-        raise DataError(f"labels have shape {tuple(targets.shape)}; the network's outputs ask for {tuple(wanted)}")
+    """Refuse labels of another shape: labels (N, 1), for example, would be compared with every sample."""
+    if targets.shape != (expected := scores.shape[:1] + scores.shape[2:]):
+        raise DataError(f"labels have shape {tuple(targets.shape)}; the network's outputs ask for {tuple(expected)}")
 
 
 def _where_finite(outputs: Tensor, values: Tensor) -> Tensor:
@@ -152,26 +153,23 @@ def loss(outputs: Tensor, targets: Tensor, dense_outputs: None) -> Tensor:
     return cross_entropy(logits_of(outputs).float(), targets, by_sample=True)
 
 
-def with_loss(objective: Objective, own: Loss | None, *, by_sample: bool = False) -> Objective:
-    """The objective; if it is ``loss``, with a function of the user's: the mean over a batch, or a value a sample.
+def with_loss(objective: Objective, own: Loss | None) -> Objective:
+    """The objective, with the user's loss function if it is ``loss``.
 
     Args:
-        objective: Any.
-        own: The function, if there is one.
-        by_sample: It has to give a value a sample, as races need.
+        objective: Any objective.
+        own: Function of (outputs, targets) to the mean over a batch, or to one value a sample; None: cross-entropy.
     """
     if own is None or objective.name != "loss":
         return objective
-    return replace(objective, batch=partial(_of_loss, own, by_sample))
+    return replace(objective, batch=partial(_own_loss, own))
 
 
-def _of_loss(own: Loss, by_sample: bool, outputs: Any, targets: Any, dense_outputs: None) -> Tensor:
-    found = own(outputs, targets)
-    if not isinstance(found, Tensor):
-        raise DataError(f"the loss gives a {type(found).__name__}; it gives a tensor: a mean, or one value a sample")
-    if by_sample and not found.dim():
-        raise DataError("racing compares losses sample by sample; let loss= give one value a sample, not their mean")
-    return found if found.dim() else found.expand(count_samples((targets, outputs)))
+def _own_loss(own: Loss, outputs: Any, targets: Any, dense_outputs: None) -> Tensor:
+    losses = own(outputs, targets)
+    if not isinstance(losses, Tensor):
+        raise DataError(f"the loss gives a {type(losses).__name__}; it gives a tensor: a mean, or one value a sample")
+    return losses if losses.dim() else losses.expand(count_samples((targets, outputs)))
 
 
 @register_objective(
@@ -184,14 +182,14 @@ def agreement(outputs: Tensor, targets: Tensor, dense_outputs: Tensor) -> Tensor
 
 
 def _mean_iou(total: Tensor, samples: int) -> float:
-    """Mean of intersection / union over the classes that occur; they count alike, however large they are."""
+    """Mean of intersection / union over the classes that occur, with equal weights."""
     intersection, union = total
     return float((intersection / union)[union != 0].mean())
 
 
 @register_objective("miou", maximise=True, worst=0.0, finish=_mean_iou, reference="Everingham et al. 2010, PASCAL VOC")
 def miou(outputs: Tensor | Mapping[str, Tensor], targets: Tensor, dense_outputs: None) -> Tensor:
-    """Mean intersection over union of the classes, in [0, 1]; labels below 0, and 255, mark what is left out.
+    """Mean intersection over union of the classes, in [0, 1]; labels below 0, and 255, are ignored.
 
     Args:
         outputs: Shape (N, classes, ...), or a dict with that under "out" (torchvision's segmentation networks).
@@ -208,21 +206,21 @@ def miou(outputs: Tensor | Mapping[str, Tensor], targets: Tensor, dense_outputs:
     scores = logits_of(outputs)
     _check_shape(scores, targets)
     n, classes = scores.shape[:2]
-    known = check_map(scores, targets)
+    counted = check_map(scores, targets)
     first = (torch.arange(n, device=targets.device) * (classes + 1)).view(-1, *[1] * (targets.dim() - 1))
 
     def areas(labels: Tensor, where: Tensor) -> Tensor:
-        index = labels.where(where, classes) + first  # one bin more for what is left out
+        index = labels.where(where, classes) + first  # one more bin for ignored positions
         return torch.bincount(index.flatten(), minlength=n * (classes + 1)).view(n, -1)[:, :classes]
 
-    found = scores.argmax(dim=1)
-    hits = areas(targets, known & (found == targets))
-    unions = areas(targets, known) + areas(found, known) - hits
+    predicted = scores.argmax(dim=1)
+    hits = areas(targets, counted & (predicted == targets))
+    unions = areas(targets, counted) + areas(predicted, counted) - hits
     return _where_finite(scores, torch.stack([hits, unions], dim=1).double())
 
 
 SHIFTS = ((0, 1), (1, 0), (1, 1), (2, 3), (3, 2))
-"""Rows and columns that ``shift_consistency`` shifts by: every offset of a grid with stride 2, and some of 4."""
+"""Shifts of ``shift_consistency`` in (rows, columns): every offset of a grid of stride 2, and some of stride 4."""
 
 
 @register_objective(
@@ -235,7 +233,7 @@ SHIFTS = ((0, 1), (1, 0), (1, 1), (2, 3), (3, 2))
 def shift_consistency(outputs: Tensor, targets: Any, dense_outputs: None, rerun: Rerun) -> Tensor:
     """Share of images whose label (largest output) stays the same under five circular shifts, in [0, 1].
 
-    Every tensor (N, C, H, W) of the batch is shifted. It says nothing of whether the label is right.
+    Every tensor (N, C, H, W) of the batch is shifted. Whether the label is right does not count.
 
     Raises:
         DataError: If the network does not give one label for an image, or the batch holds no images.
@@ -275,15 +273,15 @@ def params(space: PruningSpace, masks: Masks) -> float:
 
 REPEATS = 15
 TIMED = 16
-"""Samples in the forward pass that is timed."""
+"""Samples in the forward pass that ``latency`` times."""
 
 
 @register_objective("latency", maximise=False, worst=1e6, measured=True)
 def latency(run: Callable[[], Any], device: torch.device) -> float:
     """Milliseconds of one forward pass of 16 samples (or all there are) through the slimmed network, on its device.
 
-    The median of 15 passes after 3 to warm up. It is a measurement: a search stores it with the candidate, and never
-    repeats it, but two runs differ by the noise of the machine.
+    The median of 15 passes after 3 to warm up. A search measures each candidate once and stores the value; two runs
+    differ by the noise of the machine.
     """
     times = []
     for _ in range(3 + REPEATS):
@@ -296,38 +294,37 @@ def latency(run: Callable[[], Any], device: torch.device) -> float:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for what was started on the device."""
+    """Wait for the work that was started on the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def values_of(objective: Objective, part: Part) -> Tensor:
+def batch_values(objective: Objective, batch: EvaluatedBatch) -> Tensor:
     """A data objective's values for one batch, shape (samples, ...).
 
     Raises:
-        DataError: If the objective gives something else.
+        DataError: If the objective returns anything else.
     """
-    given = part if objective.needs_network else part[:3]
     if objective.batch is None:
         return torch.zeros(1)
-    found = objective.batch(*given)
-    if not isinstance(found, Tensor) or not found.dim():
-        kind = "a tensor without dimensions" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+    values = objective.batch(*(batch if objective.needs_network else batch[:3]))
+    if not isinstance(values, Tensor) or not values.dim():
+        kind = "a tensor without dimensions" if isinstance(values, Tensor) else f"a {type(values).__name__}"
         raise DataError(
             f"objective '{objective.name}' gave {kind}; it gives one value a sample, a tensor of shape (samples, ...)"
         )
-    return found
+    return values
 
 
-def judge(objective: Objective, values: Iterable[Tensor]) -> float:
+def reduced(objective: Objective, batches: Iterable[Tensor]) -> float:
     """Value of a data objective over all batches.
 
     Args:
         objective: The objective.
-        values: What :func:`values_of` gave for each batch.
+        batches: Result of :func:`batch_values` for each batch.
     """
     total, samples = torch.zeros(()), 0
-    for found in values:
-        total = total.to(found.device) + found.double().sum(dim=0)
-        samples += len(found)
+    for values in batches:
+        total = total.to(values.device) + values.double().sum(dim=0)
+        samples += len(values)
     return objective.finish(total, samples)

@@ -1,7 +1,7 @@
 """Batch-normalisation statistics of a pruned network, re-estimated on calibration data.
 
-Pruning shifts what every BN layer sees; stale statistics make a good candidate look bad (EagleEye, Li et al. 2020,
-arXiv 2007.02491). The statistics are reset and become plain averages over the calibration batches.
+Pruning changes the inputs of every BN layer, and stale statistics make a good candidate look bad (EagleEye, Li et al.
+2020, arXiv 2007.02491). The statistics are reset and become plain averages over the calibration batches.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from deap_prune.errors import DataError
 
 @torch.no_grad()
 def recalibrate_bn(model: nn.Module, batches: Iterable[Any], *, forward: Forward) -> None:
-    """Replace the running statistics of every BN layer, in place; everything else stays in eval mode.
+    """Replace the running statistics of every BN layer, in place; all other layers stay in eval mode.
 
     Args:
         model: The network; it ends in eval mode.
-        batches: Calibration batches on its device, of equal size where the average is to be exact.
+        batches: Calibration batches on its device; the average is exact if they have equal sizes.
         forward: Function of (model, batch) to (outputs, targets).
 
     Raises:

@@ -13,7 +13,7 @@ from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
 
 
-class Resident:
+class SlimBuffer:
     """The slim network of one candidate after the other.
 
     Building a module tree anew for every candidate costs more than its weights do; here the modules stay, and only

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
 from deap_prune.blending.baselines import AnyGenome
+from deap_prune.blending.budget import Budget
 from deap_prune.blending.clusters import CriteriaClusters
 from deap_prune.blending.stability import Stability, stability
-from deap_prune.config import SearchConfig
 from deap_prune.criteria.table import ScoreTable, score
 from deap_prune.fitness.evaluator import Evaluator
+from deap_prune.options import SearchOptions
 from deap_prune.plot import plot_agreement
 from deap_prune.progress import track
 from deap_prune.search import prepare
-from deap_prune.search.workspace import Workspace
+from deap_prune.search.from_config import OpenedConfig
 
-SCORING = (  # what of a search's options says how criteria are scored and their masks judged
-    *("criteria", "reduction", "labels", "n_clusters", "clustering", "normaliser", "seed", "ignore"),
-    *("round_to", "min_keep", "recalibrate", "compensate", "gram_memory", "batch_size", "device", "threads"),
-)
 PARTS = 2  # of the calibration images, scored one by one for the stability
 
 
@@ -100,12 +97,12 @@ class Comparison:
 
 
 def compare_criteria(
-    work: Workspace, *, max_flops: float | None = None, picture: str | Path | None = None, progress: bool = True
+    opened: OpenedConfig, *, max_flops: float | None = None, picture: str | Path | None = None, progress: bool = True
 ) -> Comparison:
     """Score the config's network by the config's criteria; cluster, draw and rank them.
 
     Args:
-        work: Network, data, config.
+        opened: Network, data, config.
         max_flops: Kept share of the FLOPs for the ranking; the config's, or a half, if left out.
         picture: Where to draw the agreement.
         progress: Show bars.
@@ -113,25 +110,30 @@ def compare_criteria(
     Raises:
         PruneError: Of the kind that fits.
     """
-    wanted = max_flops if max_flops is not None else work.config.search.max_flops
-    budget = 0.5 if wanted is None or isinstance(wanted, tuple) else wanted
-    kept = work.config.search.model_dump(include=set(SCORING))
-    options = SearchConfig(
-        **kept, allocation="uniform", max_flops=budget, objectives=("accuracy", "loss"), algorithm="singles"
+    share = Budget.of(opened.config.search.genome_budget).fixed_or(0.5) if max_flops is None else max_flops
+    options = replace(
+        opened.config.search,
+        allocation="uniform",
+        max_flops=share,
+        objectives=("accuracy", "loss"),
+        algorithm="singles",
+        compare="compensated",
+        augment=False,
+        guard=0,
+        prescreen=1,
     )
-    genome, evaluate, _ = prepare(
-        work.model, work.example, work.calibration, work.validation, options, progress=progress
-    )
+    prepared = prepare(opened.task, options, progress=progress)
+    genome, evaluate = prepared.genome, prepared.evaluator
     if picture is not None:
-        plot_agreement(genome.clusters, picture, title=type(work.model).__name__)
-    stable = _stability(work, genome, evaluate.network, options)
+        plot_agreement(genome.clusters, picture, title=type(opened.task.model).__name__)
+    stable = _stability(opened, genome, evaluate.network, options)
     ranking = rank_criteria(genome, evaluate, progress=progress)
-    return Comparison(genome.clusters, stable, ranking, budget, evaluate.dense["values"])
+    return Comparison(genome.clusters, stable, ranking, share, evaluate.dense["values"])
 
 
-def _stability(work: Workspace, genome: AnyGenome, network: nn.Module, options: SearchConfig) -> Stability | None:
+def _stability(opened: OpenedConfig, genome: AnyGenome, network: nn.Module, options: SearchOptions) -> Stability | None:
     """Agreement between parts of the calibration images; None if there are too few of them."""
-    images, labels = work.calibration
+    images, labels = opened.splits.calibration
     if len(images) < PARTS:
         return None
     tables: list[ScoreTable] = []
@@ -142,12 +144,11 @@ def _stability(work: Workspace, genome: AnyGenome, network: nn.Module, options: 
                 genome.space,
                 part,
                 criteria=options.criteria,
-                reduction=options.reduction,
                 labels=options.labels,
                 seed=options.seed,
             )
         )
-    return stability(tables, n_clusters=options.n_clusters, method=options.clustering, seed=options.seed)
+    return stability(tables, n_clusters=options.n_clusters, seed=options.seed)
 
 
 def _matrix(clusters: CriteriaClusters) -> str:

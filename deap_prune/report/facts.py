@@ -21,7 +21,7 @@ from deap_prune.evolution.front import ParetoFront, Solution
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.progress import track
 from deap_prune.search.folder import versions
-from deap_prune.search.reopen import reopen
+from deap_prune.search.reopen import as_final, open_run
 
 if TYPE_CHECKING:
     from deap_prune.search import Result
@@ -202,11 +202,11 @@ def _look(
     if result is not None:
         genome, evaluator, scores = result.genome, result.evaluator, result.scores
     else:
-        work = reopen(folder)
-        genome, evaluator, scores = prepare(
-            work.model, work.example, work.calibration, work.validation, work.config.search, progress=progress
-        )
-        evaluator = evaluator.in_full(refine=bool(front.settings.get("refine")))  # judged as the front was
+        opened = open_run(folder)
+        options = opened.config.search
+        prepared = prepare(opened.task, options, progress=progress)
+        genome, scores = prepared.genome, prepared.scores
+        evaluator = as_final(prepared.evaluator, front, options)
     space, clusters = evaluator.space, genome.clusters
     for solution in front:
         space.kept(solution.masks)  # the front is this network's, or an error that says what differs

@@ -1,4 +1,4 @@
-"""What a run folder needs beside the front: fingerprints, the evaluator's cache, the files of a result."""
+"""The run folder, except for front and checkpoints: fingerprint, the cache's journal, the files of a result."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from typing import Any
 import numpy as np
 import torch
 from deap import tools
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from deap_prune.config import STOPS, SearchConfig
-from deap_prune.data.batches import Data
 from deap_prune.errors import RunError
 from deap_prune.evolution.checkpoint import Journal
 from deap_prune.evolution.front import ParetoFront
 from deap_prune.files import write_text
 from deap_prune.fitness.evaluator import Evaluator
+from deap_prune.options import SearchOptions
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import unwrap
 from deap_prune.structure.space import PruningSpace
+from deap_prune.task import Task
 
 
 def check_folder(folder: Path) -> None:
-    """A run starts in a new or an empty folder, which can be written.
+    """Check that a run can start in a folder: it is new or empty, and writable.
 
     Raises:
-        RunError: If there is anything in it, or it can't be made.
+        RunError: If it is not.
     """
     if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
         door = f"dp.resume('{folder}', model, example_inputs, calibration=..., validation=...)"
@@ -44,24 +44,23 @@ def check_folder(folder: Path) -> None:
         raise RunError(f"'{folder}' exists and is not empty; choose another out folder{held}")
     try:
         place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    except OSError as error:  # a name too long, say
+    except OSError as error:  # a name that is too long, for example
         raise RunError(f"'{folder}' can't be made: {error}; choose another out folder") from error
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise RunError(f"'{folder}' can't be made: '{place}' is no folder that you may write to; choose another out")
 
 
-def fingerprint(model: nn.Module, options: SearchConfig, calibration: Data, validation: Data) -> dict[str, str]:
-    """What a run depends on: settings as JSON, hashes of model and data; how long it runs may change."""
-    settings = options.model_dump(mode="json", exclude={"generations", *STOPS})
+def fingerprint(task: Task, options: SearchOptions) -> dict[str, str]:
+    """What a run depends on: settings as JSON, hashes of model and data. How long the run lasts is not part of it."""
     weights = hashlib.sha256()
-    for name, tensor in sorted(unwrap(model).state_dict().items()):
+    for name, tensor in sorted(unwrap(task.model).state_dict().items()):
         weights.update(name.encode())
         weights.update(_bytes(tensor))
     images = hashlib.sha256()
-    for leaf in tree_leaves([calibration, validation]):
+    for leaf in tree_leaves([task.calibration, task.validation]):
         images.update(_bytes(leaf) if isinstance(leaf, Tensor) else repr(leaf).encode())
     return {
-        "settings": json.dumps(settings, sort_keys=True),
+        "settings": json.dumps(options.fingerprint(), sort_keys=True),
         "model": weights.hexdigest(),
         "data": images.hexdigest(),
     }
@@ -72,7 +71,7 @@ def _bytes(tensor: Tensor) -> bytes:
 
 
 def cache_journal(folder: Path, evaluator: Evaluator) -> Journal:
-    """The evaluator's cache as a file: a mask as hexadecimal bits in the order of the space's channels, its values."""
+    """The evaluator's cache as a file: per line the mask as hexadecimal bits in channel order, and its values."""
 
     def line(masks: Masks, values: tuple[float, ...]) -> str:
         return json.dumps([pack_masks(evaluator.space, masks), *values])
@@ -82,25 +81,36 @@ def cache_journal(folder: Path, evaluator: Evaluator) -> Journal:
 
 def pack_masks(space: PruningSpace, masks: Masks) -> str:
     """The kept filters of all groups as hexadecimal bits."""
-    dense = (masks[g.name] if g.name in masks else np.ones(g.size, dtype=np.bool_) for g in space.groups)
-    return np.packbits(np.concatenate(list(dense))).tobytes().hex()
+    keep = (masks[g.name] if g.name in masks else np.ones(g.size, dtype=np.bool_) for g in space.groups)
+    return np.packbits(np.concatenate(list(keep))).tobytes().hex()
 
 
-def unpack_cache(extra: Mapping[str, Any], lines: Sequence[str], evaluator: Evaluator) -> None:
-    """Bring the evaluator to where a checkpoint was."""
-    space = evaluator.space
-    evaluator.at_generation(extra.get("generation", 0))
-    for line in lines:
-        text, *values = json.loads(line)
-        bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8)).astype(bool)
-        masks = Masks({g.name: bits[g.start : g.start + g.size] for g in space.groups})
-        evaluator.cache[masks] = tuple(values)
-    evaluator.counters.candidates = extra["candidates"]
-    evaluator.dense["values"].update(extra.get("dense", {}))
+def unpack_masks(space: PruningSpace, text: str) -> Masks:
+    """The inverse of :func:`pack_masks`."""
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8)).astype(bool)
+    return Masks({g.name: bits[g.start : g.start + g.size] for g in space.groups})
+
+
+def checkpoint_extra(evaluator: Evaluator) -> dict[str, Any]:
+    """What a checkpoint stores of the evaluator, apart from its cache; a latency can't be measured again."""
+    return {"candidates": evaluator.counters.candidates, "dense": evaluator.dense["values"]}
+
+
+def restore_evaluator(extra: Mapping[str, Any], lines: Sequence[str], evaluator: Evaluator) -> None:
+    """Set the evaluator to its state at a checkpoint.
+
+    Args:
+        extra: Result of :func:`checkpoint_extra`.
+        lines: Lines of the cache's journal.
+        evaluator: A new evaluator of the same task.
+    """
+    rows = (json.loads(line) for line in lines)
+    values = {unpack_masks(evaluator.space, text): tuple(numbers) for text, *numbers in rows}
+    evaluator.restore(values, candidates=extra["candidates"], dense=extra["dense"])
 
 
 def versions() -> dict[str, str]:
-    """What computes: Python, the machine, and the packages that figures depend on."""
+    """Versions of Python, the machine and the packages that results depend on."""
     packages = ("deap-prune", "torch", "torchvision", "deap", "numpy", "scikit-learn")
     return {
         "python": platform.python_version(),
@@ -110,13 +120,13 @@ def versions() -> dict[str, str]:
 
 
 def write_versions(folder: Path) -> None:
-    """versions.json, as of the run's start; a resumed run keeps it."""
+    """Write versions.json when a run starts; a resumed run keeps it."""
     if not (folder / "versions.json").exists():
         write_text(folder / "versions.json", json.dumps(versions(), indent=1))
 
 
 def write_history(folder: Path, logbook: tools.Logbook) -> None:
-    """history.csv: one row a generation, with what callbacks added to any of them."""
+    """Write history.csv: one row per generation, with the columns that callbacks added."""
     table = io.StringIO()
     columns = dict.fromkeys(name for record in logbook for name in record)
     writer = csv.DictWriter(table, fieldnames=list(columns), lineterminator="\n")
@@ -126,7 +136,7 @@ def write_history(folder: Path, logbook: tools.Logbook) -> None:
 
 
 def write_result(folder: Path, front: ParetoFront, logbook: tools.Logbook) -> None:
-    """history.csv, the front's files and its picture."""
+    """Write history.csv, the front's files and its picture."""
     from deap_prune.plot import plot_front
 
     write_history(folder, logbook)

@@ -1,31 +1,48 @@
-"""A solution of a finished run, with the evaluator that judged it."""
+"""A finished run, opened again: a solution, with the evaluator that its values come from."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from deap_prune.config import load_config
+from deap_prune.data.hold_out import hold_out
 from deap_prune.errors import RunError
 from deap_prune.evolution.checkpoint import Checkpoints
 from deap_prune.evolution.front import ParetoFront, Solution
 from deap_prune.fitness.evaluator import Evaluator
-from deap_prune.search.finalists import hold_out
+from deap_prune.options import EndOptions
 from deap_prune.search.folder import fingerprint
-from deap_prune.search.workspace import Workspace
+from deap_prune.search.from_config import OpenedConfig, open_config
 from deap_prune.structure.tracing.trace import trace
 
 
-def recall(
+@dataclass(frozen=True, eq=False)
+class OpenedSolution:
+    """A solution of a run.
+
+    Attributes:
+        solution: The solution.
+        evaluator: Evaluates as the front was evaluated.
+        opened: Config, task and data of the run.
+    """
+
+    solution: Solution
+    evaluator: Evaluator
+    opened: OpenedConfig
+
+
+def open_solution(
     run: str | Path, *, max_flops: float | None = None, number: int | None = None, overrides: Sequence[str] = ()
-) -> tuple[Evaluator, Solution, Workspace]:
-    """Evaluator, solution and workspace of a run that its config describes.
+) -> OpenedSolution:
+    """A solution of a run whose config names its network and data.
 
     Args:
         run: The run folder.
-        max_flops: The best solution with at most this kept share of the FLOPs; the best at all if left out.
-        number: The solution at this place of front.json instead.
-        overrides: ``key.sub=value`` each, for the config (of fine-tuning, say).
+        max_flops: The best solution with at most this kept share of the FLOPs; the best of all by default.
+        number: The solution's place in front.json, in the place of ``max_flops``.
+        overrides: ``key.sub=value`` each, for the config (of fine-tuning, for example).
 
     Raises:
         RunError: If the folder holds no front, no such solution, or was run with another model or other data.
@@ -35,24 +52,30 @@ def recall(
     if number is not None and not 0 <= number < len(front):
         raise RunError(f"'{run}' has solutions 0 to {len(front) - 1}; number is {number}")
     solution: Solution = front[number] if number is not None else front.best(max_flops=max_flops)
-    work = reopen(run, overrides)
-    config = work.config
+    opened = open_run(run, overrides)
+    options, task = opened.config.search, opened.task
     evaluator = Evaluator(
-        work.model,
-        trace(work.model, work.example, ignore=config.search.ignore),
-        calibration=work.calibration,
-        validation=hold_out(work.validation, config.search.guard)[0],
-        **config.search.fitness(),
+        task.model,
+        trace(task.model, task.example_inputs, ignore=options.ignore),
+        calibration=task.calibration,
+        validation=hold_out(task.validation, options.guard)[0],
+        **options.evaluator_settings(),
     )
-    return evaluator.in_full(refine=bool(front.settings.get("refine"))), solution, work
+    return OpenedSolution(solution, as_final(evaluator, front, options), opened)
 
 
-def reopen(run: str | Path, overrides: Sequence[str] = ()) -> Workspace:
-    """Model and data of a run that its config describes.
+def as_final(evaluator: Evaluator, front: ParetoFront, options: EndOptions) -> Evaluator:
+    """An evaluator that evaluates as the front was evaluated: on all images as they are, refined if the front is."""
+    how = {"refine": bool(front.settings.get("refine")), "refine_images": options.refine_images}
+    return evaluator.with_settings(**how, augment=False, precision="fp32")
+
+
+def open_run(run: str | Path, overrides: Sequence[str] = ()) -> OpenedConfig:
+    """Network and data of a run that its config names.
 
     Args:
         run: The run folder.
-        overrides: ``key.sub=value`` each, for the config (of fine-tuning, say).
+        overrides: ``key.sub=value`` each, for the config (of fine-tuning, for example).
 
     Raises:
         RunError: If the run was started from Python, or with another model or other data.
@@ -64,7 +87,7 @@ def reopen(run: str | Path, overrides: Sequence[str] = ()) -> Workspace:
             f"front = dp.ParetoFront.load('{run}') and dp.Evaluator(model, space, calibration=..., validation=..., "
             "objectives=tuple(front.weights), **front.settings).slim(front.best(max_flops=...).masks)"
         )
-    work = Workspace.open(config)
-    identity = fingerprint(work.model, config.search, work.calibration, work.validation)
-    Checkpoints(Path(run), identity).newest()  # the same weights and data, or an error that names what differs
-    return work
+    opened = open_config(config)
+    checkpoints = Checkpoints(Path(run), fingerprint(opened.task, config.search))
+    checkpoints.newest()  # raises an error that names what differs, if weights or data do
+    return opened

@@ -17,7 +17,7 @@ from test_genome import SPACES, make
 import deap_prune as dp
 from deap_prune.blending.baselines import AffineGenome, Table, borda
 from deap_prune.errors import ConfigError
-from deap_prune.evolution import Seeds
+from deap_prune.evolution import StartingPoints
 from tests.helpers.pruning import prepared
 
 
@@ -187,14 +187,14 @@ def test_where_candidates_are_refined_random_ones_are_far_from_even(digits: Digi
 
 def test_no_balance_without_compensation_or_widths(digits: Digits) -> None:
     plain = digits.evaluator(objectives=("accuracy", "flops"), compensate=None)
-    assert not Seeds(dp.BlendProblem(digits.genome(), plain)).balanced(8)
+    assert not StartingPoints(dp.algorithms.BlendProblem(digits.genome(), plain)).balanced(8)
     counted = digits.evaluator(objectives=("params", "flops"), calibration=None, recalibrate=None)
     assert len(dp.make_toolbox(digits.genome(), counted, seed=0).population(n=16)) == 16
     evaluator = digits.evaluator(objectives=("accuracy", "flops"))
-    assert not Seeds(dp.BlendProblem(digits.genome(allocation="global"), evaluator)).balanced(8)
+    assert not StartingPoints(dp.algorithms.BlendProblem(digits.genome(allocation="global"), evaluator)).balanced(8)
     affine = AffineGenome(digits.space, digits.scores, digits.clusters, criterion="l2", max_flops=0.5)
-    assert not Seeds(dp.BlendProblem(affine, evaluator)).balanced(8)
-    assert len(Seeds(dp.BlendProblem(digits.genome(), evaluator)).balanced(8)) == 8
+    assert not StartingPoints(dp.algorithms.BlendProblem(affine, evaluator)).balanced(8)
+    assert len(StartingPoints(dp.algorithms.BlendProblem(digits.genome(), evaluator)).balanced(8)) == 8
 
 
 def test_the_worst_filters_go_first() -> None:

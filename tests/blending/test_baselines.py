@@ -26,7 +26,7 @@ class Table:
         self.scores = {g.name: {c: np.round(rng.random(g.size), 1) for c in "abcd"} for g in space.groups}
 
 
-def make(name: str, kind: str = "blend", **options: object) -> dp.Genome | dp.AffineGenome:
+def make(name: str, kind: str = "blend", **options: object) -> dp.Genome | deap_prune.blending.AffineGenome:
     space = prepared(name).space
     table = Table(space)
     return GENOMES[kind](space, table, dp.cluster(table), **options)
@@ -52,7 +52,7 @@ def test_many_are_decoded_as_one_by_one(name: str, data: st.DataObject) -> None:
     }
     genome = make(name, kind, **options)
     random.seed(data.draw(st.integers(0, 99)))
-    individuals = [dp.initBlend(list, genome.layout) for _ in range(7)]
+    individuals = [dp.operators.initBlend(list, genome.layout) for _ in range(7)]
     one_by_one = [genome.decode(ind) for ind in individuals]
     assert genome.decode_many(individuals) == one_by_one
     assert genome.decode_many(individuals * 40)[-7:] == one_by_one
@@ -93,7 +93,7 @@ def test_medoid_genome_is_all_continuous() -> None:
     assert set(genome.layout.kinds) == {"factor", "keep"}
     random.seed(0)
     for _ in range(10):
-        genes = dp.initBlend(list, genome.layout)
+        genes = dp.operators.initBlend(list, genome.layout)
         spelled: list[float] = []
         for kind in full.layout.kinds:  # the same individual with the medoids (candidate 0) spelled out
             spelled.append(0.0 if kind == "candidate" else genes.pop(0))

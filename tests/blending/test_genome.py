@@ -152,7 +152,7 @@ def test_stages_keep_equal_widths(name: str, max_flops: float | None) -> None:
     assert len(genome.layout.of_kind("keep")) == 3
     random.seed(1)
     for _ in range(10):
-        counts = genome.space.kept_counts(genome.decode(dp.initBlend(list, genome.layout)))
+        counts = genome.space.kept_counts(genome.decode(dp.operators.initBlend(list, genome.layout)))
         found = [set(counts[members].tolist()) for members in stages(genome.space)]
         assert len(found) == 3 and all(len(widths) == 1 for widths in found)
     groups = len(genome.space.groups)
@@ -235,7 +235,7 @@ def test_factors_count_only_up_to_scale(seed: int, scale: float) -> None:
     for allocation in ("uniform", "global", "evolved"):
         genome = make("residual", allocation=allocation, max_flops=0.5)
         random.seed(seed)
-        genes = dp.initBlend(list, genome.layout)
+        genes = dp.operators.initBlend(list, genome.layout)
         chosen = random.randrange(len(genome.space.groups))
         scaled = [
             g * scale if kind == "factor" and locus == chosen else g
@@ -251,7 +251,7 @@ def test_blend_says_what_ranks_the_filters(options: dict[str, Any], seed: int) -
     """The scores mixed by its shares are the importance, for each group."""
     genome = make("residual", max_flops=0.5, **options)
     random.seed(seed)
-    genes = dp.initBlend(list, genome.layout)
+    genes = dp.operators.initBlend(list, genome.layout)
     tables, importance = Table(genome.space).scores, genome.importance(genes)
     for name, blend in genome.blend(genes).items():
         assert sum(blend.values()) == pytest.approx(1) and len(blend) == len(genome.clusters[name].members)

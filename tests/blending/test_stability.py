@@ -68,7 +68,7 @@ def test_stability_of_what_is_known() -> None:
         one_group(fixed=fixed * (i + 1), nearly=fixed + 0.05 * rng.random(50), noise=rng.random(50), constant=constant)
         for i in range(4)
     ]
-    found = dp.stability(tables, n_clusters=2)
+    found = deap_prune.blending.stability(tables, n_clusters=2)
     assert found.criteria["fixed"] == found.criteria["constant"] == 1
     assert found.criteria["nearly"] > 0.95 and abs(found.criteria["noise"]) < 0.3
     assert set(found.clusters) == {"g"}
@@ -77,14 +77,14 @@ def test_stability_of_what_is_known() -> None:
 def test_stable_clusters_have_a_rand_index_of_one() -> None:
     table, _ = families()
     same = one_group(**{name: 2 * s for name, s in table.scores["g"].items()})
-    assert dp.stability([table, same, table]).clusters == {"g": 1.0}
+    assert deap_prune.blending.stability([table, same, table]).clusters == {"g": 1.0}
     renamed = dict(zip(sorted(table.scores["g"]), list(table.scores["g"].values())[::2] * 2, strict=False))
-    assert dp.stability([one_group(**renamed), one_group(**renamed)]).clusters == {"g": 1.0}
+    assert deap_prune.blending.stability([one_group(**renamed), one_group(**renamed)]).clusters == {"g": 1.0}
 
 
 def test_stability_is_of_the_criteria_that_always_apply() -> None:
     a, b = one_group(x=[1, 2, 3], y=[3, 1, 2]), one_group(x=[1, 2, 3])
-    assert set(dp.stability([a, b]).criteria) == {"x"}
+    assert set(deap_prune.blending.stability([a, b]).criteria) == {"x"}
 
 
 def test_stability_of_a_network(digits: Digits) -> None:
@@ -92,7 +92,7 @@ def test_stability_of_a_network(digits: Digits) -> None:
     x, y = digits.calibration
     names = ("l1", "bn_scale", "mean_activation", "taylor_gate")
     halves = [dp.score(digits.model, digits.space, (x[i::2], y[i::2]), criteria=names) for i in range(2)]
-    found = dp.stability(halves)
+    found = deap_prune.blending.stability(halves)
     assert found.criteria["l1"] == found.criteria["bn_scale"] == 1
     assert 1 > found.criteria["mean_activation"] > found.criteria["taylor_gate"]
 
@@ -100,9 +100,9 @@ def test_stability_of_a_network(digits: Digits) -> None:
 def test_messages() -> None:
     table = one_group(a=[1, 2])
     with pytest.raises(ConfigError, match="two or more score tables of the same groups; 1 were given"):
-        dp.stability([table])
+        deap_prune.blending.stability([table])
     with pytest.raises(ConfigError, match="two or more score tables of the same groups; 2 were given"):
-        dp.stability([table, Table({"h": {"a": np.arange(2.0)}})])
+        deap_prune.blending.stability([table, Table({"h": {"a": np.arange(2.0)}})])
     with pytest.raises(RegistryError, match="unknown clustering method 'kmean'; did you mean 'kmeans'"):
         dp.cluster(table, method="kmean")
     assert members(table, 2) == {frozenset("a")}

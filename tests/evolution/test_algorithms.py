@@ -45,8 +45,8 @@ def test_algorithm_contract(name: str) -> None:
 
     def run() -> tuple[Any, Any]:
         toolbox = toolbox_for(name, max_flops=(0.3, 0.7) if name == "successive" else 0.5)
-        variation = dp.Variation(8, 0.5, 0.5, budgets if name == "successive" else (), 2)
-        loop = dp.Loop(name, toolbox, variation)
+        variation = dp.algorithms.Variation(8, 0.5, 0.5, budgets if name == "successive" else (), 2)
+        loop = dp.algorithms.Loop(name, toolbox, variation)
         return toolbox, loop.run(loop.start(8), 5)
 
     toolbox, state = run()
@@ -92,7 +92,7 @@ def test_successive_budgets_in_one_run(tmp_path: Path) -> None:
 
 def test_aging_forgets_the_oldest() -> None:
     toolbox = toolbox_for("aging", max_flops=0.5)
-    loop = dp.Loop("aging", toolbox, dp.Variation(1))
+    loop = dp.algorithms.Loop("aging", toolbox, dp.algorithms.Variation(1))
     state = loop.start(6)
     first = [list(ind) for ind in state.population]
     loop.run(state, 2)
@@ -104,12 +104,12 @@ def test_legr_moves_scales_by_shrinking_steps() -> None:
 
     def moves(evaluations: int) -> tuple[float, float, set[int]]:
         toolbox = toolbox_for("legr", max_flops=0.5)
-        state = dp.Loop("legr", toolbox, dp.Variation(1)).start(4)
+        state = dp.algorithms.Loop("legr", toolbox, dp.algorithms.Variation(1)).start(4)
         for individual in state.population:
             individual[:] = [1.0, 0.0] * (len(individual) // 2)
         state.logbook.clear()
         state.logbook.record(gen=0, nevals=evaluations)
-        children = np.array(ALGORITHMS["legr"].children(state, toolbox, dp.Variation(800)))
+        children = np.array(ALGORITHMS["legr"].children(state, toolbox, dp.algorithms.Variation(800)))
         changed = {int(n) for n in (children != [1.0, 0.0] * (children.shape[1] // 2)).sum(axis=1)}
         scales, shifts = np.log(children[:, ::2]), children[:, 1::2]
         return float(scales[scales != 0].std()), float(shifts[shifts != 0].std()), changed
@@ -127,7 +127,7 @@ def test_cma_moves_arrays_too() -> None:
     creator.create("ArrayOfGenes", array.array, typecode="d", fitness=creator.FitnessArray)
     try:
         toolbox = dp.make_toolbox(genome, Fake(genome.space, 1), seed=0, individual=creator.ArrayOfGenes)
-        loop = dp.Loop("cma", toolbox, dp.Variation(6))
+        loop = dp.algorithms.Loop("cma", toolbox, dp.algorithms.Variation(6))
         state = loop.run(loop.start(6), 2)
         assert all(isinstance(ind, array.array) for ind in state.population)
     finally:
@@ -145,99 +145,99 @@ def test_cma_learns() -> None:
     toolbox = dp.make_toolbox(genome, Sphere(genome.space, 1), seed=0)
     toolbox.register("evaluate", lambda ind: (-sum((g - 0.3) ** 2 for g in ind),))
     toolbox.register("map", map)
-    loop = dp.Loop("cma", toolbox, dp.Variation(12))
+    loop = dp.algorithms.Loop("cma", toolbox, dp.algorithms.Variation(12))
     state = loop.start(12)
     begin = state.logbook[0]["quality"]
     loop.run(state, 60)
     assert state.logbook[-1]["quality"] > begin / 20
     with pytest.raises(ConfigError, match="cma with 3 children a generation can't estimate a distribution; give 4"):
-        dp.Loop("cma", toolbox, dp.Variation(3)).run(loop.start(4), 1)
+        dp.algorithms.Loop("cma", toolbox, dp.algorithms.Variation(3)).run(loop.start(4), 1)
 
 
 def test_singles_are_every_criterion() -> None:
     toolbox = toolbox_for("singles", max_flops=0.5)
-    loop = dp.Loop("singles", toolbox, dp.Variation(4))
+    loop = dp.algorithms.Loop("singles", toolbox, dp.algorithms.Variation(4))
     state = loop.run(loop.start(2), 9)
     genome = toolbox.evaluate.func.__self__.genome
     assert [list(ind) for ind in state.population] == [genome.single(c) for c in "abc"] and state.number == 0
-    free = dp.Loop("singles", toolbox_for("singles"), dp.Variation(4))
+    free = dp.algorithms.Loop("singles", toolbox_for("singles"), dp.algorithms.Variation(4))
     assert len(free.start(9).population) == 9
 
 
 def test_an_algorithm_of_your_own() -> None:
-    @dp.register_algorithm("always_dense", reference="this test")
-    def dense(state: dp.Generation, toolbox: Any, variation: dp.Variation) -> list[Any]:
+    @dp.algorithms.register_algorithm("always_dense", reference="this test")
+    def dense(state: dp.algorithms.Generation, toolbox: Any, variation: dp.algorithms.Variation) -> list[Any]:
         """Children that keep everything."""
         child = toolbox.individual()
         child[:] = list(toolbox.layout.high)
         return [child]
 
     try:
-        assert "always_dense" in dp.algorithms()
-        loop = dp.Loop("always_dense", fake_toolbox(), dp.Variation(1))
+        assert "always_dense" in dp.algorithms.describe()
+        loop = dp.algorithms.Loop("always_dense", fake_toolbox(), dp.algorithms.Variation(1))
         state = loop.run(loop.start(4), 1)
         assert max(ind.fitness.values[1] for ind in state.archive) == 1.0
     finally:
         ALGORITHMS.remove("always_dense")
     with pytest.raises(RegistryError, match="unknown algorithm 'nsga4'; did you mean 'nsga3'"):
-        dp.Loop("nsga4", fake_toolbox(), dp.Variation(1))
+        dp.algorithms.Loop("nsga4", fake_toolbox(), dp.algorithms.Variation(1))
     with pytest.raises(ConfigError, match="the population is empty"):
-        dp.eaBlend([], fake_toolbox(), 1, 0.5, 0.5, 1)
+        dp.algorithms.eaBlend([], fake_toolbox(), 1, 0.5, 0.5, 1)
     with pytest.raises(ConfigError, match=r"mutpb is 1\.5; give a probability"):
-        dp.Variation(4, 0.1, 1.5)
-    loop = dp.Loop("mu_plus_lambda", fake_toolbox(), dp.Variation(4, 0.9, 0.5))
+        dp.algorithms.Variation(4, 0.1, 1.5)
+    loop = dp.algorithms.Loop("mu_plus_lambda", fake_toolbox(), dp.algorithms.Variation(4, 0.9, 0.5))
     with pytest.raises(ConfigError, match=r"cxpb 0\.9 \+ mutpb 0\.5 is above 1; they are shares"):
         loop.run(loop.start(4), 1)
-    loop = dp.Loop("nsga2", fake_toolbox(), dp.Variation(4, 0.9, 0.5))  # one after the other, as published
+    loop = dp.algorithms.Loop("nsga2", fake_toolbox(), dp.algorithms.Variation(4, 0.9, 0.5))  # one after the other, as published
     assert loop.run(loop.start(4), 1).number == 1
 
 
 # ------------------------------------------------------------------ stops
-def run_with(*stops: Any, ngen: int = 30) -> dp.Generation:
-    loop = dp.Loop("mu_plus_lambda", fake_toolbox(), dp.Variation(6), stops=stops)
+def run_with(*stops: Any, ngen: int = 30) -> dp.algorithms.Generation:
+    loop = dp.algorithms.Loop("mu_plus_lambda", fake_toolbox(), dp.algorithms.Variation(6), stops=stops)
     return loop.run(loop.start(6), ngen)
 
 
 def test_stops() -> None:
-    assert run_with(dp.MaxSeconds(0.0)).number == 0
-    state = run_with(dp.MaxEvaluations(20))
+    assert run_with(dp.algorithms.MaxSeconds(0.0)).number == 0
+    state = run_with(dp.algorithms.MaxEvaluations(20))
     judged = [record["nevals"] for record in state.logbook]
     assert sum(judged) >= 20 > sum(judged[:-1])
     goal = run_with(ngen=10).logbook[6]["hypervolume"]
-    reached = run_with(dp.Target("hypervolume", goal), ngen=10)
+    reached = run_with(dp.algorithms.Target("hypervolume", goal), ngen=10)
     assert reached.number <= 6 and reached.logbook[-1]["hypervolume"] >= goal > reached.logbook[-2]["hypervolume"]
-    cheap = run_with(dp.Target("flops", 0.99, maximise=False))
+    cheap = run_with(dp.algorithms.Target("flops", 0.99, maximise=False))
     assert cheap.number == 0
-    patient = dp.Patience(3)
+    patient = dp.algorithms.Patience(3)
     state = run_with(patient)
     values = [record["hypervolume"] for record in state.logbook]
     if state.number < 30:
         assert max(values[-3:]) == values[-4]
 
 
-@pytest.mark.parametrize("stop", [dp.Target("acc", 0.5), dp.Patience(1, "acc")])
+@pytest.mark.parametrize("stop", [dp.algorithms.Target("acc", 0.5), dp.algorithms.Patience(1, "acc")])
 def test_a_stop_that_looks_at_no_column(stop: Any) -> None:
     with pytest.raises(ConfigError, match=r"the logbook has no column 'acc'; .*known: .*hypervolume"):
         run_with(stop)
 
 
 def test_a_stop_may_look_at_what_a_callback_adds() -> None:
-    def note(state: dp.Generation) -> None:
+    def note(state: dp.algorithms.Generation) -> None:
         if state.number:
             state.logbook[-1]["size"] = state.number
 
-    for stop, last in ((dp.Target("size", 3), 3), (dp.Patience(2, "size", maximise=False), 3)):
-        loop = dp.Loop("mu_plus_lambda", fake_toolbox(), dp.Variation(4), callbacks=[note], stops=[stop])
+    for stop, last in ((dp.algorithms.Target("size", 3), 3), (dp.algorithms.Patience(2, "size", maximise=False), 3)):
+        loop = dp.algorithms.Loop("mu_plus_lambda", fake_toolbox(), dp.algorithms.Variation(4), callbacks=[note], stops=[stop])
         assert loop.run(loop.start(4), 9).number == last
 
 
 def test_patience_by_hand() -> None:
-    state = dp.Generation(0, [])
+    state = dp.algorithms.Generation(0, [])
     for number, value in enumerate([1.0, 2.0, 2.0, 3.0, 3.0, 3.0]):
         state.logbook.record(gen=number, quality=value, loss=-value)
-    assert dp.Patience(2, "quality")(state) and not dp.Patience(3, "quality")(state)
-    assert dp.Patience(2, "loss", maximise=False)(state) and not dp.Patience(3, "loss", maximise=False)(state)
-    assert dp.Patience(5, "quality", least=2.0)(state) and not dp.Patience(6, "quality", least=2.0)(state)
+    assert dp.algorithms.Patience(2, "quality")(state) and not dp.algorithms.Patience(3, "quality")(state)
+    assert dp.algorithms.Patience(2, "loss", maximise=False)(state) and not dp.algorithms.Patience(3, "loss", maximise=False)(state)
+    assert dp.algorithms.Patience(5, "quality", least=2.0)(state) and not dp.algorithms.Patience(6, "quality", least=2.0)(state)
 
 
 def test_a_stopped_run_stays_stopped(tmp_path: Path) -> None:
@@ -295,18 +295,18 @@ def test_pseudo_weights_by_hand() -> None:
 def test_best_of_every_part_of_the_costs() -> None:
     """One for each part where anything was judged, and nobody there is better."""
     result = search(None, generations=2)
-    found, space = dp.best_per_bin(result.fitness, bins=5), result.space
+    found, space = deap_prune.evolution.best_per_bin(result.compared_by, bins=5), result.space
 
     def part(masks: dp.Masks) -> int:
         return min(4, dp.flops(space, masks) * 5 // space.flops)
 
-    cache = result.fitness.cache
+    cache = result.compared_by.cache
     assert [part(s.masks) for s in found] == sorted({part(m) for m in cache}) and len(found) > 1
     for s in found:
         assert s.values["accuracy"] == max(v[0] for m, v in cache.items() if part(m) == part(s.masks))
         assert s.flops == dp.flops(space, s.masks) and s.params == dp.params(space, s.masks)
     with pytest.raises(BudgetError, match="bins is 0; give 1 or more"):
-        dp.best_per_bin(result.fitness, bins=0)
+        deap_prune.evolution.best_per_bin(result.compared_by, bins=0)
 
 
 def test_callbacks_see_every_generation() -> None:

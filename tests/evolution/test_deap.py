@@ -85,7 +85,7 @@ def test_every_alias_can_be_registered_anew() -> None:
     toolbox.register("mutate", tools.mutGaussian, mu=0, sigma=2, indpb=0.5)
     toolbox.register("select", tools.selNSGA2, nd="log")
     population, _ = LOOPS["eaMuPlusLambda"](toolbox.population(n=8), toolbox)
-    assert all(type(ind) is dp.BlendIndividual for ind in population)
+    assert all(type(ind) is dp.operators.BlendIndividual for ind in population)
 
 
 # ------------------------------------------------------------------ individuals
@@ -94,7 +94,7 @@ def test_clone_and_pickle() -> None:
     (individual,) = toolbox.population(n=1)
     individual.fitness.values = (0.5, 0.2, 0.1)
     for other in (toolbox.clone(individual), copy.copy(individual), pickle.loads(pickle.dumps(individual))):
-        assert type(other) is dp.BlendIndividual and list(other) == list(individual)
+        assert type(other) is dp.operators.BlendIndividual and list(other) == list(individual)
         assert other.fitness.values == (0.5, 0.2, 0.1) and other.fitness.weights == (1, -1, -1)
     other = toolbox.clone(individual)
     other[0], before = 99, individual[0]
@@ -104,7 +104,7 @@ def test_clone_and_pickle() -> None:
 
 def test_pickles_open_in_a_fresh_process(tmp_path: Path) -> None:
     """Fitness classes are found by name: no creator, nothing to declare beforehand."""
-    individual = dp.BlendIndividual([1, 0.5], dp.fitness_class((-1, 1, -1))())
+    individual = dp.operators.BlendIndividual([1, 0.5], dp.operators.fitness_class((-1, 1, -1))())
     individual.fitness.values = (3.0, 2.0, 1.0)
     (tmp_path / "one.pickle").write_bytes(pickle.dumps(individual))
     code = "import pickle, sys; x = pickle.load(open(sys.argv[1], 'rb')); print(x, x.fitness.wvalues)"
@@ -115,8 +115,8 @@ def test_pickles_open_in_a_fresh_process(tmp_path: Path) -> None:
 
 
 def test_fitness_classes() -> None:
-    assert dp.fitness_class((1, -1)) is dp.fitness_class((1.0, -1.0))
-    assert dp.fitness_class((1, -1)).__name__ == "FitnessMaxMin" and dp.fitness_class((-1,)).weights == (-1.0,)
+    assert dp.operators.fitness_class((1, -1)) is dp.operators.fitness_class((1.0, -1.0))
+    assert dp.operators.fitness_class((1, -1)).__name__ == "FitnessMaxMin" and dp.operators.fitness_class((-1,)).weights == (-1.0,)
     from deap_prune.evolution import individual
 
     for name in ("Fitness", "FitnessMid", "Nothing"):
@@ -141,9 +141,9 @@ def test_initial_population_spans_the_costs() -> None:
 
 
 # ------------------------------------------------------------------ selection
-def judged(values: list[tuple[float, ...]]) -> list[dp.BlendIndividual]:
+def judged(values: list[tuple[float, ...]]) -> list[dp.operators.BlendIndividual]:
     weights = (1.0, -1.0)[: len(values[0])]
-    found = [dp.BlendIndividual([i], dp.fitness_class(weights)()) for i in range(len(values))]
+    found = [dp.operators.BlendIndividual([i], dp.operators.fitness_class(weights)()) for i in range(len(values))]
     for individual, value in zip(found, values, strict=True):
         individual.fitness.values = value
     return found
@@ -151,34 +151,34 @@ def judged(values: list[tuple[float, ...]]) -> list[dp.BlendIndividual]:
 
 def test_survivors_are_the_first_fronts() -> None:
     people = judged([(0.9, 0.9), (0.5, 0.5), (0.1, 0.1), (0.4, 0.6), (0.05, 0.2), (0.3, 0.7)])
-    assert {ind[0] for ind in dp.selBlend(people, 3)} == {0, 1, 2}
-    assert {ind[0] for ind in dp.selBlend(people, 5)} == {0, 1, 2, 3, 4}
+    assert {ind[0] for ind in dp.operators.selBlend(people, 3)} == {0, 1, 2}
+    assert {ind[0] for ind in dp.operators.selBlend(people, 5)} == {0, 1, 2, 3, 4}
     single = judged([(0.1,), (0.9,), (0.5,), (0.7,)])
-    assert [ind[0] for ind in dp.selBlend(single, 2)] == [1, 3]
+    assert [ind[0] for ind in dp.operators.selBlend(single, 2)] == [1, 3]
 
 
 def test_repeated_values_survive_last() -> None:
     people = judged([(0.9, 0.9), (0.9, 0.9), (0.9, 0.9), (0.4, 0.95), (0.1, 0.1)])
-    assert sorted(ind[0] for ind in dp.selBlend(people, 3)) == [0, 3, 4]
-    assert sorted(ind[0] for ind in dp.selBlend(people, 4)) == [0, 1, 3, 4]
+    assert sorted(ind[0] for ind in dp.operators.selBlend(people, 3)) == [0, 3, 4]
+    assert sorted(ind[0] for ind in dp.operators.selBlend(people, 4)) == [0, 1, 3, 4]
 
 
 def test_parents_are_drawn_by_rank() -> None:
     people = judged([(i / 10, 0.5) for i in range(10)])
     random.seed(0)
-    drawn = [ind[0] for _ in range(200) for ind in dp.selBlend(people, 10)]
+    drawn = [ind[0] for _ in range(200) for ind in dp.operators.selBlend(people, 10)]
     counts = np.bincount(drawn, minlength=10)
     assert counts[9] > 3 * counts[1] and np.corrcoef(counts, range(10))[0, 1] > 0.95
-    assert all(any(ind is p for p in people) for ind in dp.selBlend(people, 10))
+    assert all(any(ind is p for p in people) for ind in dp.operators.selBlend(people, 10))
 
 
 def test_selection_keeps_its_number_with_the_same_individual_twice() -> None:
     """DEAP's varOr puts parents among the children uncloned."""
-    made = [dp.BlendIndividual([float(i)], dp.fitness_class((1.0,))()) for i in range(6)]
+    made = [dp.operators.BlendIndividual([float(i)], dp.operators.fitness_class((1.0,))()) for i in range(6)]
     for i, individual in enumerate(made):
         individual.fitness.values = (float(i // 2),)
     for k in range(1, 12):
-        assert len(dp.selBlend(made + made, k)) == k
+        assert len(dp.operators.selBlend(made + made, k)) == k
 
 
 def test_archive_is_mutually_non_dominated() -> None:
@@ -199,7 +199,7 @@ def test_own_loop_does_what_the_stock_loop_does() -> None:
     stock, _ = algorithms.eaMuPlusLambda(toolbox.population(n=8), toolbox, 8, 6, 0.5, 0.4, 4, verbose=False)
     toolbox = fake_toolbox()
     seen: list[int] = []
-    state = dp.eaBlend(toolbox.population(n=8), toolbox, 6, 0.5, 0.4, 4, callbacks=[lambda s: seen.append(s.number)])
+    state = dp.algorithms.eaBlend(toolbox.population(n=8), toolbox, 6, 0.5, 0.4, 4, callbacks=[lambda s: seen.append(s.number)])
     assert [list(ind) for ind in state.population] == [list(ind) for ind in stock]
     assert seen == [0, 1, 2, 3, 4] and [r["gen"] for r in state.logbook] == seen
     volumes = [r["hypervolume"] for r in state.logbook]
@@ -211,18 +211,18 @@ def test_own_loop_does_what_the_stock_loop_does() -> None:
 def test_a_callback_stops_the_loop() -> None:
     toolbox = fake_toolbox()
 
-    def stop(state: dp.Generation) -> None:
+    def stop(state: dp.algorithms.Generation) -> None:
         state.stop = state.number == 2
 
-    state = dp.eaBlend(toolbox.population(n=6), toolbox, 6, 0.5, 0.5, 50, callbacks=[stop])
+    state = dp.algorithms.eaBlend(toolbox.population(n=6), toolbox, 6, 0.5, 0.5, 50, callbacks=[stop])
     assert state.number == 2 and len(state.logbook) == 3
 
 
 # ------------------------------------------------------------------ does it search?
 def test_search_reaches_a_hypervolume(digits: Digits) -> None:
-    """60 networks. Seeds 0, 1 and 2 reach 0.748, 0.756 and 0.750; their first populations 0.710, 0.704 and 0.703."""
+    """60 networks. StartingPoints 0, 1 and 2 reach 0.748, 0.756 and 0.750; their first populations 0.710, 0.704 and 0.703."""
     toolbox = dp.make_toolbox(digits.genome(), digits.evaluator(), seed=0)
-    state = dp.eaBlend(toolbox.population(n=12), toolbox, 12, 0.5, 0.5, 4)
+    state = dp.algorithms.eaBlend(toolbox.population(n=12), toolbox, 12, 0.5, 0.5, 4)
     volumes = [r["hypervolume"] for r in state.logbook]
     assert volumes[0] < volumes[-1] <= 1
     assert volumes[-1] > 0.725

@@ -21,14 +21,14 @@ from tests.helpers.fakes import Fake
 from tests.helpers.pruning import prepared
 
 
-def layout_of(layers: int = 4) -> dp.Layout:
+def layout_of(layers: int = 4) -> dp.operators.Layout:
     """Each layer: two clusters of three candidates and a keep gene; two stages; later layers cost more."""
     kinds = ("candidate", "factor", "candidate", "factor", "keep") * layers
     high = (2.0, 1.0, 2.0, 1.0, 1.0) * layers
     loci = tuple(i for i in range(layers) for _ in range(5))
     stages = tuple(i * 2 // layers for i in loci)
     costs = tuple(0.1 * (i + 1) for i in loci)
-    return dp.Layout(kinds, (0.0,) * len(kinds), high, loci, stages, costs)
+    return dp.operators.Layout(kinds, (0.0,) * len(kinds), high, loci, stages, costs)
 
 
 LAYOUT = layout_of()
@@ -37,11 +37,11 @@ Cross = Callable[..., tuple[list[float], list[float]]]
 
 def draw(seed: int) -> list[float]:
     random.seed(seed)
-    return dp.initBlend(list, LAYOUT)
+    return dp.operators.initBlend(list, LAYOUT)
 
 
 # ------------------------------------------------------------------ crossover
-@pytest.mark.parametrize(("cross", "parts"), [(dp.cxBlendLayers, "loci"), (dp.cxBlendStages, "stages")])
+@pytest.mark.parametrize(("cross", "parts"), [(dp.operators.cxBlendLayers, "loci"), (dp.operators.cxBlendStages, "stages")])
 def test_exchange_moves_whole_parts(cross: Cross, parts: str) -> None:
     seen = set()
     for seed in range(40):
@@ -58,7 +58,7 @@ def test_exchange_moves_whole_parts(cross: Cross, parts: str) -> None:
 @settings(max_examples=30)
 def test_widths_are_mixed_and_the_rest_changes_places(seed: int) -> None:
     one, two = draw(seed), draw(seed + 1)
-    a, b = dp.cxBlendWidths(one[:], two[:], LAYOUT, alpha=0.0)
+    a, b = dp.operators.cxBlendWidths(one[:], two[:], LAYOUT, alpha=0.0)
     for start, stop in LAYOUT.spans:
         keep = stop - 1
         now, stayed, moved = ((x[start:keep], y[start:keep]) for x, y in ((a, b), (one, two), (two, one)))
@@ -73,7 +73,7 @@ def test_mixing_keeps_candidates_with_their_factors(one: int, two: int) -> None:
     """Where candidates differ, the pairs change places or stay; no gene is made up."""
     a, b = draw(one), draw(two)
     before = a[:], b[:]
-    for cross in (dp.cxBlendMix, dp.cxBlendSBX):
+    for cross in (dp.operators.cxBlendMix, dp.operators.cxBlendSBX):
         x, y = cross(a[:], b[:], LAYOUT)
         for c, f in LAYOUT.pairs:
             if before[0][c] != before[1][c]:
@@ -86,20 +86,20 @@ def test_mixing_keeps_candidates_with_their_factors(one: int, two: int) -> None:
 def test_mixing_is_where_the_parents_are() -> None:
     """BLX-0 stays between the parents; their mean stays (but for what the bounds cut)."""
     a, b = draw(1), draw(2)
-    x, y = dp.cxBlendMix(a[:], b[:], LAYOUT, alpha=0.0)
+    x, y = dp.operators.cxBlendMix(a[:], b[:], LAYOUT, alpha=0.0)
     for i in LAYOUT.of_kind("keep"):
         assert min(a[i], b[i]) <= x[i] <= max(a[i], b[i])
         assert x[i] + y[i] == pytest.approx(a[i] + b[i])
-    wide = [abs(dp.cxBlendMix([0.5] * 20, [0.6] * 20, LAYOUT, alpha=2.0)[0][4] - 0.55) for _ in range(50)]
+    wide = [abs(dp.operators.cxBlendMix([0.5] * 20, [0.6] * 20, LAYOUT, alpha=2.0)[0][4] - 0.55) for _ in range(50)]
     assert max(wide) > 0.1
 
 
 def test_sbx_spreads_by_eta() -> None:
     def spread(eta: float) -> float:
         random.seed(0)
-        return statistics.stdev(dp.cxBlendSBX([0.4] * 20, [0.6] * 20, LAYOUT, eta=eta)[0][4] for _ in range(300))
+        return statistics.stdev(dp.operators.cxBlendSBX([0.4] * 20, [0.6] * 20, LAYOUT, eta=eta)[0][4] for _ in range(300))
 
-    near = [dp.cxBlendSBX([0.4] * 20, [0.6] * 20, LAYOUT, eta=1000.0)[0][4] for _ in range(50)]
+    near = [dp.operators.cxBlendSBX([0.4] * 20, [0.6] * 20, LAYOUT, eta=1000.0)[0][4] for _ in range(50)]
     assert all(min(abs(g - 0.4), abs(g - 0.6)) < 0.01 for g in near)
     assert spread(2.0) > spread(50.0)
 
@@ -107,7 +107,7 @@ def test_sbx_spreads_by_eta() -> None:
 # ------------------------------------------------------------------ mutation
 @pytest.mark.parametrize(
     ("mutate", "kinds"),
-    [(dp.mutBlendFactors, {"factor"}), (dp.mutBlendCandidates, {"candidate"}), (dp.mutBlendTrade, {"keep"})],
+    [(dp.operators.mutBlendFactors, {"factor"}), (dp.operators.mutBlendCandidates, {"candidate"}), (dp.operators.mutBlendTrade, {"keep"})],
 )
 def test_mutations_touch_their_own_kind(mutate: Callable[..., tuple[list[float]]], kinds: set[str]) -> None:
     for seed in range(20):
@@ -121,7 +121,7 @@ def test_mutations_touch_their_own_kind(mutate: Callable[..., tuple[list[float]]
 @settings(max_examples=50)
 def test_a_trade_keeps_the_cost(seed: int, indpb: float, sigma: float) -> None:
     before = draw(seed)
-    (after,) = dp.mutBlendTrade(before[:], LAYOUT, indpb=indpb, sigma=sigma)
+    (after,) = dp.operators.mutBlendTrade(before[:], LAYOUT, indpb=indpb, sigma=sigma)
     cost = lambda genes: sum(genes[i] * LAYOUT.costs[i] for i in LAYOUT.of_kind("keep"))  # noqa: E731
     assert cost(after) == pytest.approx(cost(before), abs=1e-9)
     assert all(0 <= after[i] <= 1 for i in LAYOUT.of_kind("keep"))
@@ -129,8 +129,8 @@ def test_a_trade_keeps_the_cost(seed: int, indpb: float, sigma: float) -> None:
 
 def test_factors_move_by_a_log_normal_step() -> None:
     random.seed(0)
-    layout = dp.Layout(("factor",), (0.0,), (1e9,), (0,))
-    steps = [np.log(dp.mutBlendFactors([1.0], layout, indpb=1.0, sigma=0.5)[0][0]) for _ in range(2000)]
+    layout = dp.operators.Layout(("factor",), (0.0,), (1e9,), (0,))
+    steps = [np.log(dp.operators.mutBlendFactors([1.0], layout, indpb=1.0, sigma=0.5)[0][0]) for _ in range(2000)]
     near = [s for s in steps if abs(s) < 5]  # a tenth is drawn anew, uniformly: far above
     assert 0.85 < len(near) / len(steps) < 0.95
     assert abs(np.mean(near)) < 0.05 and 0.45 < np.std(near) < 0.55
@@ -139,29 +139,29 @@ def test_factors_move_by_a_log_normal_step() -> None:
 def test_widths_move_by_log_normal_steps_together_and_apart() -> None:
     """Three times in ten all widths are multiplied alike; single ones at any time; a width of 0 comes back."""
     random.seed(0)
-    layout = dp.Layout(("keep",) * 5, (0.0,) * 5, (1e9,) * 5, tuple(range(5)))
-    steps = np.log([dp.mutBlend([1.0] * 5, layout, indpb=0.0, sigma=0.5)[0] for _ in range(2000)])
+    layout = dp.operators.Layout(("keep",) * 5, (0.0,) * 5, (1e9,) * 5, tuple(range(5)))
+    steps = np.log([dp.operators.mutBlend([1.0] * 5, layout, indpb=0.0, sigma=0.5)[0] for _ in range(2000)])
     alone = (steps != 0).sum(axis=1) == 1  # no gene was drawn, so one was chosen
     assert 0.65 < alone.mean() < 0.75
     together = np.sort(steps[~alone], axis=1)
     common = np.median(together, axis=1)
     assert (np.isclose(together, common[:, None]).sum(axis=1) == 4).all()
     assert 0.45 < common.std() < 0.55 and 0.45 < steps[alone].sum(axis=1).std() < 0.55
-    assert dp.mutBlend([0.0], dp.Layout(("keep",), (0.0,), (1.0,), (0,)))[0][0] > 0
+    assert dp.operators.mutBlend([0.0], dp.operators.Layout(("keep",), (0.0,), (1.0,), (0,)))[0][0] > 0
 
 
 def test_a_factor_of_zero_comes_back() -> None:
-    layout = dp.Layout(("factor",), (0.0,), (1.0,), (0,))
-    assert dp.mutBlendFactors([0.0], layout)[0][0] > 0
+    layout = dp.operators.Layout(("factor",), (0.0,), (1.0,), (0,))
+    assert dp.operators.mutBlendFactors([0.0], layout)[0][0] > 0
 
 
 # ------------------------------------------------------------------ guards
 def test_operators_clip_what_others_left_outside() -> None:
     """DEAP's mutGaussian on our genes, then ours; NaN too."""
-    for cross in (dp.cxBlendMix, dp.cxBlendSBX):
+    for cross in (dp.operators.cxBlendMix, dp.operators.cxBlendSBX):
         a, b = cross([9.0] * 20, [-9.0] * 20, LAYOUT)
         assert all(lo <= g <= hi for ind in (a, b) for g, lo, hi in zip(ind, LAYOUT.low, LAYOUT.high, strict=True))
-    for mutate in (dp.mutBlend, dp.mutBlendTrade, dp.mutBlendFactors, dp.mutBlendCandidates):
+    for mutate in (dp.operators.mutBlend, dp.operators.mutBlendTrade, dp.operators.mutBlendFactors, dp.operators.mutBlendCandidates):
         (a,) = mutate([float("nan"), 7.0, 0.4, -3.0, 5.0] * 4, LAYOUT)
         assert all(lo <= g <= hi for g, lo, hi in zip(a, LAYOUT.low, LAYOUT.high, strict=True))
         assert all(a[i] == int(a[i]) for i in LAYOUT.of_kind("candidate"))
@@ -170,18 +170,18 @@ def test_operators_clip_what_others_left_outside() -> None:
 def test_complex_genes_are_named() -> None:
     """mutPolynomialBounded outside the bounds: TypeError or complex genes in DEAP; named here, and avoidable."""
     with pytest.raises(ConfigError, match=r"gene 2 of the individual is \(1\+2j\); .*decorate your operators with"):
-        dp.mutBlend([0.0, 0.5, 1 + 2j, *[0.5] * 17], LAYOUT)
+        dp.operators.mutBlend([0.0, 0.5, 1 + 2j, *[0.5] * 17], LAYOUT)
     options = {"eta": 20.0, "low": list(LAYOUT.low), "up": list(LAYOUT.high), "indpb": 1.0}
-    safe = dp.bounded(LAYOUT)(tools.mutPolynomialBounded)
+    safe = dp.operators.bounded(LAYOUT)(tools.mutPolynomialBounded)
     (after,) = safe([5.0] * len(LAYOUT), **options)
     assert all(lo <= g <= hi for g, lo, hi in zip(after, LAYOUT.low, LAYOUT.high, strict=True))
-    wild = dp.bounded(LAYOUT)(tools.mutGaussian)([0.5] * len(LAYOUT), mu=0, sigma=9, indpb=1.0)[0]
+    wild = dp.operators.bounded(LAYOUT)(tools.mutGaussian)([0.5] * len(LAYOUT), mu=0, sigma=9, indpb=1.0)[0]
     assert all(lo <= g <= hi for g, lo, hi in zip(wild, LAYOUT.low, LAYOUT.high, strict=True))
 
 
 def test_another_length_is_named() -> None:
     with pytest.raises(ConfigError, match="the individual has 3 genes; this layout has 20"):
-        dp.mutBlend([0.1, 0.2, 0.3], LAYOUT)
+        dp.operators.mutBlend([0.1, 0.2, 0.3], LAYOUT)
 
 
 # ------------------------------------------------------------------ layout and initialisers
@@ -195,7 +195,7 @@ def test_stages_from_names() -> None:
 
 
 def test_a_layout_of_the_four_old_fields() -> None:
-    layout = dp.Layout(("keep", "keep"), (0.0, 0.0), (1.0, 1.0), (0, 1))
+    layout = dp.operators.Layout(("keep", "keep"), (0.0, 0.0), (1.0, 1.0), (0, 1))
     assert layout.stages == (0, 1) and layout.costs == (1.0, 1.0) and layout.stage_spans == (((0, 1),), ((1, 2),))
 
 
@@ -208,10 +208,10 @@ def test_costs_are_what_the_group_costs(digits: Digits) -> None:
 
 def test_single_is_that_criterion(digits: Digits) -> None:
     genome = digits.genome(allocation="uniform", max_flops=0.5)
-    individual = dp.initBlendSingle(list, genome, "l1", 1.0)
+    individual = dp.operators.initBlendSingle(list, genome, "l1", 1.0)
     assert individual == genome.single("l1")
     with pytest.raises(RegistryError, match=r"criterion 'l7' was not scored; did you mean"):
-        dp.initBlendSingle(list, genome, "l7")
+        dp.operators.initBlendSingle(list, genome, "l7")
 
 
 def test_affine_widths_are_the_global_ranking(digits: Digits) -> None:

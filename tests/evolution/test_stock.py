@@ -26,7 +26,7 @@ SELECTIONS: dict[str, Callable[..., Any]] = {
     "selNSGA2, standard": partial(tools.selNSGA2, nd="standard"),
     "selNSGA3": partial(tools.selNSGA3, ref_points=tools.uniform_reference_points(3, 4)),
     "selSPEA2": tools.selSPEA2,
-    "selBlendNSGA3": dp.selBlendNSGA3,
+    "selBlendNSGA3": dp.operators.selBlendNSGA3,
     "selBest": tools.selBest,
     "selTournament": partial(tools.selTournament, tournsize=3),
     "selLexicase": tools.selAutomaticEpsilonLexicase,
@@ -52,7 +52,7 @@ def test_stock_selections(name: str) -> None:
     toolbox = fake_toolbox(3)
     toolbox.register("select", SELECTIONS[name])
     population, _ = mu_plus_lambda(toolbox)
-    assert len(population) == 8 and all(type(ind) is dp.BlendIndividual and ind.fitness.valid for ind in population)
+    assert len(population) == 8 and all(type(ind) is dp.operators.BlendIndividual and ind.fitness.valid for ind in population)
 
 
 def test_stock_records() -> None:
@@ -99,7 +99,7 @@ def test_generate_update_with_cma() -> None:
     toolbox.register("update", strategy.update)
     hall = tools.HallOfFame(1)
     population, _ = algorithms.eaGenerateUpdate(toolbox, ngen=12, halloffame=hall, verbose=False)
-    assert len(population) == 10 and type(hall[0]) is dp.BlendIndividual
+    assert len(population) == 10 and type(hall[0]) is dp.operators.BlendIndividual
     first = dp.make_toolbox(genome, Fake(genome.space, 1), seed=0)
     start = max(first.evaluate(ind)[0] for ind in first.population(n=10))
     assert hall[0].fitness.values[0] > start
@@ -115,7 +115,7 @@ def test_creator_classes(own_classes: type[Any]) -> None:
     toolbox = fake_toolbox(individual=individual)
     population, _ = mu_plus_lambda(toolbox)
     assert all(type(ind) is own_classes for ind in population) and len(toolbox.front(population)) >= 1
-    state = dp.eaBlend(toolbox.population(n=6), toolbox, 6, 0.5, 0.5, 2)
+    state = dp.algorithms.eaBlend(toolbox.population(n=6), toolbox, 6, 0.5, 0.5, 2)
     assert all(type(ind) is own_classes for ind in state.archive)
     with pytest.raises(ConfigError, match=r"weights \(1.0, -1.0\); the objectives quality need \(1.0,\): \+1"):
         fake_toolbox(1, individual=individual)
@@ -186,7 +186,7 @@ def test_evaluate_map_reaches_many(digits: Digits, monkeypatch: pytest.MonkeyPat
 def test_a_subclass_that_judges_in_its_own_way_is_asked() -> None:
     """Whatever the map: a budget as a penalty, say."""
 
-    class Penalised(dp.BlendProblem):
+    class Penalised(dp.algorithms.BlendProblem):
         def evaluate(self, individual: Sequence[float]) -> tuple[float, ...]:
             first, *rest = super().evaluate(individual)
             return (first - 100.0, *rest)
@@ -238,9 +238,9 @@ def test_survivors_can_be_parents_of_dcd() -> None:
 
 
 # ------------------------------------------------------------------ traps
-def judged(values: list[tuple[float, ...]]) -> list[dp.BlendIndividual]:
-    fitness = dp.fitness_class((1.0, -1.0)[: len(values[0])])
-    found = [dp.BlendIndividual([float(i)], fitness()) for i in range(len(values))]
+def judged(values: list[tuple[float, ...]]) -> list[dp.operators.BlendIndividual]:
+    fitness = dp.operators.fitness_class((1.0, -1.0)[: len(values[0])])
+    found = [dp.operators.BlendIndividual([float(i)], fitness()) for i in range(len(values))]
     for individual, value in zip(found, values, strict=True):
         individual.fitness.values = value
     return found
@@ -261,10 +261,10 @@ def test_crowding_distance_survives_a_clone() -> None:
 def test_any_population_size(size: int) -> None:
     """selTournamentDCD needs multiples of four; our parents don't."""
     toolbox = fake_toolbox()
-    loop = dp.Loop("nsga2", toolbox, dp.Variation(size + 1))
+    loop = dp.algorithms.Loop("nsga2", toolbox, dp.algorithms.Variation(size + 1))
     state = loop.run(loop.start(size), 2)
     assert len(state.population) == size
-    assert len(dp.selBlendParents(state.population, 2 * size + 1)) == 2 * size + 1
+    assert len(dp.operators.selBlendParents(state.population, 2 * size + 1)) == 2 * size + 1
 
 
 def test_nan_never_wins(digits: Digits) -> None:
@@ -295,8 +295,8 @@ def test_genes_of_any_operator_are_judged() -> None:
     assert len(toolbox.front(population)) >= 1
     layout = toolbox.layout
     toolbox.register("mutate", tools.mutPolynomialBounded, eta=20.0, low=layout.low, up=layout.high, indpb=0.8)
-    toolbox.decorate("mutate", dp.bounded(layout))
-    toolbox.decorate("mate", dp.bounded(layout))
+    toolbox.decorate("mutate", dp.operators.bounded(layout))
+    toolbox.decorate("mate", dp.operators.bounded(layout))
     population, _ = mu_plus_lambda(toolbox)
     assert all(lo <= g <= hi for ind in population for g, lo, hi in zip(ind, layout.low, layout.high, strict=True))
 
@@ -325,8 +325,8 @@ def test_selection_sorts_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tools.emo, "sortNondominated", lambda *args, **options: pytest.fail("the slow sort"))
     for objectives in (2, 3):
         population, _ = mu_plus_lambda(fake_toolbox(objectives))
-        assert len(dp.selBlend(population, 4)) == len(dp.selBlendNSGA3(population, 4)) == 4
-        assert len(dp.selBlendParents(population, 9)) == 9
+        assert len(dp.operators.selBlend(population, 4)) == len(dp.operators.selBlendNSGA3(population, 4)) == 4
+        assert len(dp.operators.selBlendParents(population, 9)) == 9
 
 
 def test_a_seeded_population_has_distinct_members() -> None:
@@ -340,7 +340,7 @@ def test_a_seeded_population_has_distinct_members() -> None:
 
 def test_a_genome_of_few_genes_still_fills_its_population() -> None:
     genome = fake_genome(allocation="uniform", max_flops=0.5)
-    few = dp.Layout(("candidate",), (0.0,), (1.0,), (0,))
+    few = dp.operators.Layout(("candidate",), (0.0,), (1.0,), (0,))
     genome.layout = few
     assert len(dp.make_toolbox(genome, Fake(genome.space, 1)).population(n=9)) == 9
 
@@ -364,7 +364,7 @@ def test_duplicates_are_replaced_when_asked() -> None:
     def doubles(fresh: bool) -> int:
         toolbox = fake_toolbox()
         toolbox.register("mutate", lambda ind: (ind,))  # every child is its parent
-        loop = dp.Loop("mu_plus_lambda", toolbox, dp.Variation(8, 0.0, 1.0), fresh_duplicates=fresh)
+        loop = dp.algorithms.Loop("mu_plus_lambda", toolbox, dp.algorithms.Variation(8, 0.0, 1.0), fresh_duplicates=fresh)
         state = loop.start(8)
         loop.run(state, 3)
         return state.logbook[-1]["nevals"], len({tuple(ind) for ind in state.population})

@@ -114,7 +114,7 @@ def test_the_number_of_workers_changes_nothing(cluster: Any, workers: int, tmp_p
         toolbox = dp.make_toolbox(digits.genome(), evaluate, seed=0)
         if map_:
             toolbox.register("map", map_(evaluate))
-        state = dp.eaBlend(toolbox.population(n=8), toolbox, 8, 0.5, 0.5, 2)
+        state = dp.algorithms.eaBlend(toolbox.population(n=8), toolbox, 8, 0.5, 0.5, 2)
         return [(list(ind), ind.fitness.values) for ind in state.archive]
 
     assert run(lambda evaluate: ray_workers.ray_map(evaluate, workers=workers, cpus=0.4)) == run(None)
@@ -135,7 +135,7 @@ def test_a_search_on_ray_is_the_search(tmp_path: Path) -> None:
 def test_workers_killed_every_few_seconds(cluster: Any, digits: Digits) -> None:
     """A run whose workers are killed ends where an undisturbed one does."""
 
-    def killer(state: dp.Generation) -> None:
+    def killer(state: dp.algorithms.Generation) -> None:
         for actor in [*workers._idle][:1]:
             cluster.kill(actor)  # at the turn of a generation: dead before it gets its next candidate
 
@@ -143,10 +143,10 @@ def test_workers_killed_every_few_seconds(cluster: Any, digits: Digits) -> None:
     toolbox = dp.make_toolbox(digits.genome(), evaluate, seed=0)
     with ray_workers.ray_map(evaluate, workers=2, cpus=0.5) as workers:
         toolbox.register("map", workers)
-        state = dp.eaBlend(toolbox.population(n=8), toolbox, 8, 0.5, 0.5, 3, callbacks=[killer])
+        state = dp.algorithms.eaBlend(toolbox.population(n=8), toolbox, 8, 0.5, 0.5, 3, callbacks=[killer])
         assert workers.deaths >= 2
     toolbox = dp.make_toolbox(digits.genome(), digits.evaluator(), seed=0)
-    whole = dp.eaBlend(toolbox.population(n=8), toolbox, 8, 0.5, 0.5, 3)
+    whole = dp.algorithms.eaBlend(toolbox.population(n=8), toolbox, 8, 0.5, 0.5, 3)
     assert [(list(i), i.fitness.values) for i in state.archive] == [(list(i), i.fitness.values) for i in whole.archive]
 
 
@@ -268,7 +268,7 @@ def test_bad_numbers_and_settings() -> None:
     with pytest.raises(ConfigError, match="racing, redraw and refine_from above 0 follow the run from"):
         ray_workers.ray_map(evaluate)
     with pytest.raises(ConfigError, match="racing, redraw and refine_from above 0 follow the run from"):
-        pickle.dumps(dp.BlendProblem(fake_genome(), evaluate))
+        pickle.dumps(dp.algorithms.BlendProblem(fake_genome(), evaluate))
 
 
 # ------------------------------------------------------------------ pools
@@ -306,21 +306,21 @@ def test_what_only_this_process_needs_stays_here(digits: Digits) -> None:
     sent = pickle.dumps(worker_pickles.Parcel(evaluate))
     there = pickle.loads(sent).evaluate
     assert not there._guard and there._user_model is there.network and there.cache == there._guarded == {}
-    grams = len(pickle.dumps(evaluate._build.grams))  # collected once, here
+    grams = len(pickle.dumps(evaluate._build.moments))  # collected once, here
     assert len(sent) < fresh + grams + 1000
     assert there(masks) == values and evaluate.cache == {masks: values} and evaluate.on_guard(masks) == guarded
 
 
 def test_what_can_not_be_sent_is_said(digits: Digits) -> None:
     evaluate = digits.evaluator(forward=lambda model, batch: (model(batch[0]), batch[1]))
-    problem = dp.BlendProblem(digits.genome(), evaluate)
+    problem = dp.algorithms.BlendProblem(digits.genome(), evaluate)
     for _ in range(2):
         with pytest.raises(ConfigError, match=r"can't be sent to other processes: .*lambda.*; define"):
             pickle.dumps(problem.evaluate)
 
 
 def test_each_process_reads_the_problem_once(digits: Digits, tmp_path: Path) -> None:
-    problem = dp.BlendProblem(fake_genome(), Known(prepared("residual").space))
+    problem = dp.algorithms.BlendProblem(fake_genome(), Known(prepared("residual").space))
     individual = problem.individual(problem.genome.single("a"))
     (tmp_path / "evaluate").write_bytes(pickle.dumps(problem.evaluate))
     code = """

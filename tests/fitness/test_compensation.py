@@ -97,11 +97,11 @@ def test_memory_of_the_matrices_is_bounded(digits: Digits, caplog: pytest.LogCap
     """The option reaches the matrices, and the log says which layers go by channel."""
     wide = digits.evaluator()
     with caplog.at_level(logging.INFO, logger="deap_prune"):
-        narrow = digits.evaluator(gram_memory=1)
-        assert narrow._build.grams.nbytes <= 2**20 < wide._build.grams.nbytes
+        narrow = digits.evaluator(moment_memory=1)
+        assert narrow._build.moments.nbytes <= 2**20 < wide._build.moments.nbytes
     assert "compensation by channel (memory 1 MB)" in caplog.text
-    with pytest.raises(ConfigError, match="gram_memory is 0; give 1 or more MB"):
-        digits.evaluator(gram_memory=0)
+    with pytest.raises(ConfigError, match="moment_memory is 0; give 1 or more MB"):
+        digits.evaluator(moment_memory=0)
     with pytest.raises(ConfigError, match="batch_size is 0; give 1 or more samples"):
         digits.evaluator(batch_size=0)
 
@@ -113,7 +113,7 @@ def test_statistics_follow_compensation(digits: Digits, mode: str | None, expect
     chosen = digits.evaluator(compensate=mode)
     assert chosen.settings["recalibrate"] == expected
     assert chosen(masks) == digits.evaluator(recalibrate=expected, compensate=mode)(masks)
-    assert chosen.in_full(refine=False).settings["recalibrate"] == expected
+    assert chosen.with_settings(refine=False).settings["recalibrate"] == expected
 
 
 @pytest.mark.parametrize(("name", "expected"), [("residual", "closed_form"), ("separable", "data")])
@@ -156,7 +156,7 @@ def test_in_full_refines_and_forgets_draws_and_races(digits: Digits) -> None:
     masks = dp.Masks.random(digits.space, keep=0.4)
     search = digits.evaluator(objectives=("loss",), sampling=Sampling(images=50), racing=0.9)
     (before,) = search(masks)
-    judge = search.in_full(refine=True)
+    judge = search.with_settings(refine=True)
     (after,) = judge(masks)
     assert judge.options.racing is None and judge.settings["refine"] and not search.settings["refine"]
     assert judge.counters is search.counters and judge.counters.seconds["refine"] > 0
@@ -168,7 +168,7 @@ def test_in_full_refines_and_forgets_draws_and_races(digits: Digits) -> None:
     for key, value in judge.slim(masks).state_dict().items():
         torch.testing.assert_close(value, wanted.state_dict()[key])
     assert after == pytest.approx(judge.measure(wanted, masks)[0], rel=1e-4)
-    assert after < search.in_full(refine=False)(masks)[0]
+    assert after < search.with_settings(refine=False)(masks)[0]
 
 
 def test_refinement_uses_as_many_images_as_it_is_told(digits: Digits) -> None:
@@ -205,7 +205,7 @@ def test_drafts_are_refined_on_fewer_images(digits: Digits) -> None:
     evaluate = digits.evaluator(refine_from=0, draft_images=20, refine_images=40)
     assert evaluate(masks) == few(masks) != many(masks)
     assert evaluate.settings == few.settings and not evaluate.options.by_generation
-    full = evaluate.in_full(refine=True)
+    full = evaluate.with_settings(refine=True)
     assert full(masks) == many(masks) and full.settings == many.settings
     for options, match in (
         ({"draft_images": 1, "refine": True}, "draft_images is 1; give 2 or more"),
@@ -221,7 +221,7 @@ def test_the_dense_network_runs_once_for_all_that_are_refined(digits: Digits, me
     """If what is noted of it fits; the values are the same."""
     first, second = (dp.Masks.random(digits.space, keep=0.4, seed=s) for s in range(2))
     options: dict[str, Any] = {"refine": True, "compensate": "full"}
-    evaluate = digits.evaluator(gram_memory=memory, **options)
+    evaluate = digits.evaluator(moment_memory=memory, **options)
     evaluate(first)
     runs: list[int] = []
     handle = evaluate.network.register_forward_hook(lambda network, args, outputs: runs.append(len(outputs)))

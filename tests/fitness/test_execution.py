@@ -15,7 +15,7 @@ import deap_prune as dp
 from deap_prune.errors import ConfigError
 from deap_prune.fitness.fold import find_pairs, fold
 from deap_prune.fitness.settings import computes_bf16
-from deap_prune.fitness.slim_buffer import Resident
+from deap_prune.fitness.slim_buffer import SlimBuffer
 from deap_prune.structure.inputs import forward
 from tests.helpers.networks import NETWORKS
 from tests.helpers.pruning import draw_masks, gap, prepared
@@ -37,7 +37,7 @@ def test_the_resident_network_is_the_slim_one(name: str) -> None:
     """Same state dict, same widths, same outputs; what an earlier candidate or folding left behind is gone."""
     _, _, space, random, call = prepared(name)
     before = {key: value.clone() for key, value in random.state_dict().items()}
-    resident, pairs = Resident(random, space), find_pairs(random, tuple_forward, call)
+    resident, pairs = SlimBuffer(random, space), find_pairs(random, tuple_forward, call)
     for seed in (1, 2, 1):
         masks = draw_masks(space, seed)
         wanted, found = dp.slim(random, space, masks), resident.load(masks)

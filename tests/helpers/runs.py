@@ -44,8 +44,8 @@ class Interruption(Exception):
     """What ends a run."""
 
 
-def at(generation: int) -> Callable[[dp.Generation], None]:
-    def stop(state: dp.Generation) -> None:
+def at(generation: int) -> Callable[[dp.algorithms.Generation], None]:
+    def stop(state: dp.algorithms.Generation) -> None:
         if state.number == generation:
             raise Interruption
 

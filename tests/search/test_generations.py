@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import deap_prune as dp
 from deap_prune.errors import ConfigError, DataError, RunError
 from deap_prune.evolution.checkpoint import Checkpoints
-from deap_prune.evolution.first_population import Seeds
+from deap_prune.evolution.first_population import StartingPoints
 from deap_prune.evolution.problem import BlendProblem
 from deap_prune.search.finalists import PreScreen, hold_out
 from tests.helpers.networks import NETWORKS
@@ -48,8 +48,8 @@ class Interruption(Exception):
     """What ends a run."""
 
 
-def at(generation: int) -> Callable[[dp.Generation], None]:
-    def stop(state: dp.Generation) -> None:
+def at(generation: int) -> Callable[[dp.algorithms.Generation], None]:
+    def stop(state: dp.algorithms.Generation) -> None:
         if state.number == generation:
             raise Interruption
 
@@ -113,7 +113,7 @@ def test_the_best_of_those_that_were_refined_wins(digits: Digits) -> None:
     """No single criterion of the finalists is better, refined, than what a search with one objective ends with."""
     options: dict[str, Any] = {"objectives": ("loss",), "max_flops": 0.2}
     alone, result = search_digits(digits, finalists=0, **options), search_digits(digits, finalists=4, **options)
-    seeds = Seeds(BlendProblem(result.genome, result.evaluator))
+    seeds = StartingPoints(BlendProblem(result.genome, result.evaluator))
     singles = [*seeds.singles(4), *seeds.ranked(4)]
     rivals = result.genome.decode_many([*singles, tuple(alone.best.individual)])
     losses = [result.evaluator.measure(result.slim(masks), masks)[0] for masks in rivals]
@@ -128,7 +128,7 @@ def test_no_single_criterion_with_widths_of_its_own_is_above_the_front(digits: D
     """Single criteria are refined beside a front, over the range of costs; those that nothing dominates are in it."""
     short = {"generations": 0, "population": 2}  # evolution alone has found next to nothing
     alone, result = search_digits(digits, finalists=0, **short), search_digits(digits, finalists=2, **short)
-    seeds, count = Seeds(BlendProblem(result.genome, result.fitness)), len(result.scores.criteria)
+    seeds, count = StartingPoints(BlendProblem(result.genome, result.compared_by)), len(result.scores.criteria)
     balanced, ranked = seeds.balanced(count), seeds.ranked(count)
     masks = [*result.genome.decode_many([*balanced, *ranked]), *(s.masks for s in alone.front)]
     found = [tuple(s.values.values()) for s in result.front]
@@ -143,8 +143,8 @@ def test_a_front_that_refinement_would_make_worse_is_given_as_it_was_searched() 
     options: dict[str, Any] = {"objectives": ("loss",), "max_flops": 0.5}
     result, searched = search(**options), search(refine=False, **options)
     assert result.best.values == searched.best.values and not result.front.settings["refine"]
-    refined = result.fitness.in_full(refine=True)
-    ranked = Seeds(BlendProblem(result.genome, refined)).ranked(4)
+    refined = result.compared_by.with_settings(refine=True)
+    ranked = StartingPoints(BlendProblem(result.genome, refined)).ranked(4)
     for masks in (result.best.masks, *result.genome.decode_many(ranked)):
         assert refined.measure(refined.slim(masks), masks)[0] > result.best.values["loss"]
 
@@ -220,7 +220,7 @@ def test_a_setting_that_an_older_version_did_not_know_is_off(tmp_path: Path) -> 
 def made(children: int, **options: Any) -> tuple[dp.Result, list[Any], list[Any]]:
     """A search's first population, children of it, and those of them that keep one criterion in every group."""
     found = search(generations=0, population=8, **options)
-    evaluate, genome = found.fitness, found.genome
+    evaluate, genome = found.compared_by, found.genome
     problem, toolbox = BlendProblem(genome, evaluate), dp.make_toolbox(genome, evaluate, seed=0)
     population = toolbox.population(n=8)
     for individual in population:
@@ -229,7 +229,7 @@ def made(children: int, **options: Any) -> tuple[dp.Result, list[Any], list[Any]
     children_made = vary(population, toolbox, children, 0.5, 0.5)
     error = evaluate.learned()
     drawn = min(-(-children // 8), children - 1) * len(genome.criteria)
-    own = Seeds(problem).balanced(drawn, error=error) if error is not None else []
+    own = StartingPoints(problem).balanced(drawn, error=error) if error is not None else []
     return found, children_made, [ind for ind in children_made if ind in own]
 
 
@@ -237,10 +237,10 @@ def made(children: int, **options: Any) -> tuple[dp.Result, list[Any], list[Any]
 def test_the_learned_surrogates_own_are_among_the_children(children: int, proposed: int) -> None:
     """One in eight, the best of all criteria by what was learned, and none that was judged before."""
     found, brood, own = made(children, objectives=("loss",), max_flops=0.6, refine_from=0)
-    evaluate, genome, learned = found.fitness, found.genome, found.fitness.learned()
+    evaluate, genome, learned = found.compared_by, found.genome, found.compared_by.learned()
     assert len(brood) == children and len(own) == proposed and learned is not None
     assert not any(genome.decode(ind) in evaluate.cache for ind in own)
-    every = [genome.decode(ind) for ind in Seeds(BlendProblem(genome, evaluate)).balanced(4, error=learned)]
+    every = [genome.decode(ind) for ind in StartingPoints(BlendProblem(genome, evaluate)).balanced(4, error=learned)]
     fresh = sorted(learned(masks) for masks in set(every) if masks not in evaluate.cache)
     assert [learned(genome.decode(ind)) for ind in own] == fresh[:proposed]
 
@@ -253,13 +253,13 @@ def test_where_the_budget_is_free_they_cover_a_range_of_costs() -> None:
 
 def test_compensated_candidates_teach_nothing() -> None:
     found, brood, own = made(8, objectives=("loss",), max_flops=0.6)
-    assert found.fitness.learned() is None and len(brood) == 8 and not own
+    assert found.compared_by.learned() is None and len(brood) == 8 and not own
 
 
 def parents(n: int, **options: Any) -> tuple[PreScreen, list[Any], Any, dp.Result]:
     """A pre-screen of sixteen children for one, and parents that were judged."""
     found = search(generations=0, population=8)
-    evaluate, genome = found.fitness, found.genome
+    evaluate, genome = found.compared_by, found.genome
     toolbox = dp.make_toolbox(genome, evaluate, seed=0, **options)
     population = toolbox.population(n=n)
     for individual in population:
@@ -271,7 +271,7 @@ def test_what_was_judged_is_not_picked_again() -> None:
     """Most children of small steps stand for their parent's network; they are left out as long as there are others."""
     vary, population, toolbox, found = parents(4, indpb=0.02, sigma=0.05)
     masks = [found.genome.decode(child) for child in vary(population, toolbox, 8, 0.0, 1.0)]
-    assert len(set(masks)) == len(masks) == 8 and not any(m in found.fitness.cache for m in masks)
+    assert len(set(masks)) == len(masks) == 8 and not any(m in found.compared_by.cache for m in masks)
 
 
 def test_copies_are_picked_where_there_is_nothing_else() -> None:

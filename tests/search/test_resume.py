@@ -53,7 +53,7 @@ def test_run_folder(whole: tuple[Path, dp.Result]) -> None:
 
 
 def test_callbacks_may_add_columns_later_on(tmp_path: Path) -> None:
-    def note(state: dp.Generation) -> None:
+    def note(state: dp.algorithms.Generation) -> None:
         if state.number:
             state.logbook[-1]["size"] = len(state.population)
 
@@ -113,7 +113,7 @@ def test_resumed_after_sigkill(tmp_path: Path, whole: tuple[Path, dp.Result]) ->
 def test_stopped_by_a_callback_and_resumed_twice(tmp_path: Path, whole: tuple[Path, dp.Result]) -> None:
     out = tmp_path / "run"
 
-    def stop(state: dp.Generation) -> None:
+    def stop(state: dp.algorithms.Generation) -> None:
         state.stop = True
 
     search(out, callbacks=[stop])
@@ -320,7 +320,7 @@ def test_global_random_state_is_restored(tmp_path: Path) -> None:
 def test_callbacks_may_draw_random_numbers_of_their_own(whole: tuple[Path, dp.Result]) -> None:
     """The checkpoint stores the generators as they are after the callbacks, so that resuming is exact in any case."""
 
-    def noisy(state: dp.Generation) -> None:
+    def noisy(state: dp.algorithms.Generation) -> None:
         torch.rand(3)  # torch's generator takes no part in the search
 
     assert [dict(s.values) for s in search(None, callbacks=[noisy]).front] == [dict(s.values) for s in whole[1].front]

@@ -1,0 +1,46 @@
+"""From a config to the network and the data that it names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from deap_prune.config import Config
+from deap_prune.data import Splits, load_data
+from deap_prune.errors import ConfigError
+from deap_prune.task import Task
+from deap_prune.weights import build_model
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedConfig:
+    """A config with its network and its data.
+
+    Attributes:
+        config: The config.
+        task: Network, one sample for tracing, calibration and validation images.
+        splits: All splits of the data, the test images too.
+    """
+
+    config: Config
+    task: Task
+    splits: Splits
+
+
+def open_config(config: Config) -> OpenedConfig:
+    """Build the network and load the data.
+
+    Raises:
+        ConfigError: If the config has no model or no data section.
+        ModelError: If the weights are missing or unusable.
+        DataError: If the data is.
+    """
+    if config.model is None or config.data is None:
+        missing = " and ".join(n for n in ("model", "data") if getattr(config, n) is None)
+        raise ConfigError(f"the config has no {missing} section; see configs/ for examples")
+    model = build_model(config.model)
+    splits = load_data(**config.data.model_dump())
+    shape = config.model.input_shape
+    example = torch.zeros(1, *shape) if shape else splits.calibration[0][:1]
+    return OpenedConfig(config, Task(model, example, splits.calibration, splits.validation), splits)

@@ -1,0 +1,75 @@
+"""What a search starts from: space, scores, clusters, genome and fitness."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deap_prune.blending.baselines import GENOMES, AnyGenome
+from deap_prune.blending.budget import check_budget
+from deap_prune.blending.clusters import cluster
+from deap_prune.criteria.table import ScoreTable, score
+from deap_prune.data.batches import cross_entropy
+from deap_prune.data.hold_out import hold_out
+from deap_prune.evolution.loop import ALGORITHMS
+from deap_prune.fitness.evaluator import Evaluator
+from deap_prune.options import SearchOptions
+from deap_prune.structure.tracing.trace import trace
+from deap_prune.task import Task
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A task, ready to be searched.
+
+    Attributes:
+        genome: Space, clusters, and the way from individuals to masks.
+        evaluator: The fitness that compares candidates.
+        scores: Scores of all filters by all criteria.
+    """
+
+    genome: AnyGenome
+    evaluator: Evaluator
+    scores: ScoreTable
+
+
+def prepare(task: Task, options: SearchOptions, *, progress: bool = False) -> Prepared:
+    """Trace, score, cluster, and make the genome and the fitness. Bad input raises its error here.
+
+    Raises:
+        PruneError: A subclass that says what is wrong.
+    """
+    options.check()
+    check_budget(options.genome_budget, 0.0)
+    space = trace(task.model, task.example_inputs, ignore=options.ignore)
+    check_budget(options.genome_budget, space.min_flops / space.flops)
+    validation, guard = hold_out(task.validation, options.guard)
+    evaluator = Evaluator(
+        task.model,
+        space,
+        calibration=task.calibration,
+        validation=validation,
+        guard=guard,
+        **task.functions,
+        **options.evaluator_settings(),
+    )
+    scores = score(
+        evaluator.network,
+        space,
+        task.calibration,
+        criteria=options.criteria,
+        forward=task.forward,
+        loss=task.loss or cross_entropy,
+        labels=options.labels,
+        seed=options.seed,
+        progress=progress,
+    )
+    genome = GENOMES[ALGORITHMS[options.algorithm].genome](
+        space,
+        scores,
+        cluster(scores, n_clusters=options.n_clusters, seed=options.seed),
+        allocation=options.allocation,
+        max_flops=options.genome_budget,
+        round_to=options.round_to,
+        min_keep=options.min_keep,
+    )
+    return Prepared(genome, evaluator, scores)

@@ -1,0 +1,64 @@
+"""The result of a search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deap import tools
+from torch import nn
+
+from deap_prune.blending.baselines import AnyGenome
+from deap_prune.blending.clusters import CriteriaClusters
+from deap_prune.criteria.table import ScoreTable
+from deap_prune.evolution.front import ParetoFront, Solution
+from deap_prune.fitness.evaluator import Evaluator
+from deap_prune.structure.masks import Masks
+from deap_prune.structure.space import PruningSpace
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Result:
+    """The result of a search.
+
+    Attributes:
+        front: The Pareto front (one solution with a single objective).
+        logbook: DEAP's logbook, one record per generation.
+        space: What could be pruned.
+        scores: Scores of all filters by all criteria.
+        clusters: The criteria clusters.
+        genome: Decodes individuals to masks.
+        evaluator: Evaluates as the front was evaluated (refined, on all images): its networks are those of the values.
+        compared_by: The evaluator that the search compared candidates with; its cache holds them all.
+    """
+
+    front: ParetoFront
+    logbook: tools.Logbook
+    space: PruningSpace
+    scores: ScoreTable
+    clusters: CriteriaClusters
+    genome: AnyGenome
+    evaluator: Evaluator
+    compared_by: Evaluator
+
+    def __repr__(self) -> str:
+        return f"{self.front}\n({self.evaluations} evaluations; .front, .best, .slim(solution), .logbook, .space)"
+
+    @property
+    def best(self) -> Solution:
+        """The best solution by the first objective (with one objective: the best inside the budget)."""
+        return self.front.best()
+
+    @property
+    def evaluations(self) -> int:
+        """Number of networks that were built and evaluated."""
+        return self.compared_by.counters.candidates
+
+    def slim(self, solution: Solution | Masks | int) -> nn.Module:
+        """The smaller network of a solution, exactly as it was evaluated.
+
+        Args:
+            solution: A solution, its place in the front, or masks.
+        """
+        if isinstance(solution, Masks):
+            return self.evaluator.slim(solution)
+        return self.evaluator.slim((solution if isinstance(solution, Solution) else self.front[solution]).masks)
