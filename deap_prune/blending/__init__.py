@@ -1,7 +1,8 @@
-"""The method's two stages, on numbers alone: clusters of criteria, and the genome of blends."""
+"""The method's two stages, on NumPy arrays alone: clusters of criteria, and the genome of blends."""
 
 from deap_prune.blending.allocation import ALLOCATIONS, register_allocation
 from deap_prune.blending.baselines import GENOMES, AffineGenome
+from deap_prune.blending.budget import Budget
 from deap_prune.blending.clusters import CriteriaClusters, cluster
 from deap_prune.blending.genome import Genome
 from deap_prune.blending.layout import Layout
@@ -11,6 +12,7 @@ __all__ = [
     "ALLOCATIONS",
     "GENOMES",
     "AffineGenome",
+    "Budget",
     "CriteriaClusters",
     "Genome",
     "Layout",

@@ -16,6 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from deap_prune.blending.allocation import ALLOCATIONS
+from deap_prune.blending.budget import Budget
 from deap_prune.blending.decoding import Matrix, Planner
 from deap_prune.structure.masks import Masks
 
@@ -48,7 +49,7 @@ class WidthCurves:
         alone[:, range(groups), range(groups)] = np.array(LEVELS)[:, None]
         wishes = alone.reshape(-1, groups)
         rows = [np.broadcast_to(scores, (len(wishes), scores.shape[1])) for scores in importance]
-        free = replace(planner, allocation=ALLOCATIONS["evolved"], max_flops=None)  # as wide as the shares say
+        free = replace(planner, allocation=ALLOCATIONS["evolved"], budget=Budget())  # the shares are the widths
         counts = free.widths.admissible(space.sizes * wishes)
         share = np.diagonal(counts.reshape(alone.shape), axis1=1, axis2=2) / space.sizes
         spent = (np.asarray(space.flops_of(counts)) / space.flops).reshape(share.shape)

@@ -1,4 +1,4 @@
-"""Genomes to compare blends with: the mean rank of all criteria (Borda), and LeGR's affine transformation per layer."""
+"""Genomes to compare blends with: the mean rank of all criteria (Borda), and LeGR's affine transformation of scores."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deap_prune.blending.allocation import ALLOCATIONS
+from deap_prune.blending.budget import Budget, MaxFlops
 from deap_prune.blending.clusters import CriteriaClusters, Scored, Scores, cluster
-from deap_prune.blending.decoding import Decoding, GeneSpec, Matrix, MaxFlops, MinKeep, Planner
+from deap_prune.blending.decoding import Decoding, GeneSpec, Matrix, MinKeep, Planner
 from deap_prune.blending.genome import NORMALISERS, Genome
 from deap_prune.errors import RegistryError, did_you_mean
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Scores of every group: group -> criterion -> (filters,)."""
+    """Scores of every group: group -> criterion -> scores, shape (filters,)."""
 
     scores: Mapping[str, Mapping[str, Scores]]
 
@@ -30,10 +31,10 @@ def borda(space: PruningSpace, scores: Scored, clusters: CriteriaClusters, **opt
     """The genome of one criterion, ``"borda"``: the mean rank of a filter over all criteria that apply to its group.
 
     Args:
-        space: What can be pruned.
+        space: The pruning space.
         scores: Scores of every group.
-        clusters: Not looked at; the arguments are those of ``Genome``.
-        **options: Those of ``Genome``.
+        clusters: Ignored; present because ``Genome`` takes it.
+        **options: Options of ``Genome``.
     """
     rank = NORMALISERS["rank"]
     table = Table({g: {"borda": np.mean([rank(s) for s in by.values()], axis=0)} for g, by in scores.scores.items()})
@@ -41,19 +42,20 @@ def borda(space: PruningSpace, scores: Scored, clusters: CriteriaClusters, **opt
 
 
 class AffineGenome(Decoding):
-    """LeGR's genome: a scale and a shift a group, one criterion, one threshold over all groups.
+    """LeGR's genome: one criterion, a scale and a shift per group, and one threshold for all groups.
 
-    Importance = scale * score + shift. Chin et al. 2020 (arXiv 1904.12368): scales are log-normal around 1, shifts
-    normal around 0 with the deviation of the group's scores. The genes are the scale and the shift in such deviations.
+    Importance = scale * score + shift. Chin et al. 2020 (arXiv 1904.12368): scales are log-normal around 1; shifts are
+    normal around 0, with the standard deviation of the group's scores. The genes of a group are its scale and its
+    shift, the latter in standard deviations.
 
     Args:
-        space: What can be pruned.
+        space: The pruning space.
         scores: Scores of every group.
-        clusters: Clusters of the criteria; they name the criteria.
-        max_flops: As for ``Genome``; None: a budget gene decides.
+        clusters: Clusters of the criteria.
+        max_flops: As for ``Genome``; with None a budget gene determines the cost.
         round_to: As for ``Genome``.
         min_keep: As for ``Genome``.
-        criterion: Ranks the filters; the first scored one that applies to every group if left out.
+        criterion: Registry name; it ranks the filters. Default: the first one that applies to every group.
 
     Raises:
         RegistryError: If the criterion does not apply to every group.
@@ -65,7 +67,7 @@ class AffineGenome(Decoding):
         scores: Scored,
         clusters: CriteriaClusters,
         *,
-        max_flops: MaxFlops = None,
+        max_flops: MaxFlops | Budget = None,
         round_to: int = 1,
         min_keep: MinKeep = 0.0,
         criterion: str | None = None,
@@ -78,7 +80,7 @@ class AffineGenome(Decoding):
             raise RegistryError(f"criterion '{criterion}' was not scored in every group; {hint}")
         self.criteria = (criterion,)
         self._scores = [by[criterion] / (np.abs(by[criterion]).max() or 1.0) for by in tables]
-        planner = Planner(space, ALLOCATIONS["global"], max_flops, round_to, min_keep)
+        planner = Planner(space, ALLOCATIONS["global"], Budget.of(max_flops), round_to, min_keep)
         super().__init__(space, clusters, planner)
 
     def _gene_specs(self) -> Iterator[GeneSpec]:
@@ -87,7 +89,7 @@ class AffineGenome(Decoding):
             yield "shift", -2.5, 2.5, locus
 
     def blend(self, individual: Sequence[float]) -> dict[str, dict[str, float]]:
-        """The one criterion that ranks every group's filters, as :meth:`Genome.blend` gives the criteria of a blend."""
+        """The criterion that ranks every group's filters, with weight 1, in the form of :meth:`Genome.blend`."""
         return {group.name: dict.fromkeys(self.criteria, 1.0) for group in self.space.groups}
 
     def _read(self, genes: Matrix) -> tuple[list[Matrix], Matrix]:
@@ -98,20 +100,24 @@ class AffineGenome(Decoding):
         return importance, np.ones((len(genes), len(self._scores)))
 
     def single(self, criterion: str, *, share: float = 1.0) -> list[float]:
-        """The individual that ranks by the criterion as it is: all scales 1, all shifts 0.
+        """The individual that ranks by the criterion without a transformation: all scales 1, all shifts 0.
+
+        Args:
+            criterion: The genome's criterion.
+            share: Value of the budget gene, a kept share of the FLOPs.
 
         Raises:
-            RegistryError: If it is another criterion than the genome's.
+            RegistryError: If the criterion is not the genome's.
         """
         if criterion not in self.criteria:
             raise RegistryError(f"criterion '{criterion}' is not this genome's; it ranks by '{self.criteria[0]}'")
-        return [*[1.0, 0.0] * len(self._scores), *self._budget(share)]
+        return [*[1.0, 0.0] * len(self._scores), *self._budget_genes(share)]
 
 
 def affine(space: PruningSpace, scores: Scored, clusters: CriteriaClusters, **options: Any) -> AffineGenome:
-    """LeGR's genome of a ``Genome``'s options; how blends are made and widths allocated says nothing to it."""
-    known = {name: options[name] for name in ("max_flops", "round_to", "min_keep", "criterion") if name in options}
-    return AffineGenome(space, scores, clusters, **known)
+    """LeGR's genome from the options of ``Genome``; options on blends and allocations are ignored."""
+    used = {name: options[name] for name in ("max_flops", "round_to", "min_keep", "criterion") if name in options}
+    return AffineGenome(space, scores, clusters, **used)
 
 
 AnyGenome = Genome | AffineGenome

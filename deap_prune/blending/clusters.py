@@ -1,4 +1,4 @@
-"""Stage one: criteria that rank a layer's filters alike form a cluster (He et al. 2021, arXiv 2107.05033).
+"""Stage one: criteria that rank a layer's filters similarly form a cluster (He et al. 2021, arXiv 2107.05033).
 
 For rank vectors a, b of n filters, ||a - b||^2 = n (n^2 - 1) / 6 * (1 - rho) with Spearman's rho (no ties), so k-means
 on rank vectors clusters by Spearman correlation. Agglomerative clustering (average linkage) works on 1 - rho itself.
@@ -19,7 +19,7 @@ Scores = NDArray[np.float64]
 
 
 class Scored(Protocol):
-    """A table of scores: group -> criterion -> (filters,)."""
+    """A table of scores: group -> criterion -> scores, shape (filters,)."""
 
     @property
     def scores(self) -> Mapping[str, Mapping[str, Scores]]: ...  # noqa: D102
@@ -30,7 +30,7 @@ class GroupClusters:
     """The clusters of one group.
 
     Attributes:
-        criteria: Those that apply to the group.
+        criteria: The criteria that apply to the group.
         labels: Cluster of each criterion, shape (criteria,), numbered in order of first appearance.
         correlation: Spearman's rho, shape (criteria, criteria); 0 where a criterion is constant.
         ranks: Rank vectors (ties averaged), shape (criteria, filters).
@@ -44,21 +44,25 @@ class GroupClusters:
     @property
     def members(self) -> tuple[tuple[str, ...], ...]:
         """The criteria of each cluster, its medoid first."""
-        found = []
+        members = []
         for k in range(int(self.labels.max()) + 1):
             inside = np.flatnonzero(self.labels == k)
             closeness = self.correlation[np.ix_(inside, inside)].sum(axis=1)
             order = inside[np.argsort(-closeness, kind="stable")]
-            found.append(tuple(self.criteria[i] for i in order))
-        return tuple(found)
+            members.append(tuple(self.criteria[i] for i in order))
+        return tuple(members)
 
     @property
     def medoids(self) -> tuple[str, ...]:
-        """The criterion of each cluster that is most like the others in it."""
+        """The criterion of each cluster with the largest sum of correlations to the cluster's criteria."""
         return tuple(names[0] for names in self.members)
 
     def overlap(self, pruned: int) -> NDArray[np.float64]:
-        """Share of the ``pruned`` lowest filters that two criteria have in common, shape (criteria, criteria)."""
+        """Share of the lowest-ranked filters that two criteria have in common, shape (criteria, criteria), in [0, 1].
+
+        Args:
+            pruned: Number of lowest-ranked filters.
+        """
         lowest = np.argsort(np.argsort(self.ranks, axis=1, kind="stable"), axis=1) < pruned
         return (lowest[:, None] & lowest[None]).sum(axis=2) / max(pruned, 1)
 
@@ -73,26 +77,29 @@ class CriteriaClusters:
         return self.groups[group]
 
     def correlation(self) -> tuple[tuple[str, ...], NDArray[np.float64]]:
-        """Criteria, and Spearman's rho between them, averaged over the groups where both apply (NaN where none is)."""
+        """Names of the criteria, and Spearman's rho between them, shape (criteria, criteria).
+
+        The mean over the groups where both criteria apply; NaN if there is no such group.
+        """
         return self._mean({name: group.correlation for name, group in self.groups.items()})
 
     def overlap(self, share: float = 0.5) -> tuple[tuple[str, ...], NDArray[np.float64]]:
-        """Criteria, and the share of the lowest filters that two have in common, averaged likewise.
+        """Names of the criteria, and the share of the lowest filters that two have in common, averaged likewise.
 
-        Full-rank agreement is not enough: only the ranking near the cut changes a mask.
+        It complements the correlation of whole rankings: only the ranking near the cut changes a mask.
 
         Args:
-            share: Of each group's filters, how many would go (at least one).
+            share: Share of each group's filters that is pruned (at least one filter).
         """
         pruned = {name: max(1, round(share * group.ranks.shape[1])) for name, group in self.groups.items()}
         return self._mean({name: group.overlap(pruned[name]) for name, group in self.groups.items()})
 
     def _mean(self, tables: Mapping[str, NDArray[np.float64]]) -> tuple[tuple[str, ...], NDArray[np.float64]]:
         names = tuple(dict.fromkeys(name for group in self.groups.values() for name in group.criteria))
-        at = {name: i for i, name in enumerate(names)}
+        column = {name: i for i, name in enumerate(names)}
         total, count = np.zeros((len(names), len(names))), np.zeros((len(names), len(names)))
         for name, group in self.groups.items():
-            index = np.ix_([at[n] for n in group.criteria], [at[n] for n in group.criteria])
+            index = np.ix_([column[n] for n in group.criteria], [column[n] for n in group.criteria])
             total[index] += tables[name]
             count[index] += 1
         return names, np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
@@ -105,14 +112,14 @@ class CriteriaClusters:
 
 
 def cluster(scores: Scored, *, n_clusters: int | str = 3, method: str = "kmeans", seed: int = 0) -> CriteriaClusters:
-    """Cluster the criteria of every group by how they rank its filters.
+    """Cluster the criteria of every group by their rankings of its filters.
 
     Args:
         scores: A score table.
-        n_clusters: Clusters a group (fewer where fewer criteria differ), or ``"auto"``: the number from 2 up with
-            the best silhouette on 1 - rho.
+        n_clusters: Number of clusters per group (fewer if fewer rankings are distinct), or ``"auto"``: the number, at
+            least 2, with the best silhouette on 1 - rho.
         method: ``"kmeans"`` on rank vectors, or ``"agglomerative"`` on 1 - rho (average linkage).
-        seed: Of k-means.
+        seed: Seed of k-means.
 
     Examples:
         >>> clusters = dp.cluster(scores, n_clusters=2)
@@ -120,11 +127,11 @@ def cluster(scores: Scored, *, n_clusters: int | str = 3, method: str = "kmeans"
         (2, ['l1', 'l2', 'taylor_weight'])
 
     Raises:
-        ConfigError: If ``n_clusters`` is neither a positive number nor "auto", or a group has no criterion.
+        ConfigError: If ``n_clusters`` is neither a positive whole number nor "auto", or a group has no criterion.
         RegistryError: If the method is unknown.
     """
     check_clusters(n_clusters, method)
-    from scipy.stats import rankdata  # slow to import: when first used
+    from scipy.stats import rankdata  # imported on first use, because it is slow to import
 
     groups = {}
     for name, by_criterion in scores.scores.items():
@@ -140,10 +147,10 @@ def cluster(scores: Scored, *, n_clusters: int | str = 3, method: str = "kmeans"
 
 
 def check_clusters(n_clusters: int | str, method: str = "kmeans") -> None:
-    """A positive number, or "auto"; and a known method.
+    """Check the arguments of :func:`cluster`.
 
     Raises:
-        ConfigError: If the number is neither.
+        ConfigError: If ``n_clusters`` is neither a positive whole number nor "auto".
         RegistryError: If the method is unknown.
     """
     if method not in METHODS:
@@ -153,7 +160,11 @@ def check_clusters(n_clusters: int | str, method: str = "kmeans") -> None:
 
 
 def spearman(ranks: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Spearman's rho between rank vectors of shape (criteria, filters); 0 beside a constant one, 1 on the diagonal."""
+    """Spearman's rho between rank vectors, shape (criteria, criteria): 1 on the diagonal, 0 for constant vectors.
+
+    Args:
+        ranks: Shape (criteria, filters).
+    """
     centred = ranks - ranks.mean(axis=1, keepdims=True)
     norms = np.sqrt((centred**2).sum(axis=1))
     rho = (centred @ centred.T) / np.where(norms > 0, norms, 1)[:, None] / np.where(norms > 0, norms, 1)
@@ -162,14 +173,14 @@ def spearman(ranks: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _kmeans(ranks: NDArray[np.float64], k: int, seed: int) -> NDArray[np.intp]:
-    """k-means labels; identical rank vectors always share a cluster."""
+    """Labels of k-means, shape (criteria,); identical rank vectors always share a cluster."""
     from sklearn.cluster import KMeans
 
     distinct, inverse = np.unique(ranks, axis=0, return_inverse=True)
     labels = inverse.reshape(-1)
     if k < len(distinct):
-        # Centred and of one length, squared distances are 2 (1 - rho) with ties too: else a vector with many ties is
-        # short, and near everything.
+        # Of centred vectors of unit length the squared distance is 2 (1 - rho), also with ties. Without this step, a
+        # vector with many ties is short and close to all others.
         centred = ranks - ranks.mean(axis=1, keepdims=True)
         lengths = np.linalg.norm(centred, axis=1, keepdims=True)
         points = centred / np.where(lengths > 0, lengths, 1)
@@ -178,7 +189,7 @@ def _kmeans(ranks: NDArray[np.float64], k: int, seed: int) -> NDArray[np.intp]:
 
 
 def _agglomerative(ranks: NDArray[np.float64], k: int, seed: int) -> NDArray[np.intp]:
-    """Labels of average linkage on 1 - rho; identical rank vectors always share a cluster."""
+    """Labels of average linkage on 1 - rho, shape (criteria,); identical rank vectors always share a cluster."""
     from scipy.cluster.hierarchy import cut_tree, linkage
     from scipy.spatial.distance import squareform
 
@@ -198,11 +209,12 @@ METHODS: Mapping[str, Callable[[NDArray[np.float64], int, int], NDArray[np.intp]
 
 def _renumbered(labels: NDArray[np.intp]) -> NDArray[np.intp]:
     """The same clusters, numbered in order of first appearance."""
-    seen: dict[int, int] = {}
-    return np.array([seen.setdefault(int(label), len(seen)) for label in labels], dtype=np.intp)
+    numbers: dict[int, int] = {}
+    return np.array([numbers.setdefault(int(label), len(numbers)) for label in labels], dtype=np.intp)
 
 
 def _distance(ranks: NDArray[np.float64]) -> NDArray[np.float64]:
+    """1 - rho between rank vectors, shape (criteria, criteria)."""
     distance = 1 - spearman(ranks)
     np.fill_diagonal(distance, 0.0)
     return distance
@@ -211,6 +223,13 @@ def _distance(ranks: NDArray[np.float64]) -> NDArray[np.float64]:
 def _best_labels(
     split: Callable[[NDArray[np.float64], int, int], NDArray[np.intp]], ranks: NDArray[np.float64], seed: int
 ) -> NDArray[np.intp]:
+    """The labels with the best silhouette on 1 - rho, shape (criteria,).
+
+    Args:
+        split: Function of (ranks, number of clusters, seed) to labels.
+        ranks: Shape (criteria, filters).
+        seed: Seed of k-means.
+    """
     from sklearn.metrics import silhouette_score
 
     distinct = len(np.unique(ranks, axis=0))

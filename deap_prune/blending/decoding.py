@@ -1,4 +1,4 @@
-"""From importance to masks, many individuals at once: how many filters fit the budget, and which ones stay."""
+"""From importance to masks for many individuals at once: how many filters fit the budget, and which ones to keep."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deap_prune.blending.allocation import Allocation, Counts, Widths, Wish
+from deap_prune.blending.allocation import Allocation, AllocationInputs, Counts, Widths
+from deap_prune.blending.budget import FEWEST, Budget, MaxFlops, check_budget
 from deap_prune.blending.layout import Layout, stages_of
-from deap_prune.errors import BudgetError, ConfigError, did_you_mean
+from deap_prune.errors import ConfigError, did_you_mean
 from deap_prune.structure.masks import Masks
 
 if TYPE_CHECKING:
@@ -22,17 +23,15 @@ if TYPE_CHECKING:
     from deap_prune.structure.space import PruningSpace
 
 Matrix = NDArray[np.float64]
-MaxFlops = float | tuple[float, float] | None
 MinKeep = float | Mapping[str, float]
-FEWEST = "one filter a group (or block)"
-CHUNK = 256  # individuals decoded together: bounds the memory, and keeps the arrays in the cache
+CHUNK = 256  # individuals decoded together: bounds the memory, and keeps the arrays in the processor's cache
 
 
 def genes_of(individuals: Sequence[Sequence[float]], layout: Layout) -> Matrix:
-    """The genes as a matrix, inside their bounds, shape (individuals, genes).
+    """The genes as a matrix, clipped to their bounds, shape (individuals, genes).
 
     Raises:
-        ConfigError: If an individual has another length than the layout, or holds what is no number.
+        ConfigError: If an individual's length differs from the layout's, or a gene is not a number.
     """
     for individual in individuals:
         if len(individual) != len(layout):
@@ -57,80 +56,80 @@ def _is_number(gene: Any) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Planner:
-    """Turns the importance of all filters into masks: within the budget, tight, in whole steps.
+    """Turns the importance of all filters into masks: within the budget, tight, in admissible steps.
 
     Attributes:
-        space: What can be pruned.
-        allocation: How the kept filters are spread over the groups.
-        max_flops: Kept share of the FLOPs; a pair of them, or None: see ``Genome``.
+        space: The pruning space.
+        allocation: Rule that distributes the kept filters over the groups.
+        budget: Limit on the kept share of the FLOPs.
         round_to: Kept counts are multiples of this, or dense.
-        min_keep: The least share that a group keeps: of all, or by the names of groups or of modules around them.
+        min_keep: Smallest kept share of a group, in [0, 1]: one number for all groups, or a mapping from names of
+            groups, or of modules that contain them, to numbers.
 
     Raises:
-        BudgetError: If the budget is outside (0, 1], or below what can be reached.
-        ConfigError: If ``round_to`` is no whole number from 1 up, or ``min_keep`` no share or no name of a group.
+        BudgetError: If the budget is below the smallest reachable share of the FLOPs.
+        ConfigError: If ``round_to`` is not a positive whole number, or ``min_keep`` is not a share or names no group.
     """
 
     space: PruningSpace
     allocation: Allocation
-    max_flops: MaxFlops
+    budget: Budget
     round_to: int
     min_keep: MinKeep = 0.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.round_to, int) or self.round_to < 1:
             raise ConfigError(f"round_to is {self.round_to!r}; give a whole number from 1 up")
-        if isinstance(self.max_flops, list):  # as ranges come from a file
-            object.__setattr__(self, "max_flops", tuple(self.max_flops))
         if (self.widths.steps == self.space.sizes).all():
             raise ConfigError(
                 f"round_to is {self.round_to}, which leaves every group dense: the widest has "
                 f"{self.space.sizes.max()} filters; give a smaller one"
             )
         kept = FEWEST if self.round_to == 1 else f"{self.round_to} filters a group (round_to)"
-        asked = self.min_keep and self.min_flops > replace(self, max_flops=None, min_keep=0.0).min_flops
-        check_budget(self.max_flops, self.min_flops, "what min_keep asks for" if asked else kept)
+        if self.min_keep and self.min_flops > replace(self, budget=Budget(), min_keep=0.0).min_flops:
+            kept = "the shares that min_keep demands"
+        check_budget(self.budget, self.min_flops, kept)
 
     @cached_property
     def widths(self) -> Widths:
-        """The admissible kept counts."""
+        """The admissible kept counts of every group."""
         steps = [min(math.lcm(self.round_to, group.blocks), group.size) for group in self.space.groups]
-        least = np.ceil(_least_shares(self.space, self.min_keep) * self.space.sizes - 1e-9).astype(np.int64)
-        together = self.leaders if self.allocation.by_stage else None
-        return Widths(self.space.sizes, np.array(steps, dtype=np.int64), self.space.flops_of, least, together)
+        minimum = np.ceil(_minimum_shares(self.space, self.min_keep) * self.space.sizes - 1e-9).astype(np.int64)
+        stages = self.leaders if self.allocation.by_stage else None
+        return Widths(self.space.sizes, np.array(steps, dtype=np.int64), self.space.flops_of, minimum, stages)
 
     @cached_property
     def leaders(self) -> Counts:
-        """The group whose keep gene each group follows: its own, or its stage's first.
+        """Number of the group whose keep gene each group uses, shape (groups,): its own, or the first of its stage.
 
-        A group is of the stage of the last layer that makes its filters: the residual stream that a stem begins is of
-        the first stage.
+        A group belongs to the stage of its last layer with filters: the residual stream that begins in a stem belongs
+        to the first stage.
         """
         if not self.allocation.by_stage:
             return np.arange(len(self.space.groups))
-        ends = [group.layers("filter")[-1].layer for group in self.space.groups]
-        stages = stages_of(ends, self.space.sizes.tolist())
+        last_layers = [group.layers("filter")[-1].layer for group in self.space.groups]
+        stages = stages_of(last_layers, self.space.sizes.tolist())
         return np.array([stages.index(stage) for stage in stages], dtype=np.int64)
 
     @cached_property
     def min_flops(self) -> float:
-        """The least share of the FLOPs that can be reached."""
+        """Smallest share of the FLOPs that can be reached, in (0, 1]."""
         return float(self.space.flops_of(self.widths.fewest)) / self.space.flops
 
     @property
     def budget_bounds(self) -> tuple[float, float] | None:
-        """Bounds of the budget gene; None if there is no such gene."""
-        if isinstance(self.max_flops, tuple):
-            return self.max_flops
-        return (self.min_flops, 1.0) if self.max_flops is None and not self.allocation.genes else None
+        """Bounds of the budget gene; None if the genome has no such gene."""
+        if self.budget.lowest is not None and self.budget.highest is not None:
+            return (self.budget.lowest, self.budget.highest)
+        return (self.min_flops, 1.0) if self.budget.is_free and not self.allocation.genes else None
 
     def masks(self, importance: Sequence[Matrix], shares: Matrix, budgets: Matrix | None) -> list[Masks]:
         """The masks of several individuals.
 
         Args:
-            importance: Of every group's filters, shape (individuals, filters) each; larger = keep.
+            importance: Scores of each group's filters, shape (individuals, filters) each; larger = keep.
             shares: Keep genes, shape (individuals, groups).
-            budgets: Budget genes, shape (individuals,), if there are any.
+            budgets: Budget genes (kept shares of the FLOPs), shape (individuals,); None if there is no such gene.
         """
         counts = self.counts(importance, shares, budgets)
         kept = [
@@ -140,73 +139,91 @@ class Planner:
         return Masks.of_rows([group.name for group in self.space.groups], kept)
 
     def counts(self, importance: Sequence[Matrix], shares: Matrix, budgets: Matrix | None) -> Counts:
-        """How many filters each group keeps, shape (individuals, groups); arguments as for ``masks``."""
-        if budgets is None and not isinstance(self.max_flops, (int, float)):  # the keep genes decide alone
+        """Number of filters that each group keeps, shape (individuals, groups); arguments as for :meth:`masks`."""
+        if budgets is None and not self.budget.is_fixed:  # the keep genes are the widths
             return self.widths.admissible(self.space.sizes * shares)
         if budgets is None:
-            budgets = np.full(len(shares), self.max_flops, dtype=np.float64)
-        wishes = [Wish(self.space.sizes, rows[:-1], rows[-1]) for rows in zip(*importance, shares, strict=True)]
-        return self.widths.fit([self.allocation.path(wish) for wish in wishes], budgets * self.space.flops)
+            budgets = np.full(len(shares), self.budget.highest, dtype=np.float64)
+        inputs = [
+            AllocationInputs(self.space.sizes, rows[:-1], rows[-1]) for rows in zip(*importance, shares, strict=True)
+        ]
+        return self.widths.fit([self.allocation.path(each) for each in inputs], budgets * self.space.flops)
 
 
 GeneSpec = tuple[str, float, float, int]
-"""Kind, lowest and highest value, and group of a gene; see ``Layout``."""
+"""Kind, lower bound, upper bound and group number of a gene; see ``Layout``."""
 
 
 class Decoding(ABC):
-    """What all genomes share: individuals to masks, many at once, inside the budget; the budget gene comes last.
+    """Base class of genomes: decodes individuals to masks, many at once, inside the budget.
 
-    A genome says which genes it has, and reads importance and keep genes from them.
+    A subclass lists its genes, and reads importance and keep genes from them. The budget gene, if any, comes last.
 
     Args:
-        space: What can be pruned.
+        space: The pruning space.
         clusters: Clusters of the criteria.
-        planner: From importance to masks.
+        planner: Turns importance into masks.
+
+    Attributes:
+        space: The pruning space.
+        clusters: Clusters of the criteria.
+        layout: Kind and bounds of every gene.
+        budget: Limit on the kept share of the FLOPs.
+        min_flops: Smallest share of the FLOPs that can be reached, in (0, 1].
     """
 
     def __init__(self, space: PruningSpace, clusters: CriteriaClusters, planner: Planner) -> None:
         self.space, self.clusters, self._planner = space, clusters, planner
-        self.max_flops, self.min_flops = planner.max_flops, planner.min_flops
+        self.budget, self.min_flops = planner.budget, planner.min_flops
         bounds = planner.budget_bounds
-        budget: list[GeneSpec] = [] if bounds is None else [("budget", *bounds, -1)]
-        self.layout = Layout.of(space, [*self._gene_specs(), *budget])
+        budget_gene: list[GeneSpec] = [] if bounds is None else [("budget", *bounds, -1)]
+        self.layout = Layout.of(space, [*self._gene_specs(), *budget_gene])
+
+    @property
+    def max_flops(self) -> MaxFlops:
+        """The budget as users write it: a kept share, a pair (lowest, highest), or None."""
+        return self.budget.max_flops
 
     @abstractmethod
     def _gene_specs(self) -> Iterator[GeneSpec]:
-        """All genes but the budget gene, group by group."""
+        """All genes except the budget gene, group by group."""
 
     @abstractmethod
     def _read(self, genes: Matrix) -> tuple[list[Matrix], Matrix]:
-        """Importance of every group's filters, and the keep genes, shape (individuals, groups), of several individuals.
+        """Importance and keep genes of several individuals.
 
         Args:
             genes: Inside their bounds, shape (individuals, genes).
+
+        Returns:
+            Importance of each group's filters, shape (individuals, filters) each; and the keep genes, shape
+            (individuals, groups).
         """
 
     def decode(self, individual: Sequence[float]) -> Masks:
-        """The masks that an individual stands for.
+        """The masks of an individual.
 
-        Genes outside their bounds are clipped, candidates rounded, so that any operator's result is legal.
+        Genes outside their bounds are clipped and candidate genes are rounded, so the result of any operator is legal.
 
         Raises:
-            ConfigError: If the individual has another length than the layout, or holds NaN.
+            ConfigError: If the individual's length differs from the layout's, or a gene is NaN or not a number.
         """
         return self.decode_many([individual])[0]
 
     def decode_many(self, individuals: Sequence[Sequence[float]]) -> list[Masks]:
-        """The masks of several individuals, the same as one by one, at a fraction of the time.
+        """The masks of several individuals: the same as one by one, but much faster.
 
         Raises:
             ConfigError: As for :meth:`decode`.
         """
-        parts = (individuals[start : start + CHUNK] for start in range(0, len(individuals), CHUNK))
-        return [masks for part in parts for masks in self._decode(genes_of(part, self.layout))]
+        chunks = (individuals[start : start + CHUNK] for start in range(0, len(individuals), CHUNK))
+        return [masks for chunk in chunks for masks in self._decode(genes_of(chunk, self.layout))]
 
     def importance(self, individual: Sequence[float]) -> dict[str, Matrix]:
-        """The blended scores of every group, shape (filters,), that an individual stands for; larger = keep.
+        """The blended scores of every group, shape (filters,); larger = keep.
 
         Raises:
-            ConfigError: As :meth:`decode`.
+            ConfigError: As for :meth:`decode`.
         """
         blended, _ = self._read(genes_of([individual], self.layout))
         return {group.name: scores[0] for group, scores in zip(self.space.groups, blended, strict=True)}
@@ -215,32 +232,32 @@ class Decoding(ABC):
         budgets = genes[:, -1] if self._planner.budget_bounds is not None else None
         return self._planner.masks(*self._read(genes), budgets)
 
-    def _budget(self, share: float) -> list[float]:
-        """The budget gene for a kept share of the FLOPs, inside its bounds; nothing where there is no such gene."""
+    def _budget_genes(self, share: float) -> list[float]:
+        """The budget gene for a kept share of the FLOPs, clipped to its bounds; empty if there is no such gene."""
         bounds = self._planner.budget_bounds
         return [] if bounds is None else [min(bounds[1], max(bounds[0], share))]
 
 
-def _least_shares(space: PruningSpace, min_keep: MinKeep) -> Matrix:
-    """The least share of each group, shape (groups,); of several names that fit, the longest counts."""
-    named = dict(min_keep) if isinstance(min_keep, Mapping) else {"": min_keep}
-    names = [group.name for group in space.groups]
-    for name, share in named.items():
+def _minimum_shares(space: PruningSpace, min_keep: MinKeep) -> Matrix:
+    """Smallest kept share of each group, shape (groups,); if several names fit a group, the longest one counts."""
+    by_name = dict(min_keep) if isinstance(min_keep, Mapping) else {"": min_keep}
+    groups = [group.name for group in space.groups]
+    for name, share in by_name.items():
         if not isinstance(share, (int, float)) or not 0 <= share <= 1:
             raise ConfigError(f"min_keep is {share!r}; it is the share that a group keeps at least, from 0 to 1")
-        if not any(covers(name, group) for group in names):
-            raise ConfigError(f"min_keep names '{name}', which is no group; {did_you_mean(name, names)}")
-    fits = [[name for name in named if covers(name, group)] for group in names]
-    return np.array([named[max(found, key=len)] if found else 0.0 for found in fits], dtype=np.float64)
+        if not any(covers(name, group) for group in groups):
+            raise ConfigError(f"min_keep names '{name}', which is no group; {did_you_mean(name, groups)}")
+    fitting = [[name for name in by_name if covers(name, group)] for group in groups]
+    return np.array([by_name[max(names, key=len)] if names else 0.0 for names in fitting], dtype=np.float64)
 
 
 def covers(module: str, name: str) -> bool:
-    """Whether a name is a module's own, or of something in it; the empty module is the network."""
+    """Whether a name is that of a module or of something inside it; the empty name is the whole network."""
     return module in ("", name) or name.startswith((f"{module}.", f"{module}:"))
 
 
 def _top(scores: Matrix, keep: Counts) -> NDArray[np.bool_]:
-    """The ``keep`` highest of each block, the first ones where scores tie.
+    """The ``keep`` highest scores of each block; among equal scores the first ones.
 
     Args:
         scores: Shape (individuals, blocks, filters of a block).
@@ -251,34 +268,7 @@ def _top(scores: Matrix, keep: Counts) -> NDArray[np.bool_]:
     """
     number = keep[:, None, None]
     place = np.broadcast_to(scores.shape[2] - number, (*scores.shape[:2], 1))
-    lowest = np.take_along_axis(np.sort(scores, axis=2), place, axis=2)  # values alone: far cheaper than an argsort
+    lowest = np.take_along_axis(np.sort(scores, axis=2), place, axis=2)  # sorting values is far cheaper than argsort
     above, ties = scores > lowest, scores == lowest
     kept = above | (ties & (ties.cumsum(axis=2) <= number - above.sum(axis=2, keepdims=True)))
     return np.asarray(kept.reshape(len(scores), -1))
-
-
-def check_budget(max_flops: MaxFlops, reachable: float, kept: str = FEWEST) -> None:
-    """A budget is a kept share of the FLOPs, or a range of shares.
-
-    Raises:
-        BudgetError: If a share is not in (0, 1], or below the reachable minimum, or the range is empty.
-    """
-    if isinstance(max_flops, (tuple, list)):
-        if len(max_flops) != 2 or not max_flops[0] <= max_flops[1]:
-            raise BudgetError(f"max_flops is {max_flops!r}; a range is a pair (lowest, highest), such as (0.3, 0.7)")
-        for share in max_flops:
-            check_budget(share, reachable, kept)
-        return
-    if max_flops is None:
-        return
-    if not isinstance(max_flops, (int, float)) or not 0 < max_flops <= 1:
-        raise BudgetError(
-            f"max_flops is {max_flops!r}; it is the kept share of the FLOPs, above 0 and at most 1 (0.5 keeps half), "
-            "or None to leave it free"
-        )
-    if max_flops < reachable:
-        least = math.ceil(reachable * 1e4) / 1e4
-        raise BudgetError(
-            f"max_flops is {max_flops:g}, but {kept} and what stays dense already cost "
-            f"{least:.4f} of the FLOPs: that is the reachable minimum; raise max_flops to {least:.4f} or above"
-        )

@@ -1,4 +1,4 @@
-"""What an individual looks like: kind, bounds, layer, stage and cost of every gene. All that operators need to know."""
+"""The layout of an individual: kind, bounds, layer, stage and cost of every gene. Operators need nothing else."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Layout:
     """The genes of an individual, in order.
 
     Attributes:
-        kinds: ``"candidate"`` (index into a cluster), ``"factor"``, ``"keep"`` (share of a group), ``"budget"`` (share
-            of the FLOPs), ``"scale"`` or ``"shift"`` (of a group's scores) for each gene.
-        low: Lower bounds.
-        high: Upper bounds (inclusive); a candidate gene is a whole number.
-        loci: Genes of one filter group belong together: the group's number, -1 for the budget gene.
-        stages: Stage of each gene (layers of one resolution, as far as their names tell); the locus if left out.
-        costs: Share of the dense FLOPs that goes with the gene's group, all others dense; 1 each if left out.
+        kinds: Kind of each gene: ``"candidate"`` (index into a cluster), ``"factor"``, ``"keep"`` (kept share of a
+            group), ``"budget"`` (kept share of the FLOPs), ``"scale"`` or ``"shift"`` (of a group's scores).
+        low: Lower bound of each gene.
+        high: Upper bound (inclusive) of each gene; a candidate gene is a whole number.
+        loci: Number of each gene's filter group; -1 for the budget gene.
+        stages: Stage of each gene: layers of one resolution, derived from their names. Default: the locus.
+        costs: Share of the dense FLOPs that pruning the gene's whole group saves, other groups dense. Default: 1 each.
     """
 
     kinds: tuple[str, ...]
@@ -44,7 +44,12 @@ class Layout:
 
     @classmethod
     def of(cls, space: PruningSpace, genes: Sequence[tuple[str, float, float, int]]) -> Layout:
-        """The layout of genes (kind, low, high, group number), with the stages and the costs of the space's groups."""
+        """The layout for a list of genes, with stages and costs of the space's groups.
+
+        Args:
+            space: The pruning space.
+            genes: Kind, lower bound, upper bound and group number of each gene.
+        """
         kinds, low, high, loci = zip(*genes, strict=True)
         stages = [*stages_of([g.name for g in space.groups], [g.size for g in space.groups]), -1]
         without = np.tile(space.sizes, (len(space.groups), 1))
@@ -57,37 +62,37 @@ class Layout:
 
     @cached_property
     def spans(self) -> tuple[Span, ...]:
-        """(start, stop) of the genes of every locus."""
+        """(start, stop) of the genes of each locus."""
         starts = [i for i, locus in enumerate(self.loci) if i == 0 or self.loci[i - 1] != locus]
         return tuple(zip(starts, [*starts[1:], len(self.loci)], strict=True))
 
     @cached_property
     def stage_spans(self) -> tuple[tuple[Span, ...], ...]:
-        """The spans of every stage's layers."""
-        found: dict[int, list[Span]] = {}
+        """The spans of each stage's loci."""
+        by_stage: dict[int, list[Span]] = {}
         for span in self.spans:
-            found.setdefault(self.stages[span[0]], []).append(span)
-        return tuple(map(tuple, found.values()))
+            by_stage.setdefault(self.stages[span[0]], []).append(span)
+        return tuple(map(tuple, by_stage.values()))
 
     def of_kind(self, *kinds: str) -> tuple[int, ...]:
-        """Places of the genes of some kinds."""
+        """Indices of the genes of the given kinds."""
         return tuple(i for i, kind in enumerate(self.kinds) if kind in kinds)
 
     @cached_property
     def pairs(self) -> tuple[Span, ...]:
-        """(candidate, factor) places that belong together."""
+        """Indices (candidate gene, factor gene) of each cluster with a candidate gene."""
         return tuple((i, i + 1) for i in self.of_kind("candidate"))
 
 
 def stages_of(names: Sequence[str], sizes: Sequence[int]) -> list[int]:
-    """Stage numbers of layers, from their names: the module in which they stand, below what all names share.
+    """Stage number of each layer, from its name: the outermost module that not all layers share.
 
-    ``layer1.0.conv1`` is of ``layer1``. Where that gives every layer a stage of its own (a plain ``Sequential``),
-    neighbours of one width make a stage.
+    ``layer1.0.conv1`` belongs to ``layer1``. If every layer would be a stage of its own (as in a plain
+    ``Sequential``), adjacent layers of equal width form a stage.
 
     Args:
         names: Qualified module names, in order of execution.
-        sizes: Filters of each.
+        sizes: Number of filters of each layer.
     """
     parts = [name.split(".") for name in names]
     depth = 0
@@ -97,8 +102,8 @@ def stages_of(names: Sequence[str], sizes: Sequence[int]) -> list[int]:
     if len(set(keys)) < len(keys):
         numbers = {key: n for n, key in enumerate(dict.fromkeys(keys))}
         return [numbers[key] for key in keys]
-    stage, found = 0, []
+    stage, stages = 0, []
     for i, size in enumerate(sizes):
         stage += i > 0 and size != sizes[i - 1]
-        found.append(stage)
-    return found
+        stages.append(stage)
+    return stages

@@ -1,4 +1,4 @@
-"""How much of a ranking, and of a clustering, is an accident of the calibration images."""
+"""How much rankings and clusterings depend on the choice of calibration images."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from deap_prune.errors import ConfigError
 
 @dataclass(frozen=True)
 class Stability:
-    """Agreement between score tables of different calibration images; 1 is perfect.
+    """Agreement between score tables of different calibration images; 1 is perfect agreement.
 
     Attributes:
-        criteria: Criterion to Spearman's rho between two of its rankings, mean over pairs of tables and groups.
-        clusters: Group to the adjusted Rand index between two of its clusterings, mean over pairs; 0 is chance.
+        criteria: Criterion to Spearman's rho between its rankings, in [-1, 1], mean over pairs of tables and groups.
+        clusters: Group to the adjusted Rand index between its clusterings, mean over pairs of tables; 0 is chance.
     """
 
     criteria: Mapping[str, float]
@@ -37,7 +37,7 @@ def stability(
         seed: See :func:`cluster`.
 
     Raises:
-        ConfigError: If there are fewer than two tables, or they are of different groups.
+        ConfigError: If there are fewer than two tables, or their groups differ.
     """
     from scipy.stats import rankdata
     from sklearn.metrics import adjusted_rand_score
@@ -50,17 +50,19 @@ def stability(
         common = [c for c in tables[0].scores[group] if all(c in table.scores[group] for table in tables)]
         for criterion in common:
             ranks = np.stack([rankdata(table.scores[group][criterion]) for table in tables])
-            same = (ranks == ranks[0]).all()  # a constant criterion, too, is as stable as can be
+            same = (
+                ranks == ranks[0]
+            ).all()  # Spearman's rho is undefined for a constant criterion, which is perfectly stable
             upper = spearman(ranks)[np.triu_indices(len(tables), 1)]
             rho.setdefault(criterion, []).append(1.0 if same else float(upper.mean()))
-        shared = [_Part({group: {c: table.scores[group][c] for c in common}}) for table in tables]
+        shared = [_OneGroup({group: {c: table.scores[group][c] for c in common}}) for table in tables]
         labels = [cluster(t, n_clusters=n_clusters, method=method, seed=seed)[group].labels for t in shared]
         rand[group] = float(np.mean([adjusted_rand_score(a, b) for a, b in combinations(labels, 2)]))
     return Stability({criterion: float(np.mean(values)) for criterion, values in rho.items()}, rand)
 
 
 @dataclass(frozen=True)
-class _Part:
-    """One group of a table."""
+class _OneGroup:
+    """A table with one group: group -> criterion -> scores, shape (filters,)."""
 
     scores: Mapping[str, Mapping[str, np.ndarray]]

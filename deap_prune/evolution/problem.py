@@ -42,8 +42,9 @@ class Decoder(Protocol):
 
     space: PruningSpace
     layout: Layout
-    max_flops: float | tuple[float, float] | None
 
+    @property
+    def max_flops(self) -> float | tuple[float, float] | None: ...  # noqa: D102
     @property
     def criteria(self) -> tuple[str, ...]: ...  # noqa: D102
     def decode_many(self, individuals: Sequence[Genes]) -> list[Masks]: ...  # noqa: D102

@@ -13,8 +13,8 @@ from deap import tools
 from torch import nn
 
 from deap_prune.blending.baselines import GENOMES, AnyGenome
+from deap_prune.blending.budget import check_budget
 from deap_prune.blending.clusters import CriteriaClusters, cluster
-from deap_prune.blending.decoding import check_budget
 from deap_prune.config import Config, SearchConfig, dump_config, load_config, validated
 from deap_prune.criteria.table import ScoreTable, score
 from deap_prune.data.batches import Data, Forward, Loss, cross_entropy, iterable, resolve_device
