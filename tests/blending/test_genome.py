@@ -124,7 +124,7 @@ def test_least_shares_by_name() -> None:
         make("residual", min_keep={"body.conv33": 0.5})
     with pytest.raises(ConfigError, match=r"min_keep is 1.5; it is the share"):
         make("residual", min_keep=1.5)
-    with pytest.raises(BudgetError, match=r"what min_keep asks for .* reachable minimum"):
+    with pytest.raises(BudgetError, match=r"the shares that min_keep demands .* reachable minimum"):
         make("residual", min_keep=0.9, max_flops=0.3)
     with pytest.raises(BudgetError, match=r"4 filters a group \(round_to\)"):
         make("residual", min_keep=0.01, max_flops=0.01, round_to=4)

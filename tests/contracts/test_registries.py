@@ -322,7 +322,7 @@ def test_registry(kind: str) -> None:
 def test_register_criterion_names_the_nearest_statistic() -> None:
     with pytest.raises(RegistryError, match=r"criterion 'mine' needs 'weights'; did you mean 'weight'\?"):
         dp.register_criterion("mine", needs=("weights",))
-    with pytest.raises(RegistryError, match="criterion 'mine' needs nothing; give what it is computed from"):
+    with pytest.raises(RegistryError, match="criterion 'mine' needs no statistics; name those it is computed from"):
         dp.register_criterion("mine", needs=())
     assert "mine" not in CRITERIA
 

@@ -221,7 +221,9 @@ def test_needs_of_different_layers_are_not_left_out_silently(digits: Digits) -> 
     """Beside other criteria it would be missing from the blend, and nobody would know."""
     dp.register_criterion("mixed", needs=("weight", "activation_mean"))(lambda weight, mean: mean)
     try:
-        with pytest.raises(DataError, match="'mixed' applies nowhere: no layer has weight and activation_mean at once"):
+        with pytest.raises(
+            DataError, match="'mixed' applies to no group: no single layer has weight and activation_mean"
+        ):
             dp.score(digits.model, digits.space, digits.calibration, criteria=("l1", "mixed"))
     finally:
         from deap_prune.criteria import CRITERIA
