@@ -1,4 +1,4 @@
-"""Which importance should I use? How criteria agree on a network, and what the masks of each are worth."""
+"""Compares criteria on a network: their agreement, and the accuracy of the masks that each of them gives."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from deap_prune.blending.baselines import AnyGenome
+from deap_prune.blending.budget import Budget
 from deap_prune.blending.clusters import CriteriaClusters
 from deap_prune.blending.stability import Stability, stability
 from deap_prune.config import SearchConfig
@@ -20,21 +21,21 @@ from deap_prune.progress import track
 from deap_prune.search import prepare
 from deap_prune.search.workspace import Workspace
 
-SCORING = (  # what of a search's options says how criteria are scored and their masks judged
+SCORING = (  # the search options that determine how criteria are scored and masks are evaluated
     *("criteria", "reduction", "labels", "n_clusters", "clustering", "normaliser", "seed", "ignore"),
     *("round_to", "min_keep", "recalibrate", "compensate", "gram_memory", "batch_size", "device", "threads"),
 )
-PARTS = 2  # of the calibration images, scored one by one for the stability
+PARTS = 2  # number of parts of the calibration images that are scored separately for the stability
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """What the masks of one criterion are worth.
+    """The value of the masks of one criterion.
 
     Attributes:
-        criterion: Its name.
-        values: Objective to value, by the evaluator.
-        groups: Groups to which it applies (in the others the first medoid decides).
+        criterion: Registry name.
+        values: Objective to value.
+        groups: Number of groups to which it applies; the others are ranked by their first medoid.
     """
 
     criterion: str
@@ -43,32 +44,32 @@ class Ranked:
 
 
 def rank_criteria(genome: AnyGenome, evaluate: Evaluator, *, progress: bool = False) -> list[Ranked]:
-    """Every criterion alone, at the genome's allocation and budget, best first by the first objective.
+    """Evaluate each criterion alone, with the genome's allocation and budget; best first by the first objective.
 
     Args:
-        genome: Its scores, allocation and budget; keep genes are 1.
-        evaluate: The fitness; a criterion is one evaluation.
-        progress: Show a bar.
+        genome: Scores, allocation and budget; keep genes are 1.
+        evaluate: The fitness; each criterion takes one evaluation.
+        progress: Show a progress bar.
     """
     names = list(dict.fromkeys(c for group in genome.clusters.groups.values() for c in group.criteria))
-    found = []
-    for name in track(names, "judging criteria", shown=progress):
+    ranking = []
+    for name in track(names, "evaluating criteria", shown=progress):
         values = dict(zip(evaluate.names, evaluate(genome.decode(genome.single(name))), strict=True))
         groups = sum(name in group.criteria for group in genome.clusters.groups.values())
-        found.append(Ranked(name, values, groups))
+        ranking.append(Ranked(name, values, groups))
     first, sign = evaluate.names[0], evaluate.weights[0]
-    return sorted(found, key=lambda ranked: -sign * ranked.values[first])
+    return sorted(ranking, key=lambda ranked: -sign * ranked.values[first])
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """How the criteria of a pool compare on one network. ``print(comparison)`` tells it.
+    """Comparison of criteria on one network; ``print(comparison)`` shows it.
 
     Attributes:
-        clusters: By group, with the correlations.
-        stability: Of the rankings and clusters over parts of the calibration images; None with too few images.
-        ranking: Best first.
-        max_flops: Kept share of the FLOPs at which the ranking was made.
+        clusters: Clusters and correlations of every group.
+        stability: Agreement between parts of the calibration images; None if there are too few images.
+        ranking: The criteria, best first.
+        max_flops: Kept share of the FLOPs in the ranking.
         dense: Objective to the dense network's value.
     """
 
@@ -79,13 +80,13 @@ class Comparison:
     dense: Mapping[str, float]
 
     def __str__(self) -> str:
-        parts = [_matrix(self.clusters), f"clusters, layer by layer (medoid first):\n{self.clusters}", self._ranks()]
+        parts = [_matrix(self.clusters), f"clusters of each layer (medoid first):\n{self.clusters}", self._ranks()]
         return "\n\n".join(parts)
 
     def _ranks(self) -> str:
         objectives = list(self.dense)
         lines = [
-            f"criteria by the {objectives[0]} that their masks keep, uniform widths, {self.max_flops:.0%} of the FLOPs",
+            f"criteria by the {objectives[0]} of their masks, uniform widths, {self.max_flops:.0%} of the FLOPs",
             f"{'':18s}" + "".join(f"{o:>10s}" for o in objectives) + f"{'stability':>11s}{'layers':>8s}",
         ]
         for row in self.ranking:
@@ -102,22 +103,21 @@ class Comparison:
 def compare_criteria(
     work: Workspace, *, max_flops: float | None = None, picture: str | Path | None = None, progress: bool = True
 ) -> Comparison:
-    """Score the config's network by the config's criteria; cluster, draw and rank them.
+    """Score a network by the criteria of a config; cluster, draw and rank the criteria.
 
     Args:
-        work: Network, data, config.
-        max_flops: Kept share of the FLOPs for the ranking; the config's, or a half, if left out.
-        picture: Where to draw the agreement.
-        progress: Show bars.
+        work: Network, data and config.
+        max_flops: Kept share of the FLOPs for the ranking. Default: that of the config, or 0.5.
+        picture: File for the picture of the agreement; None for none.
+        progress: Show progress bars.
 
     Raises:
-        PruneError: Of the kind that fits.
+        PruneError: If network, data or options are illegal.
     """
-    wanted = max_flops if max_flops is not None else work.config.search.max_flops
-    budget = 0.5 if wanted is None or isinstance(wanted, tuple) else wanted
-    kept = work.config.search.model_dump(include=set(SCORING))
+    budget = Budget.of(max_flops if max_flops is not None else work.config.search.max_flops).fixed_or(0.5)
+    scoring = work.config.search.model_dump(include=set(SCORING))
     options = SearchConfig(
-        **kept, allocation="uniform", max_flops=budget, objectives=("accuracy", "loss"), algorithm="singles"
+        **scoring, allocation="uniform", max_flops=budget, objectives=("accuracy", "loss"), algorithm="singles"
     )
     genome, evaluate, _ = prepare(
         work.model, work.example, work.calibration, work.validation, options, progress=progress
@@ -130,7 +130,7 @@ def compare_criteria(
 
 
 def _stability(work: Workspace, genome: AnyGenome, network: nn.Module, options: SearchConfig) -> Stability | None:
-    """Agreement between parts of the calibration images; None if there are too few of them."""
+    """Agreement between parts of the calibration images; None if there are too few images."""
     images, labels = work.calibration
     if len(images) < PARTS:
         return None
@@ -151,7 +151,7 @@ def _stability(work: Workspace, genome: AnyGenome, network: nn.Module, options: 
 
 
 def _matrix(clusters: CriteriaClusters) -> str:
-    """Spearman's rho and the overlap of the lower halves, as text: above and below the diagonal."""
+    """A text table: Spearman's rho above the diagonal, the overlap of the lower halves below it."""
     names, rho = clusters.correlation()
     _, overlap = clusters.overlap(0.5)
     lines = [
@@ -160,6 +160,6 @@ def _matrix(clusters: CriteriaClusters) -> str:
     ]
     for i, name in enumerate(names):
         cells = (rho[i, j] if j >= i else overlap[i, j] for j in range(len(names)))
-        texts = ("     -" if np.isnan(value) else f"{value:6.2f}" for value in cells)  # -: never in one layer
+        texts = ("     -" if np.isnan(value) else f"{value:6.2f}" for value in cells)  # "-": no layer has both
         lines.append(f"{i + 1:3d} {name:18s}" + "".join(texts))
     return "\n".join(lines)
