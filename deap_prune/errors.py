@@ -1,4 +1,4 @@
-"""The errors that deap_prune raises for what a user did: each gives the value, what is legal, and the next step."""
+"""The errors that deap_prune raises; each message gives the illegal value, the legal values and a remedy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class PruneError(Exception):
-    """Base of every error that deap_prune raises on purpose."""
+    """Base class of all errors that deap_prune raises deliberately."""
 
 
 class ModelError(PruneError, ValueError):
@@ -19,7 +19,7 @@ class MaskError(PruneError, ValueError):
 
 
 class BudgetError(PruneError, ValueError):
-    """A FLOPs budget outside what can be reached."""
+    """A budget that is illegal or cannot be reached."""
 
 
 class DataError(PruneError, ValueError):
@@ -31,10 +31,10 @@ class ConfigError(PruneError, ValueError):
 
 
 class RegistryError(PruneError, KeyError):
-    """An unknown or a duplicate name in one of the registries."""
+    """An unknown or duplicate name in a registry."""
 
     def __str__(self) -> str:
-        """Without KeyError's quotes."""
+        """The message, without the quotes that KeyError adds."""
         return str(self.args[0]) if self.args else ""
 
 
@@ -43,16 +43,16 @@ class RunError(PruneError, RuntimeError):
 
 
 class ExportError(PruneError, RuntimeError):
-    """A network that cannot be exported, or whose exported form gives other outputs."""
+    """A network that cannot be exported, or whose exported form gives different outputs."""
 
 
 MOST_NAMES = 60
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The part of a message that helps after a miss: the nearest name if there is one, and the known names."""
+    """Part of an error message for an unknown name: the nearest name, if there is one, and the known names."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6 if len(name) > 3 else 0.5)  # l7 for l1
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6 if len(name) > 3 else 0.5)  # so that l7 suggests l1
     hint = f"did you mean '{near[0]}'? " if near else ""
     more = f", ... ({len(names)} in all)" if len(names) > MOST_NAMES else ""
     return f"{hint}known: {', '.join(names[:MOST_NAMES]) or 'none'}{more}"

@@ -1,4 +1,4 @@
-"""The slimmed network for others: safetensors with a recipe, torch.export, ONNX; each checked against the network."""
+"""Export of slimmed networks: safetensors with a recipe, torch.export, ONNX; exported outputs are checked."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ WEIGHTS, RECIPE, PROGRAM, ONNX = "network.safetensors", "recipe.json", "network.
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote, and how it was checked.
+    """The result of an export.
 
     Attributes:
-        files: Those written.
-        difference: Largest difference of an output from the network's, relative to the largest output; by format.
-        milliseconds: Median time of ONNX Runtime for one sample on the CPU, with as many threads as torch has, of
+        files: The files written.
+        difference: Format to the largest difference of an output from the network's, relative to the largest output.
+        milliseconds: Median time of ONNX Runtime for one sample on the CPU, with torch's number of threads, for
             ``"slim"`` and, if it was given, ``"dense"``; empty without ONNX.
     """
 
@@ -72,33 +72,33 @@ def export(
     tolerance: float = 1e-4,
     repeats: int = 30,
 ) -> Exported:
-    """Write a slimmed network in formats that need nothing of deap_prune (but for the recipe), and check them.
+    """Write a slimmed network in formats that do not need deap_prune (except for the recipe), and check the files.
 
-    The batch stays free. A file that does not run, or whose outputs differ from the network's, is removed, and that is
-    an error.
+    The batch size stays dynamic. A file that does not run, or whose outputs differ from the network's, is removed, and
+    an error is raised.
 
     Args:
-        network: What ``result.slim`` gave, fine-tuned or not; it is not changed.
-        example_inputs: Real samples, 2 or more, to check the files with: the network's inputs, as for ``dp.trace``.
-        folder: Where to; made if need be.
+        network: A network from ``result.slim``, fine-tuned or not; it is not changed.
+        example_inputs: Two or more real samples to check the files with: the network's inputs, as for ``dp.trace``.
+        folder: Folder to write to; it is created.
         formats: ``"safetensors"`` (weights and recipe.json: see :func:`rebuild`), ``"torch"`` (torch.export's .pt2),
             ``"onnx"``.
-        masks: Of the network, for the recipe.
-        model: Factory of the dense network, for the recipe; without it ``rebuild`` is given the network.
-        ignore: Modules that were left dense, as given to ``dp.trace``.
-        dense: The unpruned network, to time beside.
+        masks: Masks of the network, for the recipe.
+        model: Factory of the dense network, for the recipe; without it ``rebuild`` needs the dense network.
+        ignore: Names of modules that were left dense, as given to ``dp.trace``.
+        dense: The unpruned network, for a comparison of times.
         tolerance: Largest difference allowed, relative to the largest output.
-        repeats: Timed runs.
+        repeats: Number of timed runs.
 
     Examples:
         >>> done = dp.export(small, images, "exported", formats=("safetensors",), masks=masks)
-        >>> again = dp.rebuild("exported", model=model, example_inputs=images)
-        >>> torch.equal(again(images), small(images))
+        >>> rebuilt = dp.rebuild("exported", model=model, example_inputs=images)
+        >>> torch.equal(rebuilt(images), small(images))
         True
 
     Raises:
         RegistryError: If a format is unknown.
-        ExportError: If a package is missing, masks are needed, the network can't be exported, or outputs differ.
+        ExportError: If a package or the masks are missing, the network can't be exported, or outputs differ.
     """
     _check(formats, masks)
     folder = Path(folder)
@@ -129,21 +129,21 @@ def export(
 
 
 def rebuild(folder: str | Path, *, model: nn.Module | None = None, example_inputs: Inputs | None = None) -> nn.Module:
-    """The network that ``export`` wrote as safetensors and recipe: its class from a factory, no pickle.
+    """Rebuild a network from the safetensors file and recipe of ``export``: its class from a factory, no pickle.
 
     A recipe's factory imports code: treat recipe.json as code, or give the dense network.
 
     Args:
-        folder: Where recipe.json is.
-        model: The dense network, with any weights; built by the recipe's factory if left out.
-        example_inputs: As for ``dp.trace``; zeros of the shape that was exported if left out.
+        folder: Folder that contains recipe.json.
+        model: The dense network, with any weights. Default: built by the recipe's factory.
+        example_inputs: As for ``dp.trace``. Default: zeros of the exported shape.
 
     Returns:
         The slimmed network in eval mode.
 
     Raises:
         ExportError: If there is no recipe, or it names no factory and no model is given.
-        PruneError: Of the kind that fits, if network, masks and weights do not go together.
+        PruneError: If network, masks and weights do not belong together.
     """
     path = Path(folder) / RECIPE
     if not path.is_file():
@@ -182,7 +182,7 @@ def _plain(network: nn.Module) -> nn.Module:
 
 
 def _call(inputs: Inputs) -> Call:
-    """On the CPU, with two samples at least: torch.export takes a batch of one for a constant."""
+    """The inputs on the CPU, with at least two samples: torch.export treats a batch size of one as a constant."""
 
     def several(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
@@ -195,6 +195,7 @@ def _call(inputs: Inputs) -> Call:
 
 
 def _recipe(network: nn.Module, masks: Masks, model: ModelConfig | None, ignore: Sequence[str], call: Call) -> str:
+    """The text of recipe.json."""
     recipe = {
         "what": "a network slimmed by deap_prune; deap_prune.rebuild(FOLDER) makes it",
         "weights": WEIGHTS,
@@ -207,7 +208,7 @@ def _recipe(network: nn.Module, masks: Masks, model: ModelConfig | None, ignore:
     try:
         return json.dumps(recipe, indent=1)
     except TypeError as error:
-        raise ExportError(f"the inputs can't be told in a recipe ({error}); leave 'safetensors' out") from error
+        raise ExportError(f"the inputs can't be written to a recipe ({error}); leave 'safetensors' out") from error
 
 
 def _short(dtype: torch.dtype) -> str:
@@ -215,7 +216,7 @@ def _short(dtype: torch.dtype) -> str:
 
 
 def _outline(inputs: Any) -> Any:
-    """Inputs as JSON: one sample's shape and type in the place of each tensor."""
+    """Inputs for JSON: each tensor is replaced by the shape and dtype of one sample."""
 
     def described(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
@@ -226,22 +227,22 @@ def _outline(inputs: Any) -> Any:
 
 
 def _zeros(outline: Any) -> Any:
-    """Inputs of an outline, zeros."""
+    """Tensors of zeros for the inputs that :func:`_outline` described."""
     if isinstance(outline, dict) and set(outline) == {"shape", "dtype"}:
         return torch.zeros(outline["shape"], dtype=getattr(torch, outline["dtype"]))
     if isinstance(outline, dict):
-        return {name: _zeros(each) for name, each in outline.items()}
-    return [_zeros(each) for each in outline] if isinstance(outline, list) else outline
+        return {name: _zeros(part) for name, part in outline.items()}
+    return [_zeros(part) for part in outline] if isinstance(outline, list) else outline
 
 
 def _program(network: nn.Module, call: Call) -> Any:
-    """torch.export's program, the batch free."""
+    """The program of torch.export, with a dynamic batch size."""
     args, kwargs = call
-    free = tree_map(lambda x: {0: torch.export.Dim.DYNAMIC} if isinstance(x, Tensor) and x.dim() else None, call)
+    dynamic = tree_map(lambda x: {0: torch.export.Dim.DYNAMIC} if isinstance(x, Tensor) and x.dim() else None, call)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.export(network, args, kwargs, dynamic_shapes=free[1] if kwargs else free[0])
+            return torch.export.export(network, args, kwargs, dynamic_shapes=dynamic[1] if kwargs else dynamic[0])
     except Exception as error:
         raise ExportError(
             f"torch.export can't follow this network ({first_line(error)}); export it with formats=('safetensors',), "
@@ -288,21 +289,25 @@ def _run(session: Any, call: Call) -> list[NDArray[Any]]:
 def _compare(
     network: nn.Module, call: Call, run: Callable[[Call], list[NDArray[Any]]], tolerance: float, path: Path
 ) -> float:
-    """The largest difference relative to the largest output, on the whole batch and on one sample alone."""
+    """The largest difference of outputs, relative to the largest output, on the whole batch and on one sample.
+
+    Raises:
+        ExportError: If the file does not run, a label differs, or the difference exceeds the tolerance.
+    """
     gap = 0.0
     single = tree_map(lambda x: x[:1] if isinstance(x, Tensor) and x.dim() else x, call)
     for inputs in (call, single):
         with torch.no_grad():
-            wanted = _arrays(forward(network, inputs))
+            expected = _arrays(forward(network, inputs))
             try:
-                found = run(inputs)
+                actual = run(inputs)
             except Exception as error:
                 path.unlink()
                 raise ExportError(f"'{path}' does not run ({first_line(error)}); it was removed") from error
-        scale = max(float(np.abs(w).max()) for w in wanted) or 1.0
-        differences = [np.abs(f - w).max() / scale for f, w in zip(found, wanted, strict=True)]
+        scale = max(float(np.abs(e).max()) for e in expected) or 1.0
+        differences = [np.abs(a - e).max() / scale for a, e in zip(actual, expected, strict=True)]
         gap = max(gap, *(math.inf if np.isnan(d) else float(d) for d in differences))
-        same = all((f.argmax(1) == w.argmax(1)).all() for f, w in zip(found, wanted, strict=True) if w.ndim > 1)
+        same = all((a.argmax(1) == e.argmax(1)).all() for a, e in zip(actual, expected, strict=True) if e.ndim > 1)
         if gap > tolerance or not same:
             path.unlink()
             labels = "" if same else "other labels, "
@@ -311,7 +316,7 @@ def _compare(
 
 
 def _time(session: Any, dense: nn.Module | None, call: Call, repeats: int) -> dict[str, float]:
-    """Median milliseconds for one sample, the networks in turn, after a warm-up."""
+    """Median milliseconds for one sample, networks alternating, after a warm-up."""
     single = tree_map(lambda x: x[:1] if isinstance(x, Tensor) and x.dim() else x, call)
     with TemporaryDirectory() as folder:
         sessions = {"slim": session}
@@ -320,9 +325,9 @@ def _time(session: Any, dense: nn.Module | None, call: Call, repeats: int) -> di
             sessions = {"dense": _session(Path(folder) / ONNX), **sessions}
     seconds: dict[str, list[float]] = {name: [] for name in sessions}
     for turn in range(repeats + 3):
-        for name, each in sessions.items():
+        for name, timed in sessions.items():
             start = time.perf_counter()
-            _run(each, single)
+            _run(timed, single)
             if turn >= 3:
                 seconds[name].append(time.perf_counter() - start)
-    return {name: 1000 * statistics.median(found) for name, found in seconds.items()} if repeats else {}
+    return {name: 1000 * statistics.median(times) for name, times in seconds.items()} if repeats else {}

@@ -1,4 +1,4 @@
-"""A blend in other hands: an importance that drives Torch-Pruning's pruners."""
+"""The importance of a blend for the pruners of Torch-Pruning."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from deap_prune.structure.slim import check_network, unwrap
 
 
 class BlendedImportance:
-    """The importance of a blend, in the form that every pruner of Torch-Pruning (1.5 or newer) takes.
+    """The importance of a blend, in the form that the pruners of Torch-Pruning (1.5 or newer) accept.
 
-    A group of Torch-Pruning gets the blended scores of the filters that it would remove; where it ties filters that
-    ``trace`` holds apart, their mean. A group with filters that ``trace`` refused has no scores; the pruner leaves it
-    as it is.
+    A group of Torch-Pruning gets the blended scores of its filters, or their mean where it couples filters that
+    ``trace`` keeps separate. A group with filters that ``trace`` refused has no scores, and the pruner does not change
+    it.
 
     Examples:
         >>> import torch_pruning as tp
@@ -30,13 +30,13 @@ class BlendedImportance:
         Conv2d(4, 3, kernel_size=(3, 3), stride=(1, 1))
 
     Args:
-        model: The network that was traced, the same object that the pruner will prune.
-        genome: Where the individual comes from.
-        individual: A blend: candidates and factors (keep genes are the pruner's business, and not looked at).
+        model: The network that was traced; the pruner must prune the same object.
+        genome: The genome of the individual.
+        individual: Genes of a blend; keep genes are ignored, because the pruner chooses the widths.
 
     Raises:
         ConfigError: If torch-pruning is not installed, or the individual does not belong to the genome.
-        MaskError: If the genome's space is another network's.
+        MaskError: If the genome's space belongs to another network.
     """
 
     def __init__(self, model: nn.Module, genome: Decoding, individual: Sequence[float]) -> None:
@@ -47,7 +47,7 @@ class BlendedImportance:
         network, blended = unwrap(model), genome.importance(individual)
         check_network(network, genome.space)
         names = ("prune_conv_out_channels", "prune_linear_out_channels", "prune_depthwise_conv_out_channels")
-        self._makes_filters = [getattr(pruner.function, name) for name in names]
+        self._filter_functions = [getattr(pruner.function, name) for name in names]
         self._scores: dict[nn.Module, Tensor] = {}
         for group in genome.space.groups:
             for member in group.layers("filter"):
@@ -57,16 +57,16 @@ class BlendedImportance:
                 scores[torch.as_tensor(member.positions)] = torch.as_tensor(blended[group.name]).unsqueeze(1)
 
     def __call__(self, group: Any) -> Tensor | None:
-        """Scores of a Torch-Pruning group's channels, shape (channels,); None where some of them have no score.
+        """Scores of the channels of a Torch-Pruning group, shape (channels,); None if a channel has no score.
 
         Raises:
-            MaskError: If the layer has been pruned since it was scored.
+            MaskError: If a layer was pruned after it was scored.
         """
         total = torch.zeros(len(group[0].idxs), dtype=torch.float64)
         count = torch.zeros_like(total)
         for item in group:
             layer = item.dep.target.module
-            if layer not in self._scores or item.dep.handler not in self._makes_filters:
+            if layer not in self._scores or item.dep.handler not in self._filter_functions:
                 continue
             width, scored = spec_of(layer).out_channels, len(self._scores[layer])
             if width != scored:
@@ -77,5 +77,5 @@ class BlendedImportance:
             places = torch.as_tensor(item.root_idxs)
             total.index_add_(0, places, self._scores[layer][torch.as_tensor(item.idxs)])
             count.index_add_(0, places, torch.ones(len(places), dtype=torch.float64))
-        found = total / count  # nan where no layer has a score
-        return None if bool(found.isnan().any()) else found.float()
+        scores = total / count  # NaN for channels without a score
+        return None if bool(scores.isnan().any()) else scores.float()

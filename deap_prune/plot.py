@@ -1,4 +1,4 @@
-"""Figures as pictures."""
+"""Pictures of fronts and of the agreement between criteria."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def plot_front(
     points: Mapping[str, Sequence[tuple[float, float]]] | None = None,
     title: str = "",
 ) -> None:
-    """Draw the first two objectives of a front; costs that span a decade on a logarithmic axis.
+    """Draw the first two objectives of a front; costs over a decade or more use a logarithmic axis.
 
     Args:
-        front: At least two objectives.
-        path: Picture to write; its suffix chooses the format.
-        points: Other results on the same axes: label to pairs (first, second objective).
-        title: Above the picture.
+        front: A front with at least two objectives.
+        path: File to write; its suffix determines the format.
+        points: Other results on the same axes: label to pairs of (first, second) objective.
+        title: Title of the picture.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -61,7 +61,7 @@ def plot_front(
 
 
 def _logarithmic(axes: Any) -> None:
-    """The horizontal axis, with ticks at 1, 2 and 5 in plain numbers."""
+    """Make the horizontal axis logarithmic, with ticks at 1, 2 and 5 times powers of ten, in plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axes.set_xscale("log")
@@ -71,22 +71,22 @@ def _logarithmic(axes: Any) -> None:
 
 
 def plot_agreement(clusters: CriteriaClusters, path: str | Path, *, title: str = "", columns: int = 8) -> None:
-    """Draw Spearman's rho between criteria: the mean over the network large, and every layer small below it.
+    """Draw Spearman's rho between criteria: the mean over the layers, and each layer in a small panel below.
 
-    Criteria that agree stand side by side (the order of a hierarchical clustering of the means); what does not apply
-    to a layer, or never meets in one, is left blank.
+    Criteria are in the order of a hierarchical clustering of the means, so similar ones are adjacent. Pairs that do not
+    apply to a layer are blank.
 
     Args:
-        clusters: What ``dp.cluster`` found.
-        path: Picture to write; its suffix chooses the format.
-        title: Above the picture.
-        columns: Layers in a row.
+        clusters: Clusters from ``dp.cluster``.
+        path: File to write; its suffix determines the format.
+        title: Title of the picture.
+        columns: Number of panels in a row.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     names, mean = clusters.correlation()
-    order = _side_by_side(mean)
+    order = _similarity_order(mean)
     rows = -(-len(clusters.groups) // columns)
     side = 1.6 + 0.34 * len(names)
     figure = Figure(figsize=(max(side + 1, 7), side + 1.15 * rows), dpi=150, layout="constrained")
@@ -94,26 +94,26 @@ def plot_agreement(clusters: CriteriaClusters, path: str | Path, *, title: str =
     halves: Any = figure.subfigures(2, 1, height_ratios=(side, 1.15 * rows))
     above, below = halves
     axes = above.add_subplot()
-    shown = mean[np.ix_(order, order)]
-    image = _heat(axes, shown)
+    ordered = mean[np.ix_(order, order)]
+    image = _heat(axes, ordered)
     axes.set_xticks(range(len(order)), [names[i] for i in order], rotation=90, fontsize=7, color=INK)
     axes.set_yticks(range(len(order)), [names[i] for i in order], fontsize=7, color=INK)
-    for (i, j), rho in np.ndenumerate(shown):
+    for (i, j), rho in np.ndenumerate(ordered):
         if np.isfinite(rho):
             axes.text(j, i, f"{rho:.2f}", ha="center", va="center", fontsize=5, color="w" if abs(rho) > 0.6 else INK)
-    what = f"Spearman's rho, mean over {len(clusters.groups)} layers"
-    axes.set_title(f"{title}: {what}" if title else what, loc="left", fontsize=9, color=INK)
+    subject = f"Spearman's rho, mean over {len(clusters.groups)} layers"
+    axes.set_title(f"{title}: {subject}" if title else subject, loc="left", fontsize=9, color=INK)
     above.colorbar(image, ax=axes, shrink=0.7)
     panels = below.subplots(rows, columns, squeeze=False)
     for panel in panels.flat:
         panel.set_axis_off()
     for panel, (name, group) in zip(panels.flat, clusters.groups.items(), strict=False):
-        at = {criterion: i for i, criterion in enumerate(group.criteria)}
-        whole = np.full((len(names), len(names)), np.nan)
-        found = [i for i, criterion in enumerate(names) if criterion in at]
-        index = [at[names[i]] for i in found]
-        whole[np.ix_(found, found)] = group.correlation[np.ix_(index, index)]
-        _heat(panel, whole[np.ix_(order, order)])
+        place = {criterion: i for i, criterion in enumerate(group.criteria)}
+        table = np.full((len(names), len(names)), np.nan)
+        rows_used = [i for i, criterion in enumerate(names) if criterion in place]
+        index = [place[names[i]] for i in rows_used]
+        table[np.ix_(rows_used, rows_used)] = group.correlation[np.ix_(index, index)]
+        _heat(panel, table[np.ix_(order, order)])
         panel.set_title(name, fontsize=5, color=INK, pad=2)
     figure.savefig(path)
 
@@ -122,8 +122,8 @@ def _heat(axes: Any, values: NDArray[np.float64]) -> Any:
     return axes.imshow(values, cmap="PuOr_r", vmin=-1, vmax=1, interpolation="nearest")
 
 
-def _side_by_side(rho: NDArray[np.float64]) -> list[int]:
-    """Order in which what agrees is near each other; what never meets counts as unrelated."""
+def _similarity_order(rho: NDArray[np.float64]) -> list[int]:
+    """An order of the criteria in which similar ones are adjacent; pairs without a value count as uncorrelated."""
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import squareform
 

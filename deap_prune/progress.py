@@ -1,4 +1,4 @@
-"""Progress bars on long work."""
+"""Progress bars on standard error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def track(items: Sequence[T] | Iterable[T], description: str, *, shown: bool) -> Iterator[T]:
-    """Iterate with a bar on standard error if that is a terminal, or silently."""
+    """Iterate, with a progress bar if ``shown`` and standard error is a terminal."""
     from rich.console import Console
     from rich.progress import track as bar
 
@@ -25,7 +25,7 @@ def track(items: Sequence[T] | Iterable[T], description: str, *, shown: bool) ->
 
 
 def note(text: str, *, shown: bool) -> None:
-    """A line on standard error."""
+    """Print a line on standard error if ``shown``."""
     from rich.console import Console
 
     if shown:
@@ -36,9 +36,9 @@ class SearchBar:
     """Progress of a run: generation, best values, hypervolume, evaluations, cache hits, time left.
 
     Args:
-        generations: After the initial one.
-        evaluator: Has the counters.
-        shown: If standard error is a terminal.
+        generations: Number of generations after the initial population.
+        evaluator: Evaluator with the counters.
+        shown: Show the bar if standard error is a terminal.
     """
 
     def __init__(self, generations: int, evaluator: Evaluator, *, shown: bool) -> None:
@@ -61,7 +61,7 @@ class SearchBar:
     def _update(self, state: Generation) -> None:
         record, counters = state.logbook[-1], self._evaluator.counters
         best = ", ".join(f"{name} {record[name]:.3f}" for name in self._evaluator.names)
-        evaluated = f"{counters.candidates} evaluated, {counters.cache_hits} cached"
+        counts = f"{counters.candidates} evaluated, {counters.cache_hits} cached"
         volume = f"hypervolume {record['hypervolume']:.4f}; " if "hypervolume" in record else ""
-        text = f"best {best}; {volume}{evaluated}"
+        text = f"best {best}; {volume}{counts}"
         self._bar.update(self._task, completed=state.number + 1, description=text)

@@ -1,4 +1,4 @@
-"""One registry for every plugin point: criteria, objectives, allocations, layers."""
+"""The registry class of all plugin points: criteria, objectives, allocations and others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from deap_prune.errors import RegistryError, did_you_mean
 
 
 class Entry(Protocol):
-    """What every registry entry tells about itself."""
+    """Attributes of every registry entry."""
 
     @property
     def name(self) -> str: ...  # noqa: D102
@@ -24,14 +24,14 @@ E = TypeVar("E", bound=Entry)
 
 
 class Registry(Generic[E]):
-    """Names to entries. A duplicate is an error; a miss lists the names and the nearest one.
+    """A mapping from names to entries. The error for an unknown name lists all names and the nearest one.
 
-    Third-party packages add entries under the entry-point group ``deap_prune.<plural>``; these are imported at the
-    first miss (or listing), so that an installed plugin needs no import of its own.
+    Third-party packages add entries with the entry-point group ``deap_prune.<plural>``. They are imported at the first
+    unknown name or listing, so users do not have to import an installed plugin.
 
     Args:
-        kind: What an entry is called in messages, singular ("criterion").
-        plural: The plural, also the last part of the entry-point group ("criteria").
+        kind: Name of an entry in messages, singular ("criterion").
+        plural: The plural ("criteria"), also the last part of the entry-point group.
     """
 
     def __init__(self, kind: str, plural: str) -> None:
@@ -66,11 +66,11 @@ class Registry(Generic[E]):
         return name in self._entries
 
     def remove(self, name: str) -> None:
-        """Take an entry out again (for tests and notebooks that register a name twice)."""
+        """Remove an entry, for tests and notebooks that register a name twice."""
         self._entries.pop(self[name].name)
 
     def describe(self) -> dict[str, str]:
-        """Name to one line: what it is, and where it comes from."""
+        """Name to a one-line summary with the reference."""
         return {e.name: f"{e.summary} [{e.reference}]" if e.reference else e.summary for e in self}
 
     def _load_plugins(self) -> None:

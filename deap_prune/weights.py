@@ -1,4 +1,4 @@
-"""Networks and weights from files: safetensors, or torch files read with ``weights_only``; never a pickle."""
+"""Networks and weights from files: safetensors, or torch files read with ``weights_only``; no pickle."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from deap_prune.structure.tracing.clean_copy import check_finite
 
 
 def build_model(config: ModelConfig) -> nn.Module:
-    """The network that a config describes, in eval mode.
+    """Build the network that a config describes, in eval mode.
 
     Raises:
         ConfigError: If the factory can't be imported or called.
@@ -37,10 +37,10 @@ def build_model(config: ModelConfig) -> nn.Module:
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """A state dict from a file.
+    """Read a state dict from a file.
 
     Raises:
-        ModelError: If there is no such file, or it holds anything but tensors.
+        ModelError: If there is no such file, or it contains anything other than tensors.
     """
     path = Path(path)
     if not path.is_file():

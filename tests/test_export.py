@@ -1,4 +1,4 @@
-"""Exports: every file gives the network's outputs, rebuilds without a pickle, and holds nothing of ours."""
+"""Exports: every file gives the network's outputs, needs no pickle, and contains no code of the package."""
 
 import importlib.util
 import json
@@ -17,7 +17,7 @@ from deap_prune.zoo import digits_resnet
 
 @pytest.fixture(scope="module")
 def small(digits):
-    """A slimmed network as judged, its masks, and images."""
+    """A slimmed network as it is evaluated, its masks, and images."""
     masks = dp.Masks.random(digits.space, keep=(0.3, 0.7), seed=1)
     return digits.evaluator().slim(masks), masks, digits.validation[0][:16]
 
@@ -27,27 +27,27 @@ def test_rebuilt_from_recipe_and_safetensors(small, tmp_path):
     source = ModelConfig(factory="deap_prune.zoo:digits_resnet")
     done = dp.export(network, images, tmp_path, formats=("safetensors",), masks=masks, model=source)
     assert [f.name for f in done.files] == ["network.safetensors", "recipe.json"] and done.milliseconds == {}
-    again = dp.rebuild(tmp_path)
+    rebuilt = dp.rebuild(tmp_path)
     with torch.no_grad():
-        assert torch.equal(again(images), network(images))
-    given = dp.rebuild(tmp_path, model=digits_resnet(), example_inputs=images[:1])
+        assert torch.equal(rebuilt(images), network(images))
+    from_model = dp.rebuild(tmp_path, model=digits_resnet(), example_inputs=images[:1])
     assert all(
-        torch.equal(a, b) for a, b in zip(given.state_dict().values(), network.state_dict().values(), strict=True)
+        torch.equal(a, b) for a, b in zip(from_model.state_dict().values(), network.state_dict().values(), strict=True)
     )
 
 
-def test_a_network_of_plain_torch_modules():
-    """Nothing of deap_prune is in a slimmed network: classes, attributes, hooks."""
+def test_a_slimmed_network_has_plain_torch_modules():
+    """A slimmed network contains no classes, attributes or hooks of deap_prune."""
     dense = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4)).eval()
     space = dp.trace(dense, torch.zeros(1, 3, 8, 8))
-    found = dp.slim(dense, space, dp.Masks.random(space, keep=0.5))
-    for mine, theirs in zip(found.modules(), dense.modules(), strict=True):
-        assert type(mine) is type(theirs) and type(mine).__module__.startswith("torch.nn")
-        assert vars(mine).keys() == vars(theirs).keys()
-        assert not (mine._forward_hooks or mine._forward_pre_hooks or mine._backward_hooks)
+    slimmed = dp.slim(dense, space, dp.Masks.random(space, keep=0.5))
+    for pruned, original in zip(slimmed.modules(), dense.modules(), strict=True):
+        assert type(pruned) is type(original) and type(pruned).__module__.startswith("torch.nn")
+        assert vars(pruned).keys() == vars(original).keys()
+        assert not (pruned._forward_hooks or pruned._forward_pre_hooks or pruned._backward_hooks)
 
 
-def test_torch_export_with_a_free_batch(small, tmp_path):
+def test_torch_export_with_a_dynamic_batch_size(small, tmp_path):
     network, _, images = small
     done = dp.export(network, images[:1], tmp_path, formats=("torch",))
     assert done.difference["torch"] < 1e-5
@@ -89,7 +89,7 @@ class Keyword(nn.Module):
 
 
 def test_keyword_inputs_of_any_precision(tmp_path):
-    """The recipe holds the whole call: names, nesting, constants, types."""
+    """The recipe contains names, nesting, constants and dtypes of all inputs."""
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         model = Keyword().to(dtype).eval()
         inputs = {"x": torch.randn(3, 3, 8, 8, dtype=dtype), "parts": [torch.randn(3, 4, dtype=dtype), 2.0]}
@@ -98,16 +98,16 @@ def test_keyword_inputs_of_any_precision(tmp_path):
         small, folder = dp.slim(model, space, masks), tmp_path / str(dtype)
         done = dp.export(small, inputs, folder, formats=("safetensors", "torch"), masks=masks)
         assert done.difference["torch"] < 1e-5
-        again = dp.rebuild(folder, model=Keyword().to(dtype))
+        from_model = dp.rebuild(folder, model=Keyword().to(dtype))
         source = ModelConfig(factory=f"{__name__}:Keyword")
         dp.export(small, inputs, folder, formats=("safetensors",), masks=masks, model=source)
-        made = dp.rebuild(folder)
-        assert all(torch.equal(a, b) for a, b in zip(made.parameters(), small.parameters(), strict=True))
+        from_factory = dp.rebuild(folder)
+        assert all(torch.equal(a, b) for a, b in zip(from_factory.parameters(), small.parameters(), strict=True))
         with torch.no_grad():
-            assert torch.equal(again(**inputs), small(**inputs))
+            assert torch.equal(from_model(**inputs), small(**inputs))
 
 
-def test_what_onnx_runtime_cannot_run_is_removed(tmp_path):
+def test_a_file_that_onnx_runtime_cannot_run_is_removed(tmp_path):
     pytest.importorskip("onnxruntime")
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten()).double().eval()
     with pytest.raises(ExportError, match=r"ONNX Runtime can't run this network .* export network\.float\(\)"):
@@ -115,7 +115,7 @@ def test_what_onnx_runtime_cannot_run_is_removed(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-class Unfollowable(nn.Module):
+class DataDependent(nn.Module):
     def forward(self, x):
         return x * 2 if float(x.sum()) > 0 else x
 
@@ -126,12 +126,12 @@ def test_errors(small, tmp_path, monkeypatch):
         dp.export(network, images, tmp_path, formats=("onxx",))
     with pytest.raises(ExportError, match="needs masks="):
         dp.export(network, images, tmp_path)
-    with pytest.raises(ExportError, match=r"the inputs can't be told in a recipe .*; leave 'safetensors' out"):
+    with pytest.raises(ExportError, match=r"the inputs can't be written to a recipe .*; leave 'safetensors' out"):
         dp.export(network, (images, np.float32(2)), tmp_path, formats=("safetensors",), masks=small[1])
     with pytest.raises(ExportError, match=r"torch\.export can't follow this network"):
-        dp.export(Unfollowable(), images, tmp_path, formats=("torch",))
-    module, found = sys.modules["deap_prune.export"], importlib.util.find_spec
-    monkeypatch.setattr(module, "find_spec", lambda name: None if name == "onnxruntime" else found(name))
+        dp.export(DataDependent(), images, tmp_path, formats=("torch",))
+    module, find_spec = sys.modules["deap_prune.export"], importlib.util.find_spec
+    monkeypatch.setattr(module, "find_spec", lambda name: None if name == "onnxruntime" else find_spec(name))
     with pytest.raises(
         ExportError, match=r"ONNX needs (onnx, onnxscript, )?onnxruntime: pip install 'deap-prune\[onnx\]'"
     ):

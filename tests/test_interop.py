@@ -1,4 +1,4 @@
-"""A blend drives Torch-Pruning's pruners: the filters that it removes are the blend's lowest."""
+"""A blend as the importance of Torch-Pruning's pruners: they remove the filters with the lowest scores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ tp = pytest.importorskip("torch_pruning")
 
 
 def blend(model: nn.Module, inputs: torch.Tensor, seed: int = 0) -> tuple[dp.Genome, list[float]]:
-    """A genome of three weight criteria, and an individual drawn by NumPy."""
+    """A genome of three criteria on weights, and a random individual."""
     space = dp.trace(model, inputs)
     scores = dp.score(model, space, criteria=("l2", "bn_scale", "out_l1"))
     genome = dp.Genome(space, scores, dp.cluster(scores))
@@ -31,7 +31,7 @@ def blend(model: nn.Module, inputs: torch.Tensor, seed: int = 0) -> tuple[dp.Gen
 
 @pytest.mark.parametrize("kind", ["BasePruner", "MagnitudePruner"])
 def test_resnet18_keeps_the_upper_half_of_every_layer(kind: str) -> None:
-    """Weight for weight the network that our own surgery gives, with BN statistics that tell the channels apart."""
+    """The same weights as ``dp.slim`` gives; BN statistics differ for every channel."""
     torchvision = pytest.importorskip("torchvision")
     model, inputs = torchvision.models.resnet18(weights=None).eval(), torch.randn(1, 3, 32, 32)
     for layer in model.modules():
@@ -43,12 +43,12 @@ def test_resnet18_keeps_the_upper_half_of_every_layer(kind: str) -> None:
     for group in genome.space.groups:
         scores = genome.importance(individual)[group.name]
         masks[group.name] = scores.argsort().argsort() >= group.size // 2
-    wanted = dp.slim(model, genome.space, dp.Masks(masks))
+    expected = dp.slim(model, genome.space, dp.Masks(masks))
     importance = dp.BlendedImportance(model, genome, individual)
     getattr(tp.pruner, kind)(model, inputs, importance, pruning_ratio=0.5, ignored_layers=[model.fc]).step()
-    theirs, ours = model.state_dict(), wanted.state_dict()
+    theirs, ours = model.state_dict(), expected.state_dict()
     assert all(torch.equal(theirs[name], ours[name]) for name in ours)
-    torch.testing.assert_close(model(inputs), wanted(inputs))
+    torch.testing.assert_close(model(inputs), expected(inputs))
 
 
 def test_global_pruning_and_digits(digits: Digits) -> None:
@@ -64,8 +64,8 @@ def test_global_pruning_and_digits(digits: Digits) -> None:
     assert model(digits.example).shape == (1, 10)
 
 
-def test_what_was_refused_is_left_alone() -> None:
-    """Filters that trace does not prune have no score, so the pruner goes by them."""
+def test_refused_filters_are_not_pruned() -> None:
+    """Filters that ``trace`` refuses have no score, so the pruner skips them."""
     model = nn.Sequential(conv_bn(3, 8), nn.ReLU(), conv_bn(8, 6), nn.ReLU(), conv_bn(6, 4)).eval()
     inputs = torch.randn(1, 3, 8, 8)
     space = dp.trace(model, inputs, ignore=("2",))
@@ -76,13 +76,13 @@ def test_what_was_refused_is_left_alone() -> None:
     assert [model[i][0].out_channels for i in (0, 2, 4)] == [4, 6, 4]
 
 
-def test_filters_that_torch_pruning_ties_get_their_mean() -> None:
-    """Whatever the order of the layers in its group."""
+def test_filters_that_torch_pruning_couples_get_their_mean() -> None:
+    """The order of the layers in its group does not matter."""
     model = nn.Sequential(conv_bn(3, 8), nn.ReLU(), conv_bn(8, 8), nn.ReLU(), conv_bn(8, 4)).eval()
     genome, individual = blend(model, torch.randn(1, 3, 8, 8))
     scores, importance = genome.importance(individual), dp.BlendedImportance(model, genome, individual)
     handler, channels = tp.pruner.function.prune_conv_out_channels, list(range(8))
-    tied = [
+    coupled = [
         SimpleNamespace(
             dep=SimpleNamespace(target=SimpleNamespace(module=model[i][0], name=str(i)), handler=handler),
             idxs=channels,
@@ -91,7 +91,7 @@ def test_filters_that_torch_pruning_ties_get_their_mean() -> None:
         for i in (0, 2)
     ]
     first, second = (scores[g.name] for g in genome.space.groups if g.size == 8)
-    for group in (tied, tied[::-1]):
+    for group in (coupled, coupled[::-1]):
         np.testing.assert_allclose(importance(group), ((first + second) / 2).ravel(), rtol=1e-6)
 
 
@@ -113,7 +113,7 @@ def test_messages(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
         dp.BlendedImportance(digits.model, genome, genome.single("l1"))
 
 
-def test_importance_is_what_decode_cuts(digits: Digits) -> None:
+def test_decode_prunes_by_importance(digits: Digits) -> None:
     genome = digits.genome(allocation="uniform", max_flops=0.5)
     individual = genome.single("taylor_gate")
     masks, blended = genome.decode(individual), genome.importance(individual)
@@ -121,8 +121,8 @@ def test_importance_is_what_decode_cuts(digits: Digits) -> None:
         assert keep.all() or blended[name][keep].min() >= blended[name][~keep].max()
 
 
-def test_legrs_genome_drives_a_pruner(digits: Digits) -> None:
-    """Its scales and shifts rank the filters."""
+def test_a_pruner_with_the_affine_genome(digits: Digits) -> None:
+    """Scales and shifts of LeGR's genome rank the filters."""
     model = copy.deepcopy(digits.model).eval()
     space = dp.trace(model, digits.example)
     scores = dp.score(model, space, criteria=("l2",))
@@ -145,7 +145,7 @@ def test_legrs_genome_drives_a_pruner(digits: Digits) -> None:
     for group in space.groups:
         kept, before = (m.get_submodule(group.name).weight for m in (model, digits.model))
         order = np.sort(np.argsort(-genome.importance(individual)[group.name])[: len(kept)])
-        if kept.shape[1:] == before.shape[1:]:  # nothing of what it reads is gone
+        if kept.shape[1:] == before.shape[1:]:  # its inputs are not pruned
             narrower += len(kept) < len(before)
             assert torch.equal(kept, before[torch.as_tensor(order)])
     assert narrower

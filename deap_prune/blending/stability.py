@@ -50,9 +50,7 @@ def stability(
         common = [c for c in tables[0].scores[group] if all(c in table.scores[group] for table in tables)]
         for criterion in common:
             ranks = np.stack([rankdata(table.scores[group][criterion]) for table in tables])
-            same = (
-                ranks == ranks[0]
-            ).all()  # Spearman's rho is undefined for a constant criterion, which is perfectly stable
+            same = (ranks == ranks[0]).all()  # constant criteria are perfectly stable, but have no Spearman's rho
             upper = spearman(ranks)[np.triu_indices(len(tables), 1)]
             rho.setdefault(criterion, []).append(1.0 if same else float(upper.mean()))
         shared = [_OneGroup({group: {c: table.scores[group][c] for c in common}}) for table in tables]

@@ -1,8 +1,9 @@
-"""How important a filter is. A criterion is a function of the statistics it needs; larger scores stay."""
+"""How important a filter is: a criterion is a function of statistics; filters with larger scores are kept."""
 
-from deap_prune.criteria import activation, compensation, gradient, normalisation, random, weight
+from deap_prune.criteria import activation, compensation, gating, gradient, normalisation, random, weight
 from deap_prune.criteria.passes.collect import Statistics, collect
-from deap_prune.criteria.registry import CRITERIA, STATISTICS, Criterion, register_criterion
+from deap_prune.criteria.passes.statistics import STATISTICS
+from deap_prune.criteria.registry import CRITERIA, Criterion, register_criterion
 from deap_prune.criteria.table import ScoreTable, score
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "activation",
     "collect",
     "compensation",
+    "gating",
     "gradient",
     "normalisation",
     "random",

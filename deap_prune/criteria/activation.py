@@ -1,4 +1,4 @@
-"""Criteria on what the next layers read of a filter."""
+"""Criteria on a filter's channel in the inputs of the next layers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 from deap_prune.criteria.registry import register_criterion
 
-BINS = 10
+BINS = 10  # of the histogram for the entropy
 
 
 @register_criterion("mean_activation", needs="activation_mean", reference="Molchanov et al. 2017, arXiv 1611.06440")
 def mean_activation(activation_mean: Tensor) -> Tensor:
-    """Mean absolute activation of the filter over images and positions, as the next layers read it."""
+    """Mean absolute activation of the filter in the next layers' inputs, over images and positions."""
     return activation_mean
 
 
@@ -26,8 +26,7 @@ def apoz(activation_rate: Tensor) -> Tensor:
 def entropy(activation_pooled: Tensor) -> Tensor:
     """Entropy, in nats, of the filter's pooled activation over the images, in ten equal bins: -sum p log p."""
     low, high = activation_pooled.amin(dim=0), activation_pooled.amax(dim=0)
-    place = (activation_pooled - low) / (high - low).clamp_min(1e-30) * BINS
-    bins = place.long().clamp(max=BINS - 1)
+    bins = ((activation_pooled - low) / (high - low).clamp_min(1e-30) * BINS).long().clamp(max=BINS - 1)
     counts = torch.zeros(BINS, activation_pooled.shape[1], device=bins.device, dtype=torch.float64)
     p = counts.scatter_add_(0, bins, torch.ones_like(bins, dtype=torch.float64)) / len(bins)
     return -torch.special.xlogy(p, p).sum(dim=0)
@@ -35,44 +34,27 @@ def entropy(activation_pooled: Tensor) -> Tensor:
 
 @register_criterion("hrank", needs="map_rank", reference="Lin et al. 2020, arXiv 2002.10179")
 def hrank(map_rank: Tensor) -> Tensor:
-    """Mean rank of the filter's feature map over the first 128 images; absent where the next layers read no map."""
+    """Mean rank of the filter's feature map over the first 128 images; absent if the next layers read no map."""
     return map_rank
 
 
 @register_criterion("chip", needs="independence", reference="Sui et al. 2021, arXiv 2110.13981")
 def chip(independence: Tensor) -> Tensor:
-    """Independence of the filter's map: nuclear norm of all maps less that without it, mean over 128 images."""
+    """Nuclear norm of all feature maps minus that without the filter's map, mean over the first 128 images."""
     return independence
 
 
 @register_criterion("thinet", needs="contribution", reference="Luo et al. 2017, arXiv 1707.06342")
 def thinet(contribution: Tensor) -> Tensor:
-    """When the greedy choice lets the filter go: each time the one that changes the next layer's output least.
+    """Step at which greedy pruning removes the filter; each step changes the next layer's output least.
 
-    The change is the squared sum of the contributions of all that have gone, over outputs drawn at random.
+    The change is the squared sum of the contributions of all removed filters, over randomly chosen outputs.
     """
     gram = (contribution.double() @ contribution.double().T).cpu()
-    cost, turn = gram.diagonal().clone(), torch.zeros(len(gram), dtype=torch.float64)
+    cost, removal_step = gram.diagonal().clone(), torch.zeros(len(gram), dtype=torch.float64)
     for step in range(len(gram)):
-        goes = int(cost.argmin())
-        turn[goes] = step
-        cost += 2 * gram[goes]
-        cost[goes] = torch.inf
-    return turn
-
-
-@register_criterion("kl", needs="divergence", reference="Luo and Wu 2020, arXiv 1911.08114 (CURL)")
-def kl(divergence: Tensor) -> Tensor:
-    """KL(p || p without the filter) of the network's outputs, in nats, mean over the first 256 images."""
-    return divergence
-
-
-@register_criterion(
-    "attention",
-    needs="attention",
-    reference="after Chang et al. 2020, doi 10.3233/JIFS-202290; training: ours",
-    equivariant=False,
-)
-def attention(attention: Tensor) -> Tensor:
-    """Mean gate of a squeeze-and-excitation block before the next layer, trained briefly on the frozen network."""
-    return attention
+        removed = int(cost.argmin())
+        removal_step[removed] = step
+        cost += 2 * gram[removed]
+        cost[removed] = torch.inf
+    return removal_step

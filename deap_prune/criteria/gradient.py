@@ -1,4 +1,4 @@
-"""Criteria on how the loss changes when a filter goes: first order, second order, and the flow through the weights."""
+"""Criteria on the change of the loss if a filter is pruned: first order, second order, and synaptic flow."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def taylor_weight(weight_taylor: Tensor) -> Tensor:
 
 @register_criterion("taylor_gate", needs="gate_taylor", reference="Molchanov et al. 2019, arXiv 1906.10771, sec. 3.3")
 def taylor_gate(gate_taylor: Tensor) -> Tensor:
-    """Squared first-order change when a unit gate after the BN closes: (gamma dL/dgamma + beta dL/dbeta)^2."""
+    """Squared first-order change if a unit gate after the BN closes: (gamma dL/dgamma + beta dL/dbeta)^2."""
     return gate_taylor.square().mean(dim=0)
 
 
@@ -30,7 +30,7 @@ def taylor_gate(gate_taylor: Tensor) -> Tensor:
     "group_fisher", needs=("group_taylor", "filter_flops"), reference="Liu et al. 2021, arXiv 2108.00708"
 )
 def group_fisher(group_taylor: Tensor, filter_flops: Tensor) -> Tensor:
-    """Squared change of the loss over all coupled layers, by the FLOPs saved: mean_n (sum a dL/da)^2 / flops."""
+    """Squared change of the loss over all coupled layers, per FLOP saved: mean_n (sum a dL/da)^2 / flops."""
     return group_taylor.square().mean(dim=0) / filter_flops
 
 
@@ -43,7 +43,7 @@ def snip(weight: Tensor, gradient: Tensor) -> Tensor:
 
 @register_criterion("grasp", needs=("weight", "hessian_gradient"), reference="Wang et al. 2020, arXiv 2002.07376")
 def grasp(weight: Tensor, hessian_gradient: Tensor) -> Tensor:
-    """What the gradient flow loses with the filter, to first order: sum_w w (H g); the loss is not tempered."""
+    """First-order loss of gradient flow without the filter: sum_w w (H g); no temperature in the loss."""
     return (weight * hessian_gradient).sum(dim=1)
 
 
@@ -62,7 +62,7 @@ def obd_c(output_square: Tensor, output_gradient_square: Tensor) -> Tensor:
     """Second-order rise of the loss, Kronecker-factored Hessian: s_ii w_i^T A w_i / 2.
 
     A is the second moment of the layer's input patches, a mean over positions; s_ii that of the gradient of output i, a
-    sum over positions. So w_i^T A w_i is the second moment of output i before its bias: no matrix has to be built.
+    sum over positions. Since w_i^T A w_i is the second moment of output i before its bias, no matrix is needed.
     """
     return output_square * output_gradient_square / 2
 

@@ -1,4 +1,4 @@
-"""Scores of all filters by all criteria: what clustering and blending work on."""
+"""Scores of all filters by all criteria: the input of clustering and blending."""
 
 from __future__ import annotations
 
@@ -29,16 +29,19 @@ REDUCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True, eq=False)
 class ScoreTable:
-    """Group name -> criterion -> scores of shape (filters,), larger = keep.
+    """Scores of every group.
 
     A criterion that does not apply to a group (no normalisation, no ReLU) is absent there.
+
+    Attributes:
+        scores: Group name -> criterion -> scores, shape (filters,), larger = keep.
     """
 
     scores: Mapping[str, Mapping[str, Scores]]
 
     @property
     def criteria(self) -> tuple[str, ...]:
-        """All criteria that apply to at least one group, in the order they were asked for."""
+        """The criteria that apply to at least one group, in the order in which they were chosen."""
         return tuple(dict.fromkeys(name for group in self.scores.values() for name in group))
 
     def __getitem__(self, group: str) -> Mapping[str, Scores]:
@@ -48,12 +51,12 @@ class ScoreTable:
         return f"{len(self.scores)} groups scored by {', '.join(self.criteria)}"
 
     def save(self, path: str | Path) -> None:
-        """Write as .npz (no pickle)."""
+        """Write the table to an .npz file (no pickle)."""
         np.savez_compressed(path, **{f"{g}|{c}": s for g, by in self.scores.items() for c, s in by.items()})  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, path: str | Path) -> ScoreTable:
-        """Read what :meth:`save` wrote."""
+        """Read a table that :meth:`save` wrote."""
         scores: dict[str, dict[str, Scores]] = {}
         with np.load(path, allow_pickle=False) as stored:
             for key in stored.files:
@@ -62,7 +65,7 @@ class ScoreTable:
         return cls(scores)
 
 
-@torch.inference_mode(False)  # a caller's would let no gradient through
+@torch.inference_mode(False)  # gradients are needed even if the caller is in inference mode
 def score(
     model: nn.Module,
     space: PruningSpace,
@@ -76,32 +79,32 @@ def score(
     seed: int = 0,
     progress: bool = False,
 ) -> ScoreTable:
-    """Score every filter by every criterion: one pass over the calibration data, and those few more that some need.
+    """Score every filter by every criterion, in one pass over the calibration data; some criteria need more passes.
 
     Args:
-        model: The network that was traced; it comes back unchanged.
-        space: Its space.
-        calibration: Batches or a pair of tensors; may be None for criteria on weights alone, and inputs alone
-            without labels.
+        model: The network that was traced; it is not changed.
+        space: Its pruning space.
+        calibration: Batches, or a pair of tensors (inputs, targets). May be None if all criteria need weights alone,
+            and a tensor of inputs if ``labels`` is False.
         criteria: Registry names (``dp.criteria()`` lists them).
-        reduction: How a group's layers are put together: mean, sum, max or first.
+        reduction: How the scores of a group's layers are combined: ``"mean"``, ``"sum"``, ``"max"`` or ``"first"``.
         forward: Function of (model, batch) to (outputs, targets).
-        loss: Function of (outputs, targets) to the mean over a batch, or to one value a sample, for criteria on the
-            loss; cross-entropy if left out.
-        labels: False: no targets (self-supervised networks); criteria on the loss ask how far the network's own outputs
-            or features move instead.
-        seed: Of the random criterion.
-        progress: Show a bar.
+        loss: Function of (outputs, targets) to the mean over a batch, or to one value per sample, for criteria on the
+            loss. Default: cross-entropy.
+        labels: If False, targets are ignored (self-supervised networks): criteria on the loss measure the change of the
+            network's own outputs instead.
+        seed: Seed of noise and random places.
+        progress: Show progress bars.
 
     Examples:
-        >>> scores = dp.score(model, space, criteria=("l1", "l2"))  # of the weights alone: no data
+        >>> scores = dp.score(model, space, criteria=("l1", "l2"))  # criteria on weights need no data
         >>> scores.criteria, scores["3"]["l2"].shape
         (('l1', 'l2'), (6,))
 
     Raises:
         RegistryError: If a criterion is unknown.
-        DataError: If data is needed and missing or unusable, no criteria are given, a score is not finite or of
-            another shape, or no layer has all that a criterion needs.
+        DataError: If data is needed and missing or unusable, no criteria are given, scores are not finite or have a
+            wrong shape, or no layer has all statistics that a criterion needs.
     """
     if isinstance(criteria, str):
         raise DataError(f"criteria is the text {criteria!r}; give several names, such as ({criteria!r},)")
@@ -126,9 +129,9 @@ def score(
     for group in space.groups:
         table[group.name] = {}
         for criterion in chosen:
-            found = _score_group(criterion, group, statistics, reduction)
-            if found is not None:
-                table[group.name][criterion.name] = found
+            scores = _score_group(criterion, group, statistics, reduction)
+            if scores is not None:
+                table[group.name][criterion.name] = scores
     for criterion in chosen:
         _check_needs(criterion, space, statistics, table)
     return ScoreTable(table)
@@ -137,22 +140,28 @@ def score(
 def _check_needs(
     criterion: Criterion, space: PruningSpace, statistics: Statistics, table: dict[str, dict[str, Scores]]
 ) -> None:
-    """A criterion may apply nowhere (norms' scales in a network without norms), but not for asking too much at once."""
-    if any(criterion.name in found for found in table.values()):
+    """Check that a criterion that applies to no group does not combine statistics of different layers.
+
+    A criterion may apply to no group, such as ``bn_scale`` in a network without normalisation.
+
+    Raises:
+        DataError: If a group has each of its statistics, but no layer has all of them.
+    """
+    if any(criterion.name in scores for scores in table.values()):
         return
     if any(all(statistics.of(group, need) for need in criterion.needs) for group in space.groups):
         raise DataError(
-            f"criterion '{criterion.name}' applies nowhere: no layer has {' and '.join(criterion.needs)} at once (a "
-            "group's filters, norms and readers are layers of their own); needs must be of the same layers"
+            f"criterion '{criterion.name}' applies to no group: no single layer has {' and '.join(criterion.needs)}; "
+            "all statistics of a criterion must belong to the same layers (filter layers, norms or readers)"
         )
 
 
 def _score_group(criterion: Criterion, group: FilterGroup, statistics: Statistics, reduction: str) -> Scores | None:
-    """A group's scores: the criterion on each of its layers, reduced; None where it does not apply."""
-    found = [criterion.score(*each) for each in statistics.of(group, *criterion.needs)]
-    if any(scores is None for scores in found):
-        raise DataError(f"criterion '{criterion.name}' gave None for '{group.name}'; it returns one score a filter")
-    layers = [torch.as_tensor(scores).double() for scores in found]
+    """Scores of a group, shape (filters,): those of its layers, reduced; None if the criterion does not apply."""
+    by_layer = [criterion.score(*tensors) for tensors in statistics.of(group, *criterion.needs)]
+    if any(scores is None for scores in by_layer):
+        raise DataError(f"criterion '{criterion.name}' gave None for '{group.name}'; return one score per filter")
+    layers = [torch.as_tensor(scores).double() for scores in by_layer]
     for scores in layers:
         if scores.shape != (group.size,):
             raise DataError(

@@ -1,4 +1,4 @@
-"""Criteria on the weights alone: no data needed."""
+"""Criteria on the weights; they need no data."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ def fpgm(weight: Tensor) -> Tensor:
 
 @register_criterion("fermat", needs="weight", reference="Huang et al. 2021, arXiv 2004.11627")
 def fermat(weight: Tensor) -> Tensor:
-    """Distance to the layer's Fermat point F = argmin_x sum_j ||x - w_j||, found by Weiszfeld's iteration."""
+    """Distance to the layer's Fermat point F = argmin_x sum_j ||x - w_j||, by Weiszfeld's iteration."""
     point = weight.mean(dim=0)
     for _ in range(100):
-        pull = 1 / (weight - point).norm(dim=1, keepdim=True).clamp_min(1e-12)
-        moved = (pull * weight).sum(dim=0) / pull.sum()
-        if torch.allclose(moved, point, rtol=1e-7, atol=0):
+        inverse_distance = 1 / (weight - point).norm(dim=1, keepdim=True).clamp_min(1e-12)
+        next_point = (inverse_distance * weight).sum(dim=0) / inverse_distance.sum()
+        if torch.allclose(next_point, point, rtol=1e-7, atol=0):
             break
-        point = moved
+        point = next_point
     return (weight - point).norm(dim=1)
 
 
 @register_criterion("cosine", needs="weight", reference="He et al. 2019, arXiv 1811.00250 (their code's option)")
 def cosine(weight: Tensor) -> Tensor:
-    """How little the filter points where others do: 1 - mean over j != i of |cos(w_i, w_j)|."""
+    """One minus the mean similarity to the other filters: 1 - mean over j != i of |cos(w_i, w_j)|."""
     return 1 - _cosines(weight).sum(dim=1) / max(1, len(weight) - 1)
 
 
@@ -54,30 +54,33 @@ def whc(weight: Tensor) -> Tensor:
 
 @register_criterion("correlation", needs="weight", reference="Singh et al. 2020, arXiv 1811.10559")
 def correlation(weight: Tensor) -> Tensor:
-    """1 - |Pearson r| with the nearest filter left when this one goes; of the closest pair the smaller goes first."""
+    """1 - |Pearson r| with the nearest remaining filter at the step at which greedy pruning removes the filter.
+
+    Each step removes the filter with the smaller norm of the most correlated pair.
+    """
     near = _cosines(weight - weight.mean(dim=1, keepdim=True)).cpu()
     norms, scores = weight.norm(dim=1).cpu(), torch.ones(len(weight), dtype=near.dtype)
-    largest, twin = near.max(dim=1)
+    largest, nearest = near.max(dim=1)
     for _ in range(len(weight) - 1):
         i = int(largest.argmax())
-        goes = i if norms[i] <= norms[twin[i]] else int(twin[i])
-        scores[goes] = 1 - largest[i]
-        near[goes], near[:, goes], largest[goes] = -1, -1, -1
-        widowed = ((twin == goes) & (largest >= 0)).nonzero().flatten()
-        largest[widowed], twin[widowed] = near[widowed].max(dim=1)
+        removed = i if norms[i] <= norms[nearest[i]] else int(nearest[i])
+        scores[removed] = 1 - largest[i]
+        near[removed], near[:, removed], largest[removed] = -1, -1, -1
+        affected = ((nearest == removed) & (largest >= 0)).nonzero().flatten()
+        largest[affected], nearest[affected] = near[affected].max(dim=1)
     return scores
 
 
 @register_criterion("lamp", needs="weight", reference="Lee et al. 2021, arXiv 2010.07611, on filters")
 def lamp(weight: Tensor) -> Tensor:
-    """Share of the squared norm left by then: ||w_i||^2 / sum of ||w_j||^2 over j at least as large.
+    """Share of the squared norm among filters at least as large: ||w_i||^2 / sum of ||w_j||^2 over ||w_j|| >= ||w_i||.
 
-    It ranks a layer's filters as ``l2`` does; its scale is what differs, made to compare layers with each other.
+    Within a layer it ranks filters like ``l2``. Its scale makes scores comparable between layers.
     """
     ascending, order = weight.square().sum(dim=1).sort()
-    left = ascending.flip(0).cumsum(dim=0).flip(0)
-    left = left[torch.searchsorted(ascending, ascending)]  # equal norms have equal scores
-    return torch.empty_like(left).index_copy(0, order, ascending / left.clamp_min(1e-30))
+    remaining = ascending.flip(0).cumsum(dim=0).flip(0)
+    remaining = remaining[torch.searchsorted(ascending, ascending)]  # equal norms have equal scores
+    return torch.empty_like(remaining).index_copy(0, order, ascending / remaining.clamp_min(1e-30))
 
 
 @register_criterion("svd", needs="weight", reference="after Yeom et al. 2021, arXiv 2103.10858; share: ours")
@@ -89,14 +92,14 @@ def svd(weight: Tensor) -> Tensor:
 
 @register_criterion("out_l1", needs="out_weight", reference="He et al. 2017, arXiv 1707.06168 (a baseline there)")
 def out_l1(out_weight: Tensor) -> Tensor:
-    """L1 norm of the weights by which the next layers read the filter: sum |w|."""
+    """L1 norm of the next layers' weights that multiply the filter's channel: sum |w|."""
     return out_weight.abs().sum(dim=1)
 
 
 def _cosines(rows: Tensor) -> Tensor:
-    """|cos| between rows, 0 with itself; a row of zeros, which is no loss, is like every other (1)."""
+    """|cos| between rows, shape (rows, rows): 0 on the diagonal, 1 for rows of zeros, whose removal loses nothing."""
     norms = rows.norm(dim=1, keepdim=True)
     unit = rows / norms.clamp_min(1e-30)
-    dead = norms == 0
-    near = (unit @ unit.T).abs().masked_fill(dead | dead.T, 1.0)
-    return near.fill_diagonal_(0)
+    zero = norms == 0
+    cosines = (unit @ unit.T).abs().masked_fill(zero | zero.T, 1.0)
+    return cosines.fill_diagonal_(0)

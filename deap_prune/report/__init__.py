@@ -1,4 +1,4 @@
-"""The report of a run: one page to look at, and its pictures as files."""
+"""The report of a run: one HTML page, and its pictures as files."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ def report(
 ) -> Path:
     """Write ``report.html`` and the folder ``report`` (each picture as PNG and SVG) into a run folder.
 
-    The page is one file that asks nothing of any network. What concerns the criteria (their agreement and clusters, the
-    blends that won, single criteria and baselines beside the front) is computed anew from the network: of ``result``,
-    or of the model and data that the run's config names. Without either, the page says so and shows the rest.
+    The page is one file that loads nothing from the internet. Everything about criteria (agreement, clusters, blends,
+    single criteria, baselines) is computed from the network: that of ``result``, or that of the model and data in the
+    run's config. If neither is available, the page gives the reason and shows the rest.
 
     Args:
         run: The run folder.
-        result: What ``dp.search`` or ``dp.resume`` gave, for a run that was started from Python.
-        singles: At how many budgets every single criterion, random filters and the mean rank of all criteria (Borda)
-            are judged, with uniform widths; 0 leaves them out.
-        network: False: only read the folder; its config's factory is not imported.
-        beside: Other runs of the same network, such as a baseline's; their fronts are drawn on the same axes.
-        progress: Show a bar.
+        result: Result of ``dp.search`` or ``dp.resume``, for a run that was started from Python.
+        singles: Number of budgets at which every single criterion, random filters and the mean rank of all criteria
+            (Borda) are evaluated, with uniform widths; 0 omits them.
+        network: If False, only read the folder; the factory in its config is not imported.
+        beside: Folders of other runs of the same network, such as a baseline; their fronts share the axes.
+        progress: Show a progress bar.
 
     Returns:
         Path of the page.
 
     Raises:
-        RunError: If the folder holds no front, ``singles`` is negative, a run beside it is of another network or
+        RunError: If the folder contains no front, ``singles`` is negative, a run in ``beside`` has another network or
             other objectives, or plotly is missing (extra ``report``).
     """
     from deap_prune.report.facts import gather

@@ -1,10 +1,11 @@
-"""Which importance should I use? How criteria agree on a network, and what the masks of each are worth."""
+"""Compares criteria on a network: their agreement, and the accuracy of the masks that each of them gives."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -21,17 +22,17 @@ from deap_prune.progress import track
 from deap_prune.search import prepare
 from deap_prune.search.from_config import OpenedConfig
 
-PARTS = 2  # of the calibration images, scored one by one for the stability
+PARTS = 2  # number of parts of the calibration images that are scored separately for the stability
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """What the masks of one criterion are worth.
+    """The value of the masks of one criterion.
 
     Attributes:
-        criterion: Its name.
-        values: Objective to value, by the evaluator.
-        groups: Groups to which it applies (in the others the first medoid decides).
+        criterion: Registry name.
+        values: Objective to value.
+        groups: Number of groups to which it applies; the others are ranked by their first medoid.
     """
 
     criterion: str
@@ -40,32 +41,32 @@ class Ranked:
 
 
 def rank_criteria(genome: AnyGenome, evaluate: Evaluator, *, progress: bool = False) -> list[Ranked]:
-    """Every criterion alone, at the genome's allocation and budget, best first by the first objective.
+    """Evaluate each criterion alone, with the genome's allocation and budget; best first by the first objective.
 
     Args:
-        genome: Its scores, allocation and budget; keep genes are 1.
-        evaluate: The fitness; a criterion is one evaluation.
-        progress: Show a bar.
+        genome: Scores, allocation and budget; keep genes are 1.
+        evaluate: The fitness; each criterion takes one evaluation.
+        progress: Show a progress bar.
     """
     names = list(dict.fromkeys(c for group in genome.clusters.groups.values() for c in group.criteria))
-    found = []
-    for name in track(names, "judging criteria", shown=progress):
+    ranking = []
+    for name in track(names, "evaluating criteria", shown=progress):
         values = dict(zip(evaluate.names, evaluate(genome.decode(genome.single(name))), strict=True))
         groups = sum(name in group.criteria for group in genome.clusters.groups.values())
-        found.append(Ranked(name, values, groups))
+        ranking.append(Ranked(name, values, groups))
     first, sign = evaluate.names[0], evaluate.weights[0]
-    return sorted(found, key=lambda ranked: -sign * ranked.values[first])
+    return sorted(ranking, key=lambda ranked: -sign * ranked.values[first])
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """How the criteria of a pool compare on one network. ``print(comparison)`` tells it.
+    """Comparison of criteria on one network; ``print(comparison)`` shows it.
 
     Attributes:
-        clusters: By group, with the correlations.
-        stability: Of the rankings and clusters over parts of the calibration images; None with too few images.
-        ranking: Best first.
-        max_flops: Kept share of the FLOPs at which the ranking was made.
+        clusters: Clusters and correlations of every group.
+        stability: Agreement between parts of the calibration images; None if there are too few images.
+        ranking: The criteria, best first.
+        max_flops: Kept share of the FLOPs in the ranking.
         dense: Objective to the dense network's value.
     """
 
@@ -76,13 +77,13 @@ class Comparison:
     dense: Mapping[str, float]
 
     def __str__(self) -> str:
-        parts = [_matrix(self.clusters), f"clusters, layer by layer (medoid first):\n{self.clusters}", self._ranks()]
+        parts = [_matrix(self.clusters), f"clusters of each layer (medoid first):\n{self.clusters}", self._ranks()]
         return "\n\n".join(parts)
 
     def _ranks(self) -> str:
         objectives = list(self.dense)
         lines = [
-            f"criteria by the {objectives[0]} that their masks keep, uniform widths, {self.max_flops:.0%} of the FLOPs",
+            f"criteria by the {objectives[0]} of their masks, uniform widths, {self.max_flops:.0%} of the FLOPs",
             f"{'':18s}" + "".join(f"{o:>10s}" for o in objectives) + f"{'stability':>11s}{'layers':>8s}",
         ]
         for row in self.ranking:
@@ -99,29 +100,22 @@ class Comparison:
 def compare_criteria(
     opened: OpenedConfig, *, max_flops: float | None = None, picture: str | Path | None = None, progress: bool = True
 ) -> Comparison:
-    """Score the config's network by the config's criteria; cluster, draw and rank them.
+    """Score a network by the criteria of a config; cluster, draw and rank the criteria.
 
     Args:
-        opened: Network, data, config.
-        max_flops: Kept share of the FLOPs for the ranking; the config's, or a half, if left out.
-        picture: Where to draw the agreement.
-        progress: Show bars.
+        opened: Network, data and config.
+        max_flops: Kept share of the FLOPs for the ranking. Default: that of the config, or 0.5.
+        picture: File for the picture of the agreement; None for none.
+        progress: Show progress bars.
 
     Raises:
-        PruneError: Of the kind that fits.
+        PruneError: If network, data or options are illegal.
     """
-    share = Budget.of(opened.config.search.genome_budget).fixed_or(0.5) if max_flops is None else max_flops
-    options = replace(
-        opened.config.search,
-        allocation="uniform",
-        max_flops=share,
-        objectives=("accuracy", "loss"),
-        algorithm="singles",
-        compare="compensated",
-        augment=False,
-        guard=0,
-        prescreen=1,
-    )
+    search = opened.config.search
+    share = Budget.of(search.genome_budget).fixed_or(0.5) if max_flops is None else max_flops
+    alone: dict[str, Any] = {"allocation": "uniform", "algorithm": "singles", "prescreen": 1, "guard": 0}
+    plain: dict[str, Any] = {"objectives": ("accuracy", "loss"), "compare": "compensated", "augment": False}
+    options = replace(search, max_flops=share, **alone, **plain)
     prepared = prepare(opened.task, options, progress=progress)
     genome, evaluate = prepared.genome, prepared.evaluator
     if picture is not None:
@@ -132,7 +126,7 @@ def compare_criteria(
 
 
 def _stability(opened: OpenedConfig, genome: AnyGenome, network: nn.Module, options: SearchOptions) -> Stability | None:
-    """Agreement between parts of the calibration images; None if there are too few of them."""
+    """Agreement between parts of the calibration images; None if there are too few images."""
     images, labels = opened.splits.calibration
     if len(images) < PARTS:
         return None
@@ -152,7 +146,7 @@ def _stability(opened: OpenedConfig, genome: AnyGenome, network: nn.Module, opti
 
 
 def _matrix(clusters: CriteriaClusters) -> str:
-    """Spearman's rho and the overlap of the lower halves, as text: above and below the diagonal."""
+    """A text table: Spearman's rho above the diagonal, the overlap of the lower halves below it."""
     names, rho = clusters.correlation()
     _, overlap = clusters.overlap(0.5)
     lines = [
@@ -161,6 +155,6 @@ def _matrix(clusters: CriteriaClusters) -> str:
     ]
     for i, name in enumerate(names):
         cells = (rho[i, j] if j >= i else overlap[i, j] for j in range(len(names)))
-        texts = ("     -" if np.isnan(value) else f"{value:6.2f}" for value in cells)  # -: never in one layer
+        texts = ("     -" if np.isnan(value) else f"{value:6.2f}" for value in cells)  # "-": no layer has both
         lines.append(f"{i + 1:3d} {name:18s}" + "".join(texts))
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What a report tells: read from a run folder, and computed from the network where it is at hand."""
+"""The contents of a report: read from a run folder, and computed from the network if it is available."""
 
 from __future__ import annotations
 
@@ -27,12 +27,19 @@ if TYPE_CHECKING:
     from deap_prune.search import Result
 
 Blend = Mapping[str, float]
-"""Criterion to its share of a group's importance; they sum to 1."""
+"""Criterion to its weight in a group's importance; the weights sum to 1."""
 
 
 @dataclass(frozen=True)
 class Single:
-    """A single criterion, or a baseline, at a budget: uniform widths, judged as the blends were."""
+    """A single criterion, or a baseline, at a budget, with uniform widths; evaluated like the blends.
+
+    Attributes:
+        criterion: Name of the criterion or baseline.
+        values: Objective to value.
+        flops: Multiply-adds, a whole number.
+        params: Number of parameters.
+    """
 
     criterion: str
     values: Mapping[str, float]
@@ -42,13 +49,13 @@ class Single:
 
 @dataclass(frozen=True)
 class Insight:
-    """What only the network can tell.
+    """Facts that are computed from the network.
 
     Attributes:
-        clusters: Of the criteria, group by group.
-        blends: For each solution and group its blend; empty where the individuals name none.
-        singles: Single criteria.
-        baselines: Random filters, and Borda's mean rank of all criteria.
+        clusters: Clusters of the criteria in every group.
+        blends: For each solution a mapping from group to blend; empty if the genome cannot read the individuals.
+        singles: Single criteria at several budgets.
+        baselines: Random filters, and the mean rank of all criteria (Borda), at several budgets.
     """
 
     clusters: CriteriaClusters
@@ -63,15 +70,15 @@ class Facts:
 
     Attributes:
         folder: The run folder.
-        front: Its front.
+        front: The front of the run.
         layers: Group name to its number of filters, in order of execution.
-        history: One record a generation, as text, ``evaluations`` (individuals judged so far) added.
-        config: The resolved config as YAML; empty where there is none.
-        versions: Of Python and the packages; ``written`` tells whether they are the run's or of today.
-        insight: None where the network is not at hand.
-        why: And why it is not.
-        run_versions: Whether ``versions`` are the run's.
-        beside: Fronts of other runs of the same network: folder's name to front.
+        history: One record per generation: column to number, with ``evaluations``, the number of evaluations so far.
+        config: The resolved config as YAML; empty if the folder has none.
+        versions: Versions of Python and of the packages.
+        insight: Facts from the network; None if it is not available.
+        why: The reason why the network is not available.
+        run_versions: ``versions`` are those of the run, not of this report.
+        beside: Folder name to the front of another run of the same network.
     """
 
     folder: Path
@@ -92,7 +99,7 @@ class Facts:
         )
 
     def shares(self) -> tuple[tuple[str, ...], NDArray[np.float64]]:
-        """Criteria, and their mean share of the blends over the front, shape (layers, criteria)."""
+        """Names of the criteria, and their weights in the blends, mean over the front, shape (layers, criteria)."""
         names = self.insight.clusters.correlation()[0] if self.insight else ()
         blends = self.insight.blends if self.insight else ()
         table = [[np.mean([b[g].get(c, 0.0) for b in blends]) for c in names] for g in self.layers] if blends else []
@@ -100,7 +107,7 @@ class Facts:
 
 
 def mean_kept(solution: Solution, layer: str) -> float:
-    """Kept share of a layer's filters; a layer that the masks leave out is dense."""
+    """Kept share of a layer's filters, in [0, 1]; a layer without a mask is dense."""
     return float(solution.masks[layer].mean()) if layer in solution.masks else 1.0
 
 
@@ -113,18 +120,26 @@ def gather(
     progress: bool,
     beside: Sequence[str | Path] = (),
 ) -> Facts:
-    """Read a run folder, and look at its network.
+    """Read a run folder, and compute facts from its network.
+
+    Args:
+        folder: The run folder.
+        result: The run's result, if it is in memory.
+        singles: Number of budgets for single criteria and baselines.
+        network: Compute facts from the network.
+        progress: Show progress bars.
+        beside: Folders of other runs of the same network.
 
     Raises:
-        RunError: If there is no front, it can't be read, or a run beside it is of another network or objectives.
+        RunError: If there is no front, it can't be read, or a run in ``beside`` has another network or objectives.
     """
     front = ParetoFront.load(folder)
-    others = _others(front, beside)
+    other_fronts = _other_fronts(front, beside)
     layers = {name: len(keep) for solution in front for name, keep in solution.masks.items()}
     insight, why = None, "the network was not opened (network=False, --no-network)"
     if network:
         try:
-            insight, layers = _look(folder, front, result, singles, progress)
+            insight, layers = _insight(folder, front, result, singles, progress)
         except PruneError as error:
             why = str(error)
     stored = folder / "versions.json"
@@ -139,42 +154,42 @@ def gather(
         insight,
         why,
         stored.is_file(),
-        others,
+        other_fronts,
     )
 
 
 def _versions(stored: Path) -> Mapping[str, str]:
-    """Those that the run was made with; of today, if it does not say."""
+    """The versions stored in the run folder; without such a file, those installed now."""
     if not stored.is_file():
         return versions()
     try:
-        found: dict[str, str] = json.loads(stored.read_text(encoding="utf-8"))
+        run_versions: dict[str, str] = json.loads(stored.read_text(encoding="utf-8"))
     except ValueError as error:
         raise RunError(
-            f"'{stored}' can't be read ({error}); remove it, and the report names today's versions"
+            f"'{stored}' can't be read ({error}); remove it, and the report shows the installed versions"
         ) from error
-    return found
+    return run_versions
 
 
-def _others(front: ParetoFront, folders: Sequence[str | Path]) -> dict[str, ParetoFront]:
-    """Fronts to draw beside this one."""
-    found: dict[str, ParetoFront] = {}
+def _other_fronts(front: ParetoFront, folders: Sequence[str | Path]) -> dict[str, ParetoFront]:
+    """Fronts of other runs, by folder name (or path, if names are equal)."""
+    fronts: dict[str, ParetoFront] = {}
     for folder in map(Path, folders):
         other = ParetoFront.load(folder)
         if not front.weights.items() <= other.weights.items():
             raise RunError(f"'{folder}' has the objectives {', '.join(other.weights)}, not {', '.join(front.weights)}")
         if other.dense["flops"] != front.dense["flops"]:
             raise RunError(
-                f"'{folder}' is of a network of {other.dense['flops']:,} multiply-adds, this run of one of "
+                f"the network of '{folder}' has {other.dense['flops']:,} multiply-adds, that of this run "
                 f"{front.dense['flops']:,}; give runs of one network"
             )
         name = folder.resolve().name
-        found[name if name not in found else str(folder)] = other
-    return found
+        fronts[name if name not in fronts else str(folder)] = other
+    return fronts
 
 
 def _history(path: Path) -> list[dict[str, float]]:
-    """The records of history.csv, numbers alone; none where there is no such file."""
+    """The records of history.csv, numeric columns only; empty if there is no such file."""
     if not path.is_file():
         return []
     records, evaluations = [], 0.0
@@ -193,10 +208,10 @@ def _number(text: str | None) -> float | None:
         return None
 
 
-def _look(
+def _insight(
     folder: Path, front: ParetoFront, result: Result | None, singles: int, progress: bool
 ) -> tuple[Insight, dict[str, int]]:
-    """Clusters, blends and single criteria, and the layers in order of execution."""
+    """Facts from the network, and its layers (name to number of filters) in order of execution."""
     from deap_prune.search import prepare
 
     if result is not None:
@@ -209,16 +224,17 @@ def _look(
         evaluator = as_final(prepared.evaluator, front, options)
     space, clusters = evaluator.space, genome.clusters
     for solution in front:
-        space.kept(solution.masks)  # the front is this network's, or an error that says what differs
-    legible = all(len(s.individual) == len(genome.layout) for s in front)
-    blends = [genome.blend(s.individual) for s in front] if legible else []
-    known = clusters if set(genome.criteria) <= set(scores.criteria) else cluster(scores, n_clusters=1)  # mean ranks
-    single, baselines = _beside(front, evaluator, scores, known, singles, progress)
+        space.kept(solution.masks)  # an error if the front belongs to another network
+    readable = all(len(s.individual) == len(genome.layout) for s in front)
+    blends = [genome.blend(s.individual) for s in front] if readable else []
+    borda_run = not set(genome.criteria) <= set(scores.criteria)
+    score_clusters = cluster(scores, n_clusters=1) if borda_run else clusters
+    single, baselines = _evaluate_singles(front, evaluator, scores, score_clusters, singles, progress)
     insight = Insight(clusters, blends, single, baselines)
     return insight, {g.name: g.size for g in space.groups}
 
 
-def _beside(
+def _evaluate_singles(
     front: ParetoFront,
     evaluator: Evaluator,
     scores: ScoreTable,
@@ -226,7 +242,7 @@ def _beside(
     budgets: int,
     progress: bool,
 ) -> tuple[list[Single], list[Single]]:
-    """Every criterion, and the baselines, at budgets that the front spans; one that can't be reached is left out."""
+    """Every criterion, and the baselines, at budgets between those of the front; unreachable ones are skipped."""
     shares = sorted({s.flops / front.dense["flops"] for s in front})
     chosen = sorted({shares[round(i)] for i in np.linspace(0, len(shares) - 1, budgets)}) if shares else []
     random = np.random.default_rng(0)
@@ -238,14 +254,15 @@ def _beside(
             genome = Genome(evaluator.space, scores, clusters, **options)
         except BudgetError:
             continue
-        singles += [_judged(evaluator, genome, name) for name in scores.criteria]
-        by_chance = Genome(evaluator.space, noise, cluster(noise, n_clusters=1), **options)
+        singles += [_evaluate_single(evaluator, genome, name) for name in scores.criteria]
+        random_genome = Genome(evaluator.space, noise, cluster(noise, n_clusters=1), **options)
         mean_rank = borda(evaluator.space, scores, clusters, **options)
-        baselines += [_judged(evaluator, g, name) for g in (by_chance, mean_rank) for name in g.criteria]
+        baselines += [_evaluate_single(evaluator, g, name) for g in (random_genome, mean_rank) for name in g.criteria]
     return singles, baselines
 
 
-def _judged(evaluator: Evaluator, genome: Genome, criterion: str) -> Single:
+def _evaluate_single(evaluator: Evaluator, genome: Genome, criterion: str) -> Single:
+    """The value of a genome's masks with filters ranked by one criterion."""
     masks = genome.decode(genome.single(criterion))
     values = dict(zip(evaluator.names, evaluator(masks), strict=True))
     counts = evaluator.space.kept_counts(masks)

@@ -9,12 +9,12 @@
   const narrow = () => window.innerWidth <= 900;
   let chosen = facts.chosen;
 
-  // What a point can be drawn over: the objectives, then the costs that are no objective.
+  // Choices for the axes: the objectives, then the costs that are not objectives.
   const axes = facts.objectives.map((o) => ({ name: o.name, label: o.name + (o.maximise ? " (more is better)" : ""), cost: !o.maximise, of: (s) => s.values[o.name] }));
   const costs = { flops: "share of the multiply-adds kept", params: "share of the parameters kept" };
   for (const [name, label] of Object.entries(costs)) {
-    const known = axes.find((axis) => axis.name === name);
-    if (known) known.label = label;
+    const objective = axes.find((axis) => axis.name === name);
+    if (objective) objective.label = label;
     else axes.push({ name, label, cost: true, of: (s) => s[name] / facts.dense[name] });
   }
 
@@ -47,9 +47,9 @@
   }
 
   const short = (name) => (name.length > 22 ? name.slice(0, 10) + "…" + name.slice(-11) : name);
-  // Costs that span a decade would crowd at one end: a logarithmic axis, as in the picture (plot.py).
+  // Costs over a decade or more use a logarithmic axis, as in plot.py.
   function stretch(axis, solutions) {
-    const known = solutions.map(axis.of).filter(Number.isFinite), least = Math.min(...known), most = Math.max(...known);
+    const values = solutions.map(axis.of).filter(Number.isFinite), least = Math.min(...values), most = Math.max(...values);
     if (!(axis.cost && least > 0 && 10 * least <= most)) return {};
     const powers = [];
     for (let power = Math.floor(Math.log10(least)); power <= Math.ceil(Math.log10(most)); power++) powers.push(power);
@@ -71,7 +71,7 @@
     const values = facts.objectives.map((o) => `${o.name} ${number(s.values[o.name])}`).join("<br>");
     const costs = `<b>solution ${i}</b><br>${values}<br>${percent(s.flops / facts.dense.flops)} of the multiply-adds<br>` +
       `${percent(s.params / facts.dense.params)} of the parameters`;
-    if (narrow()) return costs; // a longer label would hide the picture
+    if (narrow()) return costs; // a longer label would cover the chart
     const most = layers.map((name, l) => [s.kept[l] / facts.layers[l].size, `${short(name)} ${s.kept[l]} of ${facts.layers[l].size}`]);
     const shown = most.slice().sort((a, b) => a[0] - b[0]).slice(0, 6).map((m) => m[1]).join("<br>");
     return `${costs}<br><br>most pruned:<br>${shown}`;
@@ -140,7 +140,7 @@
     if (!s) return;
     at("solution").value = String(index);
     const head = document.createElement("thead");
-    head.append(row(["", "dense", "pruned", "stays"], "th"));
+    head.append(row(["", "dense", "pruned", "kept"], "th"));
     const filters = [facts.layers.reduce((n, l) => n + l.size, 0), s.kept.reduce((n, k) => n + k, 0)];
     const lines = facts.objectives.filter((o) => !(o.name in costs)).map((o) => row([o.name, number(facts.dense.values[o.name]), number(s.values[o.name]), ""]));
     for (const [name, before, after] of [["multiply-adds", facts.dense.flops, s.flops], ["parameters", facts.dense.params, s.params], ["filters", ...filters]])
@@ -148,7 +148,7 @@
     at("costs").replaceChildren(head, ...lines);
     at("command").textContent = s.command;
     const widths = document.createElement("thead");
-    widths.append(row(["layer", "dense", "stay"], "th"));
+    widths.append(row(["layer", "dense", "kept"], "th"));
     at("widths").replaceChildren(widths, ...layers.map((name, l) => {
       const label = document.createElement("span");
       label.textContent = name;
@@ -178,13 +178,13 @@
     if (!points.length) return null;
     at("progress").style.height = "320px";
     const t = theme();
-    const path = (label, found, colour, dash) => ({
-      type: "scatter", mode: "lines+markers", name: label, x: found.map((p) => p[0]), y: found.map((p) => p[1]),
-      line: { color: colour, width: 1.5, dash }, hovertemplate: `%{x} individuals<br>${label} %{y:.4f}<extra></extra>`,
+    const path = (label, values, colour, dash) => ({
+      type: "scatter", mode: "lines+markers", name: label, x: values.map((p) => p[0]), y: values.map((p) => p[1]),
+      line: { color: colour, width: 1.5, dash }, hovertemplate: `%{x} evaluations<br>${label} %{y:.4f}<extra></extra>`,
     });
     const data = [path(name, points, t.blue, "solid")];
     if (guard.length) data.push(path(`${name} on held-out images`, guard, t.violet, "dot"));
-    return draw("progress", data, { legend: { orientation: "h", y: 1, yanchor: "bottom", x: 0 }, xaxis: { title: { text: "individuals judged", standoff: 14 }, rangemode: "tozero" }, yaxis: { title: { text: name, standoff: 14 } } });
+    return draw("progress", data, { legend: { orientation: "h", y: 1, yanchor: "bottom", x: 0 }, xaxis: { title: { text: "evaluations", standoff: 14 }, rangemode: "tozero" }, yaxis: { title: { text: name, standoff: 14 } } });
   }
 
   function drawShares() {
@@ -199,7 +199,7 @@
     at("agreement").parentNode.hidden = facts.agreement.length === 0;
     if (!facts.agreement.length) return null;
     const { criteria, rho } = facts.agreement[at("layer").value];
-    const hover = criteria.map((a, i) => criteria.map((b, j) => `${a}, ${b}<br>` + (rho[i][j] === null ? "never in one layer" : `rho ${rho[i][j].toFixed(2)}`)));
+    const hover = criteria.map((a, i) => criteria.map((b, j) => `${a}, ${b}<br>` + (rho[i][j] === null ? "no layer has both" : `rho ${rho[i][j].toFixed(2)}`)));
     return heat("agreement", rho, criteria, hover, theme().both, [-1, 1], { ...ticks(criteria), tickangle: -45 });
   }
 

@@ -1,4 +1,4 @@
-"""One page: the template, its style and script, Plotly's script, and the facts as JSON, in a single file."""
+"""Renders the page: template, style, scripts and the facts as JSON in one file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from deap_prune.report.pictures import progress_key
 
 
 def plotly_source() -> str:
-    """Plotly's script, as its package carries it.
+    """The script from the plotly package.
 
     Raises:
         RunError: If plotly is not installed.
@@ -35,9 +35,12 @@ def render(facts: Facts, plotly: str, path: Path) -> Path:
     """Write the page.
 
     Args:
-        facts: What it tells.
+        facts: Contents of the page.
         plotly: Plotly's script.
-        path: Where to.
+        path: File to write.
+
+    Returns:
+        The path.
     """
     resources = files("deap_prune.report")
     page = Template((resources / "page.html").read_text(encoding="utf-8"))
@@ -49,8 +52,8 @@ def render(facts: Facts, plotly: str, path: Path) -> Path:
         note="" if facts.insight else f'<p class="note">No criteria in this report: {escape(facts.why)}.</p>',
         config=escape(facts.config or "no config.yaml in the run folder"),
         versions="".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in facts.versions.items()),
-        as_of="of the run" if facts.run_versions else "when this page was written; the run stored none",
-        refined="As candidates were compared; the front was refined then."
+        as_of="of the run" if facts.run_versions else "of this report; the run stored none",
+        refined="Values before refinement; the front was refined after the search."
         if facts.front.settings.get("refine")
         else "",
         settings=escape(", ".join(f"{k}: {v}" for k, v in facts.front.settings.items()) or "not stored"),
@@ -65,17 +68,17 @@ def render(facts: Facts, plotly: str, path: Path) -> Path:
 
 def _lead(facts: Facts) -> str:
     goals = [f"{name} ({'more' if w > 0 else 'less'} is better)" for name, w in facts.front.weights.items()]
-    what = "A pruned network"
+    subject = "A pruned network"
     if len(facts.front) > 1:
-        what = f"{len(facts.front)} pruned networks, none better than another in every objective"
-    chosen = "All figures are of validation images, and a search has chosen by them: expect less on new images."
-    return escape(f"{what}: {', '.join(goals)}. {chosen}")
+        subject = f"{len(facts.front)} pruned networks, none of which is dominated by another"
+    caution = "All values come from the validation images that the search optimised; expect lower ones on new images."
+    return escape(f"{subject}: {', '.join(goals)}. {caution}")
 
 
 def _tiles(facts: Facts) -> dict[str, str]:
     front, tiles = facts.front, {"solutions": str(len(facts.front))}
     if facts.history:
-        tiles["individuals judged"] = f"{facts.history[-1]['evaluations']:,.0f}"
+        tiles["evaluations"] = f"{facts.history[-1]['evaluations']:,.0f}"
     if facts.history and (key := progress_key(front, facts.history)) == "hypervolume":
         tiles[key] = f"{facts.history[-1][key]:.4f}"
     first = next(iter(front.weights))
@@ -90,7 +93,7 @@ def _tiles(facts: Facts) -> dict[str, str]:
 
 
 def _clusters(facts: Facts) -> str:
-    """A table: the clusters of every layer, each medoid first."""
+    """An HTML table of the clusters of every layer; medoids come first."""
     if facts.insight is None:
         return ""
     rows = []
@@ -101,7 +104,7 @@ def _clusters(facts: Facts) -> str:
 
 
 def _content(facts: Facts) -> dict[str, Any]:
-    """What the page's script draws, as JSON takes it (a number that is not finite becomes null)."""
+    """The data of the page's script, for JSON: numbers that are not finite become None."""
     front = facts.front
     insight = facts.insight
     names, shares = facts.shares()
@@ -112,10 +115,10 @@ def _content(facts: Facts) -> dict[str, Any]:
         "dense": {"values": front.dense.get("values", {}), **{k: front.dense[k] for k in ("flops", "params")}},
         "layers": [{"name": name, "size": size} for name, size in facts.layers.items()],
         "solutions": [_solution(facts, number, s) for number, s in enumerate(front)],
-        "chosen": _first_shown(front),
+        "chosen": _default_solution(front),
         "singles": [vars(s) for s in insight.singles] if insight else [],
         "baselines": [vars(s) for s in insight.baselines] if insight else [],
-        "beside": [{"name": name, "solutions": _costs(other)} for name, other in facts.beside.items()],
+        "beside": [{"name": name, "solutions": _points(other_front)} for name, other_front in facts.beside.items()],
         "progress": {"name": key, "points": lines[key], "guard": lines["guard"]},
         "agreement": _agreement(facts),
         "shares": {"criteria": list(names), "table": shares.tolist()},
@@ -123,8 +126,8 @@ def _content(facts: Facts) -> dict[str, Any]:
     return dict(_finite(content))
 
 
-def _first_shown(front: ParetoFront) -> int | None:
-    """The best at half the FLOPs, or the cheapest."""
+def _default_solution(front: ParetoFront) -> int | None:
+    """Number of the solution that is shown first: the best at half the FLOPs, or else the cheapest."""
     try:
         return front.solutions.index(front.best(max_flops=0.5))
     except BudgetError:
@@ -143,25 +146,26 @@ def _solution(facts: Facts, number: int, solution: Solution) -> dict[str, Any]:
     }
 
 
-def _costs(front: ParetoFront) -> list[dict[str, Any]]:
+def _points(front: ParetoFront) -> list[dict[str, Any]]:
     return [{"values": dict(s.values), "flops": s.flops, "params": s.params} for s in front]
 
 
 def _agreement(facts: Facts) -> list[dict[str, Any]]:
-    """Spearman's rho: the mean, then layer by layer."""
+    """Spearman's rho between criteria: the mean over the layers, then each layer."""
     if facts.insight is None:
         return []
     clusters = facts.insight.clusters
     names, mean = clusters.correlation()
-    whole = {"layer": "mean over the layers", "criteria": list(names), "rho": mean.tolist()}
+    mean_table = {"layer": "mean over the layers", "criteria": list(names), "rho": mean.tolist()}
     layers = [
         {"layer": name, "criteria": list(group.criteria), "rho": group.correlation.tolist()}
         for name, group in clusters.groups.items()
     ]
-    return [whole, *layers]
+    return [mean_table, *layers]
 
 
 def _finite(value: Any) -> Any:
+    """The value with None in place of numbers that are not finite."""
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""The pictures of a report as files, PNG and SVG, for papers and slides."""
+"""The pictures of a report as PNG and SVG files, for papers and slides."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ FORMATS = ("png", "svg")
 
 
 def draw(facts: Facts, folder: Path) -> list[Path]:
-    """Write every picture that the facts allow.
+    """Write all pictures for which the facts have data.
+
+    Args:
+        facts: Contents of the report.
+        folder: Folder to write to; it is created.
 
     Returns:
-        The files.
+        The files written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     pictures: dict[str, Callable[[Facts, Path], None]] = {"kept": _kept}
@@ -38,19 +42,19 @@ def draw(facts: Facts, folder: Path) -> list[Path]:
 
 
 def progress_key(front: ParetoFront, history: Sequence[Any]) -> str:
-    """What shows a search's progress: the hypervolume, or with one objective its best value."""
+    """The column of the history that shows progress: the hypervolume, or the objective if there is only one."""
     return "hypervolume" if any("hypervolume" in record for record in history) else next(iter(front.weights))
 
 
 def _front(facts: Facts, path: Path) -> None:
     first, second = list(facts.front.weights)[:2]
     insight = facts.insight
-    found: dict[str, Sequence[Any]] = {
+    groups: dict[str, Sequence[Any]] = {
         "single criteria, uniform widths": insight.singles if insight else (),
         "random filters, mean rank (Borda)": insight.baselines if insight else (),
         **facts.beside,
     }
-    points = {name: [(s.values[first], s.values[second]) for s in group] for name, group in found.items() if group}
+    points = {name: [(s.values[first], s.values[second]) for s in group] for name, group in groups.items() if group}
     plot_front(facts.front, path, points=points)
 
 
@@ -58,7 +62,7 @@ def _kept(facts: Facts, path: Path) -> None:
     figure, axes = _blank(6.5, 1.6 + 0.17 * len(facts.layers))
     image = axes.imshow(facts.kept(), aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     _labels(axes, list(facts.layers), "y")
-    axes.set_xlabel("solution of the front, cheapest first", color=INK)
+    axes.set_xlabel("solution, cheapest first", color=INK)
     figure.colorbar(image, ax=axes, label="kept share of the filters")
     figure.savefig(path)
 
@@ -72,7 +76,7 @@ def _progress(facts: Facts, path: Path) -> None:
             colour = BLUE if column == key else OTHERS[1]
             axes.plot(*np.array(points).T, style, color=colour, ms=3.5, lw=1.4, label=name)
     axes.legend(frameon=False, fontsize=8)
-    axes.set_xlabel("individuals judged", color=INK)
+    axes.set_xlabel("evaluations", color=INK)
     axes.set_ylabel(key, color=INK)
     axes.grid(color="#e6e8eb", lw=0.8)
     axes.spines[["top", "right"]].set_visible(False)
@@ -90,7 +94,7 @@ def _blends(facts: Facts, path: Path) -> None:
     image = axes.imshow(shares, aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     _labels(axes, names, "x")
     _labels(axes, list(facts.layers), "y")
-    figure.colorbar(image, ax=axes, label="share of the blend, mean over the front")
+    figure.colorbar(image, ax=axes, label="weight in the blend, mean over the front")
     figure.savefig(path)
 
 

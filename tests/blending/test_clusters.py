@@ -1,4 +1,4 @@
-"""Stage one: criteria that rank filters alike share a cluster."""
+"""Stage one: criteria that rank filters similarly share a cluster."""
 
 from __future__ import annotations
 
@@ -32,43 +32,43 @@ def members(table: Table, n: int | str) -> set[frozenset[str]]:
 
 
 def families(noise: float = 0.02) -> tuple[Table, set[frozenset[str]]]:
-    """Three rankings, each of them told three times in other units with a little noise."""
+    """Three rankings, each in three units with a little noise; and the expected clusters."""
     rng = np.random.default_rng(0)
-    found, known = {}, set()
+    scores, clusters = {}, set()
     for f in range(3):
         base = rng.random(40)
         names = [f"{f}{i}" for i in range(3)]
         for i, name in enumerate(names):
-            found[name] = np.exp((base + noise * rng.random(40)) * (i + 1)) * 10.0**i - 5
-        known.add(frozenset(names))
-    return one_group(**found), known
+            scores[name] = np.exp((base + noise * rng.random(40)) * (i + 1)) * 10.0**i - 5
+        clusters.add(frozenset(names))
+    return one_group(**scores), clusters
 
 
 @pytest.mark.parametrize("n", [3, "auto"])
 @pytest.mark.parametrize("seed", range(3))
-def test_known_families_are_found(n: int | str, seed: int) -> None:
-    table, known = families()
-    found = dp.cluster(table, n_clusters=n, seed=seed)["g"]
-    assert {frozenset(m) for m in found.members} == known
-    assert found.labels[0] == 0 and list(dict.fromkeys(found.labels)) == [0, 1, 2]
+def test_families_become_clusters(n: int | str, seed: int) -> None:
+    table, expected = families()
+    group = dp.cluster(table, n_clusters=n, seed=seed)["g"]
+    assert {frozenset(m) for m in group.members} == expected
+    assert group.labels[0] == 0 and list(dict.fromkeys(group.labels)) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("method", ["kmeans", "agglomerative"])
 def test_any_whole_number_is_a_seed(method: str) -> None:
-    table, known = families()
+    table, expected = families()
     for seed in (-1, 2**33):
-        found = dp.cluster(table, n_clusters=3, seed=seed, method=method)["g"]
-        assert {frozenset(m) for m in found.members} == known
+        group = dp.cluster(table, n_clusters=3, seed=seed, method=method)["g"]
+        assert {frozenset(m) for m in group.members} == expected
 
 
 def test_medoid_is_the_most_central() -> None:
     base = np.arange(12.0)
     left, right = base.copy(), base.copy()
     left[[0, 1]], right[[10, 11]] = left[[1, 0]], right[[11, 10]]
-    other = np.random.default_rng(3).permutation(12)
-    found = dp.cluster(one_group(left=left, centre=base, right=right, other=other), n_clusters=2)["g"]
-    assert found.medoids == ("centre", "other")
-    assert found.members[0][0] == "centre" and set(found.members[0]) == {"left", "centre", "right"}
+    unrelated = np.random.default_rng(3).permutation(12)
+    group = dp.cluster(one_group(left=left, centre=base, right=right, unrelated=unrelated), n_clusters=2)["g"]
+    assert group.medoids == ("centre", "unrelated")
+    assert group.members[0][0] == "centre" and set(group.members[0]) == {"left", "centre", "right"}
 
 
 @given(st.integers(0, 10_000), st.integers(2, 30))
@@ -91,16 +91,16 @@ def test_correlation_with_ties_is_spearman_s() -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 3, 9, "auto"])
 def test_equal_rankings_share_a_cluster(n: int | str) -> None:
-    """Whatever the units: a cluster holds all that rank alike, and no criterion is lost."""
+    """Criteria with equal rankings share a cluster whatever their units; every criterion is in a cluster."""
     rng = np.random.default_rng(1)
     a, b, c = rng.random((3, 8))
     table = one_group(a=a, b=b, a2=a**2, c=c, a_log=np.log(a), b3=3 * b)
-    found = members(table, n)
-    homes = {name: next(m for m in found if name in m) for name in table.scores["g"]}
-    assert homes["a"] == homes["a2"] == homes["a_log"] and homes["b"] == homes["b3"]
-    assert sum(len(m) for m in found) == 6
+    clusters = members(table, n)
+    cluster_of = {name: next(m for m in clusters if name in m) for name in table.scores["g"]}
+    assert cluster_of["a"] == cluster_of["a2"] == cluster_of["a_log"] and cluster_of["b"] == cluster_of["b3"]
+    assert sum(len(m) for m in clusters) == 6
     if n != "auto":
-        assert len(found) == min(n, 3)
+        assert len(clusters) == min(n, 3)
 
 
 @pytest.mark.parametrize("n", [3, "auto"])
@@ -116,15 +116,16 @@ def test_two_opposite_criteria_are_two_clusters(n: int | str) -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 3, "auto"])
 def test_constant_scores_and_two_filters(n: int | str) -> None:
-    """A layer of two filters knows two rankings and a tie; a constant criterion correlates with nothing."""
+    """Two filters have two rankings and a tie; a constant criterion has correlation 0 with all others."""
     table = one_group(up=[1, 2], down=[5, 1], flat=[3, 3], up2=[0, 9])
     group = dp.cluster(table, n_clusters=n)["g"]
     assert np.isfinite(group.correlation).all() and (np.diag(group.correlation) == 1).all()
-    at = {name: i for i, name in enumerate(group.criteria)}
-    assert group.labels[at["up"]] == group.labels[at["up2"]]
-    assert group.correlation[at["flat"], at["up"]] == 0 and np.isclose(group.correlation[at["up"], at["down"]], -1)
+    index = {name: i for i, name in enumerate(group.criteria)}
+    assert group.labels[index["up"]] == group.labels[index["up2"]]
+    assert group.correlation[index["flat"], index["up"]] == 0
+    assert np.isclose(group.correlation[index["up"], index["down"]], -1)
     if n != 1:
-        assert group.labels[at["up"]] != group.labels[at["down"]]
+        assert group.labels[index["up"]] != group.labels[index["down"]]
 
 
 def test_overlap_at_the_cut() -> None:
@@ -137,18 +138,65 @@ def test_mean_correlation_is_over_the_groups_where_both_apply() -> None:
     table = Table({"g": {"a": np.arange(5.0), "b": np.arange(5.0)}, "h": {"a": np.arange(4.0), "c": -np.arange(4.0)}})
     names, rho = dp.cluster(table).correlation()
     assert names == ("a", "b", "c")
-    np.testing.assert_allclose(rho, [[1, 1, -1], [1, 1, np.nan], [-1, np.nan, 1]])  # b and c never meet
+    np.testing.assert_allclose(rho, [[1, 1, -1], [1, 1, np.nan], [-1, np.nan, 1]])  # no group has both b and c
+
+
+def test_mean_overlap_is_over_the_groups_where_both_apply() -> None:
+    up = np.arange(4.0)
+    table = Table({"g": {"a": up, "b": -up}, "h": {"a": up, "b": up, "c": up}, "one": {"a": up[:1], "c": up[:1]}})
+    names, overlap = dp.cluster(table).overlap(0.5)
+    assert names == ("a", "b", "c")
+    np.testing.assert_allclose(overlap, [[1, 0.5, 1], [0.5, 1, 1], [1, 1, 1]])
 
 
 def test_real_criteria(digits: Digits) -> None:
-    """On a trained network the norms say the same, and clustering is deterministic."""
+    """On a trained network L1 and L2 norms rank similarly, and clustering is deterministic."""
     names, rho = digits.clusters.correlation()
-    at = {name: i for i, name in enumerate(names)}
-    assert rho[at["l1"], at["l2"]] > 0.8 > rho[at["l1"], at["mean_activation"]]
+    index = {name: i for i, name in enumerate(names)}
+    assert rho[index["l1"], index["l2"]] > 0.8 > rho[index["l1"], index["mean_activation"]]
     assert str(dp.cluster(digits.scores, n_clusters=3)) == str(digits.clusters)
     for group in digits.space.groups:
         assert len(digits.clusters[group.name].members) == 3
         assert sorted(n for m in digits.clusters[group.name].members for n in m) == sorted(digits.scores[group.name])
+
+
+@pytest.mark.parametrize("n", [3, "auto"])
+def test_families_become_agglomerative_clusters(n: int | str) -> None:
+    table, expected = families()
+    group = dp.cluster(table, n_clusters=n, method="agglomerative")["g"]
+    assert {frozenset(m) for m in group.members} == expected
+    assert group.labels[0] == 0 and list(dict.fromkeys(group.labels)) == [0, 1, 2]
+
+
+def test_average_linkage_by_hand() -> None:
+    """1 - rho is 0.2 for a and b, 0.4 for c and d, more between the pairs: with three clusters c and d separate."""
+    base = np.arange(4.0)
+    table = one_group(a=base, b=base[[1, 0, 2, 3]], c=-base, d=-base[[0, 2, 3, 1]])
+    for n, expected in ((2, ["ab", "cd"]), (3, ["ab", "c", "d"]), (4, ["a", "b", "c", "d"])):
+        group = dp.cluster(table, n_clusters=n, method="agglomerative")["g"]
+        assert {frozenset(m) for m in group.members} == set(map(frozenset, expected))
+
+
+@given(st.integers(0, 10_000), st.integers(1, 8), st.integers(2, 12), st.sampled_from(["kmeans", "agglomerative"]))
+@settings(max_examples=40)
+def test_any_table_is_clustered(seed: int, criteria: int, filters: int, method: str) -> None:
+    """With ties, constants and few filters: each criterion is in one cluster, equal rankings share a cluster."""
+    rng = np.random.default_rng(seed)
+    scores = {f"c{i}": rng.integers(0, 3, filters).astype(float) for i in range(criteria)}
+    for n in (1, 2, 3, "auto"):
+        group = dp.cluster(one_group(**scores), n_clusters=n, method=method)["g"]
+        assert sorted(c for m in group.members for c in m) == sorted(scores)
+        assert list(dict.fromkeys(group.labels.tolist())) == list(range(len(group.members)))
+        if n != "auto":
+            assert len(group.members) == min(n, len(np.unique(group.ranks, axis=0)))
+        for i, a in enumerate(group.ranks):
+            assert all(group.labels[i] == group.labels[j] for j, b in enumerate(group.ranks) if np.array_equal(a, b))
+
+
+def test_agglomeration_needs_no_seed(digits: Digits) -> None:
+    a, b = (dp.cluster(digits.scores, method="agglomerative", seed=s) for s in (0, 1))
+    assert str(a) == str(b)
+    assert all(len(a[g.name].members) == 3 for g in digits.space.groups)
 
 
 def test_spearman_of_constants() -> None:
@@ -163,15 +211,15 @@ def test_messages() -> None:
         dp.cluster(Table({"g": {}}))
 
 
-def test_ties_do_not_draw_criteria_together() -> None:
-    """A criterion with many ties joins the one that it agrees with, not another one with many ties."""
+def test_ties_do_not_make_criteria_similar() -> None:
+    """A criterion with many ties joins the one with which it correlates, not another one with many ties."""
     rng = np.random.default_rng(0)
     together = apart = 0
     for _ in range(10):
         a, b, c = rng.random((3, 64))
         tied = {"tied_a": np.where(a < 0.8, 0.0, a), "tied_b": np.where(b < 0.8, 0.0, b)}
         labels = dp.cluster(Table({"g": {"a": a, "b": b, "c": c, **tied}}), n_clusters=3)["g"].members
-        home = {name: k for k, members in enumerate(labels) for name in members}
-        together += home["tied_a"] == home["a"] and home["tied_b"] == home["b"]
-        apart += home["tied_a"] != home["tied_b"]
+        cluster_of = {name: k for k, members in enumerate(labels) for name in members}
+        together += cluster_of["tied_a"] == cluster_of["a"] and cluster_of["tied_b"] == cluster_of["b"]
+        apart += cluster_of["tied_a"] != cluster_of["tied_b"]
     assert together >= 8 and apart >= 8

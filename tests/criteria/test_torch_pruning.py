@@ -1,4 +1,4 @@
-"""Where Torch-Pruning has the criterion: the same scores on a layer that is coupled to no other."""
+"""Criteria that Torch-Pruning has, too: equal scores on a single layer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def net() -> nn.Sequential:
 
 
 def layer_alone(net: nn.Module, number: int = 0) -> Any:
-    """Torch-Pruning's group of the first convolution, one of its layers alone: 0 the filters, 1 the BN, 2 a reader."""
+    """Torch-Pruning's group of the first convolution, reduced to one layer: 0 filters, 1 BN, 2 next layer."""
     graph = tp.DependencyGraph().build_dependency(net, example_inputs=batches()[0][0])
     group = graph.get_pruning_group(net[0], tp.prune_conv_out_channels, idxs=list(range(7)))
     kinds = [nn.Conv2d, nn.BatchNorm2d, nn.Conv2d]
@@ -38,7 +38,7 @@ def ours(net: nn.Module, name: str, data: Any = None) -> np.ndarray:
 
 
 def backward(net: nn.Module) -> tuple[Tensor, Tensor]:
-    """Gradients of the mean loss over all images, left in the network."""
+    """Compute gradients of the mean loss over all images, and store them in the network."""
     x, y = everything(batches())
     net.zero_grad()
     F.cross_entropy(net(x), y).backward()
@@ -59,19 +59,19 @@ def test_weights(name: str, theirs: Callable[[], Any], number: int, net: nn.Sequ
 
 
 def test_l2_squared(net: nn.Sequential) -> None:
-    theirs = tp.importance.GroupMagnitudeImportance(p=2, normalizer=None)(layer_alone(net))  # it takes no root
+    theirs = tp.importance.GroupMagnitudeImportance(p=2, normalizer=None)(layer_alone(net))  # it omits the square root
     np.testing.assert_allclose(ours(net, "l2") ** 2, theirs.numpy(), rtol=1e-4)
 
 
 def test_fpgm_of_weights_above_zero(net: nn.Sequential) -> None:
-    """Torch-Pruning takes distances of |w|^p: the same for p = 1 where no weight is negative."""
+    """Torch-Pruning takes distances of |w|^p: the same for p = 1 if no weight is negative."""
     net[0].weight.data.abs_()
     theirs = tp.importance.FPGMImportance(p=1, normalizer=None)(layer_alone(net))
     np.testing.assert_allclose(ours(net, "fpgm"), theirs.numpy(), rtol=1e-4)
 
 
 def test_first_order(net: nn.Sequential) -> None:
-    """Its Taylor criterion on weights is SNIP without the total; with one sum inside it is ours before the square."""
+    """Its Taylor criterion on weights is SNIP without the total. With one sum inside it is ours before the square."""
     backward(net)
     data = [everything(batches())]
     separate = tp.importance.GroupTaylorImportance(normalizer="sum")(layer_alone(net)).numpy()
@@ -81,8 +81,8 @@ def test_first_order(net: nn.Sequential) -> None:
 
 
 def test_second_order(net: nn.Sequential) -> None:
-    """Its Fisher diagonal is a sum of squared gradients over images, ours their mean, with Taylor's half."""
-    net[0].bias = None  # its matrices hold the bias as a last column
+    """Its Fisher diagonal is a sum of squared gradients over images. Ours is half the mean."""
+    net[0].bias = None  # its matrices contain the bias as a last column
     theirs = tp.importance.OBDCImportance(normalizer=None)
     theirs.modules.append(net[0])
     handles = (
@@ -94,12 +94,12 @@ def test_second_order(net: nn.Sequential) -> None:
     for handle in handles:
         handle.remove()
     theirs.eps = 0
-    found = theirs(layer_alone(net)).numpy() / len(x)
-    np.testing.assert_allclose(2 * ours(net, "obd"), found, rtol=1e-3)
+    mean = theirs(layer_alone(net)).numpy() / len(x)
+    np.testing.assert_allclose(2 * ours(net, "obd"), mean, rtol=1e-3)
 
 
 def test_second_order_of_one_image(net: nn.Sequential) -> None:
-    """Its other Hessian keeps the last image alone (1.6.1), so it is one image here."""
+    """Its Hessian criterion keeps the last image only (1.6.1), so the test uses one image."""
     theirs = tp.importance.GroupHessianImportance(normalizer=None)
     x, y = batches()[0]
     F.cross_entropy(net(x[:1]), y[:1]).backward()
@@ -111,5 +111,5 @@ def test_activation(net: nn.Sequential) -> None:
     theirs = tp.importance.ActivationImportance(normalizer=None)
     with theirs.compute_importance(net):
         backward(net)
-    found = theirs(layer_alone(net, 2)).detach().numpy()
-    np.testing.assert_allclose(ours(net, "mean_activation"), found, rtol=1e-4)
+    expected = theirs(layer_alone(net, 2)).detach().numpy()
+    np.testing.assert_allclose(ours(net, "mean_activation"), expected, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""Every criterion of a network's first convolution once more: loops, hooks and autograd, nothing from the package.
+"""Every criterion of a network's first convolution, computed plainly: loops and autograd, no code of the package.
 
 The network is ``conv_net``: conv1 - BN - ReLU - conv2 - ReLU - conv3 (no BN) - leaky ReLU - pool - fc.
 """
@@ -23,7 +23,7 @@ FILTERS = 7
 
 
 def conv_net() -> nn.Sequential:
-    """Random, BN statistics and all."""
+    """A network with random parameters and random BN statistics."""
     net = nn.Sequential(
         conv(3, FILTERS),
         nn.BatchNorm2d(FILTERS),
@@ -44,9 +44,8 @@ def conv_net() -> nn.Sequential:
 
 
 def batches() -> Data:
-    generator = torch.Generator().manual_seed(1)
-    draw = {"generator": generator}
-    return [(torch.randn(n, 3, 6, 6, **draw), torch.randint(0, 4, (n,), **draw)) for n in (8, 8, 5)]
+    options = {"generator": torch.Generator().manual_seed(1)}
+    return [(torch.randn(n, 3, 6, 6, **options), torch.randint(0, 4, (n,), **options)) for n in (8, 8, 5)]
 
 
 def everything(data: Data) -> tuple[Tensor, Tensor]:
@@ -72,8 +71,8 @@ def fpgm(net: nn.Module, data: Data) -> np.ndarray:
 
 def fermat(net: nn.Module, data: Data) -> np.ndarray:
     filters = rows(net)
-    found = minimize(lambda x: np.linalg.norm(filters - x, axis=1).sum(), filters.mean(axis=0), tol=1e-14)
-    return np.linalg.norm(filters - found.x, axis=1)
+    fermat_point = minimize(lambda x: np.linalg.norm(filters - x, axis=1).sum(), filters.mean(axis=0), tol=1e-14)
+    return np.linalg.norm(filters - fermat_point.x, axis=1)
 
 
 def cos(a: np.ndarray, b: np.ndarray) -> float:
@@ -96,13 +95,13 @@ def whc(net: nn.Module, data: Data) -> np.ndarray:
 
 def correlation(net: nn.Module, data: Data) -> np.ndarray:
     r, norm = abs(np.corrcoef(rows(net))), np.linalg.norm(rows(net), axis=1)
-    left, found = set(range(FILTERS)), np.ones(FILTERS)
-    while len(left) > 1:
-        pair = max(((i, j) for i in left for j in others(i, left)), key=lambda p: r[p])
-        goes = min(pair, key=lambda i: norm[i])
-        found[goes] = 1 - r[pair]
-        left.remove(goes)
-    return found
+    remaining, scores = set(range(FILTERS)), np.ones(FILTERS)
+    while len(remaining) > 1:
+        pair = max(((i, j) for i in remaining for j in others(i, remaining)), key=lambda p: r[p])
+        removed = min(pair, key=lambda i: norm[i])
+        scores[removed] = 1 - r[pair]
+        remaining.remove(removed)
+    return scores
 
 
 def lamp(net: nn.Module, data: Data) -> np.ndarray:
@@ -129,29 +128,29 @@ def bn_shift(net: nn.Module, data: Data) -> np.ndarray:
 
 
 # ------------------------------------------------------------------ activations
-def read(net: nn.Module, data: Data) -> Tensor:
-    """What the second convolution reads, (images, filters, height, width)."""
+def second_input(net: nn.Module, data: Data) -> Tensor:
+    """Input of the second convolution, shape (images, filters, height, width)."""
     return torch.cat([copy.deepcopy(net).eval()[:3](x) for x, _ in data]).detach()
 
 
 def mean_activation(net: nn.Module, data: Data) -> np.ndarray:
-    return read(net, data).abs().mean(dim=(0, 2, 3)).numpy()
+    return second_input(net, data).abs().mean(dim=(0, 2, 3)).numpy()
 
 
 def apoz(net: nn.Module, data: Data) -> np.ndarray:
-    return 1 - (read(net, data) == 0).float().mean(dim=(0, 2, 3)).numpy()
+    return 1 - (second_input(net, data) == 0).float().mean(dim=(0, 2, 3)).numpy()
 
 
 def entropy(net: nn.Module, data: Data) -> np.ndarray:
-    found = []
-    for values in read(net, data).mean(dim=(2, 3)).T.numpy():
+    entropies = []
+    for values in second_input(net, data).mean(dim=(2, 3)).T.numpy():
         p = np.histogram(values, bins=10)[0] / len(values)
-        found.append(-sum(x * np.log(x) for x in p if x > 0))
-    return np.array(found)
+        entropies.append(-sum(x * np.log(x) for x in p if x > 0))
+    return np.array(entropies)
 
 
 def hrank(net: nn.Module, data: Data) -> np.ndarray:
-    return np.mean([[np.linalg.matrix_rank(m) for m in image] for image in read(net, data).numpy()], axis=0)
+    return np.mean([[np.linalg.matrix_rank(m) for m in image] for image in second_input(net, data).numpy()], axis=0)
 
 
 def nuclear(a: np.ndarray) -> float:
@@ -159,52 +158,52 @@ def nuclear(a: np.ndarray) -> float:
 
 
 def chip(net: nn.Module, data: Data) -> np.ndarray:
-    maps = read(net, data).flatten(2).numpy()
+    maps = second_input(net, data).flatten(2).numpy()
     return np.mean([[nuclear(a) - nuclear(np.delete(a, i, axis=0)) for i in range(FILTERS)] for a in maps], axis=0)
 
 
 def thinet(net: nn.Module, data: Data) -> np.ndarray:
-    maps, weight = read(net, data)[:16].double(), net[3].weight.detach().double()
+    maps, weight = second_input(net, data)[:16].double(), net[3].weight.detach().double()
     alone = [F.conv2d(maps[:, [i]], weight[:, [i]], padding=1).numpy() for i in range(FILTERS)]
-    gone, turn = [], np.zeros(FILTERS)
+    removed, removal_step = [], np.zeros(FILTERS)
     for step in range(FILTERS):
-        left = [i for i in range(FILTERS) if i not in gone]
-        goes = min(left, key=lambda i: ((sum(alone[j] for j in gone) + alone[i]) ** 2).sum())
-        turn[goes] = step
-        gone.append(goes)
-    return turn
+        remaining = [i for i in range(FILTERS) if i not in removed]
+        removed.append(min(remaining, key=lambda i: ((sum(alone[j] for j in removed) + alone[i]) ** 2).sum()))
+        removal_step[removed[-1]] = step
+    return removal_step
 
 
-def without(net: nn.Module, data: Data) -> list[Tensor]:
-    """Outputs with filter i read as zero, for every i."""
-    net, found = copy.deepcopy(net).eval(), []
+def outputs_without(net: nn.Module, data: Data) -> list[Tensor]:
+    """Outputs with the channel of filter i set to zero, for every i."""
+    net, outputs = copy.deepcopy(net).eval(), []
     for i in range(FILTERS):
-        maps = read(net, data)
+        maps = second_input(net, data)
         maps[:, i] = 0
-        found.append(net[3:](maps).detach())
-    return found
+        outputs.append(net[3:](maps).detach())
+    return outputs
 
 
 def kl(net: nn.Module, data: Data) -> np.ndarray:
     p = copy.deepcopy(net).eval()(everything(data)[0]).softmax(dim=1).detach().double()
-    return np.array([float((p * (p / q.softmax(dim=1).double()).log()).sum(dim=1).mean()) for q in without(net, data)])
+    probabilities = (q.softmax(dim=1).double() for q in outputs_without(net, data))
+    return np.array([float((p * (p / q).log()).sum(dim=1).mean()) for q in probabilities])
 
 
 def oracle(net: nn.Module, data: Data) -> np.ndarray:
     x, y = everything(data)
     dense = F.cross_entropy(copy.deepcopy(net).eval()(x), y).detach()
-    return np.array([float(F.cross_entropy(q, y) - dense) for q in without(net, data)])
+    return np.array([float(F.cross_entropy(q, y) - dense) for q in outputs_without(net, data)])
 
 
 # ------------------------------------------------------------------ gradients
 def gradients(net: nn.Module, data: Data, *names: str) -> list[dict[str, Tensor]]:
-    """Value x gradient of parameters, batch by batch."""
-    net, found = copy.deepcopy(net).eval(), []
+    """Value x gradient of parameters, for each batch."""
+    net, products = copy.deepcopy(net).eval(), []
     for x, y in data:
         values = [net.get_parameter(n) for n in names]
         grads = torch.autograd.grad(F.cross_entropy(net(x), y), values)
-        found.append({n: v.detach() * g for n, v, g in zip(names, values, grads, strict=True)})
-    return found
+        products.append({n: v.detach() * g for n, v, g in zip(names, values, grads, strict=True)})
+    return products
 
 
 def taylor_weight(net: nn.Module, data: Data) -> np.ndarray:
@@ -213,23 +212,23 @@ def taylor_weight(net: nn.Module, data: Data) -> np.ndarray:
 
 
 def taylor_gate(net: nn.Module, data: Data) -> np.ndarray:
-    """As the paper says it: a gate of 1 on the BN's output, and the gradient with respect to it."""
-    net, found = copy.deepcopy(net).eval(), []
+    """As in the paper: a gate of 1 on the BN's output, and the gradient with respect to it."""
+    net, squares = copy.deepcopy(net).eval(), []
     for x, y in data:
         gate = torch.ones(FILTERS, 1, 1, requires_grad=True)
         loss = F.cross_entropy(net[2:](net[:2](x) * gate), y)
-        found.append(torch.autograd.grad(loss, gate)[0].ravel().numpy() ** 2)
-    return np.mean(found, axis=0)
+        squares.append(torch.autograd.grad(loss, gate)[0].ravel().numpy() ** 2)
+    return np.mean(squares, axis=0)
 
 
 def image_changes(net: nn.Module, data: Data) -> np.ndarray:
-    """Sum over positions of z dL/dz, image by image, each on its own."""
-    net, found = copy.deepcopy(net).eval(), []
+    """Sum over positions of z dL/dz, computed for one image at a time, shape (images, filters)."""
+    net, changes = copy.deepcopy(net).eval(), []
     for x, y in zip(*everything(data), strict=True):
         z = net[:3](x[None]).detach().requires_grad_()
         gradient = torch.autograd.grad(F.cross_entropy(net[3:](z), y[None]), z)[0]
-        found.append((z * gradient).sum(dim=(0, 2, 3)).detach().numpy())
-    return np.array(found)
+        changes.append((z * gradient).sum(dim=(0, 2, 3)).detach().numpy())
+    return np.array(changes)
 
 
 def taylor_activation(net: nn.Module, data: Data) -> np.ndarray:
@@ -238,7 +237,7 @@ def taylor_activation(net: nn.Module, data: Data) -> np.ndarray:
 
 
 def group_fisher(net: nn.Module, data: Data) -> np.ndarray:
-    flops = 36 * (3 * 9 + 2 + 9 * 6)  # the filter, its BN (2 a number, fvcore's way), its columns in conv2
+    flops = 36 * (3 * 9 + 2 + 9 * 6)  # the filter, its BN (fvcore counts 2 per value), its columns in conv2
     return (image_changes(net, data) ** 2).mean(axis=0) / flops
 
 
@@ -248,7 +247,7 @@ def snip(net: nn.Module, data: Data) -> np.ndarray:
 
 
 def grasp(net: nn.Module, data: Data) -> np.ndarray:
-    """Forward over reverse: the derivative of the gradient in the direction of the gradient."""
+    """Forward-over-reverse: the derivative of the gradient in the direction of the gradient."""
     net, (x, y) = copy.deepcopy(net).eval(), everything(data)
     point = {n: p.detach() for n, p in net.named_parameters()}
 
@@ -266,14 +265,14 @@ def obd(net: nn.Module, data: Data) -> np.ndarray:
 
 
 def obd_c(net: nn.Module, data: Data) -> np.ndarray:
-    """With both Kronecker factors: patches of the input, gradients of the output, every image on its own."""
+    """From both Kronecker factors: input patches, and output gradients of one image at a time."""
     net, (x, y) = copy.deepcopy(net).eval(), everything(data)
     patches = F.unfold(x, 3, padding=1)
     a = torch.einsum("njp,nkp->jk", patches, patches) / (len(x) * 36)
     s = torch.zeros(FILTERS)
     for i in range(len(x)):
-        made = net[0](x[[i]]).detach().requires_grad_()
-        gradient = torch.autograd.grad(F.cross_entropy(net[1:](made), y[[i]]), made)[0]
+        output = net[0](x[[i]]).detach().requires_grad_()
+        gradient = torch.autograd.grad(F.cross_entropy(net[1:](output), y[[i]]), output)[0]
         s += gradient.square().sum(dim=(0, 2, 3)) / len(x)
     w = net[0].weight.detach().flatten(1)
     return (s * torch.einsum("ij,jk,ik->i", w, a, w) / 2).numpy()
@@ -292,20 +291,20 @@ def synflow(net: nn.Module, data: Data) -> np.ndarray:
 
 
 def attention(net: nn.Module, data: Data) -> np.ndarray:
-    """The three blocks by hand, in the order of the layers that read."""
+    """Three blocks computed by hand, in the order of the next layers."""
     net, generator = copy.deepcopy(net).eval().requires_grad_(False), torch.Generator().manual_seed(0)
 
-    def draw(*shape: int) -> Tensor:
+    def random_weight(*shape: int) -> Tensor:
         return (torch.randn(shape, generator=generator) / shape[-1] ** 0.5).requires_grad_()
 
     def block(n: int) -> list[Tensor]:
         hidden = max(2, n // 4)
-        w1, b1 = draw(hidden, n), draw(hidden).detach().zero_().requires_grad_()
-        w2, b2 = draw(n, hidden), draw(n).detach().fill_(2).requires_grad_()
+        w1, b1 = random_weight(hidden, n), random_weight(hidden).detach().zero_().requires_grad_()
+        w2, b2 = random_weight(n, hidden), random_weight(n).detach().fill_(2).requires_grad_()
         return [w1, b1, w2, b2]
 
     blocks = [block(n) for n in (FILTERS, 6, 5)]
-    adam, last = torch.optim.Adam([p for b in blocks for p in b], lr=0.02), []
+    adam, last_gates = torch.optim.Adam([p for b in blocks for p in b], lr=0.02), []
     for epoch in range(5):
         for x, y in data:
             gates = []
@@ -317,12 +316,12 @@ def attention(net: nn.Module, data: Data) -> np.ndarray:
             adam.zero_grad()
             (F.cross_entropy(net[9](x), y) + 0.1 * torch.stack([g.mean() for g in gates]).mean()).backward()
             adam.step()
-            last += [gates[0].detach()] if epoch == 4 else []
-    return torch.cat(last).mean(dim=0).numpy()
+            last_gates += [gates[0].detach()] if epoch == 4 else []
+    return torch.cat(last_gates).mean(dim=0).numpy()
 
 
 def compensation(net: nn.Module, data: Data) -> np.ndarray:
-    """Every filter on its own: what ridge regression on the others leaves of its patches, through its weights."""
+    """For each filter: the residual of its patches after ridge regression on the others, times its weights."""
     x = copy.deepcopy(net).eval()[:3](everything(data)[0]).detach()
     features = F.unfold(x, 3, padding=1).transpose(1, 2).reshape(-1, FILTERS, 9).double().numpy()
     weight = net[3].weight.detach().double().numpy()  # (outputs, filters, 3, 3)
@@ -331,12 +330,13 @@ def compensation(net: nn.Module, data: Data) -> np.ndarray:
     ridge = 1e-3 * centred.var(axis=0).mean() * len(centred)
     errors = []
     for i in range(FILTERS):
-        own = np.arange(9 * FILTERS) // 9 == i
-        mine, others = centred[:, own], centred[:, ~own]
-        fit = np.linalg.solve(others.T @ others + ridge * np.eye(others.shape[1]), others.T @ mine)
-        left = np.sum((mine @ weight[:, i].reshape(6, 9).T - others @ fit @ weight[:, i].reshape(6, 9).T) ** 2)
-        drawn = ridge * np.sum((fit @ weight[:, i].reshape(6, 9).T) ** 2) + ridge * np.sum(weight[:, i] ** 2)
-        errors.append((left + drawn) / np.sum(dense**2))
+        columns = np.arange(9 * FILTERS) // 9 == i
+        own, rest = centred[:, columns], centred[:, ~columns]
+        own_weight = weight[:, i].reshape(6, 9).T
+        fit = np.linalg.solve(rest.T @ rest + ridge * np.eye(rest.shape[1]), rest.T @ own)
+        residual = np.sum((own @ own_weight - rest @ fit @ own_weight) ** 2)
+        penalty = ridge * np.sum((fit @ own_weight) ** 2) + ridge * np.sum(own_weight**2)
+        errors.append((residual + penalty) / np.sum(dense**2))
     return np.array(errors)
 
 

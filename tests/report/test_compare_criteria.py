@@ -1,4 +1,4 @@
-"""``deap-prune inspect --criteria``: agreement, clusters, and what each criterion's masks are worth."""
+"""``deap-prune inspect --criteria``: agreement, clusters, and the values of each criterion's masks."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from deap_prune.report.compare_criteria import rank_criteria
 from deap_prune.weights import save_weights
 
 
-def test_ranking_is_one_evaluation_a_criterion(digits: Digits) -> None:
+def test_ranking_takes_one_evaluation_per_criterion(digits: Digits) -> None:
     genome = digits.genome(allocation="uniform", max_flops=0.5)
     evaluate = digits.evaluator(objectives=("loss", "flops"))
-    found = rank_criteria(genome, evaluate)
-    assert {r.criterion for r in found} == set(digits.scores.criteria)
-    losses = [r.values["loss"] for r in found]
+    ranking = rank_criteria(genome, evaluate)
+    assert {r.criterion for r in ranking} == set(digits.scores.criteria)
+    losses = [r.values["loss"] for r in ranking]
     assert losses == sorted(losses)  # a loss is minimised
-    assert all(r.values["flops"] <= 0.5 for r in found) and evaluate.counters.candidates <= len(found)
-    assert found[0].values["loss"] == evaluate(genome.decode(genome.single(found[0].criterion)))[0]
+    assert all(r.values["flops"] <= 0.5 for r in ranking) and evaluate.counters.candidates <= len(ranking)
+    assert ranking[0].values["loss"] == evaluate(genome.decode(genome.single(ranking[0].criterion)))[0]
     best = rank_criteria(genome, digits.evaluator())
     assert [r.values["accuracy"] for r in best] == sorted((r.values["accuracy"] for r in best), reverse=True)
 
@@ -58,8 +58,8 @@ def test_inspect_criteria(config: Path, tmp_path: Path, monkeypatch: pytest.Monk
     for part in (
         "9 groups",
         "Spearman's rho above the diagonal, overlap of the lower halves below it",
-        "clusters, layer by layer",
-        "criteria by the accuracy that their masks keep, uniform widths, 50% of the FLOPs",
+        "clusters of each layer",
+        "criteria by the accuracy of their masks, uniform widths, 50% of the FLOPs",
         "dense network",
         "Rand index",
     ):
@@ -73,7 +73,7 @@ def test_inspect_criteria(config: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert Path("criteria.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_inspect_criteria_elsewhere_at_another_budget(config: Path, tmp_path: Path) -> None:
+def test_inspect_criteria_with_another_folder_and_budget(config: Path, tmp_path: Path) -> None:
     options = ["--criteria", "--quiet", "--out", str(tmp_path / "new" / "folder"), "--max-flops", "0.8"]
     done = CliRunner().invoke(app, ["inspect", str(config), *options, "--set", "search.clustering=agglomerative"])
     assert done.exit_code == 0, done.output
@@ -84,7 +84,7 @@ def test_inspect_criteria_elsewhere_at_another_budget(config: Path, tmp_path: Pa
         assert refused.exit_code == 2 and message in refused.stderr
 
 
-def test_matrix_is_symmetric_where_it_says_so(digits: Digits) -> None:
+def test_correlation_and_overlap_are_symmetric(digits: Digits) -> None:
     _, rho = digits.clusters.correlation()
     _, overlap = digits.clusters.overlap(0.5)
     assert np.allclose(rho, rho.T) and np.allclose(overlap, overlap.T)

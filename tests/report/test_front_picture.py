@@ -1,14 +1,25 @@
-"""Pictures of fronts: what their axes show."""
+"""Pictures of fronts: their axes."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from test_front import front_of, solution
 
 import deap_prune as dp
 from deap_prune.plot import plot_front
+
+
+def solution(accuracy: float, flops: float) -> dp.Solution:
+    """A solution without masks."""
+    values = {"accuracy": accuracy, "flops": flops}
+    return dp.Solution(values, dp.Masks({}), round(1000 * flops), 50, ())
+
+
+def front_of(*solutions: dp.Solution) -> dp.ParetoFront:
+    """A front with a dense network of accuracy 0.95."""
+    dense = {"flops": 1000, "params": 100, "values": {"accuracy": 0.95, "flops": 1.0}}
+    return dp.ParetoFront.of(solutions, {"accuracy": 1.0, "flops": -1.0}, dense, {})
 
 
 @pytest.fixture
@@ -37,7 +48,7 @@ def test_costs_over_a_decade_are_drawn_on_a_logarithmic_axis(drawn: list[Any], c
     assert "0.5" in labels or scale == "linear"
 
 
-def test_a_front_that_costs_nothing_has_a_linear_axis(drawn: list[Any]) -> None:
+def test_a_front_with_a_cost_of_zero_has_a_linear_axis(drawn: list[Any]) -> None:
     plot_front(front_of(solution(0.9, 0.8), solution(0.5, 0.0)), "front.png")
     assert drawn[0].axes[0].get_xscale() == "linear"
 

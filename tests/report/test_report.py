@@ -1,4 +1,4 @@
-"""The report: facts of a run folder, a page that asks nothing of any network, pictures; looked at in a browser."""
+"""The report: facts of a run folder, a page that loads nothing from the internet, pictures; also in a browser."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil
 
 @pytest.fixture(scope="module")
 def run(digits, tmp_path_factory):
-    """A run folder with its result; both are only read (reports go into copies)."""
+    """A run folder and its result. Tests write reports into copies of the folder."""
     folder = tmp_path_factory.mktemp("report") / "run <b>1"
     result = dp.search(
         digits.model,
@@ -78,12 +78,12 @@ def test_names_are_text_not_markup(copy):
     assert "<b>1" not in text and "run &lt;b&gt;1" in text
 
 
-def test_single_criteria_are_judged_as_the_blends_were(copy, run):
+def test_single_criteria_are_evaluated_like_the_blends(copy, run):
     _, result = run
     facts = gather(copy, result=result, singles=2, network=True, progress=False)
-    found = facts.insight.singles
-    assert {s.criterion for s in found} == set(result.scores.criteria)
-    one = found[-1]
+    singles = facts.insight.singles
+    assert {s.criterion for s in singles} == set(result.scores.criteria)
+    one = singles[-1]
     share = max(s.flops for s in result.front) / result.space.flops
     genome = dp.Genome(result.space, result.scores, result.clusters, allocation="uniform", max_flops=share)
     masks = genome.decode(genome.single(one.criterion))
@@ -93,16 +93,16 @@ def test_single_criteria_are_judged_as_the_blends_were(copy, run):
 
 def test_baselines_are_random_filters_and_the_mean_rank(copy, run):
     _, result = run
-    found = gather(copy, result=result, singles=2, network=True, progress=False).insight.baselines
-    assert {s.criterion for s in found} == {"random filters", "borda"}
-    one = next(s for s in found if s.criterion == "borda")
+    baselines = gather(copy, result=result, singles=2, network=True, progress=False).insight.baselines
+    assert {s.criterion for s in baselines} == {"random filters", "borda"}
+    one = next(s for s in baselines if s.criterion == "borda")
     share = min(s.flops for s in result.front) / result.space.flops
     genome = borda(result.space, result.scores, result.clusters, allocation="uniform", max_flops=share)
     masks = genome.decode(genome.single("borda"))
     assert one.flops == dp.flops(result.space, masks) and tuple(one.values.values()) == result.evaluator(masks)
 
 
-def test_other_runs_on_the_same_axes(copy, run, tmp_path):
+def test_other_runs_share_the_axes(copy, run, tmp_path):
     other = Path(shutil.copytree(run[0], tmp_path / "legr"))
     options = ["--no-network", "--quiet", "--beside", str(other)]
     done = CliRunner().invoke(app, ["report", str(copy), *options])
@@ -111,7 +111,7 @@ def test_other_runs_on_the_same_axes(copy, run, tmp_path):
     assert beside["name"] == "legr" and [s["flops"] for s in beside["solutions"]] == [s.flops for s in run[1].front]
     front = json.loads((other / "front.json").read_text())
     for change, message in (
-        ({"dense": {**front["dense"], "flops": 7}}, "of a network of 7 multiply-adds"),
+        ({"dense": {**front["dense"], "flops": 7}}, "has 7 multiply-adds"),
         ({"objectives": front["objectives"][:1]}, "has the objectives accuracy, not accuracy, flops"),
     ):
         (other / "front.json").write_text(json.dumps({**front, **change}))
@@ -119,8 +119,8 @@ def test_other_runs_on_the_same_axes(copy, run, tmp_path):
             dp.report(copy, network=False, beside=[other])
 
 
-def test_criteria_that_never_meet_are_blank(tmp_path):
-    """Not 0: nothing was measured."""
+def test_criteria_without_a_common_layer_are_blank(tmp_path):
+    """Their correlation is unknown, not 0."""
     up = np.arange(4.0)
     clusters = dp.cluster(Table({"g": {"a": up, "b": up, "d": -up}, "h": {"a": up, "c": up}}))
     assert _finite(clusters.correlation()[1].tolist())[1][3] is None
@@ -141,8 +141,8 @@ def test_mean_shares_and_kept(copy, run):
     np.testing.assert_allclose(facts.kept()[:, 0], [masks[g.name].mean() for g in result.space.groups])
 
 
-def test_a_folder_with_less_in_it(copy, tmp_path):
-    """No network, history, config, versions, settings or dense figures: the page says so and shows the rest."""
+def test_an_incomplete_folder(copy, tmp_path):
+    """Without network, history, config, versions, settings or dense values, the page shows the rest."""
     for name in ("history.csv", "versions.json", "config.yaml"):
         (copy / name).unlink()
     front = json.loads((copy / "front.json").read_text())
@@ -156,7 +156,7 @@ def test_a_folder_with_less_in_it(copy, tmp_path):
     assert {p.stem for p in (copy / "report").iterdir()} == {"front", "kept"}
 
 
-def test_a_value_that_is_not_finite_stays_json(copy, run):
+def test_a_value_that_is_not_finite_becomes_null(copy, run):
     front = json.loads((copy / "front.json").read_text())
     front["dense"]["values"]["accuracy"] = float("nan")
     (copy / "front.json").write_text(json.dumps(front))
@@ -173,7 +173,7 @@ def test_one_objective(digits, tmp_path):
 
 
 def test_a_run_of_mean_ranks(digits, tmp_path):
-    """Its genome knows one criterion; those beside the front are the scored ones."""
+    """Its genome has one criterion, Borda; the single criteria are the scored ones."""
     data = {"calibration": digits.calibration, "validation": digits.validation, "device": "cpu"}
     options = {"algorithm": "borda", "population": 4, "finalists": 0, "criteria": ("l1", "fpgm")}
     result = dp.search(digits.model, digits.example, **data, **options, out=tmp_path / "run", progress=False)
@@ -187,11 +187,11 @@ def test_errors(copy, tmp_path, monkeypatch):
         dp.report(tmp_path / "nothing")
     with pytest.raises(RunError, match="singles is -1"):
         dp.report(copy, singles=-1)
-    whole = (copy / "versions.json").read_text()
-    (copy / "versions.json").write_text(whole[:-5])
+    versions = (copy / "versions.json").read_text()
+    (copy / "versions.json").write_text(versions[:-5])
     with pytest.raises(RunError, match=r"versions\.json' can't be read .*; remove it"):
         dp.report(copy, network=False)
-    (copy / "versions.json").write_text(whole)
+    (copy / "versions.json").write_text(versions)
     refused = CliRunner().invoke(app, ["report", str(tmp_path / "nothing")])
     assert refused.exit_code == 2 and "there is no folder" in refused.stderr
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
@@ -206,16 +206,16 @@ def browser():
         pytest.skip("no Chromium on this machine")
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield found
-        found.close()
+        chromium = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_in_a_browser(browser, copy, run, width, scheme):
-    """No console message, no request but the page itself, no sideways scrolling; a click shows a point's details."""
+    """No console messages, no further requests, no horizontal scrolling; a click shows the details of a point."""
     from playwright import sync_api
 
     page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
@@ -228,7 +228,7 @@ def test_in_a_browser(browser, copy, run, width, scheme):
     page.wait_for_selector("#agreement .heatmaplayer image")
     assert page.evaluate("document.documentElement.dataset.theme") == scheme
     before = page.text_content("#command")
-    middle = len(run[1].front) // 2  # away from the single criteria, which stand at both ends
+    middle = len(run[1].front) // 2  # single criteria are near both ends
     number = middle + (int(before.split()[-1]) == middle)
     page.locator("#front").scroll_into_view_if_needed()
     box = page.locator("#front .scatterlayer .trace").last.locator(".points path").nth(number).bounding_box()
@@ -247,7 +247,7 @@ def test_in_a_browser(browser, copy, run, width, scheme):
 
 
 @pytest.mark.slow
-def test_a_poor_page_in_a_browser(browser, copy):
+def test_an_incomplete_page_in_a_browser(browser, copy):
     (copy / "history.csv").unlink()
     page = browser.new_page()
     messages = []
@@ -258,6 +258,6 @@ def test_a_poor_page_in_a_browser(browser, copy):
     assert messages == [] and not page.is_visible("#progress") and not page.is_visible("#agreement")
 
 
-def test_render_needs_nothing_but_facts(copy, tmp_path):
+def test_render_needs_only_facts(copy, tmp_path):
     facts = gather(copy, result=None, singles=0, network=False, progress=False)
     assert "/* plotly */" in render(facts, "/* plotly */", tmp_path / "page.html").read_text(encoding="utf-8")

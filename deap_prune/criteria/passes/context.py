@@ -1,4 +1,4 @@
-"""What every pass over the calibration data works on, and the table of passes."""
+"""The network and data that every pass works on, and helpers that the passes share."""
 
 from __future__ import annotations
 
@@ -18,21 +18,24 @@ from deap_prune.structure.inputs import first_line
 from deap_prune.structure.layers import spec_of
 from deap_prune.structure.space import FilterGroup, Member, PruningSpace
 
-Found = dict[str, dict[str, dict[str, Tensor]]]  # group -> statistic -> layer, or the group itself -> tensor
+StatisticsTable = dict[str, dict[str, dict[str, Tensor]]]
+"""Group name -> statistic -> layer name (or the group's name) -> tensor."""
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """The dense network in eval mode, and the data on its device.
+    """The dense network in eval mode, and the calibration data on its device.
 
     Attributes:
-        network: Gradients can be taken of every parameter.
-        batches: Contiguous, on the network's device; empty if only weights are looked at.
+        network: The network; gradients of all parameters can be computed.
+        space: Its pruning space.
+        batches: Contiguous tensors on the network's device; empty if no pass needs data.
         forward: Function of (model, batch) to (outputs, targets).
         loss: Function of (outputs, targets) to a scalar, the mean over the batch's samples.
-        labels: False: the network's own outputs are the target, and the loss is half the squared distance to them.
-        seed: Of noise, samples and initial weights.
-        gradients: Mean gradient of every parameter, by name, for passes that come after ``"gradient"``.
+        labels: If False, the network's own outputs are the target, and the loss is half the squared distance to them.
+        seed: Seed of noise, random places and initial weights.
+        progress: Show progress bars.
+        gradients: Mean gradient of every parameter, by name; filled by the pass that gathers ``"gradient"``.
     """
 
     network: nn.Module
@@ -47,7 +50,7 @@ class Calibration:
 
     @property
     def samples(self) -> int:
-        """Samples in all batches."""
+        """Number of samples in all batches."""
         return sum(count_samples(batch) for batch in self.batches)
 
     def run(self, batch: Any) -> tuple[Any, Any]:
@@ -55,28 +58,35 @@ class Calibration:
         return first_forward(self.forward, self.network, batch, name="calibration", labels=self.labels)
 
     def loss_of(self, batch: Any, number: int) -> Tensor:
-        """The loss whose gradients the criteria look at, of the batch of that number.
+        """The loss of a batch, for criteria that use its gradient.
 
         Without labels the target is the network's own output plus standard normal noise e. The gradient is then
-        -J^T e, with J the Jacobian of the outputs, and the mean square of its product with a change of the weights is
-        the squared change of the outputs, to first order: what a label would say is replaced by "stay as you are".
+        -J^T e, with J the Jacobian of the outputs. The mean square of its product with a change of the weights is, to
+        first order, the squared change of the outputs. So the criteria measure changes of the outputs, not of a loss.
+
+        Args:
+            batch: A calibration batch.
+            number: Its index, which seeds the noise.
+
+        Returns:
+            A scalar.
         """
         outputs, targets = self.run(batch)
         if self.labels:
             return self._supervised(outputs, targets)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-        own = [out.detach() for out in floats(outputs)]
-        noise = [torch.randn(out.shape, generator=generator, dtype=out.dtype).to(out.device) for out in own]
-        return half_square(outputs, [out + e for out, e in zip(own, noise, strict=True)])
+        dense = [out.detach() for out in floats(outputs)]
+        noise = [torch.randn(out.shape, generator=generator, dtype=out.dtype).to(out.device) for out in dense]
+        return half_square(outputs, [out + e for out, e in zip(dense, noise, strict=True)])
 
     def error(self, outputs: Any, targets: Any, dense: list[Tensor]) -> Tensor:
-        """How wrong a changed network is: its loss, or without labels the distance to the dense outputs."""
+        """The error of a changed network: its loss, or without labels the distance to the dense outputs; a scalar."""
         return self._supervised(outputs, targets) if self.labels else half_square(outputs, dense)
 
     def _supervised(self, outputs: Any, targets: Any) -> Tensor:
         try:
-            found = self.loss(outputs, targets)
-            return found.mean() if found.dim() else found
+            value = self.loss(outputs, targets)
+            return value.mean() if value.dim() else value
         except Exception as error:
             reason = str(error) if isinstance(error, DataError) else first_line(error)
             raise DataError(
@@ -84,8 +94,13 @@ class Calibration:
                 "(labels.long()); for other targets give a loss of your own (loss=), or labels=False to do without"
             ) from error
 
-    def first(self, samples: int, size: int) -> list[Any]:
-        """The first samples, in batches of at most a size: enough for the passes that cost much an image."""
+    def first_batches(self, samples: int, size: int) -> list[Any]:
+        """The first samples, in batches of limited size, for passes that are expensive per image.
+
+        Args:
+            samples: Number of samples.
+            size: Largest size of a batch.
+        """
         chosen = []
         for batch in self.batches:
             count = min(count_samples(batch), samples)
@@ -94,17 +109,18 @@ class Calibration:
         return chosen
 
 
-Gather = Callable[[Calibration, frozenset[str]], Found]
+Gather = Callable[[Calibration, frozenset[str]], StatisticsTable]
 
 
 @dataclass(frozen=True)
 class Pass:
-    """A function of (calibration, what is wanted) that gathers statistics.
+    """A pass that gathers statistics.
 
     Attributes:
-        statistics: What it can gather.
-        after: Statistics that must have been gathered before.
-        data: It looks at the calibration data.
+        gather: Function of (calibration, names of the statistics to gather) to the statistics.
+        statistics: Names of all statistics that it can gather.
+        after: Statistics that must be gathered before.
+        data: It needs calibration data.
     """
 
     gather: Gather
@@ -113,24 +129,13 @@ class Pass:
     data: bool
 
 
-PASSES: list[Pass] = []
+def gathers(*statistics: str, after: Iterable[str] = (), data: bool = True) -> Callable[[Gather], Pass]:
+    """Turn a function into a :class:`Pass`; the arguments are its attributes."""
 
-
-def gathers(*statistics: str, after: Iterable[str] = (), data: bool = True) -> Callable[[Gather], Gather]:
-    """Enter a pass: decorate its function; the arguments are those of :class:`Pass`."""
-
-    def decorate(function: Gather) -> Gather:
-        PASSES.append(Pass(function, frozenset(statistics), frozenset(after), data))
-        return function
+    def decorate(function: Gather) -> Pass:
+        return Pass(function, frozenset(statistics), frozenset(after), data)
 
     return decorate
-
-
-def passes_for(needs: frozenset[str]) -> list[tuple[Pass, frozenset[str]]]:
-    """The passes that gather what is needed, with what of it, each behind those it has to come after."""
-    wanted = needs.union(*(each.after for each in PASSES if each.statistics & needs))
-    chosen = [(each, each.statistics & wanted) for each in PASSES if each.statistics & wanted]
-    return sorted(chosen, key=lambda each: len(each[0].after))
 
 
 def floats(outputs: Any) -> list[Tensor]:
@@ -139,42 +144,49 @@ def floats(outputs: Any) -> list[Tensor]:
 
 
 def half_square(outputs: Any, targets: list[Tensor]) -> Tensor:
-    """Half the squared distance of all outputs to their targets, mean over the samples."""
+    """Half the squared distance between outputs and targets, mean over the samples; a scalar."""
     parts = [(out - t).square().sum() / (2 * len(out)) for out, t in zip(floats(outputs), targets, strict=True)]
     return torch.stack(parts).sum()
 
 
 def channel_maps(layer: nn.Module, x: Tensor) -> Tensor:
-    """What a layer reads or makes, as (images, channels, positions)."""
+    """A layer's input or output as (images, channels, positions)."""
     moved = x.movedim(spec_of(layer).channel_dim, 1)
     return moved.flatten(2) if moved.dim() > 2 else moved.unsqueeze(2)
 
 
 def by_image(x: Tensor, samples: int) -> Tensor:
-    """(images, rows of an image, ...): some networks fold time or regions into the batch dimension.
+    """A tensor of shape (rows, ...) as (images, rows of an image, ...).
 
-    Where the rows don't divide by the images (regions of interest, say), every row counts as an image.
+    Some networks fold time or regions into the batch dimension. If the number of rows is not a multiple of the number
+    of images (regions of interest, for example), every row counts as an image.
+
+    Args:
+        x: Shape (rows, ...).
+        samples: Number of images in the batch.
     """
     return x.reshape(samples if samples and len(x) % samples == 0 else len(x), -1, *x.shape[1:])
 
 
-def index_of(member: Member, tensor: Tensor) -> Tensor:
-    """A member's positions, shape (filters, uses), on a tensor's device."""
+def positions_of(member: Member, tensor: Tensor) -> Tensor:
+    """The channels of each filter in a member of its group, shape (filters, uses), on a tensor's device."""
     return torch.as_tensor(member.positions, device=tensor.device)
 
 
-def add(found: Found, group: FilterGroup, need: str, tensor: Tensor, member: Member | None = None) -> None:
-    """One more layer's tensor of a statistic, or the group's."""
-    found.setdefault(group.name, {}).setdefault(need, {})[member.layer if member else group.name] = tensor
+def add_statistic(
+    table: StatisticsTable, group: FilterGroup, statistic: str, tensor: Tensor, member: Member | None = None
+) -> None:
+    """Add a layer's tensor of a statistic to the table; without a member, the group's tensor."""
+    table.setdefault(group.name, {}).setdefault(statistic, {})[member.layer if member else group.name] = tensor
 
 
 def channel_dot(a: Tensor, b: Tensor) -> Tensor:
-    """Sum over positions of a x b, (images, channels)."""
+    """Sum over positions of a x b, shape (images, channels), for a and b of shape (images, channels, positions)."""
     return (a * b).sum(dim=2)
 
 
-def unhooked(layer: nn.Module) -> nn.Module:
-    """The same layer, its parameters shared, without hooks."""
+def without_hooks(layer: nn.Module) -> nn.Module:
+    """A copy of a layer that shares its parameters and has no hooks."""
     clean = copy.copy(layer)
     clean._parameters = dict(layer._parameters)
     clean._forward_hooks, clean._forward_pre_hooks = OrderedDict(), OrderedDict()

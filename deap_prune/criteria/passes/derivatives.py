@@ -1,4 +1,4 @@
-"""Passes with another derivative than the loss's gradient: Hessian times gradient, and synaptic flow."""
+"""Derivatives other than the gradient of the loss: Hessian times gradient, and synaptic flow."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
-from deap_prune.criteria.passes.context import Calibration, Found, floats, gathers
-from deap_prune.criteria.passes.forward_backward import found_rows
+from deap_prune.criteria.passes.context import Calibration, StatisticsTable, floats, gathers
+from deap_prune.criteria.passes.forward_backward import add_weight_rows
 from deap_prune.data.batches import count_samples, samples_of
 from deap_prune.progress import track
 from deap_prune.structure.tracing.clean_copy import pristine
 
 
 @gathers("hessian_gradient", after=["gradient"])
-def hessian_gradient(calibration: Calibration, needs: frozenset[str]) -> Found:
-    """H g, with g the loss's gradient over all batches: the gradient of g (held fixed) x gradient.
+def hessian_gradient(calibration: Calibration, needs: frozenset[str]) -> StatisticsTable:
+    """H g, with g the gradient of the loss over all batches: the gradient of (g held constant) x gradient.
 
-    Absent, with a warning, for a network with an operator that torch can't differentiate twice.
+    The statistic is absent, with a warning, if torch cannot differentiate an operator of the network twice.
     """
     total: dict[str, Tensor] = {}
     parameters = {n: p for n, p in calibration.network.named_parameters() if n in calibration.gradients}
@@ -37,15 +37,18 @@ def hessian_gradient(calibration: Calibration, needs: frozenset[str]) -> Found:
         for name, value in zip(parameters, second, strict=True):
             if value is not None:
                 total[name] = total[name] + share * value if name in total else share * value
-    return found_rows(calibration, "hessian_gradient", total, {})
+    table: StatisticsTable = {}
+    add_weight_rows(calibration, "hessian_gradient", total, table)
+    return table
 
 
 @gathers("flow_gradient")
-def flow_gradient(calibration: Calibration, needs: frozenset[str]) -> Found:
+def flow_gradient(calibration: Calibration, needs: frozenset[str]) -> StatisticsTable:
     """Gradient of R, the sum of the outputs for an input of ones, in a copy whose parameters are absolute values.
 
-    In float64, since R is a product over all layers; batch normalisation keeps its scale and shift, but takes no mean
-    off, so that the flow stays positive. Absent, with a warning, for a network that insists on another precision.
+    The copy runs in float64, because R is a product over all layers. Its batch normalisations keep scale and shift but
+    subtract no mean, so that the flow stays positive. The statistic is absent, with a warning, if the network cannot
+    run in float64.
     """
     positive = pristine(calibration.network).double()
     with torch.no_grad():
@@ -65,4 +68,6 @@ def flow_gradient(calibration: Calibration, needs: frozenset[str]) -> Found:
         return {}
     torch.stack([out.sum() for out in floats(outputs)]).sum().backward()
     gradients = {name: p.grad for name, p in positive.named_parameters() if p.grad is not None}
-    return found_rows(calibration, "flow_gradient", gradients, {})
+    table: StatisticsTable = {}
+    add_weight_rows(calibration, "flow_gradient", gradients, table)
+    return table

@@ -1,7 +1,7 @@
-"""The one pass over the calibration data: forward, and one backward where a gradient is asked for.
+"""The main pass over the calibration data: forward, and one backward pass if a gradient is needed.
 
-Hooks reduce what they see to a few numbers a channel at once, so memory does not grow with the number of images (tables
-that keep a row an image end after ``reads.ROWS`` images).
+Hooks reduce tensors to a few numbers per channel at once, so memory does not grow with the number of images. Tables
+with one row per image stop growing after ``layer_inputs.ROWS`` images.
 """
 
 from __future__ import annotations
@@ -12,72 +12,79 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from deap_prune.criteria.passes.context import Calibration, Found, add, gathers
-from deap_prune.criteria.passes.layer_inputs import CHANGES, READ, Reads
-from deap_prune.criteria.passes.layer_outputs import MADE, Makes
+from deap_prune.criteria.passes.context import Calibration, StatisticsTable, add_statistic, gathers
+from deap_prune.criteria.passes.layer_inputs import INPUT_STATISTICS, TAYLOR_STATISTICS, LayerInputs
+from deap_prune.criteria.passes.layer_outputs import OUTPUT_STATISTICS, LayerOutputs
 from deap_prune.criteria.passes.weights import filter_rows
 from deap_prune.data.batches import count_samples
 from deap_prune.progress import track
 from deap_prune.structure.space import Member
 
-PARAMETERS = frozenset({"weight_taylor", "gate_taylor", "gradient"})
-BACKWARD = CHANGES | PARAMETERS | {"gradient_square", "output_gradient_square"}
+PARAMETER_STATISTICS = frozenset({"weight_taylor", "gate_taylor", "gradient"})
+BACKWARD_STATISTICS = TAYLOR_STATISTICS | PARAMETER_STATISTICS | {"gradient_square", "output_gradient_square"}
 
 
-class Recorder(Protocol):
-    """Hooks on layers, told of the beginning and the end of every batch."""
+class Collector(Protocol):
+    """Gathers statistics batch by batch, usually by hooks on layers."""
 
-    def begin(self, samples: int) -> None: ...  # noqa: D102
-    def end(self) -> None: ...  # noqa: D102
-    def found(self) -> Found: ...  # noqa: D102
-    def remove(self) -> None: ...  # noqa: D102
+    def begin_batch(self, samples: int) -> None: ...  # noqa: D102
+    def end_batch(self) -> None: ...  # noqa: D102
+    def statistics(self) -> StatisticsTable: ...  # noqa: D102
+    def remove_hooks(self) -> None: ...  # noqa: D102
 
 
-@gathers(*READ, *MADE, *PARAMETERS)
-def one_pass(calibration: Calibration, needs: frozenset[str]) -> Found:
-    """Everything that a forward pass and one backward pass can tell."""
-    kinds: tuple[tuple[frozenset[str], Callable[..., Recorder]], ...] = (
-        (READ, Reads),
-        (MADE, Makes),
-        (PARAMETERS, _Parameters),
+@gathers(*INPUT_STATISTICS, *OUTPUT_STATISTICS, *PARAMETER_STATISTICS)
+def forward_backward(calibration: Calibration, needs: frozenset[str]) -> StatisticsTable:
+    """Statistics of layer inputs, layer outputs and parameter gradients, in one pass."""
+    kinds: tuple[tuple[frozenset[str], Callable[..., Collector]], ...] = (
+        (INPUT_STATISTICS, LayerInputs),
+        (OUTPUT_STATISTICS, LayerOutputs),
+        (PARAMETER_STATISTICS, ParameterGradients),
     )
-    recorders = [make(calibration, needs) for names, make in kinds if names & needs]
-    backward = bool(needs & BACKWARD)
+    collectors = [kind(calibration, needs) for statistics, kind in kinds if statistics & needs]
+    backward = bool(needs & BACKWARD_STATISTICS)
     try:
         batches = track(calibration.batches, "collecting statistics", shown=calibration.progress)
         for number, batch in enumerate(batches):
-            for recorder in recorders:
-                recorder.begin(count_samples(batch))
+            for collector in collectors:
+                collector.begin_batch(count_samples(batch))
             with torch.set_grad_enabled(backward):
                 if backward:
                     calibration.loss_of(batch, number).backward()
                 else:
                     calibration.run(batch)
-            for recorder in recorders:
-                recorder.end()
+            for collector in collectors:
+                collector.end_batch()
             calibration.network.zero_grad(set_to_none=True)
     finally:
-        for recorder in recorders:
-            recorder.remove()
-    found: Found = {}
-    for recorder in recorders:
-        for group, by_need in recorder.found().items():
-            found.setdefault(group, {}).update(by_need)
-    return found
+        for collector in collectors:
+            collector.remove_hooks()
+    table: StatisticsTable = {}
+    for collector in collectors:
+        for group, by_statistic in collector.statistics().items():
+            table.setdefault(group, {}).update(by_statistic)
+    return table
 
 
-class _Parameters:
-    """Gradients of the parameters, after every batch."""
+class ParameterGradients:
+    """Gradients of the parameters after every batch; it needs no hooks.
+
+    Args:
+        calibration: Network and data.
+        needs: Names of the statistics to gather.
+    """
 
     def __init__(self, calibration: Calibration, needs: frozenset[str]) -> None:
         self.calibration, self.needs, self.samples = calibration, needs, 0
-        self.taylor: dict[tuple[str, str, str], list[Tensor]] = {}
+        self._taylor: dict[tuple[str, str, str], list[Tensor]] = {}  # (group, statistic, layer) -> (filters,) per batch
 
-    def begin(self, samples: int) -> None:
+    def begin_batch(self, samples: int) -> None:
+        """Prepare for a batch of ``samples`` images."""
         self.samples = samples
 
-    def end(self) -> None:
-        network, total = self.calibration.network, self.calibration.gradients
+    def end_batch(self) -> None:
+        """Read the gradients after the backward pass."""
+        network, mean_gradients = self.calibration.network, self.calibration.gradients
         for group in self.calibration.space.groups:
             for need, role, names in (
                 ("weight_taylor", "filter", ("weight",)),
@@ -86,38 +93,47 @@ class _Parameters:
                 for member in group.layers(role) if need in self.needs else ():
                     change = _first_order(network, member, names)
                     if change is not None:
-                        self.taylor.setdefault((group.name, need, member.layer), []).append(change)
+                        self._taylor.setdefault((group.name, need, member.layer), []).append(change)
         if "gradient" in self.needs:
             share = self.samples / self.calibration.samples
             for name, p in network.named_parameters():
                 if p.grad is not None:
-                    total[name] = total.get(name, 0) + share * p.grad
+                    mean_gradients[name] = mean_gradients.get(name, 0) + share * p.grad
 
-    def found(self) -> Found:
-        found: Found = {}
-        for (name, need, layer), changes in self.taylor.items():
-            found.setdefault(name, {}).setdefault(need, {})[layer] = torch.stack(changes)
+    def statistics(self) -> StatisticsTable:
+        """The statistics of all batches."""
+        table: StatisticsTable = {}
+        for (name, need, layer), changes in self._taylor.items():
+            table.setdefault(name, {}).setdefault(need, {})[layer] = torch.stack(changes)
         if "gradient" in self.needs:
-            found_rows(self.calibration, "gradient", self.calibration.gradients, found)
-        return found
+            add_weight_rows(self.calibration, "gradient", self.calibration.gradients, table)
+        return table
 
-    def remove(self) -> None:
-        pass
+    def remove_hooks(self) -> None:
+        """Do nothing: there are no hooks."""
 
 
-def found_rows(calibration: Calibration, need: str, tensors: dict[str, Tensor], found: Found) -> Found:
-    """Weight-shaped tensors, by parameter name, as (filters, k) of every layer that has one."""
+def add_weight_rows(
+    calibration: Calibration, statistic: str, tensors: dict[str, Tensor], table: StatisticsTable
+) -> None:
+    """Add weight-shaped tensors to the table, as (filters, k), for every layer that has one.
+
+    Args:
+        calibration: Network and space.
+        statistic: Key in the table.
+        tensors: Values by parameter name, in the parameters' shapes.
+        table: The table to extend.
+    """
     for group in calibration.space.groups:
         for member in group.layers("filter"):
             tensor = tensors.get(f"{member.layer}.weight")
             rows = None if tensor is None else filter_rows(calibration.network, member, "weight", tensor)
             if rows is not None:
-                add(found, group, need, rows, member)
-    return found
+                add_statistic(table, group, statistic, rows, member)
 
 
 def _first_order(network: nn.Module, member: Member, names: tuple[str, ...]) -> Tensor | None:
-    """Sum over each filter of value x gradient, shape (filters,); None where the layer has no such parameters."""
+    """Sum over each filter of value x gradient, shape (filters,); None if the layer has no such parameters."""
     layer = network.get_submodule(member.layer)
     total: Tensor | None = None
     for name in names:

@@ -1,4 +1,4 @@
-"""Statistics that are read off the network: no data needed."""
+"""Statistics of the parameters: no data needed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deap_prune.criteria.passes.context import Calibration, Found, add, gathers, index_of
+from deap_prune.criteria.passes.context import Calibration, StatisticsTable, add_statistic, gathers, positions_of
 from deap_prune.structure.layers import Axis, spec_of
 from deap_prune.structure.space import FilterGroup, Member, PruningSpace
 
@@ -14,9 +14,9 @@ _SOURCES = {"weight": ("filter", "weight"), "scale": ("norm", "weight"), "shift"
 
 
 @gathers("weight", "scale", "shift", "out_weight", "filter_flops", "noise", data=False)
-def read_weights(calibration: Calibration, needs: frozenset[str]) -> Found:
-    """Weights, scales, shifts; weights that read a filter; what a filter costs; noise."""
-    found: Found = {}
+def weight_statistics(calibration: Calibration, needs: frozenset[str]) -> StatisticsTable:
+    """Weights, scales and shifts of the filters, weights of the next layers, cost of a filter, and noise."""
+    table: StatisticsTable = {}
     network, space = calibration.network, calibration.space
     device = next(network.parameters()).device
     for number, group in enumerate(space.groups):
@@ -25,31 +25,35 @@ def read_weights(calibration: Calibration, needs: frozenset[str]) -> Found:
             for member in group.layers(role):
                 rows = filter_rows(network, member, name)
                 if rows is not None:
-                    add(found, group, need, rows if need == "weight" else rows.abs().mean(dim=1), member)
+                    values = rows if need == "weight" else rows.abs().mean(dim=1)
+                    add_statistic(table, group, need, values, member)
         for member in group.layers("reader") if "out_weight" in needs else ():
             columns = _rows(network, member, "weight", "in")
             if columns is not None:
-                add(found, group, "out_weight", columns, member)
+                add_statistic(table, group, "out_weight", columns, member)
         if "filter_flops" in needs:
-            add(
-                found,
-                group,
-                "filter_flops",
-                torch.full((group.size,), filter_flops(space, group, number), device=device),
-            )
+            flops = torch.full((group.size,), filter_flops(space, group, number), device=device)
+            add_statistic(table, group, "filter_flops", flops)
         if "noise" in needs:
             noise = np.random.default_rng([calibration.seed, number]).random(group.size)
-            add(found, group, "noise", torch.from_numpy(noise).to(device))
-    return found
+            add_statistic(table, group, "noise", torch.from_numpy(noise).to(device))
+    return table
 
 
 def filter_rows(network: nn.Module, member: Member, name: str, tensor: Tensor | None = None) -> Tensor | None:
-    """A layer's tensor as (filters of the group, everything else), or None where the layer does not have it."""
+    """A layer's tensor as (filters of the group, k), or None if the layer has no such tensor.
+
+    Args:
+        network: The network that contains the layer.
+        member: The layer, and the channels of each filter in it.
+        name: Name of the layer's parameter.
+        tensor: Values in the parameter's shape to use in its place, such as a gradient.
+    """
     return _rows(network, member, name, "out", tensor)
 
 
 def _rows(network: nn.Module, member: Member, name: str, axis: Axis, tensor: Tensor | None = None) -> Tensor | None:
-    """A member's part of a tensor whose channels, of one axis, come first: (filters, everything else)."""
+    """Like :func:`filter_rows`, for the filters along either channel axis of the parameter."""
     layer = network.get_submodule(member.layer)
     spec = spec_of(layer)
     value = getattr(layer, name, None) if tensor is None else tensor
@@ -58,15 +62,21 @@ def _rows(network: nn.Module, member: Member, name: str, axis: Axis, tensor: Ten
         return None
     value = value.detach().movedim(dims.index(axis), 0)
     if "in" in dims and "out" in dims and axis != min(("in", "out"), key=dims.index):
-        # The second of the two axes is counted from the start of a block: (columns, blocks x rows) by the column.
+        # The second channel axis counts from the start of a block. Make it count over all blocks: (channels, rows, k).
         rows = value.shape[1] // spec.blocks
         value = value.reshape(len(value), spec.blocks, rows, -1).transpose(0, 1)
         value = value.reshape(spec.blocks * value.shape[1], rows, -1)
-    return value[index_of(member, value)].flatten(1)
+    return value[positions_of(member, value)].flatten(1)
 
 
 def filter_flops(space: PruningSpace, group: FilterGroup, number: int) -> float:
-    """Multiply-adds of the dense network that go with one filter of a group."""
-    fewer = space.sizes.copy()
-    fewer[number] -= group.blocks
-    return float(space.flops - int(space.flops_of(fewer))) / group.blocks
+    """Multiply-adds that pruning one filter of a group saves in the dense network.
+
+    Args:
+        space: The pruning space.
+        group: A group of the space.
+        number: The group's index in the space.
+    """
+    kept = space.sizes.copy()
+    kept[number] -= group.blocks
+    return float(space.flops - int(space.flops_of(kept))) / group.blocks
