@@ -196,6 +196,27 @@ def logits_of(outputs: Any) -> Any:
     return outputs["out"] if isinstance(outputs, Mapping) and "out" in outputs else outputs
 
 
+def are_class_labels(outputs: Any, targets: Any) -> bool:
+    """Whether outputs are logits (N, classes, ...) of at least two classes, and targets int64 labels (N, ...)."""
+    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor) or outputs.dim() < 2:
+        return False
+    fits = targets.shape == outputs.shape[:1] + outputs.shape[2:]
+    return fits and targets.dtype == torch.int64 and outputs.shape[1] > 1
+
+
+def divergence(logits: Tensor, dense_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """T^2 KL(softmax(dense_logits / T) || softmax(logits / T)) in nats, the mean over samples and positions.
+
+    Args:
+        logits: Shape (N, classes, ...).
+        dense_logits: Of the dense network or a teacher, the same shape.
+        temperature: T (Hinton et al. 2015, arXiv 1503.02531).
+    """
+    ours, theirs = ((x / temperature).log_softmax(1) for x in (logits, dense_logits))
+    positions = logits.numel() // logits.shape[1]
+    return F.kl_div(ours, theirs, reduction="sum", log_target=True) / positions * temperature**2
+
+
 def cross_entropy(outputs: Any, targets: Tensor, *, by_sample: bool = False) -> Tensor:
     """Mean cross-entropy in nats, of labels or of shares of classes; labels below 0, and 255, are left out.
 
