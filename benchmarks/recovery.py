@@ -44,19 +44,21 @@ ARMS: dict[str, dict[str, Any]] = {
     "features alone": {"output_weight": 0.0},
     "lr 1e-4": {"lr": 1e-4},
     "lr 5e-4": {"lr": 5e-4},
+    "lr 1e-3": {"lr": 1e-3},
+    FROZEN: {},
     f"{FROZEN}, lr 1e-4": {"lr": 1e-4},
-    f"{FROZEN}, lr 2e-4": {},
-    "200 steps": {"steps": 200},
-    "1500 steps": {"steps": 1500},
     "last features alone (MiR)": {"layers": ("layer3",), "output_weight": 0.0},
     "last features and outputs": {"layers": ("layer3",)},
-    "features of all blocks": {"layers": BLOCKS},
+    "500 steps": {"steps": 500},
+    "500 steps, outputs alone": {"steps": 500, "layers": ()},
+    "500 steps, lr 5e-4": {"steps": 500, "lr": 5e-4},
+    "1500 steps": {"steps": 1500},
     "without augmentation": {"augment": False},
-    "outputs alone, lr 1e-3": {"layers": (), "lr": 1e-3},
-    "lr 1e-3": {"lr": 1e-3},
+    "features of all blocks": {"layers": BLOCKS},
+    "500 steps, features alone": {"steps": 500, "output_weight": 0.0},
     "1500 steps, lr 5e-4": {"steps": 1500, "lr": 5e-4},
 }
-BASE = {"steps": 500, "lr": 2e-4}
+BASE = {"steps": 200, "lr": 2e-4}
 
 
 def refined(model: nn.Module, splits: Splits) -> nn.Module:
