@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -30,6 +32,26 @@ def note(text: str, *, shown: bool) -> None:
 
     if shown:
         Console(stderr=True).print(text, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def training_bar(unit: str, total: int, *, shown: bool, completed: int = 0) -> Iterator[Callable[..., None]]:
+    """A bar over the epochs or steps of a training on standard error; call it with ``completed=`` and ``note=``.
+
+    Args:
+        unit: What is counted: "epoch" or "step".
+        total: How many there are.
+        shown: False for no bar.
+        completed: How many are done already.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    digits = 1 if unit == "epoch" else 0
+    count = TextColumn(f"{unit} {{task.completed:.{digits}f}}/{{task.total}}")
+    columns = (count, BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
+        yield partial(bar.update, bar.add_task("", total=total, completed=completed, note=""))
 
 
 class SearchBar:

@@ -80,3 +80,20 @@ def digits() -> Digits:
 def seeded() -> Iterator[None]:
     torch.manual_seed(0)
     yield
+
+
+@pytest.fixture
+def two_classes() -> tuple[Tensor, Tensor]:
+    """Images that are brighter on the left (label 0) or on the right (label 1)."""
+    generator = torch.Generator().manual_seed(1)
+    targets = torch.randint(2, (101,), generator=generator)
+    inputs = torch.randn(101, 1, 4, 4, generator=generator)
+    inputs[..., :2] += (1 - targets).float()[:, None, None, None]
+    inputs[..., 2:] += targets.float()[:, None, None, None]
+    return inputs, targets
+
+
+@pytest.fixture
+def left_brightness(two_classes: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Images, and the brightness of their left half, shape (N, 1)."""
+    return two_classes[0], two_classes[0][..., :2].mean((1, 2, 3)).unsqueeze(1)

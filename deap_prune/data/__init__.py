@@ -1,4 +1,4 @@
-"""Data: images in splits, however they are stored, and the batches that everything else reads."""
+"""Data: splits of images in any storage format, and batches of them."""
 
 from deap_prune.data.splits import Splits, augment, load_data
 

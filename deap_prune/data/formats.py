@@ -1,4 +1,4 @@
-"""How images are stored: one loader a format, each giving its two splits still packed."""
+"""Storage formats of images: one function a format, which returns the training and test split undecoded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TensorPair = tuple[Tensor, Tensor]
 """Inputs (N, C, H, W), float32 and normalised; targets (N,), int64."""
 
 Channels = float | Sequence[float]
-"""One number for every channel of an image, or one number for all."""
+"""One number for all channels of an image, or one number for each."""
 
 Array = npt.NDArray[Any]
 
@@ -30,31 +30,31 @@ _TORCHVISION = ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST")
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled images that stay packed (uint8, or files) until they are taken.
+    """Labelled images in their storage form (uint8, or files), decoded when they are taken.
 
     Attributes:
-        labels: (N,), int64.
-        decode: Indices (n,) to inputs (n, C, H, W), float32 and normalised.
+        labels: Shape (N,), int64.
+        decode: Function of indices (n,) to inputs (n, C, H, W), float32 and normalised.
     """
 
     labels: Tensor
     decode: Callable[[Tensor], Tensor]
 
     def take(self, indices: Tensor) -> TensorPair:
-        """The inputs and the targets at some indices (n,)."""
+        """Inputs and targets at the indices, shape (n,)."""
         return self.decode(indices), self.labels[indices]
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a format's loader gives: both splits as they are stored.
+    """The training and test split of a data set in their storage form.
 
     Attributes:
-        train: The training split, which calibration and validation are drawn from.
-        test: The test split, if there is one.
-        num_classes: Labels lie in 0 .. num_classes - 1.
-        validation: How many validation images are drawn unless load_data is told.
-        holds_out: Whether validation images are always left out of train.
+        train: The training split; calibration and validation images are drawn from it.
+        test: The test split, or None.
+        num_classes: Number of classes; labels are in 0 .. num_classes - 1.
+        validation: Number of validation images if ``load_data`` gets none.
+        holds_out: Whether validation images are always excluded from ``train``.
     """
 
     train: Images
@@ -72,9 +72,9 @@ def npz(
     Args:
         train: Path of the training archive.
         test: Path of the test archive.
-        mean: Subtracted from pixels in 0 .. 1, for each channel or for all.
-        std: Divided by afterwards.
-        num_classes: Default: the largest training label plus one.
+        mean: Mean of the pixels, scaled to 0 .. 1, of each channel or of all; it is subtracted.
+        std: Standard deviation of the pixels, likewise; the result is divided by it.
+        num_classes: Number of classes; default: the largest training label plus one.
     """
     if num_classes is not None and not isinstance(num_classes, int):
         raise DataError(f"num_classes is {num_classes!r}; give a whole number, or leave it out")
@@ -83,14 +83,14 @@ def npz(
 
 
 def torchvision_dataset(*, name: str, root: str, download: bool = False, mean: Channels, std: Channels) -> Source:
-    """A data set that torchvision reads: CIFAR10, CIFAR100, MNIST, FashionMNIST or KMNIST.
+    """A data set of torchvision: CIFAR10, CIFAR100, MNIST, FashionMNIST or KMNIST.
 
     Args:
-        name: Its class in torchvision.datasets.
-        root: The folder it lies in.
-        download: Fetch it if it is not there.
-        mean: Subtracted from pixels in 0 .. 1, for each channel or for all.
-        std: Divided by afterwards.
+        name: Name of its class in torchvision.datasets.
+        root: Folder of the data set.
+        download: Whether to download it if it is missing.
+        mean: Mean of the pixels, scaled to 0 .. 1, of each channel or of all; it is subtracted.
+        std: Standard deviation of the pixels, likewise; the result is divided by it.
     """
     if name not in _TORCHVISION:
         raise DataError(f"no torchvision data set '{name}' here; {did_you_mean(name, _TORCHVISION)}")
@@ -113,28 +113,28 @@ def image_folder(
     mean: Channels,
     std: Channels,
 ) -> Source:
-    """Folders of image files, one sub-folder a class (torchvision's ImageFolder), decoded when taken.
+    """Folders of image files with one sub-folder a class (torchvision's ImageFolder).
 
-    A split is decoded into one tensor, so that ``train`` has to fit into memory; for larger sets give
-    ``finetune`` a DataLoader.
+    A split is decoded into one tensor, so ``train`` must fit into memory. For larger sets give ``finetune`` a
+    DataLoader.
 
     Args:
         train: Path of the training folder.
         test: Path of the test folder, with the same classes.
         size: Side of the centre crop, in pixels.
-        resize: The shorter side before the crop, in pixels; default: size * 256 / 224.
-        mean: Subtracted from pixels in 0 .. 1, for each of the three channels or for all.
-        std: Divided by afterwards.
+        resize: Shorter side before the crop, in pixels; default: size * 256 / 224.
+        mean: Mean of the pixels, scaled to 0 .. 1, of each channel or of all; it is subtracted.
+        std: Standard deviation of the pixels, likewise; the result is divided by it.
     """
     from torchvision import datasets, transforms
 
     def read(folder: str) -> tuple[Images, list[str]]:
         try:
-            found = datasets.ImageFolder(folder)
+            folders = datasets.ImageFolder(folder)
         except (OSError, TypeError) as error:
             raise DataError(f"no image folder at '{folder}': {error}; give a folder with one folder a class") from error
-        decode = partial(_decode_files, [path for path, _ in found.samples], shape, statistics)
-        return Images(torch.tensor(found.targets), decode), found.classes
+        decode = partial(_decode_files, [path for path, _ in folders.samples], shape, statistics)
+        return Images(torch.tensor(folders.targets), decode), folders.classes
 
     if not isinstance(size, int) or not isinstance(resize, (int, type(None))):
         raise DataError(f"size is {size!r}, resize is {resize!r}; give whole numbers of pixels")
@@ -149,18 +149,20 @@ def image_folder(
     images, classes = read(train)
     if test is None:
         return Source(images, None, len(classes))
-    held_out, test_classes = read(test)
+    test_images, test_classes = read(test)
     if test_classes != classes:
-        odd = sorted(set(classes) ^ set(test_classes))
-        raise DataError(f"the classes of '{train}' and '{test}' differ ({odd[:5]}): give both the same sub-folders")
-    return Source(images, held_out, len(classes))
+        unshared = sorted(set(classes) ^ set(test_classes))
+        raise DataError(
+            f"the classes of '{train}' and '{test}' differ ({unshared[:5]}): give both the same sub-folders"
+        )
+    return Source(images, test_images, len(classes))
 
 
 def digits() -> Source:
-    """scikit-learn's 1797 handwritten digits, 8x8 pixels, standardised; needs no download.
+    """scikit-learn's 1797 handwritten digits of 8x8 pixels, standardised; no download is needed.
 
-    A fixed stratified 360 are the test split. Of the other 1437, the validation images (360 by default) are
-    left out of train.
+    The test split is a fixed stratified sample of 360. Of the other 1437, the validation images (360 by default) are
+    excluded from ``train``.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -189,10 +191,10 @@ def _read_npz(path: str) -> tuple[Array, Array]:
 def _from_arrays(
     halves: Sequence[tuple[str, Array, Array]], mean: Channels, std: Channels, num_classes: int | None
 ) -> Source:
-    """Pack (name, images, labels) of the training and, if there is one, the test split."""
+    """A source of the arrays (name, images, labels) of the training split and, if there is one, the test split."""
     packed = []
     for where, images, labels in halves:
-        pixels, targets = _checked(where, images, labels)
+        pixels, targets = _as_tensors(where, images, labels)
         decode = partial(_decode_pixels, pixels, _statistics(mean, std, pixels.shape[1]))
         classes = num_classes = int(targets.max()) + 1 if num_classes is None else num_classes
         if targets.min() < 0 or targets.max() >= classes:
@@ -204,20 +206,20 @@ def _from_arrays(
     return Source(packed[0], packed[1] if len(packed) > 1 else None, classes)
 
 
-def _checked(where: str, images: Array, labels: Array) -> TensorPair:
-    """Images as uint8 (N, C, H, W), labels as int64 (N,)."""
+def _as_tensors(where: str, images: Array, labels: Array) -> TensorPair:
+    """Images as uint8 (N, C, H, W) and labels as int64 (N,), checked."""
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or not len(images):
         raise DataError(f"{where}: images are {images.dtype} {images.shape}; give uint8 (N, H, W, C) or (N, H, W)")
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(
-            f"{where}: labels are {labels.dtype} {labels.shape} for {len(images)} images; give one integer each"
+            f"{where}: labels are {labels.dtype} {labels.shape} for {len(images)} images; give one integer an image"
         )
     pixels = torch.from_numpy(images if images.ndim == 4 else images[..., None])
     return pixels.permute(0, 3, 1, 2), torch.from_numpy(labels.astype(np.int64))
 
 
 def _statistics(mean: Channels, std: Channels, channels: int) -> TensorPair:
-    """Mean and standard deviation as (C, 1, 1) tensors."""
+    """Mean and standard deviation as tensors of shape (C, 1, 1)."""
     try:
         pair = [torch.tensor(value, dtype=torch.float32).reshape(-1, 1, 1) for value in (mean, std)]
     except (TypeError, ValueError) as error:
@@ -244,7 +246,7 @@ def _decode_files(
         try:
             return shape(default_loader(path))
         except OSError as error:
-            raise DataError(f"cannot read the image '{path}': {error}; mend or remove it") from error
+            raise DataError(f"cannot read the image '{path}': {error}; repair or remove it") from error
 
     return _decode_pixels(
         torch.stack([read(paths[i]) for i in indices.tolist()]), statistics, torch.arange(len(indices))

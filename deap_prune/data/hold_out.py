@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
-from deap_prune.data.batches import Data, count_samples
+from deap_prune.data.batches import Data, count_samples, is_tensor_pair
 from deap_prune.errors import DataError
 
 
@@ -28,11 +26,7 @@ def hold_out(validation: Data, count: int) -> tuple[Data, Data | None]:
         return validation, None
     rest: Any
     held_out: Any
-    if (
-        isinstance(validation, (tuple, list))
-        and len(validation) == 2
-        and all(isinstance(x, Tensor) for x in validation)
-    ):
+    if is_tensor_pair(validation):
         inputs, targets = validation
         rest, held_out = (inputs[:-count], targets[:-count]), (inputs[-count:], targets[-count:])
         remaining = len(rest[0])

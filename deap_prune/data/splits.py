@@ -1,4 +1,4 @@
-"""Images for calibration, validation, training and test, whatever format they are stored in."""
+"""Calibration, validation, training and test images of a data set, and their augmentation."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from deap_prune.errors import DataError, did_you_mean
 
 @dataclass(frozen=True)
 class Splits:
-    """The four splits of a data set. Train and test are made when first asked for, and then kept.
+    """The four splits of a data set. ``train`` and ``test`` are decoded at their first use and then stay in memory.
 
     Attributes:
         calibration: Training images that criteria are computed on.
         validation: Training images that the fitness is measured on; none of them is in ``calibration``.
-        load_train: Makes ``train``.
-        load_test: Makes ``test``, None without a test split.
-        num_classes: Targets lie in 0 .. num_classes - 1.
-        held_out: Whether ``train`` is without the validation images, so that they still judge what was trained on it.
+        load_train: Function that makes ``train``.
+        load_test: Function that makes ``test``; None without a test split.
+        num_classes: Number of classes; targets are in 0 .. num_classes - 1.
+        held_out: Whether ``train`` excludes the validation images. If so, they can measure a network trained on it.
     """
 
     calibration: TensorPair
@@ -44,7 +44,7 @@ class Splits:
 
     @cached_property
     def test(self) -> TensorPair | None:
-        """The test images, for the final figure only; None without a test split."""
+        """The test images, for the final accuracy only; None without a test split."""
         return self.load_test() if self.load_test else None
 
     @classmethod
@@ -57,12 +57,12 @@ class Splits:
         test: TensorPair | None = None,
         num_classes: int,
     ) -> Splits:
-        """Splits of tensors that are in memory already; the attributes say what each is."""
+        """Splits of tensors that are in memory already; the arguments are the attributes of the class."""
         return cls(
             calibration,
             validation,
-            partial(_same, train),
-            partial(_same, test) if test else None,
+            partial(_identity, train),
+            partial(_identity, test) if test else None,
             num_classes,
         )
 
@@ -78,24 +78,24 @@ def load_data(
 ) -> Splits:
     """Load a data set and draw its calibration and validation images from the training split.
 
-    Both are drawn without replacement by one seeded permutation, whatever the classes, so they never overlap.
+    One seeded permutation draws both without replacement, so they never overlap. Classes are not balanced.
 
     Args:
         format: A key of FORMATS: "npz", "image_folder", "torchvision", "digits" or "factory".
-        calibration: How many calibration images.
-        validation: How many validation images; None is 1000, or 360 for the digits.
+        calibration: Number of calibration images.
+        validation: Number of validation images; None is 1000, or 360 for the digits.
         seed: Of the permutation.
-        exclude_from_train: Leave calibration and validation images out of train. The digits leave their
-            validation images out in any case.
-        **options: The format's own; see the function of its name in FORMATS. A factory makes the splits
-            itself and is told nothing of the options above.
+        exclude_from_train: Exclude calibration and validation images from ``train``. The digits exclude their
+            validation images in any case.
+        **options: Options of the format; see its function in FORMATS. A factory makes the splits itself and does not
+            get the options above.
 
     Returns:
-        The splits; train and test are not decoded yet.
+        The splits; ``train`` and ``test`` are decoded at their first use.
 
     Raises:
-        DataError: If the format or an option is unknown, a file is missing or is not what it should be,
-            labels do not fit, or more images are asked for than there are.
+        DataError: If the format or an option is unknown, a file is missing or has the wrong content, labels do not
+            fit, or there are too few images.
     """
     if format not in FORMATS:
         raise DataError(f"unknown data format '{format}'; {did_you_mean(format, FORMATS)}")
@@ -114,16 +114,16 @@ def load_data(
 
 
 def augment(inputs: Tensor, generator: torch.Generator, *, padding: int = 4, flip: bool = True) -> Tensor:
-    """Shift each image at random and mirror about half of them (for CIFAR: He et al., CVPR 2016, 4.2).
+    """Shift each image at random and mirror about half of them (for CIFAR: He et al., CVPR 2016, section 4.2).
 
     Args:
-        inputs: (N, C, H, W), on any device.
-        generator: Where the random numbers come from; may be on another device.
-        padding: Largest shift in rows and in columns, in pixels; what comes in from outside is zero.
-        flip: Mirror left and right with probability 1/2.
+        inputs: Shape (N, C, H, W), on any device.
+        generator: Source of the random numbers; may be on another device.
+        padding: Largest shift in rows and in columns, in pixels. Pixels from outside the image are zero.
+        flip: Whether to mirror left and right, with probability 1/2.
 
     Returns:
-        A new tensor of the same shape, on the same device.
+        A new tensor of the same shape and device.
     """
     count, channels, height, width = inputs.shape
 
@@ -141,11 +141,11 @@ def augment(inputs: Tensor, generator: torch.Generator, *, padding: int = 4, fli
 
 
 def factory(*, factory: str, kwargs: Mapping[str, Any] | None = None) -> Splits:
-    """Splits made by your own function.
+    """Splits that your own function makes.
 
     Args:
-        factory: "module:function"; the function returns Splits (see Splits.from_tensors).
-        kwargs: Its arguments.
+        factory: "module:function"; the function returns Splits (see :meth:`Splits.from_tensors`).
+        kwargs: Arguments of the function.
     """
     module, _, name = factory.partition(":")
     try:
@@ -155,7 +155,7 @@ def factory(*, factory: str, kwargs: Mapping[str, Any] | None = None) -> Splits:
     try:
         inspect.signature(make).bind(**(kwargs or {}))
     except ValueError:
-        pass  # a built-in, which does not tell its arguments
+        pass  # a built-in function without a signature
     except TypeError as error:
         raise DataError(f"the data factory '{factory}' can't be called with kwargs={kwargs!r}: {error}") from error
     splits = make(**(kwargs or {}))
@@ -171,10 +171,10 @@ FORMATS: dict[str, Callable[..., Source | Splits]] = {
     "digits": digits,
     "factory": factory,
 }
-"""Format to loader; add your own, a function of keyword options that returns a Source or Splits."""
+"""Formats by name: functions of keyword options that return a Source or Splits. Add your own."""
 
 
-def _same(pair: TensorPair) -> TensorPair:
+def _identity(pair: TensorPair) -> TensorPair:
     return pair
 
 
@@ -183,20 +183,20 @@ def _check_options(format: str, loader: Callable[..., object], options: Mapping[
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return
     for name in options:
-        if name not in (known := [p.name for p in parameters]):
-            raise DataError(f"the data format '{format}' has no option '{name}'; {did_you_mean(name, known)}")
+        if name not in (names := [p.name for p in parameters]):
+            raise DataError(f"the data format '{format}' has no option '{name}'; {did_you_mean(name, names)}")
     missing = [p.name for p in parameters if p.default is p.empty and p.name not in options]
     if missing:
         raise DataError(f"the data format '{format}' needs {', '.join(missing)}; give it with the other options")
 
 
 def _split(source: Source, calibration: int, validation: int, seed: int, exclude_from_train: bool) -> Splits:
-    """Draw calibration and validation from the training split; the rest stays packed."""
+    """Draw calibration and validation images from the training split; the rest is not decoded yet."""
     count, chosen = len(source.train.labels), calibration + validation
     if calibration < 1 or validation < 1 or chosen > count:
         raise DataError(
             f"calibration={calibration} and validation={validation} images from a training split of {count}: "
-            "give at least 1 each, together no more than there are"
+            "give at least 1 of each, and together no more than there are"
         )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     keep = torch.ones(count, dtype=torch.bool)
@@ -206,7 +206,7 @@ def _split(source: Source, calibration: int, validation: int, seed: int, exclude
         keep[order[calibration:chosen]] = False
     remaining = keep.nonzero().flatten()
     if not len(remaining):
-        raise DataError(f"all {count} training images are left out of train: lower calibration or validation")
+        raise DataError(f"all {count} training images are excluded from train; lower calibration or validation")
     test = source.test
     return Splits(
         calibration=source.train.take(order[:calibration]),

@@ -11,10 +11,10 @@ from torch import nn
 
 from deap_prune.data.batches import Forward, count_samples
 from deap_prune.errors import DataError
-from deap_prune.fitness.precision import full_precision
 from deap_prune.fitness.recalibrate import recalibrate_bn
 from deap_prune.fitness.settings import STORED, Counters, Settings
 from deap_prune.fitness.slim_buffer import SlimBuffer
+from deap_prune.precision import full_precision
 from deap_prune.reconstruction import Grams, ReconstructionError, collect_grams, compensate, propagate_bn
 from deap_prune.reconstruction.refine import Refiner
 from deap_prune.structure.masks import Masks

@@ -22,8 +22,8 @@ from deap_prune.fitness.execution import Executor, make_executor
 from deap_prune.fitness.fold import find_pairs
 from deap_prune.fitness.objective_set import ObjectiveSet, Values, forwarded
 from deap_prune.fitness.objectives import OBJECTIVES, with_loss
-from deap_prune.fitness.precision import full_precision
 from deap_prune.fitness.settings import Counters, Settings
+from deap_prune.precision import full_precision
 from deap_prune.structure.inputs import evaluating
 from deap_prune.structure.masking import masked
 from deap_prune.structure.masks import Masks

@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_map
 from deap_prune.data.batches import Forward, count_samples, samples_of
 from deap_prune.data.draws import channels_last
 from deap_prune.fitness.objectives import TIMED, EvaluatedBatch, Objective, batch_values, reduced
-from deap_prune.fitness.precision import full_precision
 from deap_prune.fitness.settings import Counters
+from deap_prune.precision import full_precision
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
 

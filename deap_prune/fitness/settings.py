@@ -11,7 +11,7 @@ import torch
 
 from deap_prune.errors import ConfigError, did_you_mean
 from deap_prune.fitness.objectives import OBJECTIVES
-from deap_prune.fitness.precision import computes_bf16
+from deap_prune.precision import computes_bf16
 from deap_prune.reconstruction.moments import MEMORY
 
 # The settings that an objective's value depends on; a front stores them.

@@ -1,4 +1,4 @@
-"""Training a network in place, with or without a teacher, and measuring it."""
+"""Train a network in place, with or without a teacher, and measure its accuracy."""
 
 from deap_prune.training.evaluation import accuracy
 from deap_prune.training.finetune import finetune

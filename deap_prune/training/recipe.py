@@ -1,4 +1,4 @@
-"""How a network is trained: optimizer, schedule and distillation."""
+"""The training recipe: optimizer, schedule and distillation."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from deap_prune.errors import ConfigError, did_you_mean
 
 _SCHEDULES: dict[str, Callable[[float], float]] = {
-    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
-    "step": lambda done: 0.1 ** ((done >= 0.5) + (done >= 0.75)),
-    "constant": lambda done: 1.0,
+    "cosine": lambda share: 0.5 * (1 + math.cos(math.pi * share)),
+    "step": lambda share: 0.1 ** ((share >= 0.5) + (share >= 0.75)),
+    "constant": lambda share: 1.0,
 }
 _OPTIMIZERS = ("sgd", "adam", "adamw")
 _PRECISIONS = ("fp32", "bf16")
@@ -23,23 +23,24 @@ _PRECISIONS = ("fp32", "bf16")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How finetune trains.
+    """Optimizer, schedule, distillation and precision of :func:`deap_prune.finetune`.
 
     Attributes:
         lr: Highest learning rate.
-        batch_size: Images a batch; batches that come from an iterable stay as they are.
-        momentum: Of SGD (Nesterov's form when above 0).
-        weight_decay: Of every parameter.
+        batch_size: Images a batch; batches of an iterable are used as they are.
+        momentum: Momentum of SGD, in [0, 1); Nesterov's form if above 0.
+        weight_decay: Weight decay of every parameter, at least 0.
         optimizer: "sgd", "adam" or "adamw".
         schedule: "cosine" down to 0 (Loshchilov and Hutter, ICLR 2017), "step" (a tenth after half and again
             after three quarters of the training; He et al., CVPR 2016) or "constant".
-        warmup_epochs: Epochs in which the learning rate first rises from 0 in a straight line.
-        temperature: Of the softmax that teacher and student are compared under.
-        distill: Weight of the teacher in the loss, 0 .. 1; the targets have the rest.
-        precision: Of the forward pass: "fp32", or "bf16" by autocast (the weights stay fp32).
-        ema: Decay of a moving average of the weights, such as 0.999; validation and the final network have the average.
-        patience: Stop after so many epochs without a better validation accuracy (or validation loss, with a loss of
-            your own or without a label a sample); the last epoch's weights stay.
+        warmup_epochs: Number of first epochs in which the learning rate rises linearly from 0.
+        temperature: Softmax temperature of the distillation loss, above 0.
+        distill: Weight of the distillation loss, in [0, 1]; the loss on the targets has the rest.
+        precision: Precision of the forward pass: "fp32", or "bf16" by autocast (the weights stay fp32).
+        ema: Decay of an exponential moving average of the weights, such as 0.999. Validation and the final network use
+            the average. None for no average.
+        patience: Number of epochs without a better validation accuracy after which training stops. With your own loss,
+            or without one label a sample, the validation loss counts. The network keeps the last epoch's weights.
 
     Raises:
         ConfigError: If a value is out of range or a name is unknown.
@@ -74,20 +75,20 @@ class Recipe:
             "temperature": (self.temperature > 0, "above 0"),
             "distill": (0 <= self.distill <= 1, "in [0, 1]"),
             "ema": (self.ema is None or 0 < self.ema < 1, "in (0, 1), or None"),
-            "patience": (self.patience is None or self.patience >= 1, "from 1 up, or None"),
+            "patience": (self.patience is None or self.patience >= 1, "of at least 1, or None"),
         }
         for name, (ok, rule) in legal.items():
             if not ok:
                 raise ConfigError(f"{name}={getattr(self, name)} in the training recipe; give a number {rule}")
 
     def rate(self, epoch: float, epochs: int) -> float:
-        """The learning rate after so many epochs, fractions included, of so many."""
+        """Learning rate at (fractional) ``epoch`` of ``epochs``."""
         if epoch < self.warmup_epochs:
             return self.lr * epoch / self.warmup_epochs
         return self.lr * _SCHEDULES[self.schedule]((epoch - self.warmup_epochs) / (epochs - self.warmup_epochs))
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimizer of the parameters that are to be trained; on CUDA one that can be captured in a graph."""
+        """The optimizer for these parameters; on CUDA its step can be captured in a graph."""
         cuda = parameters[0].is_cuda
         lr: float | Tensor = torch.tensor(self.lr, device=parameters[0].device) if cuda else self.lr
         options: dict[str, Any] = {"weight_decay": self.weight_decay, **({"fused": True} if cuda else {})}

@@ -1,4 +1,4 @@
-"""What training needs around its steps: batches, records, averaged weights, and the state that it goes on from."""
+"""Around the training steps: shuffled batches, epoch records, averaged weights, and the saved state."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from deap_prune.data.batches import Data
+from deap_prune.data.batches import Data, is_tensor_pair
 from deap_prune.errors import DataError, ModelError, RunError
 
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One epoch of finetune.
+    """Loss and accuracy of one epoch of :func:`deap_prune.finetune`.
 
     Attributes:
-        epoch: From 1.
-        train_loss: Mean over the images of the epoch, while the weights changed (cross-entropy in nats, or your loss).
-        validation_accuracy: In 0 .. 1, after the epoch; None without validation data, or if samples have no label each.
+        epoch: Number of the epoch, from 1.
+        train_loss: Mean training loss of the epoch (cross-entropy in nats, or your loss). The weights change meanwhile.
+        validation_accuracy: Accuracy after the epoch, in [0, 1]; None without validation data or without one label a
+            sample.
         lr: Learning rate of the last batch.
         seconds: Wall-clock time, validation included.
-        validation_loss: Mean over the validation data, after the epoch; None without.
+        validation_loss: Mean loss on the validation data after the epoch; None without validation data.
     """
 
     epoch: int
@@ -40,19 +41,19 @@ class EpochRecord:
     def __str__(self) -> str:
         if self.validation_accuracy is not None:
             return f"loss {self.train_loss:.4f}, accuracy {self.validation_accuracy:.2%}"
-        found = "" if self.validation_loss is None else f", validation {self.validation_loss:.4f}"
-        return f"loss {self.train_loss:.4f}{found}"
+        validation = "" if self.validation_loss is None else f", validation {self.validation_loss:.4f}"
+        return f"loss {self.train_loss:.4f}{validation}"
 
 
 def best_epoch(records: Sequence[EpochRecord], *, by_loss: bool = False) -> EpochRecord | None:
-    """The epoch of the best validation accuracy, the first of equals; None without validation data.
+    """The first epoch with the best validation accuracy, or None without validation data.
 
-    For a look: the network has the last epoch's weights.
+    The network has the last epoch's weights, whichever epoch is best.
 
     Args:
-        records: Of :func:`finetune`.
-        by_loss: The least validation loss counts, as it does where there is no accuracy; what ``patience`` follows with
-            a loss of your own.
+        records: Of :func:`deap_prune.finetune`.
+        by_loss: Compare by the validation loss, as ``patience`` does with your own loss. Without an accuracy the loss
+            is compared in any case.
     """
     accuracies = [(r.validation_accuracy, r) for r in records if r.validation_accuracy is not None]
     measured = [(r.validation_loss, r) for r in records if r.validation_loss is not None]
@@ -62,8 +63,8 @@ def best_epoch(records: Sequence[EpochRecord], *, by_loss: bool = False) -> Epoc
 
 
 @dataclass(frozen=True)
-class Shuffled:
-    """Two tensors in batches whose sizes differ by one at most, so that none is too small for batch norm."""
+class ShuffledBatches:
+    """Two tensors in shuffled batches. Their sizes differ by at most one: no batch is too small for batch norm."""
 
     inputs: Tensor
     targets: Tensor
@@ -79,27 +80,27 @@ class Shuffled:
             yield self.inputs[indices], self.targets[indices.to(self.targets.device)]
 
 
-def shuffled(data: Data, size: int, generator: torch.Generator, place: torch.device) -> Iterable[Any]:
-    """Two tensors in shuffled batches, on the device if a quarter of its free memory holds them; batches as they are.
+def shuffled_batches(data: Data, size: int, generator: torch.Generator, place: torch.device) -> Iterable[Any]:
+    """Two tensors as shuffled batches; an iterable of batches as it is.
+
+    On CUDA the tensors are moved to the device if they fit into a quarter of its free memory.
 
     Raises:
-        DataError: If the tensors' lengths differ, or are 0.
+        DataError: If the lengths of the tensors differ or are 0.
     """
-    if not isinstance(data, (tuple, list)) or len(data) != 2 or not all(isinstance(d, Tensor) for d in data):
+    if not is_tensor_pair(data):
         return data
     inputs, targets = data
     if len(inputs) != len(targets) or not len(targets):
-        raise DataError(
-            f"{len(inputs)} inputs and {len(targets)} targets to train on; give as many of each, at least 1"
-        )
+        raise DataError(f"{len(inputs)} inputs and {len(targets)} targets to train on; give equally many, at least 1")
     size_in_bytes = sum(tensor.numel() * tensor.element_size() for tensor in (inputs, targets))
     if place.type == "cuda" and 4 * size_in_bytes < torch.cuda.mem_get_info(place)[0]:
         inputs, targets = inputs.to(place), targets.to(place)
-    return Shuffled(inputs, targets, size, generator)
+    return ShuffledBatches(inputs, targets, size, generator)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Change the learning rate, in place where it is a tensor: a captured step reads it there."""
+    """Set the learning rate. A tensor is changed in place, because a captured step reads it there."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
@@ -107,15 +108,15 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
             group["lr"] = rate
 
 
-class Average:
-    """Exponential moving average of a network's weights and floating-point buffers; other buffers are the newest.
+class WeightAverage:
+    """Exponential moving average of a network's weights and floating-point buffers (Polyak and Juditsky 1992).
 
-    Polyak and Juditsky 1992; the decay warms up as min(decay, (1 + steps) / (10 + steps)), so that the first steps are
-    forgotten.
+    The decay warms up as min(decay, (1 + steps) / (10 + steps)), so that the first steps lose their weight. Buffers of
+    other types have their newest values.
 
     Args:
-        model: The network that is trained.
-        decay: Share of the old average that stays at a step, in (0, 1).
+        model: The network in training.
+        decay: Weight of the old average in an update, in (0, 1).
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -126,7 +127,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights after a step."""
+        """Update the average with the weights after a step."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         for name, tensor in self.model.state_dict().items():
@@ -136,8 +137,8 @@ class Average:
                 self.tensors[name].copy_(tensor)
 
     @contextmanager
-    def shown(self) -> Iterator[None]:
-        """The network has the averaged weights, for a while."""
+    def applied(self) -> Iterator[None]:
+        """The network has the averaged weights inside the ``with`` block."""
         current = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
         self.model.load_state_dict(self.tensors)
         try:
@@ -150,19 +151,19 @@ def save_state(
     path: Path,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    average: Average | None,
+    average: WeightAverage | None,
     generator: torch.Generator,
-    about: Mapping[str, Any],
+    metadata: Mapping[str, Any],
 ) -> None:
-    """Write all that training goes on from as one safetensors file, in one step; no pickle.
+    """Write the state of a training to one safetensors file, which replaces the old file in one step.
 
     Args:
         path: The file.
-        model: Its weights.
-        optimizer: Its state, parameter by parameter.
-        average: Averaged weights, if there are any.
-        generator: Of order and augmentation.
-        about: JSON values: what the training is, and its records.
+        model: The network; its weights and buffers are stored.
+        optimizer: Its state is stored for each parameter.
+        average: The averaged weights, or None.
+        generator: Random numbers of the order and the augmentation.
+        metadata: JSON values: the settings and the epoch records.
     """
     from safetensors.torch import save_file
 
@@ -176,8 +177,8 @@ def save_state(
         tensors["random.cuda"] = torch.cuda.get_rng_state()
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".tmp")
-    note = json.dumps({**about, "averaged steps": 0 if average is None else average.steps})
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, str(beside), {"about": note})
+    text = json.dumps({**metadata, "averaged steps": 0 if average is None else average.steps})
+    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, str(beside), {"about": text})
     beside.replace(path)
 
 
@@ -185,43 +186,45 @@ def load_state(
     path: Path,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    average: Average | None,
+    average: WeightAverage | None,
     generator: torch.Generator,
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Set everything to what :func:`save_state` wrote.
+    """Restore the state that :func:`save_state` wrote, in place.
 
     Args:
         path: The file.
-        model: As then; so are optimizer, average and generator.
-        optimizer: Fresh.
-        average: Fresh.
-        generator: Any.
-        settings: ``about["settings"]`` must be equal.
+        model: A network of the same architecture.
+        optimizer: A new optimizer of its parameters.
+        average: A new average of its weights, or None.
+        generator: Random numbers of the order and the augmentation.
+        settings: Must equal ``metadata["settings"]`` in the file.
 
     Returns:
-        ``about``.
+        The metadata of the file.
 
     Raises:
-        RunError: If the file can't be read, or is of another training.
+        RunError: If the file can't be read, or belongs to a training with other settings.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(path), framework="pt") as file:
-            about: dict[str, Any] = json.loads(file.metadata()["about"])
+            metadata: dict[str, Any] = json.loads(file.metadata()["about"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise RunError(
-            f"'{path}' can't be read as the state of a training: {error}; remove it to begin anew"
+            f"'{path}' can't be read as the state of a training: {error}; remove it to start again"
         ) from error
-    differing = [name for name, value in settings.items() if about["settings"].get(name) != value]
+    differing = [name for name, value in settings.items() if metadata["settings"].get(name) != value]
     if differing:
-        raise RunError(f"'{path}' is of a training with another {', '.join(differing)}; give the same, or another file")
+        raise RunError(
+            f"'{path}' belongs to a training with another {', '.join(differing)}; give the same, or another file"
+        )
     try:
         model.load_state_dict(_part(tensors, "model."))
     except RuntimeError as error:
-        raise RunError(f"'{path}' is of another network: {str(error).splitlines()[-1].strip()}") from error
+        raise RunError(f"'{path}' belongs to another network: {str(error).splitlines()[-1].strip()}") from error
     stored: dict[int, dict[str, Tensor]] = {}
     for name, value in _part(tensors, "optimizer.").items():
         number, _, key = name.partition(".")
@@ -230,20 +233,24 @@ def load_state(
     if average is not None:
         for name, value in _part(tensors, "average.").items():
             average.tensors[name].copy_(value)
-        average.steps = about["averaged steps"]
+        average.steps = metadata["averaged steps"]
     generator.set_state(tensors["random.order"])
     torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random.cuda"])
-    return about
+    return metadata
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def reset(model: nn.Module) -> None:
-    """Start all weights anew; nothing is touched if some cannot be."""
+def reset_weights(model: nn.Module) -> None:
+    """Reset all weights by each module's ``reset_parameters``.
+
+    Raises:
+        ModelError: If a module with weights has no such method; no weight is changed then.
+    """
     for name, module in model.named_modules():
         if next(module.parameters(recurse=False), None) is not None and not hasattr(module, "reset_parameters"):
             raise ModelError(

@@ -1,4 +1,4 @@
-"""The data formats, their splits and their errors."""
+"""Data formats, splits and augmentation, and their errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLAIN = {"mean": 0.0, "std": 1.0}
 
 
 def write_npz(path: Path, count: int, *, gray: bool = False, labels: Any = None) -> str:
-    """Images whose every pixel is the image's number, so that an image can be told from the others."""
+    """Images whose pixels all have the number of the image as their value, which identifies it."""
     shape = (count, 4, 6) if gray else (count, 4, 6, 3)
     images = np.broadcast_to(np.arange(count, dtype=np.uint8).reshape(-1, *[1] * (len(shape) - 1)), shape)
     np.savez(path, images=images, labels=np.arange(count) % 5 if labels is None else np.asarray(labels))
@@ -55,18 +55,18 @@ def test_normalisation_and_layout(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=images, labels=np.zeros(6, dtype=np.int32))
     mean, std = [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]
     data = load_data(format="npz", train=str(tmp_path / "a.npz"), mean=mean, std=std, calibration=1, validation=1)
-    wanted = ((images / 255 - np.array(mean)) / np.array(std)).transpose(0, 3, 1, 2)
-    np.testing.assert_allclose(data.train[0].numpy(), wanted, rtol=1e-5, atol=1e-6)
+    expected = ((images / 255 - np.array(mean)) / np.array(std)).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(data.train[0].numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_gray_images_without_channel(tmp_path: Path) -> None:
+def test_gray_images_without_a_channel(tmp_path: Path) -> None:
     path = write_npz(tmp_path / "gray.npz", 9, gray=True)
     data = load_data(format="npz", train=path, calibration=2, validation=2, **PLAIN)
     assert data.train[0].shape == (9, 1, 4, 6)
     assert data.test is None
 
 
-def test_excluding_and_seeds(train: str) -> None:
+def test_exclude_from_train_and_seeds(train: str) -> None:
     def load(**options: Any) -> Splits:
         return load_data(format="npz", train=train, calibration=10, validation=12, **PLAIN, **options)
 
@@ -77,7 +77,7 @@ def test_excluding_and_seeds(train: str) -> None:
     assert numbers(load(seed=3).validation) != numbers(load(seed=4).validation)
 
 
-def test_splits_can_be_sent_to_workers(train: str) -> None:
+def test_splits_can_be_pickled(train: str) -> None:
     data = load_data(format="npz", train=train, calibration=2, validation=2, **PLAIN)
     assert torch.equal(pickle.loads(pickle.dumps(data)).train[0], data.train[0])
 
@@ -154,7 +154,7 @@ def make_splits(count: int) -> Splits:
 
 
 def fails() -> Splits:
-    raise TypeError("of its own")
+    raise TypeError("raised by the factory")
 
 
 def test_factory() -> None:
@@ -168,11 +168,11 @@ def test_factory() -> None:
         load_data(format="factory", factory="builtins:dict")
     with pytest.raises(DataError, match=r"'os:getcwd' can't be called with kwargs=\{'x': 1\}"):
         load_data(format="factory", factory="os:getcwd", kwargs={"x": 1})
-    with pytest.raises(TypeError, match="of its own"):  # a user's error is the user's
+    with pytest.raises(TypeError, match="raised by the factory"):  # errors inside the factory are not replaced
         load_data(format="factory", factory=f"{__name__}:fails")
 
 
-def test_misspelt_formats_and_options(train: str) -> None:
+def test_unknown_formats_and_options(train: str) -> None:
     with pytest.raises(DataError, match="did you mean 'digits'"):
         load_data(format="digit")
     with pytest.raises(DataError, match="did you mean 'train'"):
@@ -181,7 +181,7 @@ def test_misspelt_formats_and_options(train: str) -> None:
         load_data(format="npz", train=train)
 
 
-def test_options_of_another_type(train: str) -> None:
+def test_options_of_the_wrong_type(train: str) -> None:
     with pytest.raises(DataError, match="validation is 'few'; give a whole number"):
         load_data(format="digits", validation="few")
     with pytest.raises(DataError, match=r"calibration is 2\.5; give a whole number"):
@@ -199,12 +199,12 @@ def test_options_of_another_type(train: str) -> None:
 
 
 @pytest.mark.parametrize(("calibration", "validation"), [(30, 11), (0, 5), (5, 0), (41, 1)])
-def test_more_images_than_there_are(train: str, calibration: int, validation: int) -> None:
+def test_too_many_images(train: str, calibration: int, validation: int) -> None:
     with pytest.raises(DataError, match=f"calibration={calibration} and validation={validation}.* of 40"):
         load_data(format="npz", train=train, calibration=calibration, validation=validation, **PLAIN)
 
 
-def test_nothing_left_to_train_on(train: str) -> None:
+def test_no_images_remain_for_training(train: str) -> None:
     with pytest.raises(DataError, match="all 40 training images"):
         load_data(format="npz", train=train, calibration=20, validation=20, exclude_from_train=True, **PLAIN)
 
@@ -239,17 +239,17 @@ def test_npz_errors(train: str, tmp_path: Path) -> None:
             load(train, **wrong)
 
 
-def test_augment_is_a_shift_and_a_mirror() -> None:
+def test_augment_shifts_and_mirrors() -> None:
     inputs = torch.arange(1.0, 1 + 60 * 2 * 5 * 5).reshape(60, 2, 5, 5)
     outputs = augment(inputs, torch.Generator().manual_seed(0), padding=1)
     padded = torch.nn.functional.pad(inputs, [1] * 4)
-    seen = set()
+    drawn = set()
     for i in range(60):
         windows = {(r, c, f): padded[i, :, r : r + 5, c : c + 5] for r in range(3) for c in range(3) for f in (0, 1)}
-        hits = [key for key, w in windows.items() if torch.equal(w.flip(2) if key[2] else w, outputs[i])]
-        assert len(hits) == 1
-        seen.add(hits[0])
-    assert len(seen) > 12
+        matches = [key for key, w in windows.items() if torch.equal(w.flip(2) if key[2] else w, outputs[i])]
+        assert len(matches) == 1
+        drawn.add(matches[0])
+    assert len(drawn) > 12
     assert torch.equal(augment(inputs, torch.Generator(), padding=0, flip=False), inputs)
-    again = augment(inputs, torch.Generator().manual_seed(0), padding=1)
-    assert torch.equal(again, outputs)
+    repeated = augment(inputs, torch.Generator().manual_seed(0), padding=1)
+    assert torch.equal(repeated, outputs)

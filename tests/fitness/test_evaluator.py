@@ -209,7 +209,7 @@ def test_cuda_judges_like_the_cpu(digits: Digits) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_cuda_is_missed_in_words(digits: Digits) -> None:
-    with pytest.raises(DataError, match="device 'cuda' was asked for, but torch finds no CUDA device"):
+    with pytest.raises(DataError, match="device='cuda', but torch finds no CUDA device"):
         digits.evaluator(device="cuda")
     assert digits.evaluator(device="auto").device.type == "cpu"
 

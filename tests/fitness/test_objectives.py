@@ -63,9 +63,7 @@ def test_miou_of_nothing_or_nan_is_nan() -> None:
 
 
 def test_miou_message() -> None:
-    with pytest.raises(
-        DataError, match=r"labels reach 7; the network has classes 0 to 2 \(mark what is to be left out"
-    ):
+    with pytest.raises(DataError, match=r"labels reach 7; the network has classes 0 to 2 \(mark positions to ignore"):
         miou(torch.randn(1, 3, 2), torch.tensor([[0, 7]]), None)
 
 

@@ -103,7 +103,9 @@ def test_real_targets_are_no_shares_of_classes(shape: str) -> None:
     if shape == "boxes":
         model, y = nn.Sequential(*list(model)[:-1], nn.Linear(6, 4)).eval(), torch.randn(80, 4)
     targets = y.squeeze(1) if shape == "(N,)" else y
-    with pytest.raises(DataError, match=r"real numbers of shape .* no shares of classes.*a loss of your own \(loss=\)"):
+    with pytest.raises(
+        DataError, match=r"real numbers of shape .* not class probabilities.*a loss of your own \(loss=\)"
+    ):
         dp.score(model, dp.trace(model, x), (x, targets), criteria=("taylor_gate",))
     with pytest.raises(DataError, match="objectives fail on the validation data: targets are real numbers"):
         dp.search(model, x, calibration=(x, targets), validation=(x, targets), objectives=("loss", "flops"), **QUICK)
@@ -147,7 +149,7 @@ def test_what_belongs_to_no_sample_stays_whole() -> None:
     whole = join(batches)
     assert len(whole[0][0]) == len(whole[1]) == 7 and whole[0][1] is grid
     other = [*batches, ((torch.randn(2, 1, 5), torch.randn(1, 5, 2)), torch.zeros(2))]
-    with pytest.raises(DataError, match=r"tensors of shape \(1, 5, 2\) that differ from one to the next"):
+    with pytest.raises(DataError, match=r"tensors of shape \(1, 5, 2\) that differ from batch to batch"):
         join(other)
     some = samples_of(whole, slice(2, 5))
     assert torch.equal(some[0][0], whole[0][0][2:5]) and some[0][1] is grid and len(some[1]) == 3

@@ -1,4 +1,4 @@
-"""Numeric precision of the fitness: strict fp32, and whether a device computes in bf16."""
+"""Numeric precision: strict fp32, and whether a device computes in bf16."""
 
 from __future__ import annotations
 
