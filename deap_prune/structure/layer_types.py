@@ -1,4 +1,4 @@
-"""The layer types of torch (and torchvision) that can be narrowed, each described once."""
+"""Descriptions of the layer types of torch and torchvision that can be narrowed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _conv(layer: nn.Conv2d) -> LayerSpec:
     plain = _is_linear_in_weight(kind)
     own = {name: p for name, p in _own_parameters(layer) if len(p) == n_out}
     extra: dict[str, tuple[Axis | None, ...]] = {name: ("out", *(None,) * (p.dim() - 1)) for name, p in own.items()}
-    if groups == n_in > 1:  # depthwise: a filter follows its channel
+    if groups == n_in > 1:  # depthwise: each filter belongs to one input channel
         return LayerSpec(
             in_channels=n_in,
             out_channels=n_out,
@@ -48,15 +48,15 @@ def _conv(layer: nn.Conv2d) -> LayerSpec:
 
 
 def _own_parameters(layer: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """What a subclass adds to weight and bias (the gain of a weight-standardised convolution)."""
+    """Parameters that a subclass adds to weight and bias (the gain of a weight-standardised convolution)."""
     return [(n, p) for n, p in layer._parameters.items() if p is not None and p.dim() and n not in ("weight", "bias")]
 
 
 @cache
 def _is_linear_in_weight(kind: Any) -> bool:
-    """False for a convolution that works on another weight than its own, such as a standardised one.
+    """Whether the output of a convolution type is linear in its weight; False for weight standardisation.
 
-    Told by a small layer of the type: twice the weight must give twice the output.
+    Tested on a small layer of the type: twice the weight must give twice the output.
     """
     if kind.forward in (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward):
         return True
@@ -67,7 +67,7 @@ def _is_linear_in_weight(kind: Any) -> bool:
             once = kind.forward(layer, x)
             layer.weight.mul_(2)
             return torch.allclose(kind.forward(layer, x), 2 * once, atol=1e-6)
-    except Exception:  # a type of its own making: whatever its constructor or forward raises, nothing is known of it
+    except Exception:  # the constructor or forward of an unknown type may raise anything
         return False
 
 
@@ -114,7 +114,7 @@ def _linear(layer: nn.Linear) -> LayerSpec:
 
 @register_layer(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 def _batch_norm(layer: nn.BatchNorm2d) -> LayerSpec:
-    if layer.running_mean is None:  # normalised by the batch in eval mode too: fvcore's training formula
+    if layer.running_mean is None:  # uses batch statistics in eval mode too: fvcore's formula for training
         return _norm_by_channel(layer.num_features, 5 if layer.affine else 4)
     return _norm_by_channel(layer.num_features, 2 if layer.affine else 1)
 
@@ -124,13 +124,13 @@ def _instance_norm(layer: nn.InstanceNorm2d) -> LayerSpec:
     return _norm_by_channel(layer.num_features, 5 if layer.affine else 4)
 
 
-@register_layer("torchvision.ops.misc.FrozenBatchNorm2d")  # pretrained detectors have it; fvcore counts nothing
+@register_layer("torchvision.ops.misc.FrozenBatchNorm2d")  # used in pretrained detectors; fvcore counts 0
 def _frozen_batch_norm(layer: nn.Module) -> LayerSpec:
     return replace(_norm_by_channel(len(cast(Tensor, layer.weight)), 0), widths={})
 
 
 def _norm_by_channel(n: int, per_element: int) -> LayerSpec:
-    """Each channel is normalised by itself; so many multiply-adds an element."""
+    """A norm that treats each channel separately, at ``per_element`` multiply-adds per element."""
     return LayerSpec(
         in_channels=n,
         out_channels=n,
@@ -147,7 +147,7 @@ def _layer_norm(layer: nn.LayerNorm) -> LayerSpec | None:
     n = layer.normalized_shape[-1]
     scale = 5 if layer.elementwise_affine else 4
     if len(layer.normalized_shape) > 1:
-        return None  # normalises over space too: its weight has no channel dimension of its own
+        return None  # it normalises over space too, so its weight has no channel dimension
     return LayerSpec(
         in_channels=n,
         out_channels=n,
@@ -162,7 +162,7 @@ def _layer_norm(layer: nn.LayerNorm) -> LayerSpec | None:
 
 
 def _channels_first(layer: nn.LayerNorm) -> bool:
-    """Whether a subclass is a LayerNorm2d (as in ConvNeXts), told by what its forward accepts."""
+    """Whether a subclass is a LayerNorm2d (as in ConvNeXts), tested by running its forward on an image."""
     if type(layer).forward is nn.LayerNorm.forward:
         return False
     image = torch.zeros(1, layer.normalized_shape[-1], 1, 1)
@@ -193,7 +193,7 @@ def _group_norm(layer: nn.GroupNorm) -> LayerSpec:
 @register_layer(nn.PReLU)
 def _prelu(layer: nn.PReLU) -> LayerSpec | None:
     if layer.num_parameters == 1:
-        return None  # one slope for all channels is a plain element-wise function
+        return None  # with one slope for all channels it is an element-wise function
     return LayerSpec(
         in_channels=layer.num_parameters,
         out_channels=layer.num_parameters,
