@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from deap_prune.data.batches import tensors_of
+from deap_prune.structure.outputs import open_outputs
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -27,11 +27,9 @@ def as_call(inputs: Inputs) -> Call:
     return (tuple(inputs), {}) if isinstance(inputs, (tuple, list)) else ((inputs,), {})
 
 
-def first_sample(inputs: Inputs, device: torch.device) -> Call:
-    """The call with the first sample of the batch only, on a device."""
-    return tree_map(
-        lambda x: x[:1].to(device).contiguous() if isinstance(x, Tensor) and x.dim() else x, as_call(inputs)
-    )
+def on_device(call: Call, device: torch.device) -> Call:
+    """The call with contiguous tensors on a device."""
+    return tree_map(lambda x: x.to(device).contiguous() if isinstance(x, Tensor) else x, call)
 
 
 def in_order(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
@@ -44,9 +42,9 @@ def in_order(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 def forward(model: nn.Module, call: Call) -> list[Tensor]:
-    """All output tensors of a forward pass, flattened out of tuples and dicts."""
+    """All output tensors of a forward pass; see :func:`open_outputs`."""
     args, kwargs = call
-    return tensors_of(model(*args, **kwargs))
+    return open_outputs(model(*args, **kwargs)).tensors
 
 
 def as_precise(call: Call, model: nn.Module) -> Call:

@@ -19,18 +19,24 @@ def _conv(layer: nn.Conv2d) -> LayerSpec:
     n_in, n_out, groups = layer.in_channels, layer.out_channels, layer.groups
     kernel = prod(layer.kernel_size)
     rest = (None,) * len(layer.kernel_size)
+    channel_dim = -1 - len(rest)  # from the end, so that an input without batch dimension works too
     kind: Any = type(layer)
     plain = _is_linear_in_weight(kind)
-    own = {name: p for name, p in _own_parameters(layer) if len(p) == n_out}
-    extra: dict[str, tuple[Axis | None, ...]] = {name: ("out", *(None,) * (p.dim() - 1)) for name, p in own.items()}
+    whole_weight: tuple[Axis | None, ...] = ("out", None if groups == n_in > 1 else "in", *rest)
+    extra: dict[str, tuple[Axis | None, ...]] = {
+        name: whole_weight if p.shape == layer.weight.shape else ("out", *(None,) * (p.dim() - 1))
+        for name, p in _own_tensors(layer)
+        if len(p) == n_out
+    }
     if groups == n_in > 1:  # depthwise: each filter belongs to one input channel
         return LayerSpec(
             in_channels=n_in,
             out_channels=n_out,
             tensors={"weight": ("out", None, *rest), "bias": ("out",), **extra},
             widths={"in_channels": "in", "groups": "in", "out_channels": "out"},
-            flops=(lambda x, y: {"out": y[0] * kernel * prod(y[2:])}) if plain else None,
+            flops=(lambda x, y: {"out": prod(y) // n_out * kernel}) if plain else None,
             role="filter",
+            channel_dim=channel_dim,
             coupled=n_out // n_in,
             patches=conv_patches if plain else None,
         )
@@ -39,17 +45,19 @@ def _conv(layer: nn.Conv2d) -> LayerSpec:
         out_channels=n_out,
         tensors={"weight": ("out", "in", *rest), "bias": ("out",), **extra},
         widths={"in_channels": "in", "out_channels": "out"},
-        flops=(lambda x, y: {"in*out": y[0] * kernel * prod(y[2:]) / groups}) if plain else None,
+        flops=(lambda x, y: {"in*out": prod(y) // n_out * kernel / groups}) if plain else None,
         role="filter",
+        channel_dim=channel_dim,
         blocks=groups,
         whole=not plain,
         patches=conv_patches if plain else None,
     )
 
 
-def _own_parameters(layer: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Parameters that a subclass adds to weight and bias (the gain of a weight-standardised convolution)."""
-    return [(n, p) for n, p in layer._parameters.items() if p is not None and p.dim() and n not in ("weight", "bias")]
+def _own_tensors(layer: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters and buffers that a subclass adds to weight and bias (a gain, a mask of the weight)."""
+    tensors = [*layer._parameters.items(), *layer._buffers.items()]
+    return [(name, t) for name, t in tensors if t is not None and t.dim() and name not in ("weight", "bias")]
 
 
 @cache
@@ -76,14 +84,16 @@ def _conv_transpose(layer: nn.ConvTranspose2d) -> LayerSpec:
     n_in, n_out, groups = layer.in_channels, layer.out_channels, layer.groups
     kernel = prod(layer.kernel_size)
     rest = (None,) * len(layer.kernel_size)
+    channel_dim = -1 - len(rest)  # from the end, so that an input without batch dimension works too
     if groups == n_in > 1:  # depthwise
         return LayerSpec(
             in_channels=n_in,
             out_channels=n_out,
             tensors={"weight": ("in", None, *rest), "bias": ("out",)},
             widths={"in_channels": "in", "groups": "in", "out_channels": "out"},
-            flops=lambda x, y: {"in": x[0] * kernel * prod(x[2:]) * (n_out // n_in)},
+            flops=lambda x, y: {"in": prod(x) // n_in * kernel * (n_out // n_in)},
             role="filter",
+            channel_dim=channel_dim,
             coupled=n_out // n_in,
         )
     return LayerSpec(
@@ -91,8 +101,9 @@ def _conv_transpose(layer: nn.ConvTranspose2d) -> LayerSpec:
         out_channels=n_out,
         tensors={"weight": ("in", "out", *rest), "bias": ("out",)},
         widths={"in_channels": "in", "out_channels": "out"},
-        flops=lambda x, y: {"in*out": x[0] * kernel * prod(x[2:]) / groups},
+        flops=lambda x, y: {"in*out": prod(x) // n_in * kernel / groups},
         role="filter",
+        channel_dim=channel_dim,
         blocks=groups,
         patches=conv_transpose_patches if groups == 1 else None,
     )

@@ -36,6 +36,7 @@ class LayerSpec:
             fvcore measures narrowed copies of the layer.
         role: ``"filter"`` for layers whose weight rows are filters, ``"norm"`` for per-channel scale and shift.
         channel_dim: Channel dimension of the input and output activations.
+        channel_dims: Channel dimension by rank of the activation, where it differs from ``channel_dim``.
         blocks: Groups of a grouped convolution or GroupNorm: every block keeps the same number of channels.
         coupled: Output channel i belongs to input channel ``i // coupled``; 0 if the layer mixes its input channels.
         whole: The layer uses all its input channels in a way that zeroed weights can't imitate (LayerNorm, GroupNorm,
@@ -53,11 +54,16 @@ class LayerSpec:
     flops: Callable[[Shape, Shape], Mapping[str, float]] | None = lambda x, y: {}
     role: Literal["filter", "norm", "other"] = "other"
     channel_dim: int = 1
+    channel_dims: Mapping[int, int] = field(default_factory=dict)
     blocks: int = 1
     coupled: int = 0
     whole: bool = False
     narrow: Callable[[Any, Indices, Indices], None] | None = None
     patches: Callable[[Any, Tensor, Tensor], Tensor] | None = None
+
+    def axis(self, rank: int) -> int:
+        """Channel dimension, from 0, of an activation with ``rank`` dimensions."""
+        return self.channel_dims.get(rank, self.channel_dim) % rank
 
 
 Describe = Callable[[Any], LayerSpec | None]

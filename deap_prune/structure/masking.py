@@ -126,17 +126,17 @@ def _run_narrowed(layer: nn.Module, donor: nn.Module | None, spec: LayerSpec, in
     narrow_layer(small, ins, outs)
     if donor is not None:
         small.load_state_dict(donor.state_dict())
-    dim = spec.channel_dim
 
     def forward(*args: Any, **kwargs: Any) -> Tensor:
         (x, *others), named = in_order(small, args, kwargs)
-        index = torch.as_tensor(ins, device=x.device)
+        index, dim = torch.as_tensor(ins, device=x.device), spec.axis(x.dim())
         small.train(layer.training)
         narrow = small.forward(
             x.index_select(dim, index), *others, **named
         )  # not small(...): hooks run once, around the whole layer
         shape = list(narrow.shape)
+        dim = spec.axis(narrow.dim())
         shape[dim] = spec.out_channels
-        return narrow.new_zeros(shape).index_copy_(dim % x.dim(), torch.as_tensor(outs, device=x.device), narrow)
+        return narrow.new_zeros(shape).index_copy_(dim, torch.as_tensor(outs, device=x.device), narrow)
 
     layer.forward = forward

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from deap_prune.data.batches import tensors_of
 from deap_prune.structure.inputs import Call, copy_with
 from deap_prune.structure.layers import narrow_layer, spec_of
+from deap_prune.structure.outputs import open_outputs
+from deap_prune.structure.tracing.dispatch_count import dispatch_count
 
 
 class _Positional(nn.Module):
@@ -31,7 +32,7 @@ class _Positional(nn.Module):
     def forward(self, *args: Any) -> Any:
         split = len(args) - len(self.names)
         outputs = self.model(*args[:split], **dict(zip(self.names, args[split:], strict=True)))
-        return tuple(tensors_of(outputs))
+        return tuple(open_outputs(outputs).tensors)
 
 
 @contextmanager
@@ -60,7 +61,8 @@ def without_fast_paths() -> Iterator[None]:
 def count_flops(model: nn.Module, call: Call, *, consume: bool = False) -> tuple[int, dict[str, int]]:
     """Multiply-adds in eval mode as fvcore counts them, and the operators that fvcore does not count.
 
-    fvcore counts convolutions with ``padding="same"`` as 0; here its own formula counts them.
+    fvcore counts convolutions with ``padding="same"`` as 0; here its own formula counts them. A network that torch.jit
+    can't trace is counted at the dispatcher, by the same formulas.
 
     Args:
         model: The network; unchanged unless ``consume``.
@@ -77,8 +79,12 @@ def count_flops(model: nn.Module, call: Call, *, consume: bool = False) -> tuple
     try:
         with default_dtype(torch.float32):
             return _count(model.float() if consume else copy_with(model, single), tree_map(single, call))
-    except RuntimeError:  # the forward casts to a fixed precision
+    except Exception:  # the forward casts to a fixed precision, or torch.jit can't trace it
+        pass
+    try:
         return _count(copy.deepcopy(model), call)
+    except Exception:  # torch.jit may raise anything
+        return dispatch_count(copy.deepcopy(model), call)
 
 
 def _count(network: nn.Module, call: Call) -> tuple[int, dict[str, int]]:
@@ -118,7 +124,7 @@ def measured_flops(layer: nn.Module, shape: tuple[int, ...]) -> tuple[tuple[str,
         small = copy.deepcopy(layer)
         narrow_layer(small, _first(n_in, spec.in_channels, spec.blocks), _first(n_out, spec.out_channels, spec.blocks))
         narrow = [*shape]
-        narrow[spec.channel_dim] = n_in
+        narrow[spec.axis(len(shape))] = n_in
         counts.append(count_flops(small, ((torch.zeros(narrow),), {}))[0])
     terms = [[{"in*out": a * b, "in": a, "out": b, "1": 1}[p] for p in powers] for a, b in widths]
     return tuple(zip(powers, np.linalg.solve(np.array(terms, float), np.array(counts, float)).tolist(), strict=True))

@@ -206,7 +206,7 @@ def _costs(
             factors = [sides[axis] for axis in powers.split("*") if axis != "1"]
             first, second = [*factors, None, None][:2]
             flops.append((coefficient, first, second))
-    flops += [(charge, ids[classes[labels]], None) for charge, labels in tracer.counted]
+    flops += [(charge, ids[classes[labels]], None) for charge, labels, _ in tracer.counted]
     flops_of = CostPolynomial.build(flops, group_of, sizes)
     # Operators on dense channels only (attention, functional layers) cost a constant: the rest of the dense count.
     flops_of = CostPolynomial.build(flops, group_of, sizes, total - int(flops_of(sizes)))

@@ -26,8 +26,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from deap_prune.data.batches import tensors_of
-from deap_prune.structure.inputs import Call
+from deap_prune.structure.inputs import Call, first_line
 from deap_prune.structure.layers import LayerSpec, spec_of
+from deap_prune.structure.outputs import open_outputs
+from deap_prune.structure.tracing.dataflow import Dataflow
 from deap_prune.structure.tracing.fvcore_count import measured_flops
 from deap_prune.structure.tracing.layer_watch import LayerWatch
 from deap_prune.structure.tracing.operator_rules import COUNTED, DENSE, Step, follow
@@ -38,13 +40,17 @@ _TORCH = Path(torch.__file__).parent
 
 @dataclass(frozen=True)
 class LayerCall:
-    """One use of a layer: the labels of its input and output channels, and its cost as a polynomial in both widths."""
+    """One use of a layer: the labels of its input and output channels, and its cost as a polynomial in both widths.
+
+    ``step`` is the number of the call in the dataflow of the pass.
+    """
 
     name: str
     spec: LayerSpec
     inputs: Labels
     outputs: Labels
     flops: tuple[tuple[str, float], ...]
+    step: int = -1
 
 
 class LabelTracer(LayerWatch):
@@ -55,10 +61,11 @@ class LabelTracer(LayerWatch):
         vectors: Parameter used outside of a known layer to its channel dimension and labels.
         ties: Pairs of label arrays that must be pruned together.
         frozen: Labels that stay dense, with the reason.
-        counted: Cost of operators outside of the layers: FLOPs per label, and the labels.
+        counted: Cost of operators outside of the layers: FLOPs per label, the labels, and the step.
         size_splits: Line of code to the labels that it splits by sizes, which may or may not follow the width.
         split_at: The line of code that is splitting by sizes now, or None.
         size: Number of labels so far.
+        dead: Layers that ran in the first pass without any use of their result.
         counting: Whether costs of this pass are recorded.
     """
 
@@ -68,7 +75,9 @@ class LabelTracer(LayerWatch):
         self.vectors: dict[str, tuple[int, Labels]] = {}
         self.ties: list[tuple[Labels, Labels]] = []
         self.frozen: list[tuple[Labels, str]] = []
-        self.counted: list[tuple[float, Labels]] = []
+        self.counted: list[tuple[float, Labels, int]] = []
+        self.dead: list[str] = []
+        self.flow = Dataflow()
         self.size_splits: dict[str, list[Labels]] = {}
         self.split_at: str | None = None
         self.size = 1
@@ -90,15 +99,38 @@ class LabelTracer(LayerWatch):
             kwargs: Keyword arguments of forward.
             counting: Record costs.
         """
-        self.counting = counting
+        self.counting, self.flow = counting, Dataflow()
         with self.watching(), _FunctionalWatch(self):
-            outputs = model(*args, **kwargs)
-        for tensor in tensors_of(outputs):
+            result = model(*args, **kwargs)
+        outputs = open_outputs(result)
+        for tensor in outputs.tensors:
             self.freeze(self.of(tensor), "is an output of the network")
+        hidden = ", ".join([*outputs.closed, *(["ndarray"] if outputs.arrays else [])])
+        remaining = list(self._labels) if hidden else []  # tensors that something still holds after the pass
+        for tensor in remaining:
+            reason = f"may leave the network in an object that can't be opened ({hidden}); return tensors instead"
+            self.freeze(self._labels[tensor], reason)
+        if counting:
+            self._settle_costs([*outputs.tensors, *remaining])
+        return result
+
+    def _settle_costs(self, outputs: list[Tensor]) -> None:
+        """Measure layers without a formula, and drop the cost of layers that do not contribute to the outputs."""
+        live = self.flow.live(outputs)
+        self.counted = [entry for entry in self.counted if entry[2] in live]
+        names = {call.name for call in self.calls if call.step in live}
+        self.dead = [name for name in dict.fromkeys(call.name for call in self.calls) if name not in names]
         for place, (layer, shape) in self._to_measure.items():  # after the pass, because fvcore traces the layer itself
-            self.calls[place] = replace(self.calls[place], flops=measured_flops(layer, shape))
+            call = self.calls[place]
+            try:
+                self.calls[place] = replace(call, flops=measured_flops(layer, shape))
+            except Exception as error:  # the forward of an unknown type may raise anything
+                self._refuse(call.name, torch.from_numpy(np.concatenate([call.inputs, call.outputs])), error)
         self._to_measure.clear()
-        return outputs
+        self.calls = [call if call.step in live else replace(call, flops=()) for call in self.calls]
+
+    def _refuse(self, name: str, labels: Tensor, error: Exception) -> None:
+        self.freeze(labels, f"'{name}' can't be narrowed: {first_line(error)}")
 
     def fresh(self, n: int) -> Tensor:
         """``n`` new labels."""
@@ -133,13 +165,34 @@ class LabelTracer(LayerWatch):
     # ------------------------------------------------------------------ layers
     def after_layer(self, name: str, layer: nn.Module, arguments: Call, result: Any) -> None:
         """Label the layer's output channels."""
-        sources = tensors_of(arguments)
-        if sources and isinstance(result, Tensor):
-            self._record(name, layer, sources[0], result)
+        sources, outputs = tensors_of(arguments), tensors_of(result)
+        if not sources or not outputs:
+            return
+        step = self.flow.record(sources, outputs)
+        try:
+            if not isinstance(result, Tensor):
+                raise TypeError(f"it returns a {type(result).__name__}")
+            self._record(name, layer, sources[0], result, step)
+        except Exception as error:  # a description, or the forward of an unknown type, may raise anything
+            for tensor in sources:
+                self._refuse(name, self._of_any(tensor), error)
+            made = self.fresh(1)
+            self._refuse(name, made, error)
+            self._made.setdefault(name, (made.numpy(), made.numpy()))
+            for tensor in outputs:
+                self._labels[tensor] = made.view([1] * tensor.dim())
 
-    def _record(self, name: str, layer: nn.Module, source: Tensor, output: Tensor) -> None:
+    def _of_any(self, tensor: Tensor) -> Tensor:
+        labels = self.of(tensor)
+        return torch.full([1] * tensor.dim(), DENSE) if labels is None else labels
+
+    def _record(self, name: str, layer: nn.Module, source: Tensor, output: Tensor, step: int) -> None:
         spec = spec_of(layer)
-        read = self._channels(self.of(source), source, spec.channel_dim, name)
+        for tensor, channels in ((source, spec.in_channels), (output, spec.out_channels)):
+            length = tensor.shape[spec.axis(tensor.dim())]
+            if length != channels:
+                raise ValueError(f"it has {channels} channels, but the tensor has {length} (shape {[*tensor.shape]})")
+        read = self._channels(self.of(source), source, spec.axis(source.dim()), name)
         if self._made.get(name) is None:
             made = read.repeat_interleave(spec.coupled) if spec.coupled else self.fresh(spec.out_channels)
             self._made[name] = (read.numpy(), made.numpy())
@@ -150,14 +203,14 @@ class LabelTracer(LayerWatch):
             reason = f"'{name}' is parametrized: call torch.nn.utils.parametrize.remove_parametrizations first"
             self.freeze(torch.cat([read, made]), reason)
         shape = [1] * output.dim()
-        shape[spec.channel_dim] = -1
+        shape[spec.axis(output.dim())] = -1
         self._labels[output] = made.view(shape)
         cost: tuple[tuple[str, float], ...] = ()
         if self.counting and spec.flops is None:
             self._to_measure[len(self.calls)] = (layer, tuple(source.shape))
         elif self.counting and spec.flops is not None:
             cost = tuple(spec.flops(tuple(source.shape), tuple(output.shape)).items())
-        self.calls.append(LayerCall(name, spec, read.numpy(), made.numpy(), cost))
+        self.calls.append(LayerCall(name, spec, read.numpy(), made.numpy(), cost, step))
 
     def _channels(self, labels: Tensor | None, source: Tensor, dim: int, name: str) -> Tensor:
         """Labels of the channels that a layer reads, shape (n,); different labels inside one channel are tied."""
@@ -172,6 +225,7 @@ class LabelTracer(LayerWatch):
     def after_operator(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Apply the operator to the labels of its arguments."""
         step = Step(self, func, args, kwargs, result)
+        self.flow.record(step.tensors, step.outputs, func)
         if any(self.of(tensor) is not None for tensor in step.tensors):
             follow(step)
 
@@ -189,10 +243,10 @@ class LabelTracer(LayerWatch):
 
     def charge(self, tensor: Tensor, per_element: float) -> None:
         """Record the cost of an operator that fvcore counts per element of a tensor."""
-        labels = self.of(tensor)
+        labels, step = self.of(tensor), self.flow.last
         if per_element and labels is not None and self.counting:
             scale = per_element * tensor.numel() / labels.numel()
-            self.counted.append((scale, labels.reshape(-1).numpy()))
+            self.counted.append((scale, labels.reshape(-1).numpy(), step))
 
     def attach(self, tensor: Any, labels: Tensor) -> None:
         """Attach labels to a tensor, with size 1 in every dimension along which they do not vary."""

@@ -27,7 +27,7 @@ class LayerWatch(TorchDispatchMode):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.layers = {name: m for name, m in network.named_modules() if describe_layer(m) is not None}
+        self.layers = {name: m for name, m in network.named_modules() if self._is_layer(m)}
         self.inside = 0
         self._away = False
         self._names = {id(layer): name for name, layer in self.layers.items()}
@@ -36,6 +36,13 @@ class LayerWatch(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         """Override of torch's hook; True, the default, imports torch._dynamo in the first pass, which takes seconds."""
         return False
+
+    @staticmethod
+    def _is_layer(module: nn.Module) -> bool:
+        try:
+            return describe_layer(module) is not None
+        except Exception:  # a description that fails on this module; its operators are observed instead
+            return False
 
     def before_layer(self, name: str, layer: nn.Module, arguments: Call) -> None:
         """Called before a layer runs, with its arguments as the caller passed them; see :func:`in_order`."""

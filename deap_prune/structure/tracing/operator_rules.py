@@ -194,8 +194,8 @@ def pick(step: Step) -> None:
 
 
 def spatial(step: Step) -> None:
-    """Pooling, resizing and padding over space."""
-    _reduce(step, range(2, step.source[0].dim()))
+    """Pooling, resizing and padding over space: the last 1, 2 or 3 dimensions, by the operator's name."""
+    _reduce(step, range(-int(next((c for c in step.name if c in "123"), "2")), 0))
 
 
 def along(step: Step) -> None:

@@ -17,6 +17,7 @@ from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import slim
 from deap_prune.structure.space import PruningSpace
 from deap_prune.structure.tracing.fvcore_count import count_flops, default_dtype
+from deap_prune.structure.tracing.samples import Samples
 
 TOLERANCE = 1e-9  # float64, relative to the output's scale
 COARSER = ((1, torch.float32, 1e-4), (1, None, 3e-2))  # samples, precision (None: the network's own), tolerance
@@ -87,11 +88,6 @@ def difference(
     return worst
 
 
-def _samples(call: Call, count: int) -> Call:
-    """The call with its first sample repeated ``count`` times."""
-    return tree_map(lambda x: torch.cat([x[:1]] * count) if isinstance(x, Tensor) and x.dim() else x, call)
-
-
 @dataclass(frozen=True, eq=False)
 class Proof:
     """A randomised copy of a network with random inputs and the tolerance of its outputs.
@@ -103,17 +99,27 @@ class Proof:
         model: The randomised copy.
         call: Arguments of one forward pass.
         tolerance: Largest accepted difference of outputs, relative to their scale.
+        samples: Which tensors of the call have a batch dimension.
         in_training: Whether the branches that run in training only are compared too.
     """
 
     model: nn.Module
     call: Call
     tolerance: float
+    samples: Samples
     in_training: bool = False
 
     @classmethod
-    def of(cls, network: nn.Module, call: Call, *, in_training: bool = False) -> Proof:
-        """The proof of a network for the input shapes of one call."""
+    def of(cls, network: nn.Module, call: Call, *, samples: Samples | None = None, in_training: bool = False) -> Proof:
+        """The proof of a network for the input shapes of one call.
+
+        Args:
+            network: The network.
+            call: Arguments of one forward pass.
+            samples: Which tensors of the call have a batch dimension; None: those with a first dimension of size 1.
+            in_training: Compare the branches that run in training only too.
+        """
+        samples = Samples.single(call) if samples is None else samples
         noise = torch.Generator().manual_seed(2)
 
         def draw(x: object) -> object:
@@ -123,14 +129,14 @@ class Proof:
 
         model = randomised(network)
         own = [*network.parameters(), *network.buffers()]
-        proof = cls(model, call, TOLERANCE, in_training)
+        proof = cls(model, call, TOLERANCE, samples, in_training)
         # Two samples make branches on values visible more often; a forward may be written for one sample only.
         for count, dtype, tolerance in ((2, torch.float64, TOLERANCE), (1, torch.float64, TOLERANCE), *COARSER):
             for tensor, original in zip([*model.parameters(), *model.buffers()], own, strict=True):
                 if tensor.is_floating_point():
                     tensor.data = tensor.to(dtype or original.dtype)
-            sample = as_precise(tree_map(draw, _samples(call, count)), model)
-            proof = cls(model, sample, tolerance, in_training)
+            sample = as_precise(tree_map(draw, samples.repeated(call, count)), model)
+            proof = cls(model, sample, tolerance, samples, in_training)
             try:
                 with torch.no_grad(), default_dtype(dtype or torch.float32):
                     if all(len(out) == count for out in forward(model, sample) if count > 1):
@@ -184,7 +190,7 @@ class Proof:
             if actual != expected:
                 return f"{expected} parameters expected, {actual} counted after slimming"
             uniform = self.tolerance == TOLERANCE
-            sample = _samples(self.call, 1)
+            sample = self.samples.first(self.call)
             counted, expected = count_flops(small, sample, consume=uniform)[0], int(space.flops_of(counts))
             return "" if counted == expected else f"{expected} flops expected, {counted} counted after slimming"
         except Exception as error:  # any error that the user's forward raises on narrower tensors is the reason

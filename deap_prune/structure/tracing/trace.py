@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from deap_prune.errors import ModelError, did_you_mean
-from deap_prune.structure.inputs import Call, Inputs, first_line, first_sample, training_branches
+from deap_prune.structure.inputs import Call, Inputs, as_call, first_line, on_device, training_branches
 from deap_prune.structure.slim import unwrap
 from deap_prune.structure.space import PruningSpace
 from deap_prune.structure.tracing.clean_copy import check_finite, check_hooks, pristine
@@ -19,11 +19,18 @@ from deap_prune.structure.tracing.fvcore_count import count_flops, without_fast_
 from deap_prune.structure.tracing.grouping import build_space, classes_of
 from deap_prune.structure.tracing.labels import LabelTracer
 from deap_prune.structure.tracing.proof import Proof
+from deap_prune.structure.tracing.samples import chosen_samples, learn_samples
 
 
 @torch.inference_mode(False)  # inference mode does not decompose composite operators
 @without_fast_paths()
-def trace(model: nn.Module, example_inputs: Inputs, *, ignore: Iterable[str | nn.Module] = ()) -> PruningSpace:
+def trace(
+    model: nn.Module,
+    example_inputs: Inputs,
+    *,
+    ignore: Iterable[str | nn.Module] = (),
+    batched: Iterable[int | str] | None = None,
+) -> PruningSpace:
     """Find the filter groups of a network and prove them.
 
     One forward pass in eval mode follows every channel through the network and groups the channels that meet. Then the
@@ -32,9 +39,12 @@ def trace(model: nn.Module, example_inputs: Inputs, *, ignore: Iterable[str | nn
 
     Args:
         model: Any network, on any device, wrapped in (Distributed)DataParallel or not; it comes back unchanged.
-        example_inputs: A tensor, a tuple of positional arguments or a dict of keyword arguments; one sample is used.
+        example_inputs: A tensor, a tuple of positional arguments or a dict of keyword arguments. One sample of the
+            batch is used.
         ignore: Modules that stay dense, with their submodules: modules, names, or patterns of names
             (``"backbone.*"``).
+        batched: Positions or names of the arguments whose first dimension is the batch; empty if the example inputs are
+            one sample as they are. None: learned from runs on parts of the batch.
 
     Examples:
         >>> print(dp.trace(model, images))
@@ -44,12 +54,14 @@ def trace(model: nn.Module, example_inputs: Inputs, *, ignore: Iterable[str | nn
           dense: 6 (5): is an output of the network
 
     Raises:
-        ModelError: If weights are not finite, the forward pass fails, forward hooks change the outputs, an ignored
-            name does not exist, ``ignore`` is not a sequence, or no filter of the network can be pruned.
+        ModelError: If weights are not finite, the forward pass fails, forward hooks change the outputs, a name in
+            ``ignore`` or ``batched`` does not exist, either is not a sequence, or no filter can be pruned.
     """
     network = pristine(unwrap(model))
     check_finite(network)
-    inputs = first_sample(example_inputs, next(network.parameters(), torch.empty(0)).device)
+    call = on_device(as_call(example_inputs), next(network.parameters(), torch.empty(0)).device)
+    samples = learn_samples(network, call) if batched is None else chosen_samples(network, call, batched)
+    inputs = samples.first(call)
     check_hooks(unwrap(model), network, inputs)
     ignored = _module_names(model, ignore)
     tracer = LabelTracer(network)
@@ -57,27 +69,21 @@ def trace(model: nn.Module, example_inputs: Inputs, *, ignore: Iterable[str | nn
         tracer.run(network, *inputs)
     except Exception as error:
         raise ModelError(f"the network fails on the example inputs: {first_line(error)}") from error
-    try:
-        usual = all(p.dtype == torch.float32 for p in network.parameters())
-        total, uncounted = count_flops(network, inputs, consume=usual)
-    except Exception as error:
-        raise ModelError(
-            f"torch.jit, by which flops are counted, can't trace the network: {first_line(error)}; layers and tensors "
-            "that forward uses must be attributes of modules (nn.ModuleList, nn.Parameter, register_buffer)"
-        ) from error
+    usual = all(p.dtype == torch.float32 for p in network.parameters())
+    total, uncounted = count_flops(network, inputs, consume=usual)
     in_training = _follow_training(network, tracer, inputs)
     _ignore(tracer, ignored)
     _freeze_shared(network, tracer)
     space = build_space(network, tracer, total, uncounted)
-    proof = Proof.of(network, inputs, in_training=in_training)
+    proof = Proof.of(network, inputs, samples=samples, in_training=in_training)
     if _check_size_splits(space, tracer, proof):
         space = build_space(network, tracer, total, uncounted)
     while space.groups and (failures := proof.failing_groups(space)):
         for name, reason in failures.items():
             for member in space.group(name).members:
-                call = next(c for c in tracer.calls if c.name == member.layer)
+                use = next(c for c in tracer.calls if c.name == member.layer)
                 if member.role != "reader":
-                    tracer.freeze(torch.from_numpy(call.outputs[member.positions.reshape(-1)]), reason)
+                    tracer.freeze(torch.from_numpy(use.outputs[member.positions.reshape(-1)]), reason)
         space = build_space(network, tracer, total, uncounted)
     if not space.groups:
         reasons = "; ".join(sorted({f"{r.layer or 'the only layer'}: {r.reason}" for r in space.refused})[:5])
@@ -89,8 +95,8 @@ def trace(model: nn.Module, example_inputs: Inputs, *, ignore: Iterable[str | nn
 
 
 def _follow_training(network: nn.Module, tracer: LabelTracer, inputs: Call) -> bool:
-    """Follow the branches that run in training only (auxiliary heads), if layers were idle; True if they ran."""
-    if not tracer.idle():
+    """Follow the branches of training (auxiliary heads) if layers were idle or dead; True if the pass succeeded."""
+    if not tracer.idle() and not tracer.dead:
         return False
     # A network that needs other inputs in training (a detector's targets) is traced in eval mode only.
     with training_branches(network), suppress(Exception):
