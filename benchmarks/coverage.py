@@ -31,7 +31,7 @@ import torchvision
 from torch import Tensor, nn
 
 import deap_prune as dp
-from deap_prune.structure.inputs import first_sample
+from deap_prune.structure.inputs import as_call
 from deap_prune.structure.tracing.fvcore_count import count_flops
 from deap_prune.structure.tracing.proof import Proof, difference
 
@@ -80,7 +80,7 @@ def examine(name: str, seeds: int = 2) -> dict[str, Any]:
     start = time.perf_counter()
     space = dp.trace(model, image)
     seconds = time.perf_counter() - start
-    call = first_sample(image, torch.device("cpu"))
+    call = as_call(image)
     proof = Proof.of(model, call)
     gaps, exact = [], True
     for seed in range(seeds):

@@ -1,4 +1,4 @@
-"""What can be pruned: filter groups, masks, exact cost, and surgery."""
+"""Structure of a network for pruning: filter groups, masks, exact cost, and surgery."""
 
 from deap_prune.structure import layer_types as _torch_layers  # noqa: F401 - registers them
 from deap_prune.structure.layers import LayerSpec, register_layer

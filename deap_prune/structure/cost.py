@@ -1,8 +1,8 @@
-"""FLOPs and parameters of a pruned network in closed form: exact, and without the network.
+"""FLOPs and parameters of a pruned network in closed form, exact and without running the network.
 
-A cost is a sum of products of two widths, and a width is a sum over the groups that feed it, so both counts are
-polynomials in the number of filters that each group keeps. One multiply-add is one flop (fvcore's convention), counted
-in eval mode for one sample.
+A cost is a sum of products of two widths. A width is a sum over the groups that feed it. So both costs are polynomials
+in the numbers of filters that the groups keep. One multiply-add is one flop (fvcore's convention), counted in eval mode
+for one sample.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ Term = tuple[float, NDArray[np.intp] | None, NDArray[np.intp] | None]
 
 @dataclass(frozen=True, eq=False)
 class CostPolynomial:
-    """``constant + sum_t coefficient_t * width_t * other_t``, each width affine in the kept counts.
+    """``constant + sum_t coefficient_t * width_1t * width_2t``, with widths that are affine in the kept counts.
 
     Attributes:
-        constant: What does not depend on the kept filters.
-        coefficients: Shape (terms,).
+        constant: Cost that does not depend on the kept filters.
+        coefficients: Cost per product of widths, shape (terms,).
         fixed: Dense channels in each of the two widths, shape (2, terms).
-        slopes: Positions that one kept filter of a group adds to a width, shape (2, terms, groups).
+        slopes: Channels that one kept filter of a group adds to a width, shape (2, terms, groups).
     """
 
     constant: float
@@ -33,15 +33,15 @@ class CostPolynomial:
     slopes: NDArray[np.float64]
 
     def __call__(self, kept: ArrayLike) -> NDArray[np.int64]:
-        """The cost for kept counts of shape (..., groups), as whole numbers of shape (...)."""
+        """Cost for kept counts of shape (..., groups), as integers of shape (...)."""
         counts = np.asarray(kept, dtype=np.float64)
         first, second = (fixed + counts @ slopes.T for fixed, slopes in zip(self.fixed, self.slopes, strict=True))
         return np.rint(self.constant + (first * second) @ self.coefficients).astype(np.int64)
 
     def widened(self, kept: ArrayLike, wider: ArrayLike) -> NDArray[np.int64]:
-        """The costs with each group alone at its wider count, from kept and wider counts of shape (..., groups).
+        """Costs with one group at a time at its wider count; both counts have shape (..., groups).
 
-        Last axis of the result: the group that is wider. The same numbers as a call for each group, from one product.
+        The last axis of the result is the wider group. Equal to one call per group, from a single matrix product.
         """
         counts = np.asarray(kept, dtype=np.float64)
         step = np.asarray(wider, dtype=np.float64) - counts
@@ -52,7 +52,7 @@ class CostPolynomial:
         return np.rint(now[..., None] + step * slope + step**2 * (self.coefficients @ (a * b))).astype(np.int64)
 
     def variable(self, kept: ArrayLike) -> int:
-        """The part of the cost that is in terms with a width that can shrink, for kept counts of shape (groups,)."""
+        """Cost of the terms with a width that can shrink, for kept counts of shape (groups,)."""
         moving = self.slopes.any(axis=(0, 2))
         part = CostPolynomial(0.0, self.coefficients[moving], self.fixed[:, moving], self.slopes[:, moving])
         return int(part(kept))
@@ -61,13 +61,14 @@ class CostPolynomial:
     def build(
         cls, terms: Sequence[Term], group_of: NDArray[np.intp], sizes: Sequence[int], constant: float = 0.0
     ) -> CostPolynomial:
-        """From terms (coefficient, channel ids, channel ids); None stands for a factor of 1.
+        """The polynomial of a list of terms.
 
         Args:
-            terms: The ids index ``group_of``; id -1 is a dense channel.
-            group_of: Group of each channel, shape (channels + 1,), the last one -1 (dense).
+            terms: (coefficient, channel ids, channel ids); the ids index ``group_of``, id -1 is a dense channel, and
+                None stands for a factor of 1.
+            group_of: Group of each channel, shape (channels + 1,), with -1 (dense) at the end.
             sizes: Channels of each group.
-            constant: Added to the sum.
+            constant: Constant of the polynomial.
         """
         n = len(sizes)
         fixed = np.zeros((2, len(terms)))

@@ -1,4 +1,4 @@
-"""How a network is run and copied for tracing: example inputs of any shape, modes, precision."""
+"""Run and copy networks for tracing: example inputs, modes, precision."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from deap_prune.data.batches import tensors_of
+from deap_prune.structure.outputs import open_outputs
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -27,15 +27,13 @@ def as_call(inputs: Inputs) -> Call:
     return (tuple(inputs), {}) if isinstance(inputs, (tuple, list)) else ((inputs,), {})
 
 
-def first_sample(inputs: Inputs, device: torch.device) -> Call:
-    """The call with the first sample of the batch alone, on a device."""
-    return tree_map(
-        lambda x: x[:1].to(device).contiguous() if isinstance(x, Tensor) and x.dim() else x, as_call(inputs)
-    )
+def on_device(call: Call, device: torch.device) -> Call:
+    """The call with contiguous tensors on a device."""
+    return tree_map(lambda x: x.to(device).contiguous() if isinstance(x, Tensor) else x, call)
 
 
 def in_order(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-    """A layer's arguments in the order of its ``forward``: what it reads comes first, ``layer(input=x)`` or not."""
+    """A layer's arguments in the order of its ``forward``, so that its input comes first in ``layer(input=x)`` too."""
     if not kwargs:
         return args, kwargs
     bound = inspect.signature(layer.forward).bind(*args, **kwargs)
@@ -44,9 +42,9 @@ def in_order(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 def forward(model: nn.Module, call: Call) -> list[Tensor]:
-    """All output tensors of a forward pass, flattened out of tuples and dicts."""
+    """All output tensors of a forward pass; see :func:`open_outputs`."""
     args, kwargs = call
-    return tensors_of(model(*args, **kwargs))
+    return open_outputs(model(*args, **kwargs)).tensors
 
 
 def as_precise(call: Call, model: nn.Module) -> Call:
@@ -62,7 +60,7 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode; afterwards every module is in the mode that it was in."""
+    """Run in eval mode; restore the mode of every module afterwards."""
     before = {module: module.training for module in model.modules()}
     try:
         model.eval()
@@ -74,8 +72,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def same_draws() -> Iterator[None]:
-    """Random numbers are the same each time; afterwards the generators are as they were."""
-    on_cuda = torch.cuda.is_initialized()  # else nothing of it is touched: a process that forks later must not
+    """Draw the same random numbers each time; restore the generators afterwards."""
+    on_cuda = torch.cuda.is_initialized()  # initialising CUDA here would break processes that fork later
     with torch.random.fork_rng(range(torch.cuda.device_count()) if on_cuda else ()):
         (torch if on_cuda else torch.default_generator).manual_seed(0)
         yield
@@ -83,10 +81,10 @@ def same_draws() -> Iterator[None]:
 
 @contextmanager
 def training_branches(model: nn.Module) -> Iterator[None]:
-    """What a network runs in training only (auxiliary heads) runs, while statistics and dropout stay still.
+    """Run the branches that run in training only (auxiliary heads), without dropout or updates of statistics.
 
-    Modules that hold others are in train mode, the others, and torch's own (attention), in eval mode. The same random
-    numbers are drawn each time, and afterwards the generators are as they were.
+    Modules with submodules are in train mode; leaf modules and torch's own modules (attention) are in eval mode. Each
+    time the same random numbers are drawn, and the generators are restored afterwards.
     """
     with evaluating(model), same_draws(), _WithoutDropout():
         for module in model.modules():
@@ -95,7 +93,7 @@ def training_branches(model: nn.Module) -> Iterator[None]:
 
 
 class _WithoutDropout(TorchFunctionMode):
-    """Functional dropout, which obeys the mode of the module that calls it, drops nothing."""
+    """Turn functional dropout, which follows the mode of the calling module, into the identity."""
 
     DROPOUT = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
 
@@ -109,7 +107,7 @@ class _WithoutDropout(TorchFunctionMode):
 
 
 def copy_with(model: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module:
-    """A copy whose parameters and buffers are ``convert(tensor)``; the originals are not copied first."""
+    """A copy whose parameters and buffers are ``convert(tensor)``; the original tensors are not copied."""
     memo: dict[int, Tensor] = {}
     for tensor in [*model.parameters(), *model.buffers()]:
         new = convert(tensor.detach())

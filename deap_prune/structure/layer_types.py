@@ -1,4 +1,4 @@
-"""The layer types of torch (and torchvision) that can be narrowed, each described once."""
+"""Descriptions of the layer types of torch and torchvision that can be narrowed."""
 
 from __future__ import annotations
 
@@ -19,18 +19,24 @@ def _conv(layer: nn.Conv2d) -> LayerSpec:
     n_in, n_out, groups = layer.in_channels, layer.out_channels, layer.groups
     kernel = prod(layer.kernel_size)
     rest = (None,) * len(layer.kernel_size)
+    channel_dim = -1 - len(rest)  # from the end, so that an input without batch dimension works too
     kind: Any = type(layer)
     plain = _is_linear_in_weight(kind)
-    own = {name: p for name, p in _own_parameters(layer) if len(p) == n_out}
-    extra: dict[str, tuple[Axis | None, ...]] = {name: ("out", *(None,) * (p.dim() - 1)) for name, p in own.items()}
-    if groups == n_in > 1:  # depthwise: a filter follows its channel
+    whole_weight: tuple[Axis | None, ...] = ("out", None if groups == n_in > 1 else "in", *rest)
+    extra: dict[str, tuple[Axis | None, ...]] = {
+        name: whole_weight if p.shape == layer.weight.shape else ("out", *(None,) * (p.dim() - 1))
+        for name, p in _own_tensors(layer)
+        if len(p) == n_out
+    }
+    if groups == n_in > 1:  # depthwise: each filter belongs to one input channel
         return LayerSpec(
             in_channels=n_in,
             out_channels=n_out,
             tensors={"weight": ("out", None, *rest), "bias": ("out",), **extra},
             widths={"in_channels": "in", "groups": "in", "out_channels": "out"},
-            flops=(lambda x, y: {"out": y[0] * kernel * prod(y[2:])}) if plain else None,
+            flops=(lambda x, y: {"out": prod(y) // n_out * kernel}) if plain else None,
             role="filter",
+            channel_dim=channel_dim,
             coupled=n_out // n_in,
             patches=conv_patches if plain else None,
         )
@@ -39,24 +45,26 @@ def _conv(layer: nn.Conv2d) -> LayerSpec:
         out_channels=n_out,
         tensors={"weight": ("out", "in", *rest), "bias": ("out",), **extra},
         widths={"in_channels": "in", "out_channels": "out"},
-        flops=(lambda x, y: {"in*out": y[0] * kernel * prod(y[2:]) / groups}) if plain else None,
+        flops=(lambda x, y: {"in*out": prod(y) // n_out * kernel / groups}) if plain else None,
         role="filter",
+        channel_dim=channel_dim,
         blocks=groups,
         whole=not plain,
         patches=conv_patches if plain else None,
     )
 
 
-def _own_parameters(layer: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """What a subclass adds to weight and bias (the gain of a weight-standardised convolution)."""
-    return [(n, p) for n, p in layer._parameters.items() if p is not None and p.dim() and n not in ("weight", "bias")]
+def _own_tensors(layer: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters and buffers that a subclass adds to weight and bias (a gain, a mask of the weight)."""
+    tensors = [*layer._parameters.items(), *layer._buffers.items()]
+    return [(name, t) for name, t in tensors if t is not None and t.dim() and name not in ("weight", "bias")]
 
 
 @cache
 def _is_linear_in_weight(kind: Any) -> bool:
-    """False for a convolution that works on another weight than its own, such as a standardised one.
+    """Whether the output of a convolution type is linear in its weight; False for weight standardisation.
 
-    Told by a small layer of the type: twice the weight must give twice the output.
+    Tested on a small layer of the type: twice the weight must give twice the output.
     """
     if kind.forward in (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward):
         return True
@@ -67,7 +75,7 @@ def _is_linear_in_weight(kind: Any) -> bool:
             once = kind.forward(layer, x)
             layer.weight.mul_(2)
             return torch.allclose(kind.forward(layer, x), 2 * once, atol=1e-6)
-    except Exception:  # a type of its own making: whatever its constructor or forward raises, nothing is known of it
+    except Exception:  # the constructor or forward of an unknown type may raise anything
         return False
 
 
@@ -76,14 +84,16 @@ def _conv_transpose(layer: nn.ConvTranspose2d) -> LayerSpec:
     n_in, n_out, groups = layer.in_channels, layer.out_channels, layer.groups
     kernel = prod(layer.kernel_size)
     rest = (None,) * len(layer.kernel_size)
+    channel_dim = -1 - len(rest)  # from the end, so that an input without batch dimension works too
     if groups == n_in > 1:  # depthwise
         return LayerSpec(
             in_channels=n_in,
             out_channels=n_out,
             tensors={"weight": ("in", None, *rest), "bias": ("out",)},
             widths={"in_channels": "in", "groups": "in", "out_channels": "out"},
-            flops=lambda x, y: {"in": x[0] * kernel * prod(x[2:]) * (n_out // n_in)},
+            flops=lambda x, y: {"in": prod(x) // n_in * kernel * (n_out // n_in)},
             role="filter",
+            channel_dim=channel_dim,
             coupled=n_out // n_in,
         )
     return LayerSpec(
@@ -91,8 +101,9 @@ def _conv_transpose(layer: nn.ConvTranspose2d) -> LayerSpec:
         out_channels=n_out,
         tensors={"weight": ("in", "out", *rest), "bias": ("out",)},
         widths={"in_channels": "in", "out_channels": "out"},
-        flops=lambda x, y: {"in*out": x[0] * kernel * prod(x[2:]) / groups},
+        flops=lambda x, y: {"in*out": prod(x) // n_in * kernel / groups},
         role="filter",
+        channel_dim=channel_dim,
         blocks=groups,
         patches=conv_transpose_patches if groups == 1 else None,
     )
@@ -114,7 +125,7 @@ def _linear(layer: nn.Linear) -> LayerSpec:
 
 @register_layer(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 def _batch_norm(layer: nn.BatchNorm2d) -> LayerSpec:
-    if layer.running_mean is None:  # normalised by the batch in eval mode too: fvcore's training formula
+    if layer.running_mean is None:  # uses batch statistics in eval mode too: fvcore's formula for training
         return _norm_by_channel(layer.num_features, 5 if layer.affine else 4)
     return _norm_by_channel(layer.num_features, 2 if layer.affine else 1)
 
@@ -124,13 +135,13 @@ def _instance_norm(layer: nn.InstanceNorm2d) -> LayerSpec:
     return _norm_by_channel(layer.num_features, 5 if layer.affine else 4)
 
 
-@register_layer("torchvision.ops.misc.FrozenBatchNorm2d")  # pretrained detectors have it; fvcore counts nothing
+@register_layer("torchvision.ops.misc.FrozenBatchNorm2d")  # used in pretrained detectors; fvcore counts 0
 def _frozen_batch_norm(layer: nn.Module) -> LayerSpec:
     return replace(_norm_by_channel(len(cast(Tensor, layer.weight)), 0), widths={})
 
 
 def _norm_by_channel(n: int, per_element: int) -> LayerSpec:
-    """Each channel is normalised by itself; so many multiply-adds an element."""
+    """A norm that treats each channel separately, at ``per_element`` multiply-adds per element."""
     return LayerSpec(
         in_channels=n,
         out_channels=n,
@@ -147,7 +158,7 @@ def _layer_norm(layer: nn.LayerNorm) -> LayerSpec | None:
     n = layer.normalized_shape[-1]
     scale = 5 if layer.elementwise_affine else 4
     if len(layer.normalized_shape) > 1:
-        return None  # normalises over space too: its weight has no channel dimension of its own
+        return None  # it normalises over space too, so its weight has no channel dimension
     return LayerSpec(
         in_channels=n,
         out_channels=n,
@@ -162,7 +173,7 @@ def _layer_norm(layer: nn.LayerNorm) -> LayerSpec | None:
 
 
 def _channels_first(layer: nn.LayerNorm) -> bool:
-    """Whether a subclass is a LayerNorm2d (as in ConvNeXts), told by what its forward accepts."""
+    """Whether a subclass is a LayerNorm2d (as in ConvNeXts), tested by running its forward on an image."""
     if type(layer).forward is nn.LayerNorm.forward:
         return False
     image = torch.zeros(1, layer.normalized_shape[-1], 1, 1)
@@ -193,7 +204,7 @@ def _group_norm(layer: nn.GroupNorm) -> LayerSpec:
 @register_layer(nn.PReLU)
 def _prelu(layer: nn.PReLU) -> LayerSpec | None:
     if layer.num_parameters == 1:
-        return None  # one slope for all channels is a plain element-wise function
+        return None  # with one slope for all channels it is an element-wise function
     return LayerSpec(
         in_channels=layer.num_parameters,
         out_channels=layer.num_parameters,

@@ -1,8 +1,7 @@
-"""The layer types that can be narrowed: which tensor dimensions count a layer's channels, and what it costs.
+"""Registry of the layer types that can be narrowed: their channel dimensions and their cost.
 
-A layer type is described once, by a function from the layer to a :class:`LayerSpec`; masking, slimming, parameter and
-FLOPs counts all follow from that description. ``@register_layer(MyConv)`` adds a type of your own; torch's are in
-layer_types.py.
+A function from a layer to a :class:`LayerSpec` describes a layer type. Masking, slimming, parameter and FLOPs counts
+use that description. ``@register_layer(MyConv)`` adds a user's type; layer_types.py describes those of torch.
 """
 
 from __future__ import annotations
@@ -25,26 +24,27 @@ Indices = NDArray[np.intp]
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSpec:
-    """How one layer carries channels.
+    """Channels, tensors and cost of one layer.
 
     Attributes:
-        in_channels: Channels read.
-        out_channels: Channels produced.
+        in_channels: Number of input channels.
+        out_channels: Number of output channels.
         tensors: Parameter or buffer name to the meaning of each of its dimensions: ``"in"``, ``"out"`` or None.
         widths: Attributes that hold a width: name to ``"in"``, ``"out"`` or a function of (n_in, n_out).
         flops: Function of (input shape, output shape) to the cost as a polynomial in the two widths: coefficients of
             ``"in*out"``, ``"in"``, ``"out"`` and ``"1"``. One multiply-add is one flop (fvcore's convention). None:
-            measured by fvcore on narrowed copies of the layer.
+            fvcore measures narrowed copies of the layer.
         role: ``"filter"`` for layers whose weight rows are filters, ``"norm"`` for per-channel scale and shift.
-        channel_dim: Dimension of the input and output activations that holds the channels.
+        channel_dim: Channel dimension of the input and output activations.
+        channel_dims: Channel dimension by rank of the activation, where it differs from ``channel_dim``.
         blocks: Groups of a grouped convolution or GroupNorm: every block keeps the same number of channels.
-        coupled: Output channel i is input channel ``i // coupled`` (0: the layer mixes its inputs into new channels).
-        whole: The layer looks at all its input channels at once in a way that zeroed weights can't imitate (LayerNorm,
-            GroupNorm, index maps): under a mask the narrowed layer runs on the kept channels alone.
+        coupled: Output channel i belongs to input channel ``i // coupled``; 0 if the layer mixes its input channels.
+        whole: The layer uses all its input channels in a way that zeroed weights can't imitate (LayerNorm, GroupNorm,
+            index maps). Under a mask the narrowed layer runs on the kept channels only.
         narrow: Replaces the slicing of ``tensors``: function of (layer, kept inputs, kept outputs), in place.
-        patches: For a layer whose output is a weighted sum of what it reads: function of (layer, input, picks) to what
-            the picked output positions read, shape (picks, in_channels, taps), taps in the weight's order. Positions
-            are numbered as in the output, (samples, *space). Layers without it are not re-fitted after pruning.
+        patches: For a layer whose output is a weighted sum of its input: function of (layer, input, picks) to the
+            inputs of the picked output positions, shape (picks, in_channels, taps), taps in the weight's order.
+            Positions are numbered as in the output, (samples, *space). Layers without it are not compensated.
     """
 
     in_channels: int
@@ -54,11 +54,16 @@ class LayerSpec:
     flops: Callable[[Shape, Shape], Mapping[str, float]] | None = lambda x, y: {}
     role: Literal["filter", "norm", "other"] = "other"
     channel_dim: int = 1
+    channel_dims: Mapping[int, int] = field(default_factory=dict)
     blocks: int = 1
     coupled: int = 0
     whole: bool = False
     narrow: Callable[[Any, Indices, Indices], None] | None = None
     patches: Callable[[Any, Tensor, Tensor], Tensor] | None = None
+
+    def axis(self, rank: int) -> int:
+        """Channel dimension, from 0, of an activation with ``rank`` dimensions."""
+        return self.channel_dims.get(rank, self.channel_dim) % rank
 
 
 Describe = Callable[[Any], LayerSpec | None]
@@ -66,16 +71,16 @@ _TYPES: dict[type[nn.Module] | str, Describe] = {}
 
 
 def register_layer(*types: type[nn.Module] | str) -> Callable[[Describe], Describe]:
-    """Teach deap_prune a layer type: decorate a function from the layer to its :class:`LayerSpec`.
+    """Register a layer type: decorate a function from the layer to its :class:`LayerSpec`.
 
-    Subclasses are covered, unless they have an entry of their own. ``trace`` proves each use of the layer (masked
-    against slimmed), so a wrong description is refused rather than believed.
+    The description covers subclasses without an entry of their own. ``trace`` proves each use of the layer (masked
+    against slimmed), so a wrong description is refused.
 
     Args:
-        types: Classes, or the full names of classes (``"package.module.Class"``) whose package need not be there.
+        types: Classes, or full names of classes (``"package.module.Class"``) whose package need not be installed.
 
     Raises:
-        RegistryError: If a type is registered already, or is no ``nn.Module`` subclass and no full name.
+        RegistryError: If a type is registered already, or is neither an ``nn.Module`` subclass nor a full name.
     """
 
     def decorate(describe: Describe) -> Describe:
@@ -92,7 +97,7 @@ def register_layer(*types: type[nn.Module] | str) -> Callable[[Describe], Descri
 
 
 def describe_layer(layer: nn.Module) -> LayerSpec | None:
-    """The layer's spec, or None where its type (and every base of it) is unknown."""
+    """The layer's spec, or None if neither its type nor a base class is registered."""
     for kind in type(layer).__mro__:
         if describe := _TYPES.get(kind) or _TYPES.get(f"{kind.__module__}.{kind.__qualname__}"):
             return describe(layer)
@@ -100,7 +105,7 @@ def describe_layer(layer: nn.Module) -> LayerSpec | None:
 
 
 def spec_of(layer: nn.Module) -> LayerSpec:
-    """The spec of a layer whose type is known, such as one that was traced.
+    """The spec of a layer of a registered type, such as a traced layer.
 
     Raises:
         RegistryError: If its type is not registered.
@@ -127,10 +132,10 @@ def narrow_layer(layer: nn.Module, kept_in: Indices, kept_out: Indices) -> None:
 
 
 def take(tensor: Tensor, spec: LayerSpec, name: str, kept_in: Indices, kept_out: Indices) -> Tensor:
-    """The part of a layer's tensor that belongs to the kept channels, as a new tensor."""
+    """The part of a layer's tensor for the kept channels, as a new tensor."""
     counts = {"in": len(kept_in), "out": len(kept_out)}
     both = [axis for axis in spec.tensors[name] if axis is not None]
-    if len(both) == 2:  # the columns of a grouped weight are those of one block
+    if len(both) == 2:  # a grouped weight has the columns of one block only
         counts[both[1]] //= spec.blocks
     shape = [n if axis is None else counts[axis] for n, axis in zip(tensor.shape, spec.tensors[name], strict=True)]
     return tensor.detach()[selection(tensor, spec, name, kept_in, kept_out)].reshape(shape).contiguous()
@@ -141,8 +146,8 @@ def selection(
 ) -> tuple[Tensor | slice, ...]:
     """Index that selects the kept part of a layer's tensor.
 
-    In a grouped convolution the rows of block b meet only the columns of block b, which are counted from the start of
-    that block; there the selected part begins with the dimensions (blocks, rows of a block, columns).
+    In a grouped convolution the rows of block b use only the columns of block b, numbered from the start of the block.
+    There the selected part begins with the dimensions (blocks, rows of a block, columns).
     """
     dims = spec.tensors[name]
     index: dict[Axis, Tensor] = {
@@ -160,7 +165,7 @@ def selection(
 
 
 def replace_tensor(layer: nn.Module, name: str, value: Tensor) -> None:
-    """Put a tensor of another shape in the place of a parameter or buffer."""
+    """Replace a parameter or buffer by a tensor of another shape."""
     old = getattr(layer, name)
     if isinstance(old, nn.Parameter):
         setattr(layer, name, nn.Parameter(value, requires_grad=old.requires_grad))

@@ -1,4 +1,4 @@
-"""The network under a mask: full size, with the pruned channels ignored by whatever reads them."""
+"""The masked network: full size, with pruned channels ignored by the layers that read them."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from deap_prune.structure.slim import check_network, unwrap
 from deap_prune.structure.space import PruningSpace
 
 Index = tuple[Tensor | slice, ...]
-Saved = list[tuple[Tensor, Index | None, Tensor]]  # a tensor, the part that was overwritten (None: all), what it held
+Saved = list[tuple[Tensor, Index | None, Tensor]]  # tensor, overwritten part (None: all), original values
 
 
 @contextmanager
 def masked(
     model: nn.Module, space: PruningSpace, masks: Masks, *, state: nn.Module | None = None
 ) -> Iterator[nn.Module]:
-    """The network at full size, its pruned channels ignored by every layer that reads them; undone at the end.
+    """Mask the network in place: layers ignore the pruned channels that they read. Undone when the context ends.
 
-    A backward pass belongs inside: autograd reads the weights when it runs, and after the block they are whole again.
-    Layers that look at all their channels (LayerNorm, GroupNorm, ...) run as narrowed copies, and get no gradients.
+    Run a backward pass inside the context: autograd reads the masked weights, which are restored at the end. Layers
+    that use all their channels at once (LayerNorm, GroupNorm, ...) run as narrowed copies and get no gradients.
 
     Args:
-        model: The network that was traced, wrapped or not, on any device.
-        space: Its space.
-        masks: What stays.
-        state: A slimmed network whose weights and statistics take the place of the kept ones (as judged, with BN
-            statistics re-estimated); None keeps the network's own.
+        model: The traced network, wrapped or not, on any device.
+        space: Its pruning space.
+        masks: Filters that stay.
+        state: A slimmed network whose weights and statistics replace those of the kept channels (as evaluated, with
+            re-estimated BN statistics); None keeps the network's own.
 
     Examples:
         >>> with torch.no_grad(), dp.masked(model, space, masks) as network:
@@ -68,9 +68,9 @@ def masked(
                 continue
             _mask_layer(layer, donor.get(entry.name), spec, kept[entry.inputs], outs, saved)
         if state is not None:
-            known = {entry.name for entry in space.layers}
-            for name, value in state.named_buffers():  # statistics of layers that no channel runs through
-                if name.rpartition(".")[0] not in known:
+            traced = {entry.name for entry in space.layers}
+            for name, value in state.named_buffers():  # statistics of layers outside of the space
+                if name.rpartition(".")[0] not in traced:
                     _overwrite(network.get_buffer(name), (), value, saved)
         yield model
     finally:
@@ -93,7 +93,7 @@ def _mask_layer(
     outs: Indices,
     saved: Saved,
 ) -> None:
-    """Zero what reads pruned inputs, and put the donor's values where the kept ones stand."""
+    """Zero the weights of pruned inputs, and copy the donor's values to the kept ones."""
     for name, dims in spec.tensors.items():
         tensor = getattr(layer, name)
         if tensor is None or (donor is None and ("in" not in dims or keep_in.all())):
@@ -118,21 +118,25 @@ def _overwrite(tensor: Tensor, index: tuple[Any, ...], value: Tensor, saved: Sav
 
 
 def _run_narrowed(layer: nn.Module, donor: nn.Module | None, spec: LayerSpec, ins: Indices, outs: Indices) -> None:
-    """Let the layer see its kept channels alone: gather, run the narrowed copy, scatter."""
+    """Run the layer on its kept channels only: gather, run the narrowed copy, scatter."""
     small = copy.deepcopy(layer)
-    vars(small).pop("forward", None)  # another mask's, or the user's: the class's own is what is narrowed
+    vars(small).pop(
+        "forward", None
+    )  # drop an instance-level forward (of another mask, or the user's): the class's forward is narrowed
     narrow_layer(small, ins, outs)
     if donor is not None:
         small.load_state_dict(donor.state_dict())
-    dim = spec.channel_dim
 
     def forward(*args: Any, **kwargs: Any) -> Tensor:
         (x, *others), named = in_order(small, args, kwargs)
-        index = torch.as_tensor(ins, device=x.device)
+        index, dim = torch.as_tensor(ins, device=x.device), spec.axis(x.dim())
         small.train(layer.training)
-        narrow = small.forward(x.index_select(dim, index), *others, **named)  # hooks run once, around the whole layer
+        narrow = small.forward(
+            x.index_select(dim, index), *others, **named
+        )  # not small(...): hooks run once, around the whole layer
         shape = list(narrow.shape)
+        dim = spec.axis(narrow.dim())
         shape[dim] = spec.out_channels
-        return narrow.new_zeros(shape).index_copy_(dim % x.dim(), torch.as_tensor(outs, device=x.device), narrow)
+        return narrow.new_zeros(shape).index_copy_(dim, torch.as_tensor(outs, device=x.device), narrow)
 
     layer.forward = forward

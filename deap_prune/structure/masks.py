@@ -1,4 +1,4 @@
-"""Masks: which filters of each group stay. NumPy alone."""
+"""Masks: the filters of each group that stay. Without torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deap_prune.errors import MaskError
 
 
 class Group(Protocol):
-    """What masks need to know of a filter group."""
+    """The properties of a filter group that masks use."""
 
     @property
     def name(self) -> str: ...  # noqa: D102
@@ -25,17 +25,17 @@ class Group(Protocol):
 
 
 class Space(Protocol):
-    """What masks need to know of a pruning space."""
+    """The properties of a pruning space that masks use."""
 
     @property
     def groups(self) -> Sequence[Group]: ...  # noqa: D102
 
 
 class Masks(Mapping[str, NDArray[np.bool_]]):
-    """Group name to a boolean array, True where the filter stays. Immutable and hashable; NumPy inside.
+    """Mapping of group name to a boolean array, True where the filter stays. Immutable and hashable.
 
     Args:
-        keep: Group name to anything that converts to booleans, shape (group.size,). Groups left out stay dense.
+        keep: Group name to booleans, shape (group.size,). Groups that are left out stay dense.
 
     Examples:
         >>> dp.Masks({"3": [True, True, False, True, False, False]})
@@ -67,7 +67,7 @@ class Masks(Mapping[str, NDArray[np.bool_]]):
         return len(self._keep)
 
     def items(self) -> ItemsView[str, NDArray[np.bool_]]:
-        """Names and masks; the dict's own view, which is several times faster than Mapping's."""
+        """Names and masks; a view of the dict, several times faster than that of Mapping."""
         return self._keep.items()
 
     @cached_property
@@ -81,38 +81,38 @@ class Masks(Mapping[str, NDArray[np.bool_]]):
         return isinstance(other, Masks) and self._key == other._key
 
     def __reduce__(self) -> tuple[type[Masks], tuple[dict[str, NDArray[np.bool_]]]]:
-        return Masks, (dict(self._keep),)  # copies are made anew, read-only as well
+        return Masks, (dict(self._keep),)  # so that copies are read-only too
 
     def __repr__(self) -> str:
         return f"Masks({', '.join(f'{name}: {keep.sum()}/{len(keep)}' for name, keep in self._keep.items())})"
 
     @classmethod
     def of_rows(cls, names: Sequence[str], rows: Sequence[NDArray[np.bool_]]) -> list[Masks]:
-        """The masks of many candidates at once, which is several times faster than one by one.
+        """Masks of many candidates at once, several times faster than one by one.
 
         Args:
-            names: The groups.
-            rows: Of each group the masks of all candidates, shape (candidates, group.size).
+            names: Names of the groups.
+            rows: For each group the masks of all candidates, shape (candidates, group.size).
         """
         stops = np.cumsum([row.shape[1] for row in rows]).tolist()
         spans = list(zip(names, [0, *stops], stops, strict=False))
-        found = []
+        candidates = []
         for flat in np.concatenate(rows, axis=1):
-            own = flat.copy()  # a view would keep all candidates in memory
+            own = flat.copy()  # a view would hold all candidates in memory
             own.flags.writeable = False
             masks = cls({})
             masks._keep = {name: own[start:stop] for name, start, stop in spans}
-            found.append(masks)
-        return found
+            candidates.append(masks)
+        return candidates
 
     @classmethod
     def random(cls, space: Space, *, keep: float | tuple[float, float] = 0.5, seed: int = 0) -> Masks:
-        """Masks that keep a share of each group, drawn uniformly (at least one filter a block).
+        """Masks that keep uniformly drawn filters, at least one per block.
 
         Args:
-            space: The groups.
-            keep: Share of the filters in (0, 1], or the range in which each group's own share is drawn.
-            seed: Of NumPy's generator.
+            space: The pruning space.
+            keep: Kept share of the filters in (0, 1], or the range from which each group's share is drawn.
+            seed: Seed of NumPy's generator.
 
         Raises:
             MaskError: If ``keep`` is outside (0, 1].
@@ -121,25 +121,25 @@ class Masks(Mapping[str, NDArray[np.bool_]]):
         if not 0 < low <= high <= 1:
             raise MaskError(f"keep is {keep}; it must be above 0 and at most 1")
         rng = np.random.default_rng(seed)
-        found = {}
+        keeps = {}
         for group in space.groups:
             share = low + (high - low) * rng.random() if low < high else low
             noise = rng.random((group.blocks, group.size // group.blocks))
             number = max(1, round(share * noise.shape[1]))
-            found[group.name] = (noise.argsort(axis=1).argsort(axis=1) < number).reshape(-1)
-        return cls(found)
+            keeps[group.name] = (noise.argsort(axis=1).argsort(axis=1) < number).reshape(-1)
+        return cls(keeps)
 
     def to_json(self) -> str:
-        """JSON text: for each group its size and the indices that stay."""
+        """JSON text with the size and the kept indices of each group."""
         groups = {name: {"size": len(k), "keep": np.flatnonzero(k).tolist()} for name, k in self._keep.items()}
         return json.dumps({"masks": groups})
 
     @classmethod
     def from_json(cls, text: str) -> Masks:
-        """The masks that :meth:`to_json` wrote.
+        """Masks from the text of :meth:`to_json`.
 
         Raises:
-            MaskError: If the text is not such JSON.
+            MaskError: If the text is not masks in JSON.
         """
         try:
             keep = {}

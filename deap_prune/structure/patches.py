@@ -1,4 +1,4 @@
-"""What the output positions of a layer read: the rows that its weight is multiplied with."""
+"""Patches: the inputs that a layer's weight is multiplied with at given output positions."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Shape = tuple[int, ...]
 
 
 def linear_patches(layer: nn.Linear, x: Tensor, picks: Tensor) -> Tensor:
-    """The picked rows of the input; positions are all its dimensions but the last."""
+    """Picked rows of the input; positions run over all dimensions but the last."""
     return x.reshape(-1, x.shape[-1])[picks].unsqueeze(-1)
 
 
 def conv_patches(layer: nn.Conv2d, x: Tensor, picks: Tensor) -> Tensor:
-    """What the output positions of a convolution read, gathered from a view: nothing is unfolded that is not picked."""
+    """Patches of a convolution, gathered from a view, so that only picked positions are unfolded."""
     pads: list[int] = []
     for d, (kernel, dilation) in enumerate(zip(layer.kernel_size, layer.dilation, strict=True)):
         span = dilation * (kernel - 1)
@@ -30,7 +30,7 @@ def conv_patches(layer: nn.Conv2d, x: Tensor, picks: Tensor) -> Tensor:
 
 
 def _windows(x: Tensor, picks: Tensor, kernel: Shape, stride: Shape, dilation: Shape) -> Tensor:
-    """The picked windows of (samples, channels, *space), shape (picks, channels, taps)."""
+    """Picked windows of an input (samples, channels, *space), shape (picks, channels, taps)."""
     n = len(kernel)
     view = x
     for d in range(n):
@@ -40,7 +40,7 @@ def _windows(x: Tensor, picks: Tensor, kernel: Shape, stride: Shape, dilation: S
 
 
 def conv_transpose_patches(layer: nn.ConvTranspose2d, x: Tensor, picks: Tensor) -> Tensor:
-    """A transposed convolution is a plain one over the input with zeros in between, its kernel turned around."""
+    """Patches of a transposed convolution: a convolution of the zero-interleaved input with the flipped kernel."""
     n = len(layer.kernel_size)
     steps = zip(x.shape[2:], layer.stride, strict=True)
     sparse = x.new_zeros(*x.shape[:2], *((size - 1) * stride + 1 for size, stride in steps))

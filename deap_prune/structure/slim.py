@@ -1,4 +1,4 @@
-"""Surgery: from a network and masks to a smaller network with the same outputs."""
+"""Surgery: remove pruned filters from a copy of the network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The network inside (Distributed)DataParallel or torch.compile's wrapper, or the model itself."""
+    """The network inside (Distributed)DataParallel or the wrapper of torch.compile, or the model itself."""
     while True:
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module
@@ -30,22 +30,22 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def slim(model: nn.Module, space: PruningSpace, masks: Masks) -> nn.Module:
-    """A smaller copy of the network without the pruned filters: a plain module of the same classes.
+    """Copy the network without its pruned filters, as modules of the same classes.
 
-    The copy gives the outputs of :func:`deap_prune.masked`; no data is involved, so its BN statistics are the dense
-    network's (``Evaluator.slim`` gives the network as it was judged).
+    The copy gives the outputs of :func:`deap_prune.masked`. Weights and BN statistics are those of the dense network;
+    ``Evaluator.slim`` gives the compensated network that was evaluated.
 
     Args:
-        model: The network that was traced, wrapped or not; it is not changed.
-        space: Its space.
-        masks: What stays.
+        model: The traced network, wrapped or not; it is not changed.
+        space: Its pruning space.
+        masks: Filters that stay.
 
     Examples:
         >>> dp.slim(model, space, dp.Masks.random(space, keep=0.5))[3]
         Conv2d(4, 3, kernel_size=(3, 3), stride=(1, 1))
 
     Raises:
-        MaskError: If the masks don't fit the space, or the space is another network's.
+        MaskError: If the masks don't fit the space, or the space was traced on another network.
     """
     kept = space.kept(masks)
     network = unwrap(model)
@@ -62,7 +62,7 @@ def slim(model: nn.Module, space: PruningSpace, masks: Masks) -> nn.Module:
 
 
 def _tensors_to_narrow(network: nn.Module, entries: Iterable[LayerChannels]) -> dict[int, Any]:
-    """A memo with which a deep copy shares, rather than copies, the tensors that narrowing replaces by new ones."""
+    """A memo for deepcopy that shares the tensors which narrowing replaces anyway."""
     memo: dict[int, Any] = {}
     for entry in entries:
         if entry.dim is not None:
@@ -77,10 +77,10 @@ def _tensors_to_narrow(network: nn.Module, entries: Iterable[LayerChannels]) -> 
 
 
 def check_network(network: nn.Module, space: PruningSpace) -> None:
-    """The network has the layers, and the widths, that were traced.
+    """Check that the network has the traced layers and widths.
 
     Raises:
-        MaskError: If it has not.
+        MaskError: If a layer is missing or has another width.
     """
     modules = dict(network.named_modules())
     for entry in space.layers:
@@ -89,10 +89,10 @@ def check_network(network: nn.Module, space: PruningSpace) -> None:
         spec = describe_layer(modules[entry.name]) if entry.name in modules else None
         traced = (len(entry.inputs), len(entry.outputs))
         if spec is None or (spec.in_channels, spec.out_channels) != traced:
-            found = f"{spec.in_channels} and {spec.out_channels}" if spec else "no such layer"
+            widths = f"has {spec.in_channels} inputs and {spec.out_channels} outputs" if spec else "is missing"
             raise MaskError(
-                f"the space was traced on another network: '{entry.name}' has {found} (inputs and outputs), "
-                f"the space {traced[0]} and {traced[1]}; trace this network"
+                f"the space was traced on another network: '{entry.name}' {widths}, in the space it has {traced[0]} "
+                f"and {traced[1]}; trace this network"
             )
 
 

@@ -1,4 +1,4 @@
-"""What can be pruned in a network: groups of filters that must be removed together, and where each channel is used."""
+"""The pruning space of a network: groups of coupled filters, and the layers in which each channel occurs."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Ids = NDArray[np.intp]
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """A layer in which a group's channels appear.
+    """A layer in which channels of a group occur.
 
     Attributes:
         layer: Qualified module name.
         role: ``"filter"`` (its rows make the channels), ``"norm"`` (scales and shifts them), ``"reader"`` (its columns
             read them) or ``"other"``.
-        positions: Where each channel stands in the layer, shape (group.size, uses of one channel).
+        positions: Positions of each channel in the layer, shape (group.size, occurrences of one channel).
     """
 
     layer: str
@@ -36,14 +36,14 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class FilterGroup:
-    """Channels that are pruned together, filter by filter: one filter of the group is one gene of a mask.
+    """Coupled filters: entry i of a mask prunes filter i in every layer of the group.
 
     Attributes:
-        name: Name of the first layer that makes the channels.
+        name: Name of the first layer that produces the channels.
         size: Number of filters.
-        start: Id of the first channel (the ids of a group are consecutive).
-        blocks: Every one of the ``blocks`` equal parts keeps the same number (grouped convolutions and the like).
-        members: The layers it runs through.
+        start: Id of the first channel; the ids of a group are consecutive.
+        blocks: Number of equal parts that must keep the same number of filters (grouped convolutions, GroupNorm).
+        members: Layers in which the channels occur.
     """
 
     name: str
@@ -53,7 +53,7 @@ class FilterGroup:
     members: tuple[Member, ...]
 
     def layers(self, role: str) -> tuple[Member, ...]:
-        """The members of one role."""
+        """Members with this role."""
         return tuple(m for m in self.members if m.role == role)
 
     def __str__(self) -> str:
@@ -65,7 +65,13 @@ class FilterGroup:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Channels that stay dense although a layer makes them, and why."""
+    """Output channels of a layer that stay dense.
+
+    Attributes:
+        layer: Qualified module name.
+        channels: Number of channels.
+        reason: Why they stay dense.
+    """
 
     layer: str
     channels: int
@@ -74,13 +80,13 @@ class Refusal:
 
 @dataclass(frozen=True, eq=False)
 class LayerChannels:
-    """A layer with the ids of the channels it reads and makes (-1: dense).
+    """A layer with the ids of its input and output channels (-1: dense).
 
     Attributes:
         name: Qualified module name, or parameter name where ``dim`` is set.
-        inputs: Shape (in_channels,).
-        outputs: Shape (out_channels,).
-        dim: For a per-channel parameter that no known layer owns: its channel dimension.
+        inputs: Ids of the input channels, shape (in_channels,).
+        outputs: Ids of the output channels, shape (out_channels,).
+        dim: Channel dimension of a parameter that belongs to no known layer; None for layers.
     """
 
     name: str
@@ -95,12 +101,12 @@ class PruningSpace:
 
     Attributes:
         groups: In order of execution.
-        refused: What stays dense, with reasons.
+        refused: Channels that stay dense, with reasons.
         layers: Every layer that ran, in order of first use.
         flops_of: Multiply-adds from kept counts, shape (..., groups) -> (...).
         params_of: Parameters from kept counts, likewise.
-        uncounted: Operators that fvcore does not count, with how often they ran.
-        idle: Layers that ran neither in eval mode nor in training; they are left as they are.
+        uncounted: Operators that fvcore does not count, with the number of calls.
+        idle: Layers that ran neither in eval mode nor in training; slim leaves them unchanged.
     """
 
     groups: tuple[FilterGroup, ...]
@@ -113,7 +119,7 @@ class PruningSpace:
 
     @cached_property
     def sizes(self) -> NDArray[np.int64]:
-        """Filters of each group, shape (groups,)."""
+        """Number of filters of each group, shape (groups,)."""
         return np.array([g.size for g in self.groups], dtype=np.int64)
 
     @cached_property
@@ -128,7 +134,7 @@ class PruningSpace:
 
     @cached_property
     def min_flops(self) -> int:
-        """Multiply-adds that remain when every group keeps one filter a block."""
+        """Multiply-adds if every group keeps one filter per block."""
         return int(self.flops_of([g.blocks for g in self.groups]))
 
     @cached_property
@@ -137,30 +143,30 @@ class PruningSpace:
         return self.flops_of.variable(self.sizes)
 
     def group(self, name: str) -> FilterGroup:
-        """The group of that name.
+        """The group of this name.
 
         Raises:
-            MaskError: If there is none.
+            MaskError: If there is no such group.
         """
         number = self._numbers.get(name)
         if number is not None:
             return self.groups[number]
-        known = did_you_mean(name, [g.name for g in self.groups])
-        raise MaskError(f"no filter group '{name}' in this space (masks of another network?); {known}")
+        advice = did_you_mean(name, [g.name for g in self.groups])
+        raise MaskError(f"no filter group '{name}' in this space (masks of another network?); {advice}")
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
         return {group.name: number for number, group in enumerate(self.groups)}
 
     def kept(self, masks: Masks) -> NDArray[np.bool_]:
-        """Which channels stay, by id, shape (channels + 1,); the last entry, for id -1, is True.
+        """True for the channel ids that stay, shape (channels + 1,); the last entry, for id -1, is True.
 
-        A group that the masks do not name stays dense.
+        A group without a mask stays dense.
 
         Raises:
-            MaskError: If a group is unknown, a mask has the wrong length, keeps nothing, or its blocks differ.
+            MaskError: If a group is unknown, a mask has the wrong length or keeps no filter, or its blocks differ.
         """
-        self.kept_counts(masks)  # the masks fit
+        self.kept_counts(masks)  # raises if the masks do not fit
         flat = np.ones(int(self.sizes.sum()) + 1, dtype=np.bool_)
         for name, keep in masks.items():
             group = self.group(name)
@@ -168,7 +174,7 @@ class PruningSpace:
         return flat
 
     def kept_counts(self, masks: Masks) -> NDArray[np.int64]:
-        """Filters that each group keeps, shape (groups,).
+        """Number of filters that each group keeps, shape (groups,).
 
         Raises:
             MaskError: As for :meth:`kept`.
@@ -191,32 +197,32 @@ class PruningSpace:
         for refusal in self.refused:
             reasons.setdefault(refusal.reason, []).append(refusal)
         lines += [
-            f"  dense: {', '.join(f'{r.layer} ({r.channels})' for r in found)}: {reason}"
-            for reason, found in reasons.items()
+            f"  dense: {', '.join(f'{r.layer} ({r.channels})' for r in refusals)}: {reason}"
+            for reason, refusals in reasons.items()
         ]
         if self.uncounted:
             lines.append(
                 "  not counted by fvcore: " + ", ".join(f"{k} x{n}" for k, n in Counter(self.uncounted).items())
             )
         if self.idle:
-            lines.append(f"  did not run, left as they are: {', '.join(self.idle)}")
+            lines.append(f"  did not run, left unchanged: {', '.join(self.idle)}")
         return "\n".join(lines)
 
 
 def _count(group: FilterGroup, keep: NDArray[np.bool_]) -> int:
-    """How many filters a mask keeps, if it fits the group."""
+    """Number of filters that a mask keeps, if it fits the group."""
     if keep.shape != (group.size,):
         raise MaskError(f"the mask of '{group.name}' has {len(keep)} entries; the group has {group.size} filters")
-    found = int(np.count_nonzero(keep))
-    if found == 0 or group.blocks > 1:
+    number = int(np.count_nonzero(keep))
+    if number == 0 or group.blocks > 1:
         counts = keep.reshape(group.blocks, -1).sum(axis=1)
         if counts.min() == 0 or counts.min() != counts.max():
-            every = "every block of it" if group.blocks > 1 else "it"
+            every = "every block" if group.blocks > 1 else "it"
             raise MaskError(
                 f"the mask of '{group.name}' keeps {counts.tolist()} filters (by block); {every} must keep at least one"
                 + (", and all blocks the same number" if group.blocks > 1 else "")
             )
-    return found
+    return number
 
 
 def flops(space: PruningSpace, masks: Masks) -> int:

@@ -1,7 +1,7 @@
-"""Small networks to prune: CIFAR ResNets and VGGs, networks for the 8x8 digits as images and as points.
+"""Small networks to prune: CIFAR ResNets and VGGs, and networks for the 8x8 digits as images and as point sets.
 
-Two of their layers show how a layer type is taught with ``register_layer``: ``AdaptivePolyphase`` (downsampling that
-shifts can't disturb) and ``ContinuousConv`` (convolution on points that lie on no grid).
+Two of their layers are examples of ``register_layer``: ``AdaptivePolyphase`` (shift-invariant downsampling) and
+``ContinuousConv`` (convolution on point sets).
 """
 
 from __future__ import annotations

@@ -15,14 +15,14 @@ from deap_prune.zoo.polyphase import AdaptivePolyphase
 
 Padding = Literal["zeros", "circular"]
 Shortcut = Literal["A", "B"]
-"""What joins two stages: A, strided slice and zero channels; B, strided 1x1 convolution and batch norm."""
+"""Shortcut between two stages: A, strided slice and zero channels; B, strided 1x1 convolution and batch norm."""
 
 
 class PadShortcut(nn.Module):
-    """The parameter-free shortcut (option A of He et al. 2016), in a form that survives pruning.
+    """The parameter-free shortcut (option A of He et al. 2016) as an index map, which can be narrowed.
 
-    Output channel ``j`` is input channel ``source[j]``, every ``stride``-th pixel of it, or zero where
-    ``source[j] == -1``. A new shortcut has the inputs in the middle and as many zero channels on either side.
+    Output channel ``j`` is every ``stride``-th pixel of input channel ``source[j]``, or zero where ``source[j] == -1``.
+    A new shortcut has the input channels in the middle and equally many zero channels on both sides.
 
     Args:
         in_channels: Channels of the input, at least 1.
@@ -30,7 +30,7 @@ class PadShortcut(nn.Module):
         stride: Step of the slice in rows and columns, in pixels.
 
     Attributes:
-        source: int64 of length ``out_channels``; not in the state dict.
+        source: Input channel of each output channel, int64, shape (out_channels,); not in the state dict.
 
     Raises:
         ModelError: If a size is not positive, or there are more inputs than outputs.
@@ -68,14 +68,14 @@ def _conv3x3(in_channels: int, out_channels: int, stride: int, padding_mode: Pad
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm, and a shortcut around them.
+    """Two 3x3 convolutions with batch norm, and a shortcut (He et al. 2016, figure 2).
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
         stride: Stride of the first convolution and of the shortcut, in pixels.
-        shortcut: "A" or "B"; used only where the shapes differ, else the shortcut is the identity.
-        padding_mode: Of the 3x3 convolutions: "zeros" or "circular".
+        shortcut: "A" or "B", used only where the shapes differ; else the shortcut is the identity.
+        padding_mode: Padding of the 3x3 convolutions, "zeros" or "circular".
     """
 
     def __init__(
@@ -105,18 +105,18 @@ class BasicBlock(nn.Module):
 class CifarResNet(nn.Module):
     """A 3x3 stem, three stages of basic blocks (the second and third halve the image), and one linear layer.
 
-    The linear layer is called ``linear`` with shortcut A and ``fc`` with shortcut B, as in the weights that
-    are commonly published for either (akamaster/pytorch_resnet_cifar10, chenyaofo/pytorch-cifar-models).
+    The linear layer is called ``linear`` with shortcut A and ``fc`` with shortcut B, as in the published weights
+    (akamaster/pytorch_resnet_cifar10, chenyaofo/pytorch-cifar-models).
 
     Args:
-        blocks: Basic blocks in each stage.
-        num_classes: Outputs.
+        blocks: Number of basic blocks in each stage.
+        num_classes: Number of classes.
         shortcut: "A" or "B".
         widths: Channels of the three stages.
         in_channels: Channels of the images.
-        shift_invariant: Circular padding throughout, and adaptive polyphase sampling before a stage in the place of
-            its stride: for images whose sides are multiples of 4, circular shifts then leave the label as it is.
-            Parameters and multiply-adds are the same.
+        shift_invariant: Use circular padding, and adaptive polyphase sampling instead of strides. Circular shifts of
+            images whose sides are multiples of 4 then do not change the label. Parameters and multiply-adds are the
+            same.
 
     Raises:
         ModelError: If the shortcut is neither "A" nor "B", or a count is not positive.
@@ -173,13 +173,13 @@ def _stage(
 def cifar_resnet(
     depth: int = 56, num_classes: int = 10, shortcut: Shortcut = "A", *, shift_invariant: bool = False
 ) -> CifarResNet:
-    """A CIFAR ResNet by its depth (He et al. 2016).
+    """A CIFAR ResNet of the given depth (He et al. 2016).
 
     Args:
-        depth: Layers with weights along the main path, 6 n + 2: 20, 32, 44, 56, 110, ...
-        num_classes: Outputs.
+        depth: Number of weight layers on the main path, 6 n + 2: 20, 32, 44, 56, 110, ...
+        num_classes: Number of classes.
         shortcut: "A" (zero-padded channels, no parameters) or "B" (1x1 convolution).
-        shift_invariant: Circular padding, and adaptive polyphase sampling in the place of strides; see CifarResNet.
+        shift_invariant: Use circular padding, and adaptive polyphase sampling instead of strides; see CifarResNet.
 
     Returns:
         The network with random weights, for inputs (N, 3, 32, 32).
@@ -224,10 +224,10 @@ def cifar100_resnet56(shortcut: Shortcut = "B") -> CifarResNet:
 
 @register_layer(PadShortcut)
 def _pad_shortcut(layer: PadShortcut) -> LayerSpec:
-    """An index map: the stages it joins stay independent of each other, and zero channels go first or last alike."""
+    """Describe the shortcut as an index map, so that the two stages are pruned independently."""
 
     def narrow(layer: PadShortcut, kept_in: Indices, kept_out: Indices) -> None:
-        place = torch.full((layer.in_channels + 1,), -1)  # the last entry answers for source -1, a zero channel
+        place = torch.full((layer.in_channels + 1,), -1)  # the last entry is for source -1, a zero channel
         place[torch.as_tensor(kept_in)] = torch.arange(len(kept_in))
         layer.source = place.to(layer.source.device)[layer.source[torch.as_tensor(kept_out)]]
         layer.in_channels, layer.out_channels = len(kept_in), len(kept_out)

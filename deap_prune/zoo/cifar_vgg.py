@@ -20,11 +20,11 @@ class CifarVGG(nn.Module):
     """Five stacks of 3x3 convolutions with max-pools between, a global average, and one linear layer.
 
     Args:
-        convolutions: Convolutions in each of the five stacks (64, 128, 256, 512 and 512 channels).
-        num_classes: Outputs.
+        convolutions: Number of convolutions in each of the five stacks (64, 128, 256, 512 and 512 channels).
+        num_classes: Number of classes.
 
     Raises:
-        ModelError: If there are not five stacks, or a count is not positive.
+        ModelError: If the number of stacks is not five, or a count is not positive.
     """
 
     def __init__(self, convolutions: Sequence[int], num_classes: int) -> None:

@@ -1,4 +1,4 @@
-"""Parametric continuous convolution on point sets, and a classifier made of it.
+"""Parametric continuous convolution on point sets, and a classifier with it.
 
 After Wang, Suo, Ma, Pokrovsky and Urtasun, "Deep Parametric Continuous Convolutional Neural Networks", CVPR 2018.
 """
@@ -19,18 +19,18 @@ from deap_prune.structure.layers import LayerSpec, register_layer
 
 
 class ContinuousConv(nn.Module):
-    """Convolution on points anywhere: the kernel is a small MLP of the difference of two points' coordinates.
+    """Convolution on point sets: the kernel is a small MLP of the difference of two points' coordinates.
 
     ``y[o, i] = bias[o] + sum_j sum_c g[o, c](p_i - p_j) x[c, j]`` over the points j within ``radius`` of point i
-    (Wang et al. 2018, equation 3), where ``g(d) = weight @ relu(A d + a)``. As g is linear in ``weight``, the hidden
-    units first gather the neighbours' features, and ``weight`` is applied once a point, not once a pair of points.
+    (Wang et al. 2018, equation 3), where ``g(d) = weight @ relu(A d + a)``. As g is linear in ``weight``, the sum over
+    neighbours runs over the hidden units first, and ``weight`` is applied once per point instead of once per pair.
 
     Args:
-        in_channels: Features of a point.
-        out_channels: Features made for a point.
-        radius: Of the neighbourhood, in units of the coordinates; a point is a neighbour of itself.
-        hidden: Hidden units of the MLP.
-        dims: Coordinates of a point.
+        in_channels: Input features of a point.
+        out_channels: Output features of a point.
+        radius: Radius of the neighbourhood, in units of the coordinates; a point is a neighbour of itself.
+        hidden: Number of hidden units of the MLP.
+        dims: Number of coordinates of a point.
 
     Raises:
         ModelError: If a number is not positive.
@@ -54,7 +54,7 @@ class ContinuousConv(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start anew."""
+        """Draw new weights."""
         self.hidden.reset_parameters()
         bound = 1 / math.sqrt(self.weight[0].numel())
         nn.init.uniform_(self.weight, -bound, bound)
@@ -91,14 +91,14 @@ class PointClassifier(nn.Module):
     """Continuous convolutions with batch norm, the mean over the points, and one linear layer.
 
     Args:
-        in_channels: Features of a point.
-        num_classes: Outputs.
+        in_channels: Input features of a point.
+        num_classes: Number of classes.
         widths: Channels of the convolutions.
-        radius: Of each convolution's neighbourhood, in units of the coordinates.
-        dims: Coordinates of a point.
+        radius: Radius of each convolution's neighbourhood, in units of the coordinates.
+        dims: Number of coordinates of a point.
 
     Raises:
-        ModelError: If a number is not positive, or there is no width.
+        ModelError: If a number is not positive, or ``widths`` is empty.
     """
 
     def __init__(
@@ -112,7 +112,9 @@ class PointClassifier(nn.Module):
     ) -> None:
         super().__init__()
         if not widths or num_classes < 1:
-            raise ModelError(f"widths={tuple(widths)}, num_classes={num_classes}: give a width at least, and a class")
+            raise ModelError(
+                f"widths={tuple(widths)}, num_classes={num_classes}: give at least one width and one class"
+            )
         sizes = pairwise((in_channels, *widths))
         self.convs = nn.ModuleList(ContinuousConv(a, b, radius=radius, dims=dims) for a, b in sizes)
         self.norms = nn.ModuleList(nn.BatchNorm1d(width) for width in widths)
@@ -126,14 +128,14 @@ class PointClassifier(nn.Module):
 
 
 def brightest_points(images: Tensor, n: int = 32) -> tuple[Tensor, Tensor]:
-    """Images as sets of points: of each its ``n`` brightest pixels, where the ink is.
+    """Point sets from images: the ``n`` brightest pixels of each image.
 
     Args:
-        images: Shape (N, C, H, W).
-        n: Points a set.
+        images: Images, shape (N, C, H, W).
+        n: Number of points per set.
 
     Returns:
-        Features (N, C, n), the pixels' values, and points (N, n, 2), their rows and columns in pixels.
+        Features (N, C, n), the values of the pixels, and points (N, n, 2), their rows and columns in pixels.
 
     Raises:
         ModelError: If the images have fewer than ``n`` pixels.

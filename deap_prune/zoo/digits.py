@@ -1,4 +1,4 @@
-"""A residual network for scikit-learn's 8x8 digits: real data, no download, seconds to train."""
+"""A residual network for scikit-learn's 8x8 digits, which need no download."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from deap_prune.zoo.cifar_resnet import CifarResNet
 def digits_resnet(num_classes: int = 10, width: int = 16, *, shift_invariant: bool = False) -> CifarResNet:
     """A residual network of 14 layers for one-channel 8x8 images (after He et al. 2016, section 4.2).
 
-    Two basic blocks in each of three stages of ``width``, ``2 * width`` and ``4 * width`` channels; the image
-    is 8x8, 4x4 and 2x2 pixels in them; 1x1-convolution shortcuts.
+    Three stages of two basic blocks with ``width``, ``2 * width`` and ``4 * width`` channels, on 8x8, 4x4 and 2x2
+    pixels, with 1x1-convolution shortcuts.
 
     Args:
-        num_classes: Outputs.
+        num_classes: Number of classes.
         width: Channels of the first stage.
-        shift_invariant: Circular padding, and adaptive polyphase sampling in the place of strides; see CifarResNet.
+        shift_invariant: Use circular padding, and adaptive polyphase sampling instead of strides; see CifarResNet.
 
     Returns:
         The network with random weights, for inputs (N, 1, 8, 8).

@@ -1,4 +1,4 @@
-"""Adaptive polyphase sampling: downsampling that does not care where its grid begins.
+"""Adaptive polyphase sampling: downsampling whose result does not depend on the origin of the grid.
 
 After Chaman and Dokmanic, "Truly shift-invariant convolutional neural networks", CVPR 2021, arXiv 2011.14214.
 """
@@ -17,11 +17,11 @@ _STEPS = 2**16
 
 
 class AdaptivePolyphase(nn.Module):
-    """Keeps every ``stride``-th row and column, from the offset where that leaves the largest l2 norm.
+    """Keep every ``stride``-th row and column, from the offset whose samples have the largest l2 norm.
 
     The ``stride ** 2`` offsets give the polyphase components of the input. A circular shift of the input moves and
-    permutes them, so the largest one holds the same values as before: with circular padding around it, a network
-    that ends in a global average pool gives the same label for the shifted image (Chaman and Dokmanic 2021, section 4).
+    permutes them, so the largest one holds the same values. A network with circular padding and a global average pool
+    then gives the same label for the shifted image (Chaman and Dokmanic 2021, section 4).
 
     Args:
         channels: Channels of the input and of the output.
@@ -44,7 +44,7 @@ class AdaptivePolyphase(nn.Module):
         if x.shape[2] % s or x.shape[3] % s:
             raise ModelError(
                 f"AdaptivePolyphase halves a map of {x.shape[2]}x{x.shape[3]} with stride {s}: only sides that {s} "
-                "divides shift into themselves; pad or crop the images to such a size"
+                "divides are invariant to shifts; pad or crop the images to such a size"
             )
         row, column = (offset.view(-1, 1, 1, 1, 1, 1) for offset in strongest(x, s))
         parts = x.unflatten(3, (-1, s)).unflatten(2, (-1, s))
@@ -57,17 +57,17 @@ class AdaptivePolyphase(nn.Module):
 
 @torch.no_grad()
 def strongest(x: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-    """Where the polyphase component of largest l2 norm begins in each sample; a shift moves it along, exactly.
+    """Offset of the polyphase component with the largest l2 norm in each sample, exact under shifts.
 
     Floating-point sums depend on their order, which a shift changes. So values are first rounded to 1 / 65536 of the
-    sample's largest one: squares of whole numbers, held in float64, add up exactly (to 2**21 values a component).
-    Components that tie (two equal dots in an empty image) are told apart by a number that sees how their values are
-    arranged, but not where they begin: mixed into one map by irregular weights, the largest value of its circular
-    correlation with an irregular map. What ties even then is the same component, shifted.
+    sample's largest value: squares of integers add up exactly in float64 (up to 2**21 values per component). Equal
+    norms (two equal dots in an empty image) are separated by a number that depends on the arrangement of the values,
+    not on shifts: the channels are summed with irregular weights, and the largest value of the circular correlation
+    with an irregular map decides. Components that are equal in this number too are shifts of each other.
 
     Args:
-        x: Shape (N, C, H, W).
-        stride: Divides H and W.
+        x: Feature map, shape (N, C, H, W).
+        stride: Step of the grid, a divisor of H and W.
 
     Returns:
         First row and first column, in 0 .. stride - 1, each of shape (N,).
@@ -87,12 +87,12 @@ def strongest(x: Tensor, stride: int) -> tuple[Tensor, Tensor]:
 
 
 def _irregular(shape: torch.Size, like: Tensor) -> Tensor:
-    """Fixed numbers of which no two whole combinations are equal."""
+    """Fixed numbers of which no two integer combinations are equal."""
     return torch.arange(1, math.prod(shape) + 1, dtype=like.dtype, device=like.device).sin().view(shape)
 
 
 @register_layer(AdaptivePolyphase)
 def _polyphase(layer: AdaptivePolyphase) -> LayerSpec:
-    """A channel comes out as it went in, but the norm reads all of them: under a mask it is the kept channels'."""
+    """Each channel is sampled alike, but the norm reads all channels: under a mask it reads the kept ones only."""
     n = layer.channels
     return LayerSpec(in_channels=n, out_channels=n, widths={"channels": "out"}, coupled=1, whole=True)

@@ -38,7 +38,7 @@ def test_what_does_not_run_is_named() -> None:
     model.spare = nets.conv(3, 4)
     space = dp.trace(model, torch.randn(IMAGE))
     assert space.idle == ("spare",)
-    assert "did not run, left as they are: spare" in str(space)
+    assert "did not run, left unchanged: spare" in str(space)
 
 
 # ------------------------------------------------------------------ blocks, and couplings

@@ -54,7 +54,7 @@ def test_what_computes() -> None:
     before.register_forward_pre_hook(scaled)
     after[2].register_forward_hook(doubled)
     for model, where in ((before, "on the network"), (after, "on 2")):
-        with pytest.raises(ModelError, match=rf"forward hooks \({where}\) change what the network computes.*move"):
+        with pytest.raises(ModelError, match=rf"forward hooks \({where}\) change the network's outputs.*move"):
             dp.trace(model, torch.randn(IMAGE))
     with pytest.raises(ModelError, match=r"without its forward hooks \(on down\) the network fails: KeyError: 'skip'"):
         dp.trace(Skip(), torch.randn(IMAGE))
@@ -70,5 +70,5 @@ def test_a_kept_activation_is_named() -> None:
 def test_a_compiled_part_is_named() -> None:
     model = plain()
     model[0] = torch.compile(model[0])
-    with pytest.raises(ModelError, match=r"'0' is compiled; give the network as it was before torch.compile"):
+    with pytest.raises(ModelError, match=r"'0' is compiled; give the network before torch.compile"):
         dp.trace(model, torch.randn(IMAGE))

@@ -301,7 +301,7 @@ def test_masks_of_another_network() -> None:
     model = copy.deepcopy(prepared("residual").model)
     model.body.conv1 = nn.Sequential(nn.Identity(), nn.Identity())
     with (
-        pytest.raises(MaskError, match=r"the space was traced on another network: 'body.conv1.0' has no such layer"),
+        pytest.raises(MaskError, match=r"the space was traced on another network: 'body.conv1.0' is missing"),
         dp.masked(model, space, dp.Masks.random(space)),
     ):
         pass

@@ -111,8 +111,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 5)),
         r"no filters that can be pruned.*needs a conv",
     ),
-    "a layer in a list": (PlainList, r"torch.jit.*can't trace the network: .*must be attributes of modules"),
-    "a lazy layer": (lambda: nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten()), r"'0.weight' has no shape yet.*run the"),
+    "a lazy layer": (
+        lambda: nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten()),
+        r"'0.weight' belongs to a lazy layer without shapes.*run the",
+    ),
     "another size of image": (
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(7, 5)),
         r"fails on the example inputs: Runt",
@@ -131,3 +133,10 @@ def test_says_what_to_do(case: str) -> None:
 def test_a_script_module_is_named() -> None:
     with pytest.raises(ModelError, match=r"is a ScriptModule.*give the nn.Module"):
         dp.trace(torch.jit.script(nn.Sequential(conv(3, 4), conv(4, 5))), torch.randn(IMAGE))
+
+
+def test_a_layer_in_a_list_stays_dense() -> None:
+    """nn.Module does not see it, and torch.jit can't trace it; the rest is pruned and counted."""
+    space = dp.trace(PlainList(), torch.randn(IMAGE))
+    assert {r.layer: r.reason for r in space.refused}["first"] == "is read by 'convolution', which can't be narrowed"
+    assert "second" in {group.name for group in space.groups}

@@ -40,7 +40,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "width in a formula": (lambda x: x * x.shape[1], "masked and slimmed outputs differ"),
     "functional convolution": (nets.OwnParameter(), "is read by 'convolution', which can't be narrowed"),
     "buffer": (nets.FixedGain(), "meets values of fixed width in 'mul'"),
-    "parametrization": (nets.weight_normed(), "is parametrized: bake it"),
+    "parametrization": (nets.weight_normed(), "is parametrized: call torch.nn.utils"),
     "unknown norm": (lambda x: F.instance_norm(x), "is read by 'native_batch_norm'"),
     "split by size": (
         lambda x: torch.cat(x.split(4, 1)[::-1], 1),
@@ -209,12 +209,12 @@ def test_ignored_modules_stay_dense() -> None:
     model, inputs, *_ = prepared("residual")
     space = dp.trace(model, inputs, ignore=("body.conv3", "stem"))
     assert [g.name for g in space.groups] == ["body.conv1.0", "body.conv2.0"]
-    assert {r.layer for r in space.refused if r.reason == "was told to be ignored"} == {"body.conv3.0", "stem.0"}
+    assert {r.layer for r in space.refused if r.reason == "is ignored (ignore=)"} == {"body.conv3.0", "stem.0"}
     with pytest.raises(ModelError, match=r"ignore names 'body.conv33', which is no module.*did you mean 'body.conv3'"):
         dp.trace(model, inputs, ignore=("body.conv33",))
     assert str(dp.trace(model, inputs, ignore=[model.body.conv3, model.stem])) == str(space)
     assert str(dp.trace(model, inputs, ignore=["body.conv3*", "s?em"])) == str(space)
     with pytest.raises(ModelError, match=r"ignore is one Sequential; give several modules or names"):
         dp.trace(model, inputs, ignore=model.stem)
-    with pytest.raises(ModelError, match="ignore holds a Conv2d that is no part of the network"):
+    with pytest.raises(ModelError, match="ignore holds a Conv2d that is not in the network"):
         dp.trace(model, inputs, ignore=[nn.Conv2d(1, 1, 1)])

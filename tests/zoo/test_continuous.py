@@ -68,7 +68,7 @@ def test_reset_draws_anew() -> None:
     [
         (lambda: zoo.ContinuousConv(0, 3), r"ContinuousConv\(0, 3, radius=2.0, hidden=16, dims=2\): give positive"),
         (lambda: zoo.ContinuousConv(1, 3, radius=-1), "give positive numbers"),
-        (lambda: zoo.PointClassifier(widths=()), r"widths=\(\), num_classes=10: give a width"),
+        (lambda: zoo.PointClassifier(widths=()), r"widths=\(\), num_classes=10: give at least one width"),
         (lambda: zoo.brightest_points(torch.zeros(1, 1, 4, 4), 17), "17 points of 4x4 pixels; give 1 to 16"),
     ],
 )

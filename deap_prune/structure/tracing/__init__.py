@@ -1,1 +1,1 @@
-"""From one forward pass to groups of coupled channels, each coupling proven."""
+"""Tracing: a forward pass proposes which channels are coupled; a proof accepts or refuses each coupling."""

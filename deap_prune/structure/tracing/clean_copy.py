@@ -1,4 +1,4 @@
-"""A clean copy of the user's network, and what is refused because a clean copy would be another network."""
+"""A copy of the user's network without hooks, and checks that the copy computes the same outputs."""
 
 from __future__ import annotations
 
@@ -15,23 +15,21 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 
 def pristine(network: nn.Module) -> nn.Module:
-    """A copy without hooks, in eval mode, its tensors contiguous.
+    """Copy the network without hooks, in eval mode, with contiguous parameters.
 
     Raises:
-        ModelError: If the network is no ``nn.Module`` or a ScriptModule, holds a compiled module, can't be copied, has
-            lazy layers that no input has shaped yet, or layers whose weight a hook computes.
+        ModelError: If the network is not an ``nn.Module``, is a ScriptModule, holds a compiled module, can't be copied,
+            has uninitialised lazy layers, or has layers whose weight is computed in a hook.
     """
     if not isinstance(network, nn.Module):
         raise ModelError(f"the network is a {type(network).__name__}; give the nn.Module, its weights loaded")
     for name, module in network.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise ModelError(
-                "the network is a ScriptModule, which can't be narrowed; give the nn.Module it was made from"
+                "the network is a ScriptModule, which can't be narrowed; give the nn.Module that it was scripted from"
             )
         if name and hasattr(module, "_orig_mod"):
-            raise ModelError(
-                f"'{name}' is compiled; give the network as it was before torch.compile ('{name}._orig_mod')"
-            )
+            raise ModelError(f"'{name}' is compiled; give the network before torch.compile ('{name}._orig_mod')")
         for hook in module._forward_pre_hooks.values():
             if type(hook).__module__.startswith("torch.nn.utils"):  # spectral_norm, weight_norm, prune
                 raise ModelError(
@@ -39,12 +37,14 @@ def pristine(network: nn.Module) -> nn.Module:
                     "remove_spectral_norm, remove_weight_norm, or prune.remove"
                 )
     if lazy := [name for name, p in network.named_parameters() if nn.parameter.is_lazy(p)]:
-        raise ModelError(f"'{lazy[0]}' has no shape yet (a lazy layer); run the network once: model(example_inputs)")
+        raise ModelError(
+            f"'{lazy[0]}' belongs to a lazy layer without shapes; run the network once: model(example_inputs)"
+        )
     try:
         network = copy.deepcopy(network).eval()
     except RuntimeError as error:
-        kept = _kept_graph(network)
-        reason = f"{kept} is part of an autograd graph; detach it, or set it to None" if kept else first_line(error)
+        name = _attribute_with_graph(network)
+        reason = f"{name} is part of an autograd graph; detach it, or set it to None" if name else first_line(error)
         raise ModelError(f"the network can't be copied: {reason}") from error
     for module in network.modules():
         for hooks in HOOKS:
@@ -54,8 +54,8 @@ def pristine(network: nn.Module) -> nn.Module:
     return network
 
 
-def _kept_graph(network: nn.Module) -> str:
-    """An attribute that holds a tensor which autograd made (an activation that was kept), or nothing."""
+def _attribute_with_graph(network: nn.Module) -> str:
+    """Name of an attribute that holds a tensor with an autograd graph (a stored activation); empty if there is none."""
     for name, module in network.named_modules():
         for key, value in vars(module).items():
             if any(isinstance(leaf, Tensor) and leaf.grad_fn is not None for leaf in tree_leaves(value)):
@@ -64,12 +64,12 @@ def _kept_graph(network: nn.Module) -> str:
 
 
 def check_hooks(network: nn.Module, clean: nn.Module, call: Call) -> None:
-    """Refuse a network that computes something else without its forward hooks: copies have none.
+    """Refuse a network whose outputs change when its forward hooks are removed; pruned copies have no hooks.
 
     Args:
-        network: With its hooks; they run once. Without any, nothing runs.
+        network: The network with its hooks. It runs once if it has hooks, else not at all.
         clean: The copy without hooks.
-        call: One forward pass.
+        call: Arguments of one forward pass.
 
     Raises:
         ModelError: If the outputs differ, or the copy fails where the network does not.
@@ -78,12 +78,12 @@ def check_hooks(network: nn.Module, clean: nn.Module, call: Call) -> None:
     if not hooked:
         return
     where = f"forward hooks (on {', '.join(hooked[:3])}{', ...' if len(hooked) > 3 else ''})"
-    advice = "copies that are pruned have no hooks: move what they do into forward"
+    advice = "pruned copies have no hooks: move their computation into forward"
     with torch.no_grad(), evaluating(network):
         try:
             with same_draws():
                 with_hooks = forward(network, call)
-        except Exception:  # the network itself fails: the tracer says so
+        except Exception:  # the network itself fails: the tracer reports it
             return
         try:
             with same_draws():
@@ -95,14 +95,14 @@ def check_hooks(network: nn.Module, clean: nn.Module, call: Call) -> None:
         for a, b in zip(with_hooks, without, strict=True)
     )
     if not same:
-        raise ModelError(f"{where} change what the network computes; {advice}")
+        raise ModelError(f"{where} change the network's outputs; {advice}")
 
 
 def check_finite(network: nn.Module) -> None:
     """Refuse weights or statistics that are NaN or infinite.
 
     Raises:
-        ModelError: Naming the first such tensor.
+        ModelError: If there is such a tensor; the message names the first one.
     """
     for name, tensor in network.state_dict().items():
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):

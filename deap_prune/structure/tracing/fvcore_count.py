@@ -1,4 +1,4 @@
-"""fvcore's count of a network, the yardstick that the closed form must equal."""
+"""FLOPs of a network as fvcore counts them; the closed-form cost must equal this count."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from deap_prune.data.batches import tensors_of
 from deap_prune.structure.inputs import Call, copy_with
 from deap_prune.structure.layers import narrow_layer, spec_of
+from deap_prune.structure.outputs import open_outputs
+from deap_prune.structure.tracing.dispatch_count import dispatch_count
 
 
 class _Positional(nn.Module):
-    """fvcore takes positional arguments and gives back tensors only."""
+    """Wrap a network for fvcore, which takes positional arguments and needs a tuple of tensors as output."""
 
     def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
         super().__init__()
@@ -31,12 +32,12 @@ class _Positional(nn.Module):
     def forward(self, *args: Any) -> Any:
         split = len(args) - len(self.names)
         outputs = self.model(*args[:split], **dict(zip(self.names, args[split:], strict=True)))
-        return tuple(tensors_of(outputs))
+        return tuple(open_outputs(outputs).tensors)
 
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Constants that a forward pass makes have this precision."""
+    """Create constants of a forward pass in this precision."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -47,7 +48,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 @contextmanager
 def without_fast_paths() -> Iterator[None]:
-    """Attention runs as the operators it is made of: as one operator (eval mode, no gradients) it has no count."""
+    """Run attention as its single operators; fvcore has no count for the fused operator of eval mode."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -58,14 +59,18 @@ def without_fast_paths() -> Iterator[None]:
 
 @without_fast_paths()
 def count_flops(model: nn.Module, call: Call, *, consume: bool = False) -> tuple[int, dict[str, int]]:
-    """Multiply-adds as fvcore counts them, eval mode, and the operators that it does not count.
+    """Multiply-adds in eval mode as fvcore counts them, and the operators that fvcore does not count.
 
-    ``padding="same"`` convolutions, which fvcore counts as nothing, are counted by its own formula.
+    fvcore counts convolutions with ``padding="same"`` as 0; here its own formula counts them. A network that torch.jit
+    can't trace is counted at the dispatcher, by the same formulas.
 
     Args:
-        model: The network; it is not changed.
+        model: The network; unchanged unless ``consume``.
         call: Arguments of one forward pass (one sample).
-        consume: The network is not needed any more: it may be changed to single precision.
+        consume: Convert the network itself to single precision instead of a copy.
+
+    Returns:
+        The multiply-adds, and operator name to number of uncounted calls.
     """
 
     def single(x: Any) -> Any:
@@ -74,8 +79,12 @@ def count_flops(model: nn.Module, call: Call, *, consume: bool = False) -> tuple
     try:
         with default_dtype(torch.float32):
             return _count(model.float() if consume else copy_with(model, single), tree_map(single, call))
-    except RuntimeError:  # a forward that casts to a precision of its own
+    except Exception:  # the forward casts to a fixed precision, or torch.jit can't trace it
+        pass
+    try:
         return _count(copy.deepcopy(model), call)
+    except Exception:  # torch.jit may raise anything
+        return dispatch_count(copy.deepcopy(model), call)
 
 
 def _count(network: nn.Module, call: Call) -> tuple[int, dict[str, int]]:
@@ -97,11 +106,11 @@ def _count(network: nn.Module, call: Call) -> tuple[int, dict[str, int]]:
 
 
 def measured_flops(layer: nn.Module, shape: tuple[int, ...]) -> tuple[tuple[str, float], ...]:
-    """A layer's cost as a polynomial in its two widths, from fvcore's count of narrowed copies.
+    """Cost of a layer as a polynomial in its two widths, fitted to fvcore's counts of narrowed copies.
 
     Args:
-        layer: Of a registered type.
-        shape: Of its input, one sample.
+        layer: A layer of a registered type.
+        shape: Shape of its input, one sample.
     """
     spec = spec_of(layer)
     powers = ("out", "1") if spec.coupled else ("in*out", "in", "out", "1")
@@ -115,12 +124,12 @@ def measured_flops(layer: nn.Module, shape: tuple[int, ...]) -> tuple[tuple[str,
         small = copy.deepcopy(layer)
         narrow_layer(small, _first(n_in, spec.in_channels, spec.blocks), _first(n_out, spec.out_channels, spec.blocks))
         narrow = [*shape]
-        narrow[spec.channel_dim] = n_in
+        narrow[spec.axis(len(shape))] = n_in
         counts.append(count_flops(small, ((torch.zeros(narrow),), {}))[0])
     terms = [[{"in*out": a * b, "in": a, "out": b, "1": 1}[p] for p in powers] for a, b in widths]
     return tuple(zip(powers, np.linalg.solve(np.array(terms, float), np.array(counts, float)).tolist(), strict=True))
 
 
 def _first(kept: int, n: int, blocks: int) -> NDArray[np.intp]:
-    """The first channels of each block, ``kept`` in all."""
+    """Positions of the first channels of each block, ``kept`` in total."""
     return np.flatnonzero(np.arange(n) % (n // blocks) < kept // blocks)

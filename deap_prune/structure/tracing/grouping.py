@@ -1,4 +1,4 @@
-"""From labels, ties and refusals to filter groups and their cost."""
+"""Filter groups and their cost from channel labels, ties and frozen labels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from deap_prune.structure.tracing.operator_rules import DENSE
 
 @dataclass(frozen=True, eq=False)
 class _Port:
-    """One side of a layer: the channel classes at its positions."""
+    """One side of a layer with the channel class at each position."""
 
     layer: str
     side: Literal["makes", "passes", "reads"]
@@ -30,7 +30,7 @@ class _Port:
 
 
 def build_space(network: nn.Module, tracer: LabelTracer, total: int, uncounted: Mapping[str, int]) -> PruningSpace:
-    """Group the channel classes that labels, ties and refusals leave."""
+    """Build the pruning space from the channel classes that are not frozen."""
     classes = classes_of(tracer)
     calls = {call.name: call for call in reversed(tracer.calls)}
     calls = {name: calls[name] for name in dict.fromkeys(c.name for c in tracer.calls)}
@@ -53,16 +53,16 @@ def build_space(network: nn.Module, tracer: LabelTracer, total: int, uncounted: 
 def _refusals(
     calls: Mapping[str, LayerCall], classes: Labels, ids: Labels, reasons: Mapping[int, str]
 ) -> tuple[Refusal, ...]:
-    found: Counter[tuple[str, str]] = Counter()
+    channels: Counter[tuple[str, str]] = Counter()
     for name, call in calls.items():
         if not call.spec.coupled:
             dense = [int(c) for c in classes[call.outputs] if ids[c] < 0]
-            found.update((name, reasons.get(c, "is read by no layer")) for c in dense)
-    return tuple(Refusal(name, channels, reason) for (name, reason), channels in found.items())
+            channels.update((name, reasons.get(c, "is read by no layer")) for c in dense)
+    return tuple(Refusal(name, number, reason) for (name, reason), number in channels.items())
 
 
 def classes_of(tracer: LabelTracer) -> Labels:
-    """Label -> class: labels that are tied, directly or not, are one class."""
+    """Class of each label, shape (labels,). Labels that are tied, directly or indirectly, share a class."""
     rows = np.concatenate([a for a, _ in tracer.ties] or [np.zeros(0, np.int64)])
     cols = np.concatenate([b for _, b in tracer.ties] or [np.zeros(0, np.int64)])
     graph = coo_matrix((np.ones(len(rows), dtype=np.int8), (rows, cols)), shape=(tracer.size, tracer.size))
@@ -83,7 +83,7 @@ def _ports(calls: Mapping[str, LayerCall], classes: Labels) -> list[_Port]:
 def _freeze_uneven_blocks(
     calls: Mapping[str, LayerCall], classes: Labels, ports: list[_Port], reasons: dict[int, str]
 ) -> None:
-    """Blocks must be filled by one group: freeze channels that enter a blocked layer beside others, or twice."""
+    """Freeze channels that enter a layer with blocks twice, or together with channels of another group."""
     cells = _cells(ports, len(classes))
     blocked = [port for port in ports if calls[port.layer].spec.blocks > 1]
     for port in blocked:
@@ -91,7 +91,7 @@ def _freeze_uneven_blocks(
             for c in set(port.classes):
                 reasons.setdefault(int(c), f"fills the blocks of '{port.layer}' together with other channels")
     changed = True
-    while changed:  # a blocked port with one dense channel is dense
+    while changed:  # one dense channel makes the whole blocked port dense
         changed = False
         for port in blocked:
             if any(int(c) in reasons for c in port.classes):
@@ -102,10 +102,10 @@ def _freeze_uneven_blocks(
 
 
 def _cells(ports: list[_Port], n: int) -> Labels:
-    """Class -> cell, shape (n,): classes that stand in the same ports, equally often, share a cell (0: in no port)."""
+    """Cell of each class, shape (n,). Classes that occur in the same ports equally often share one (0: no port)."""
     cells = np.zeros(n, dtype=np.int64)
     last = 0
-    for port in ports:  # each port splits the cells that reach into it
+    for port in ports:  # each port splits the cells that overlap with it
         there, counts = np.unique(port.classes, return_counts=True)
         _, split = np.unique(cells[there] * (counts.max() + 1) + counts, return_inverse=True)
         cells[there] = last + 1 + split
@@ -114,20 +114,20 @@ def _cells(ports: list[_Port], n: int) -> Labels:
 
 
 def _places(ports: list[_Port], cells: Labels) -> dict[int, list[tuple[int, int]]]:
-    """Cell -> the ports it stands in, with how often each of its classes does, in order of the ports."""
-    found: dict[int, list[tuple[int, int]]] = {}
+    """Ports of each cell, with the occurrences of each of its classes there, in the order of the ports."""
+    places: dict[int, list[tuple[int, int]]] = {}
     for p, port in enumerate(ports):
         there, first, counts = np.unique(port.classes, return_index=True, return_counts=True)
-        each, place = np.unique(cells[there], return_index=True)
-        for k in np.argsort([first[cells[there] == cell].min() for cell in each]):
-            found.setdefault(int(each[k]), []).append((p, int(counts[place[k]])))
-    return found
+        present, place = np.unique(cells[there], return_index=True)
+        for k in np.argsort([first[cells[there] == cell].min() for cell in present]):
+            places.setdefault(int(present[k]), []).append((p, int(counts[place[k]])))
+    return places
 
 
 def _groups(
     ports: list[_Port], calls: Mapping[str, LayerCall], classes: Labels, reasons: dict[int, str]
 ) -> tuple[list[FilterGroup], Labels]:
-    """Classes that stand in the same ports are the filters of one group; and the class -> channel id table."""
+    """Groups of the classes that occur in the same ports, and the channel id of each class (-1: dense)."""
     n = int(classes.max()) + 1
     cells, free = _cells(ports, n), np.ones(n, dtype=np.bool_)
     free[list(reasons)] = False
@@ -144,24 +144,28 @@ def _groups(
         order = list(dict.fromkeys(made[(cells[made] == cell) & free[made]].tolist()))
         if not order:
             continue
-        blocks, why = _blocks(places, ports, calls, order)
-        if why or len(order) <= blocks:
-            single = "has a single filter" if len(made) == 1 else "moves so that its channels can only go together"
+        blocks, conflict = _blocks(places, ports, calls, order)
+        if conflict or len(order) <= blocks:
+            single = (
+                "has a single filter"
+                if len(made) == 1
+                else "is moved so that its channels can only be pruned all together"
+            )
             for c in order:
-                reasons[c] = why or (single if blocks == 1 else "has a single filter a block")
+                reasons[c] = conflict or (single if blocks == 1 else "has a single filter per block")
             continue
         index = np.full(n, -1, dtype=np.int64)
         index[order] = np.arange(len(order))
-        found = []
+        members = []
         for p, uses in places:
             at: Labels = np.flatnonzero(index[ports[p].classes] >= 0)
             at = at[np.argsort(index[ports[p].classes[at]], kind="stable")].reshape(len(order), uses)
             role = "reader" if ports[p].side == "reads" else calls[ports[p].layer].spec.role
-            found.append(Member(ports[p].layer, role, at))
+            members.append(Member(ports[p].layer, role, at))
         name = ports[first].layer
         names[name] += 1
         name = name if names[name] == 1 else f"{name}:{names[name]}"
-        groups.append(FilterGroup(name, len(order), start, blocks, tuple(found)))
+        groups.append(FilterGroup(name, len(order), start, blocks, tuple(members)))
         ids[order] = start + np.arange(len(order))
         start += len(order)
     return groups, ids
@@ -173,13 +177,13 @@ def _blocks(
     calls: Mapping[str, LayerCall],
     order: list[int],
 ) -> tuple[int, str]:
-    """The number of equal parts of a group, or the reason why its layers' blocks can't be reconciled."""
+    """Number of equal blocks of a group, or the reason why the blocks of its layers conflict."""
     blocks = 1
     for p, _ in places:
         number = calls[ports[p].layer].spec.blocks
         if number > 1:
             if ports[p].classes.tolist() != order:
-                return 1, f"fills the blocks of '{ports[p].layer}' in another order"
+                return 1, f"fills the blocks of '{ports[p].layer}' in a different order"
             blocks = math.lcm(blocks, number)
     return (blocks, "") if len(order) % blocks == 0 else (1, "its layers have blocks of sizes that don't nest")
 
@@ -202,9 +206,9 @@ def _costs(
             factors = [sides[axis] for axis in powers.split("*") if axis != "1"]
             first, second = [*factors, None, None][:2]
             flops.append((coefficient, first, second))
-    flops += [(charge, ids[classes[labels]], None) for charge, labels in tracer.counted]
+    flops += [(charge, ids[classes[labels]], None) for charge, labels, _ in tracer.counted]
     flops_of = CostPolynomial.build(flops, group_of, sizes)
-    # What runs on dense channels only (attention, functional layers) is a constant that the dense count reveals.
+    # Operators on dense channels only (attention, functional layers) cost a constant: the rest of the dense count.
     flops_of = CostPolynomial.build(flops, group_of, sizes, total - int(flops_of(sizes)))
     parameters: list[Term] = []
     for layer in layers:

@@ -1,12 +1,12 @@
-"""Channel labels: which channels of a network are one and the same, found by following them through one forward pass.
+"""Channel labels: one forward pass with labelled channels shows which channels of a network are coupled.
 
-Every layer that makes new channels labels them; the labels then travel with the activations. A data movement (view,
-cat, chunk, pad, flatten, ...) is applied to the label tensor just as it is to the activation, so no index map has to
-be written for it. Where two channels meet element by element (a residual addition, a gate), their labels are tied: they
-can only be pruned together. Where something reads channels in a way that can't be narrowed, their labels are frozen,
-with the reason. Nothing is assumed: an operator that is not known freezes what it touches.
+Every layer that produces new channels labels them, and the labels follow the activations. A data movement (view, cat,
+chunk, pad, flatten, ...) is applied to the label tensor as to the activation, so it needs no index map. Where two
+channels meet element by element (a residual addition, a gate), their labels are tied: they can only be pruned together.
+Where an operator reads channels in a way that can't be narrowed, their labels are frozen, with the reason. An unknown
+operator freezes the labels of its arguments.
 
-Label tensors have the activation's number of dimensions, with size 1 wherever the label does not vary.
+A label tensor has as many dimensions as its activation, with size 1 where the label does not vary.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from deap_prune.data.batches import tensors_of
-from deap_prune.structure.inputs import Call
+from deap_prune.structure.inputs import Call, first_line
 from deap_prune.structure.layers import LayerSpec, spec_of
+from deap_prune.structure.outputs import open_outputs
+from deap_prune.structure.tracing.dataflow import Dataflow
 from deap_prune.structure.tracing.fvcore_count import measured_flops
 from deap_prune.structure.tracing.layer_watch import LayerWatch
 from deap_prune.structure.tracing.operator_rules import COUNTED, DENSE, Step, follow
@@ -38,22 +40,33 @@ _TORCH = Path(torch.__file__).parent
 
 @dataclass(frozen=True)
 class LayerCall:
-    """One layer as it was used: the labels it read and made, and its cost as a polynomial in the two widths."""
+    """One use of a layer: the labels of its input and output channels, and its cost as a polynomial in both widths.
+
+    ``step`` is the number of the call in the dataflow of the pass.
+    """
 
     name: str
     spec: LayerSpec
     inputs: Labels
     outputs: Labels
     flops: tuple[tuple[str, float], ...]
+    step: int = -1
 
 
 class LabelTracer(LayerWatch):
-    """Follows channel labels through everything that runs inside it.
+    """Follow channel labels through a forward pass.
 
-    After the pass: ``calls`` (layers in order of use), ``vectors`` (per-channel parameters used outside of a layer),
-    ``ties`` (pairs of label arrays that are one), ``frozen`` (labels with the reason), ``counted`` (labels of each
-    element that an operator outside of the layers is charged for, with the charge), ``doubts`` (line of code to the
-    labels that it splits by sizes, which may or may not follow the width).
+    Attributes:
+        calls: Uses of layers, in order.
+        vectors: Parameter used outside of a known layer to its channel dimension and labels.
+        ties: Pairs of label arrays that must be pruned together.
+        frozen: Labels that stay dense, with the reason.
+        counted: Cost of operators outside of the layers: FLOPs per label, the labels, and the step.
+        size_splits: Line of code to the labels that it splits by sizes, which may or may not follow the width.
+        split_at: The line of code that is splitting by sizes now, or None.
+        size: Number of labels so far.
+        dead: Layers that ran in the first pass without any use of their result.
+        counting: Whether costs of this pass are recorded.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -62,8 +75,10 @@ class LabelTracer(LayerWatch):
         self.vectors: dict[str, tuple[int, Labels]] = {}
         self.ties: list[tuple[Labels, Labels]] = []
         self.frozen: list[tuple[Labels, str]] = []
-        self.counted: list[tuple[float, Labels]] = []
-        self.doubts: dict[str, list[Labels]] = {}
+        self.counted: list[tuple[float, Labels, int]] = []
+        self.dead: list[str] = []
+        self.flow = Dataflow()
+        self.size_splits: dict[str, list[Labels]] = {}
         self.split_at: str | None = None
         self.size = 1
         self._labels: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -72,29 +87,58 @@ class LabelTracer(LayerWatch):
         self._to_measure: dict[int, tuple[nn.Module, tuple[int, ...]]] = {}
         self.counting = True
 
-    # ------------------------------------------------------------------ the pass
+    # ------------------------------------------------------------------ the forward pass
     def run(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, counting: bool = True) -> Any:
-        """Forward pass of ``model`` with labels; labels of the outputs are frozen at the end.
+        """Run ``model`` with labels, and freeze the labels of its outputs.
 
-        A further pass that takes other branches goes on with the same labels; its cost is not counted.
+        A second pass that takes other branches continues with the same labels.
+
+        Args:
+            model: The network.
+            args: Positional arguments of forward.
+            kwargs: Keyword arguments of forward.
+            counting: Record costs.
         """
-        self.counting = counting
+        self.counting, self.flow = counting, Dataflow()
         with self.watching(), _FunctionalWatch(self):
-            outputs = model(*args, **kwargs)
-        for tensor in tensors_of(outputs):
+            result = model(*args, **kwargs)
+        outputs = open_outputs(result)
+        for tensor in outputs.tensors:
             self.freeze(self.of(tensor), "is an output of the network")
-        for place, (layer, shape) in self._to_measure.items():  # not inside the pass: fvcore traces on its own
-            self.calls[place] = replace(self.calls[place], flops=measured_flops(layer, shape))
+        hidden = ", ".join([*outputs.closed, *(["ndarray"] if outputs.arrays else [])])
+        remaining = list(self._labels) if hidden else []  # tensors that something still holds after the pass
+        for tensor in remaining:
+            reason = f"may leave the network in an object that can't be opened ({hidden}); return tensors instead"
+            self.freeze(self._labels[tensor], reason)
+        if counting:
+            self._settle_costs([*outputs.tensors, *remaining])
+        return result
+
+    def _settle_costs(self, outputs: list[Tensor]) -> None:
+        """Measure layers without a formula, and drop the cost of layers that do not contribute to the outputs."""
+        live = self.flow.live(outputs)
+        self.counted = [entry for entry in self.counted if entry[2] in live]
+        names = {call.name for call in self.calls if call.step in live}
+        self.dead = [name for name in dict.fromkeys(call.name for call in self.calls) if name not in names]
+        for place, (layer, shape) in self._to_measure.items():  # after the pass, because fvcore traces the layer itself
+            call = self.calls[place]
+            try:
+                self.calls[place] = replace(call, flops=measured_flops(layer, shape))
+            except Exception as error:  # the forward of an unknown type may raise anything
+                self._refuse(call.name, torch.from_numpy(np.concatenate([call.inputs, call.outputs])), error)
         self._to_measure.clear()
-        return outputs
+        self.calls = [call if call.step in live else replace(call, flops=()) for call in self.calls]
+
+    def _refuse(self, name: str, labels: Tensor, error: Exception) -> None:
+        self.freeze(labels, f"'{name}' can't be narrowed: {first_line(error)}")
 
     def fresh(self, n: int) -> Tensor:
-        """``n`` labels that nothing else has."""
+        """``n`` new labels."""
         self.size += n
         return torch.arange(self.size - n, self.size)
 
     def idle(self) -> list[str]:
-        """Known layers that no pass has run so far."""
+        """Known layers that have not run."""
         return [name for name in self.layers if name not in self._made]
 
     def freeze(self, labels: Tensor | None, reason: str) -> None:
@@ -103,7 +147,7 @@ class LabelTracer(LayerWatch):
             self.frozen.append((np.unique(labels.numpy()), reason))
 
     def tie(self, a: Tensor, b: Tensor, reason: str) -> None:
-        """Make two label tensors (broadcast against each other) one; what meets a dense channel is dense."""
+        """Tie two label tensors, broadcast against each other; a label that is tied to a dense channel is frozen."""
         pairs = torch.stack([x.reshape(-1) for x in torch.broadcast_tensors(a, b)])
         pairs = pairs[:, pairs[0] != pairs[1]]
         if pairs.numel() == 0:
@@ -113,42 +157,63 @@ class LabelTracer(LayerWatch):
         self.freeze(pairs[:, dense] if dense.any() else None, reason)
         self.ties.append((pairs[0, ~dense].numpy(), pairs[1, ~dense].numpy()))
 
-    def doubt(self, labels: Tensor) -> None:
-        """Note labels that are being split by sizes rather than into a number of parts."""
+    def note_split(self, labels: Tensor) -> None:
+        """Record labels that are split by sizes rather than into a number of parts."""
         if self.split_at is not None:
-            self.doubts.setdefault(self.split_at, []).append(np.unique(labels.numpy()))
+            self.size_splits.setdefault(self.split_at, []).append(np.unique(labels.numpy()))
 
     # ------------------------------------------------------------------ layers
     def after_layer(self, name: str, layer: nn.Module, arguments: Call, result: Any) -> None:
-        """Label what the layer made."""
-        sources = tensors_of(arguments)
-        if sources and isinstance(result, Tensor):
-            self._record(name, layer, sources[0], result)
+        """Label the layer's output channels."""
+        sources, outputs = tensors_of(arguments), tensors_of(result)
+        if not sources or not outputs:
+            return
+        step = self.flow.record(sources, outputs)
+        try:
+            if not isinstance(result, Tensor):
+                raise TypeError(f"it returns a {type(result).__name__}")
+            self._record(name, layer, sources[0], result, step)
+        except Exception as error:  # a description, or the forward of an unknown type, may raise anything
+            for tensor in sources:
+                self._refuse(name, self._of_any(tensor), error)
+            made = self.fresh(1)
+            self._refuse(name, made, error)
+            self._made.setdefault(name, (made.numpy(), made.numpy()))
+            for tensor in outputs:
+                self._labels[tensor] = made.view([1] * tensor.dim())
 
-    def _record(self, name: str, layer: nn.Module, source: Tensor, output: Tensor) -> None:
+    def _of_any(self, tensor: Tensor) -> Tensor:
+        labels = self.of(tensor)
+        return torch.full([1] * tensor.dim(), DENSE) if labels is None else labels
+
+    def _record(self, name: str, layer: nn.Module, source: Tensor, output: Tensor, step: int) -> None:
         spec = spec_of(layer)
-        read = self._channels(self.of(source), source, spec.channel_dim, name)
+        for tensor, channels in ((source, spec.in_channels), (output, spec.out_channels)):
+            length = tensor.shape[spec.axis(tensor.dim())]
+            if length != channels:
+                raise ValueError(f"it has {channels} channels, but the tensor has {length} (shape {[*tensor.shape]})")
+        read = self._channels(self.of(source), source, spec.axis(source.dim()), name)
         if self._made.get(name) is None:
             made = read.repeat_interleave(spec.coupled) if spec.coupled else self.fresh(spec.out_channels)
             self._made[name] = (read.numpy(), made.numpy())
-        else:  # used twice: one weight, so the channels of both uses are the same
+        else:  # used twice with one weight: the channels of both uses are the same
             first, made = (torch.from_numpy(a) for a in self._made[name])
             self.tie(read, first, f"'{name}' is used on channels that stay dense")
         if hasattr(layer, "parametrizations"):
-            reason = f"'{name}' is parametrized: bake it with torch.nn.utils.parametrize.remove_parametrizations first"
+            reason = f"'{name}' is parametrized: call torch.nn.utils.parametrize.remove_parametrizations first"
             self.freeze(torch.cat([read, made]), reason)
         shape = [1] * output.dim()
-        shape[spec.channel_dim] = -1
+        shape[spec.axis(output.dim())] = -1
         self._labels[output] = made.view(shape)
         cost: tuple[tuple[str, float], ...] = ()
         if self.counting and spec.flops is None:
             self._to_measure[len(self.calls)] = (layer, tuple(source.shape))
         elif self.counting and spec.flops is not None:
             cost = tuple(spec.flops(tuple(source.shape), tuple(output.shape)).items())
-        self.calls.append(LayerCall(name, spec, read.numpy(), made.numpy(), cost))
+        self.calls.append(LayerCall(name, spec, read.numpy(), made.numpy(), cost, step))
 
     def _channels(self, labels: Tensor | None, source: Tensor, dim: int, name: str) -> Tensor:
-        """One label for each channel that a layer reads; labels that differ inside a channel are tied."""
+        """Labels of the channels that a layer reads, shape (n,); different labels inside one channel are tied."""
         n = source.shape[dim]
         if labels is None:
             return torch.full((n,), DENSE)
@@ -158,13 +223,14 @@ class LabelTracer(LayerWatch):
 
     # ------------------------------------------------------------------ operators between the layers
     def after_operator(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        """Do to the labels what the operator did to the activations."""
+        """Apply the operator to the labels of its arguments."""
         step = Step(self, func, args, kwargs, result)
+        self.flow.record(step.tensors, step.outputs, func)
         if any(self.of(tensor) is not None for tensor in step.tensors):
             follow(step)
 
     def of(self, tensor: Tensor) -> Tensor | None:
-        """The labels of a tensor; a parameter that is used outside of a layer gets its own, if it is a vector."""
+        """Labels of a tensor, or None. A vector parameter that is used outside of a layer gets new labels."""
         if tensor in self._labels:
             return self._labels[tensor]
         name = self._parameters.get(id(tensor))
@@ -176,14 +242,14 @@ class LabelTracer(LayerWatch):
         return self._labels[tensor]
 
     def charge(self, tensor: Tensor, per_element: float) -> None:
-        """Note the cost of an operator that fvcore counts by the elements of a tensor."""
-        labels = self.of(tensor)
+        """Record the cost of an operator that fvcore counts per element of a tensor."""
+        labels, step = self.of(tensor), self.flow.last
         if per_element and labels is not None and self.counting:
             scale = per_element * tensor.numel() / labels.numel()
-            self.counted.append((scale, labels.reshape(-1).numpy()))
+            self.counted.append((scale, labels.reshape(-1).numpy(), step))
 
     def attach(self, tensor: Any, labels: Tensor) -> None:
-        """Attach labels, dropping every dimension along which they do not vary."""
+        """Attach labels to a tensor, with size 1 in every dimension along which they do not vary."""
         for d in range(labels.dim()):
             if labels.shape[d] > 1 and bool((labels == labels.narrow(d, 0, 1)).all()):
                 labels = labels.narrow(d, 0, 1)
@@ -191,7 +257,7 @@ class LabelTracer(LayerWatch):
 
 
 class _FunctionalWatch(TorchFunctionMode):
-    """Sees what is lost on the way down: adaptive pooling to 1x1 becomes a mean, chunk becomes a split by size."""
+    """Observe torch functions before they are decomposed (adaptive pooling into a mean, chunk into a split by size)."""
 
     def __init__(self, tracer: LabelTracer) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A forward pass seen step by step: each known layer as one step, and the operators between the layers."""
+"""Observe a forward pass: each known layer as one step, and the operators between the layers."""
 
 from __future__ import annotations
 
@@ -15,40 +15,47 @@ from deap_prune.structure.layers import describe_layer
 
 
 class LayerWatch(TorchDispatchMode):
-    """Calls its methods as a network runs inside :meth:`watching`; subclasses note what they need.
+    """Call methods of a subclass while a network runs inside :meth:`watching`.
 
-    A layer runs outside of the mode, and so does what is called before and after it: each operator under a mode takes
-    a detour through Python, and fitting a layer is thousands of them.
+    Layers, ``before_layer`` and ``after_layer`` run outside of the dispatch mode: every operator under a mode is
+    dispatched through Python, which is slow for methods that fit layers.
 
     Attributes:
         layers: The known layers by name.
-        inside: How many layers deep the pass is; what runs inside of a layer is not seen.
+        inside: Nesting depth of layers that are running; operators inside of a layer are not reported.
     """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.layers = {name: m for name, m in network.named_modules() if describe_layer(m) is not None}
+        self.layers = {name: m for name, m in network.named_modules() if self._is_layer(m)}
         self.inside = 0
         self._away = False
         self._names = {id(layer): name for name, layer in self.layers.items()}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Torch's own hook; True, the default, imports torch._dynamo in the first pass, which takes seconds."""
+        """Override of torch's hook; True, the default, imports torch._dynamo in the first pass, which takes seconds."""
         return False
 
+    @staticmethod
+    def _is_layer(module: nn.Module) -> bool:
+        try:
+            return describe_layer(module) is not None
+        except Exception:  # a description that fails on this module; its operators are observed instead
+            return False
+
     def before_layer(self, name: str, layer: nn.Module, arguments: Call) -> None:
-        """A layer is about to run. Arguments are as they were given; see :func:`in_order`."""
+        """Called before a layer runs, with its arguments as the caller passed them; see :func:`in_order`."""
 
     def after_layer(self, name: str, layer: nn.Module, arguments: Call, result: Any) -> None:
-        """A layer has run; the result is None if it failed. Arguments are in the order of its ``forward``."""
+        """Called after a layer ran, with arguments in the order of its ``forward``; the result is None if it failed."""
 
     def after_operator(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        """An operator of torch's dispatcher has run outside of all layers."""
+        """Called after an operator of torch's dispatcher ran outside of all layers."""
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """See what runs in here, without gradients."""
+        """Observe the passes that run in this context, without gradients."""
         handles: list[Any] = []
         for layer in self.layers.values():
             handles.append(layer.register_forward_pre_hook(self._enter, with_kwargs=True))
@@ -65,7 +72,7 @@ class LayerWatch(TorchDispatchMode):
                 handle.remove()
 
     def _leave_mode(self) -> None:
-        """Out of the mode, if it is the innermost one (a network may enter modes of its own)."""
+        """Leave the dispatch mode if it is the innermost one (a network may enter modes of its own)."""
         if _get_current_dispatch_mode() is self:
             self._away = True
             self.__exit__(None, None, None)  # type: ignore[no-untyped-call]

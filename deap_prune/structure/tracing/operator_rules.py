@@ -1,4 +1,4 @@
-"""What each operator does to channel labels: a table of short rules, and a default that refuses."""
+"""Rules for the effect of operators on channel labels; an operator without a rule freezes its arguments."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from torch.utils._pytree import tree_map
 from deap_prune.data.batches import tensors_of
 
 aten = torch.ops.aten
-DENSE = 0  # the label of everything that can't be pruned: inputs, constants, fixed padding
+DENSE = 0  # label of values that can't be pruned: inputs, constants, fixed padding
 
-# What fvcore counts outside of layers: flops per element of the (input, output).
+# Operators outside of layers that fvcore counts: flops per element of the (input, output).
 COUNTED = {F.adaptive_avg_pool2d: (1, 0), aten.upsample_nearest2d: (0, 1), aten.upsample_bilinear2d: (0, 4)}
 
 
 class Tracer(Protocol):
-    """Who keeps the labels; see ``LabelTracer``."""
+    """Store of the labels; see ``LabelTracer``."""
 
     def of(self, tensor: Tensor) -> Tensor | None: ...  # noqa: D102
     def attach(self, tensor: Any, labels: Tensor) -> None: ...  # noqa: D102
     def tie(self, a: Tensor, b: Tensor, reason: str) -> None: ...  # noqa: D102
     def freeze(self, labels: Tensor | None, reason: str) -> None: ...  # noqa: D102
-    def doubt(self, labels: Tensor) -> None: ...  # noqa: D102
+    def note_split(self, labels: Tensor) -> None: ...  # noqa: D102
     def charge(self, tensor: Tensor, per_element: float) -> None: ...  # noqa: D102
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One operator as it ran: its tensor arguments in order, with their labels."""
+    """One call of an operator, with the labels of its arguments."""
 
     tracer: Tracer
     func: Any
@@ -64,26 +64,26 @@ class Step:
         return tensor, torch.full([1] * tensor.dim(), DENSE) if labels is None else labels
 
     def argument(self, name: str, default: Any = None) -> Any:
-        """A non-tensor argument by its name in the operator's schema."""
+        """An argument by its name in the operator's schema."""
         for place, argument in enumerate(self.func._schema.arguments):
             if argument.name == name:
                 return self.args[place] if place < len(self.args) else self.kwargs.get(name, default)
         return default
 
     def on_labels(self) -> Any:
-        """The operator applied to labels in the place of tensors."""
+        """Result of the operator, applied to the labels instead of the tensors."""
 
         def labels(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor):
                 return leaf
-            found = self.tracer.of(leaf)
-            return (torch.full([1] * leaf.dim(), DENSE) if found is None else found).expand(leaf.shape)
+            label = self.tracer.of(leaf)
+            return (torch.full([1] * leaf.dim(), DENSE) if label is None else label).expand(leaf.shape)
 
         return self.func(*tree_map(labels, self.args), **tree_map(labels, self.kwargs))
 
 
 def follow(step: Step) -> None:
-    """Give the outputs of an operator their labels, tie or freeze what its inputs carry."""
+    """Label the outputs of an operator; tie or freeze the labels of its inputs."""
     packet = step.func.overloadpacket
     if packet in RULES:
         RULES[packet](step)
@@ -99,19 +99,19 @@ def follow(step: Step) -> None:
 
 
 def pointwise(step: Step) -> None:
-    """Channels that meet are tied; a value broadcast over channels that vary elsewhere stays dense."""
+    """Tie channels that meet; freeze labels that are broadcast over other channels."""
     tensors, tracer = step.tensors, step.tracer
     shape = torch.broadcast_shapes(*(t.shape for t in tensors))
     wide = [t.reshape([1] * (len(shape) - t.dim()) + list(t.shape)) for t in tensors]
-    found = [tracer.of(t) for t in tensors]
-    labels = [None if x is None else x.reshape([1] * (len(shape) - x.dim()) + list(x.shape)) for x in found]
+    own = [tracer.of(t) for t in tensors]
+    labels = [None if x is None else x.reshape([1] * (len(shape) - x.dim()) + list(x.shape)) for x in own]
     varying = {d for x in labels if x is not None for d in range(len(shape)) if x.shape[d] > 1}
     result: Tensor | None = None
     for tensor, label in zip(wide, labels, strict=True):
         spread = {d for d in varying if tensor.shape[d] > 1}
         if label is None and not spread:
-            continue  # a constant for each channel alike
-        if label is None:  # a constant as wide as the channels: it would not shrink with them
+            continue  # the same constant for all channels
+        if label is None:  # a constant as wide as the channels does not shrink with them
             label = torch.full([1] * len(shape), DENSE)
         elif spread != varying and not bool((label == DENSE).all()):
             tracer.freeze(label, f"is broadcast over other channels by '{step.name}'")
@@ -126,7 +126,7 @@ def pointwise(step: Step) -> None:
 
 
 def view(step: Step) -> None:
-    """Reshaped with the activation; channels split over two dimensions keep the same positions in each part."""
+    """Reshape the labels; channels that are split over two dimensions must keep the same positions in each part."""
     tensor, label = step.source
     folded = label.expand(tensor.shape).reshape(step.out.shape)
     step.tracer.attach(step.out, folded)
@@ -138,20 +138,20 @@ def view(step: Step) -> None:
 
 
 def move(step: Step) -> None:
-    """A data movement, done to the labels as to the activations."""
+    """Apply a data movement to the labels as to the activations."""
     step.tracer.attach(step.out, step.on_labels())
 
 
 def restride(step: Step) -> None:
-    """Another memory layout of the same tensor (pooling in channels_last ends so) moves nothing."""
+    """Keep the labels where only the memory layout changes (as at the end of pooling in channels_last)."""
     tensor, label = step.source
     if step.out.shape != tensor.shape:
-        step.tracer.freeze(label, "is seen through fixed strides")
+        step.tracer.freeze(label, "is viewed with fixed strides")
     step.tracer.attach(step.out, label)
 
 
 def roll(step: Step) -> None:
-    """A shift by a fixed number of places: fine along any dimension but the channels'."""
+    """Freeze channels that are shifted by a fixed number of positions; shifts along other dimensions are free."""
     tensor, label = step.source
     dims = [d % tensor.dim() for d in step.argument("dims") or range(tensor.dim())]
     if any(label.shape[d] > 1 for d in dims):
@@ -160,7 +160,7 @@ def roll(step: Step) -> None:
 
 
 def pad(step: Step) -> None:
-    """Constant padding: along the channels it adds dense ones, elsewhere it changes no label."""
+    """Constant padding: along the channels it adds dense channels, elsewhere it changes no label."""
     _, label = step.source
     pads = list(step.args[1])
     for k in range(len(pads) // 2):  # pads count from the last dimension
@@ -172,20 +172,20 @@ def pad(step: Step) -> None:
 
 
 def split(step: Step) -> None:
-    """Parts of equal width keep the same positions; parts of unequal width stay dense."""
-    step.tracer.doubt(step.source[1])
+    """Tie parts of equal width position by position; freeze parts of unequal width."""
+    step.tracer.note_split(step.source[1])
     for tensor, part in zip(step.out, step.on_labels(), strict=True):
         step.tracer.attach(tensor, part)
-    found = [label for t in step.out if (label := step.tracer.of(t)) is not None]
-    if len({label.shape for label in found}) > 1:
+    labels = [label for t in step.out if (label := step.tracer.of(t)) is not None]
+    if len({label.shape for label in labels}) > 1:
         step.tracer.freeze(step.source[1], "is split into parts of unequal width")
-    elif not all(torch.equal(label, found[0]) for label in found):
-        for other in found[1:]:
-            step.tracer.tie(other, found[0], "is split beside channels that stay dense")
+    elif not all(torch.equal(label, labels[0]) for label in labels):
+        for label in labels[1:]:
+            step.tracer.tie(label, labels[0], "is split beside channels that stay dense")
 
 
 def pick(step: Step) -> None:
-    """Slices and selections: fine along any dimension but the channels', where positions are fixed."""
+    """Freeze channels that are sliced or selected by fixed positions; other dimensions are free."""
     tensor, label = step.source
     dim = step.argument("dim", 0) % tensor.dim()
     if label.shape[dim] > 1 and step.out.shape != tensor.shape:
@@ -194,8 +194,8 @@ def pick(step: Step) -> None:
 
 
 def spatial(step: Step) -> None:
-    """Pooling, resizing and padding over space."""
-    _reduce(step, range(2, step.source[0].dim()))
+    """Pooling, resizing and padding over space: the last 1, 2 or 3 dimensions, by the operator's name."""
+    _reduce(step, range(-int(next((c for c in step.name if c in "123"), "2")), 0))
 
 
 def along(step: Step) -> None:
@@ -204,7 +204,7 @@ def along(step: Step) -> None:
 
 
 def reduction(step: Step) -> None:
-    """Mean, sum, norm, ... over the dimensions that the operator's ``dim`` names, or all."""
+    """Mean, sum, norm, ... over the dimensions of the argument ``dim``, or over all."""
     dims = step.argument("dim")
     every = dims is None or dims == []
     _reduce(step, range(step.source[0].dim()) if every else dims if isinstance(dims, (list, tuple)) else [dims])
@@ -225,7 +225,7 @@ def _reduce(step: Step, dims: Iterable[int]) -> None:
 
 
 def _table(*rows: tuple[Callable[[Step], None], str]) -> dict[Any, Callable[[Step], None]]:
-    """Operators by name; a name that this torch does not have is left out."""
+    """Rules by operator; names that this version of torch does not have are left out."""
     return {getattr(aten, n): rule for rule, names in rows for n in names.split() if hasattr(aten, n)}
 
 

@@ -1,4 +1,4 @@
-"""The proof of a pruning space: on a randomised copy, the masked and the slimmed network must agree."""
+"""Proof of a pruning space: on a randomised copy, the masked and the slimmed network must give the same outputs."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import slim
 from deap_prune.structure.space import PruningSpace
 from deap_prune.structure.tracing.fvcore_count import count_flops, default_dtype
+from deap_prune.structure.tracing.samples import Samples
 
 TOLERANCE = 1e-9  # float64, relative to the output's scale
 COARSER = ((1, torch.float32, 1e-4), (1, None, 3e-2))  # samples, precision (None: the network's own), tolerance
@@ -24,10 +25,10 @@ PRIME = 65537  # random values drawn for one tensor
 
 
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
-    """A float64 copy in eval mode with every parameter and buffer drawn at random.
+    """A float64 copy in eval mode with random parameters and buffers.
 
-    A fresh or a trained network can hide an error: BN shifts of 0, layer scales of 1e-6, dead channels. Matrices keep
-    the scale that carries activations through (variance 1 / fan-in); vectors are drawn around 0.5 to 1.5.
+    A fresh or trained network can hide an error: BN shifts of 0, layer scales of 1e-6, dead channels. Matrices are
+    drawn with variance 1 / fan-in, which preserves the scale of activations; vectors are drawn from 0.5 to 1.5.
     """
     copied = copy_with(
         model, lambda t: torch.empty_like(t, dtype=torch.float64) if t.is_floating_point() else t.clone()
@@ -43,7 +44,7 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
                 low, high = -math.sqrt(3 / fan_in), math.sqrt(3 / fan_in)
             elif name.rpartition(".")[2] in {"bias", "running_mean"}:
                 low, high = -1.0, 1.0
-            # Drawing is the slow part: large tensors repeat what is drawn, out of step with their rows.
+            # Drawing is slow, so large tensors repeat a prime number of draws, which never aligns with their rows.
             drawn = torch.empty(min(tensor.numel(), PRIME), dtype=tensor.dtype).uniform_(low, high, generator=generator)
             repeated = drawn.repeat(-(-tensor.numel() // max(len(drawn), 1)))[: tensor.numel()]
             tensor.copy_(repeated.view(tensor.shape))
@@ -63,10 +64,10 @@ def difference(
 
     Args:
         model: The network.
-        space: Its space.
-        masks: What stays.
-        call: One forward pass; floating-point inputs take the network's precision.
-        small: The slimmed network, where it is at hand.
+        space: Its pruning space.
+        masks: Filters that stay.
+        call: Arguments of one forward pass; floating-point inputs are converted to the network's precision.
+        small: The slimmed network, if it was made already.
         in_training: Run the branches that run in training only (auxiliary heads).
     """
     small = slim(model, space, masks) if small is None else small
@@ -87,27 +88,38 @@ def difference(
     return worst
 
 
-def _samples(call: Call, count: int) -> Call:
-    """The call with its first sample, ``count`` times over."""
-    return tree_map(lambda x: torch.cat([x[:1]] * count) if isinstance(x, Tensor) and x.dim() else x, call)
-
-
 @dataclass(frozen=True, eq=False)
 class Proof:
-    """A randomised copy of a network, random inputs, how closely outputs must agree, and whether in training too.
+    """A randomised copy of a network with random inputs and the tolerance of its outputs.
 
-    float64 where the forward pass takes it, else float32 (a network that makes float32 constants by name), else the
-    network's own precision (a forward that casts).
+    The precision is float64 where the forward pass accepts it, else float32 (for a forward that creates float32
+    constants), else the network's own precision (for a forward that casts).
+
+    Attributes:
+        model: The randomised copy.
+        call: Arguments of one forward pass.
+        tolerance: Largest accepted difference of outputs, relative to their scale.
+        samples: Which tensors of the call have a batch dimension.
+        in_training: Whether the branches that run in training only are compared too.
     """
 
     model: nn.Module
     call: Call
     tolerance: float
+    samples: Samples
     in_training: bool = False
 
     @classmethod
-    def of(cls, network: nn.Module, call: Call, *, in_training: bool = False) -> Proof:
-        """The proof of a network, for the shapes of one call."""
+    def of(cls, network: nn.Module, call: Call, *, samples: Samples | None = None, in_training: bool = False) -> Proof:
+        """The proof of a network for the input shapes of one call.
+
+        Args:
+            network: The network.
+            call: Arguments of one forward pass.
+            samples: Which tensors of the call have a batch dimension; None: those with a first dimension of size 1.
+            in_training: Compare the branches that run in training only too.
+        """
+        samples = Samples.single(call) if samples is None else samples
         noise = torch.Generator().manual_seed(2)
 
         def draw(x: object) -> object:
@@ -117,52 +129,52 @@ class Proof:
 
         model = randomised(network)
         own = [*network.parameters(), *network.buffers()]
-        found = cls(model, call, TOLERANCE, in_training)
-        # Two samples, so that what depends on values is seen more often, unless a batch of one is written into forward.
+        proof = cls(model, call, TOLERANCE, samples, in_training)
+        # Two samples make branches on values visible more often; a forward may be written for one sample only.
         for count, dtype, tolerance in ((2, torch.float64, TOLERANCE), (1, torch.float64, TOLERANCE), *COARSER):
-            for mine, theirs in zip([*model.parameters(), *model.buffers()], own, strict=True):
-                if mine.is_floating_point():
-                    mine.data = mine.to(dtype or theirs.dtype)
-            sample = as_precise(tree_map(draw, _samples(call, count)), model)
-            found = cls(model, sample, tolerance, in_training)
+            for tensor, original in zip([*model.parameters(), *model.buffers()], own, strict=True):
+                if tensor.is_floating_point():
+                    tensor.data = tensor.to(dtype or original.dtype)
+            sample = as_precise(tree_map(draw, samples.repeated(call, count)), model)
+            proof = cls(model, sample, tolerance, samples, in_training)
             try:
                 with torch.no_grad(), default_dtype(dtype or torch.float32):
                     if all(len(out) == count for out in forward(model, sample) if count > 1):
                         break
-            except Exception:  # some operator or constant insists on another batch or precision
+            except Exception:  # an operator or constant needs another batch size or precision
                 continue
-        return found
+        return proof
 
-    def guilty_groups(self, space: PruningSpace) -> dict[str, str]:
-        """Groups whose masked and slimmed networks disagree, with the reason; empty if the space is proven."""
+    def failing_groups(self, space: PruningSpace) -> dict[str, str]:
+        """Groups for which the masked and the slimmed network differ, with the reason; empty if there are none."""
 
         def search(names: Sequence[str]) -> dict[str, str]:
-            reason = self.guilty(space, names)
+            reason = self.failure(space, names)
             if not reason:
                 return {}
             if len(names) == 1:
                 return {names[0]: reason}
             middle = len(names) // 2
-            found = {**search(names[:middle]), **search(names[middle:])}
-            return found or dict.fromkeys(names, f"{reason}, together with others")
+            failures = {**search(names[:middle]), **search(names[middle:])}
+            return failures or dict.fromkeys(names, f"{reason}, together with other groups")
 
         return search([group.name for group in space.groups])
 
-    def guilty(self, space: PruningSpace, names: Sequence[str]) -> str:
-        """Why these groups, pruned together, are not proven; empty if they are.
+    def failure(self, space: PruningSpace, names: Sequence[str]) -> str:
+        """Reason why pruning these groups together fails; empty if it does not.
 
-        Two masks: a random one with a width of its own for every group, and its complement, so that every channel is
-        once pruned and once kept; the cost is counted for the first.
+        Two masks are compared: a random one with a different share for each group, and its complement. So every channel
+        is pruned once and kept once. The cost is counted for the first.
         """
         first = Masks.random(space, keep=(0.3, 0.7), seed=1)
-        other = Masks({name: ~keep for name, keep in first.items()})
+        complement = Masks({name: ~keep for name, keep in first.items()})
         with default_dtype(torch.float64 if self.tolerance == TOLERANCE else torch.float32):
-            return self._verdict(space, first, names, True) or self._verdict(space, other, names, False)
+            return self._failure(space, first, names, True) or self._failure(space, complement, names, False)
 
-    def _verdict(self, space: PruningSpace, masks: Masks, names: Sequence[str], count: bool) -> str:
-        """Why these groups, under these masks, are not proven; empty if they are.
+    def _failure(self, space: PruningSpace, masks: Masks, names: Sequence[str], count: bool) -> str:
+        """Reason why these groups fail under these masks; empty if they do not.
 
-        ``count``: flops and parameters must be the expected ones too.
+        ``count``: compare the flops and parameters of the slimmed network with the closed form too.
         """
         chosen = Masks({name: masks[name] for name in names})
         try:
@@ -174,12 +186,12 @@ class Proof:
             counts = space.kept_counts(chosen)
             if not count:
                 return ""
-            held, expected = sum(p.numel() for p in small.parameters()), int(space.params_of(counts))
-            if held != expected:
-                return f"{expected} parameters expected, {held} found after slimming"
+            actual, expected = sum(p.numel() for p in small.parameters()), int(space.params_of(counts))
+            if actual != expected:
+                return f"{expected} parameters expected, {actual} counted after slimming"
             uniform = self.tolerance == TOLERANCE
-            sample = _samples(self.call, 1)
+            sample = self.samples.first(self.call)
             counted, expected = count_flops(small, sample, consume=uniform)[0], int(space.flops_of(counts))
             return "" if counted == expected else f"{expected} flops expected, {counted} counted after slimming"
-        except Exception as error:  # whatever the user's forward raises on narrower tensors is the reason
+        except Exception as error:  # any error that the user's forward raises on narrower tensors is the reason
             return f"fails when slimmed: {first_line(error)}"
