@@ -20,6 +20,8 @@ from deap_prune.evolution.workers import RayMap, ray_map
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.options import EvolutionOptions, SearchOptions
 
+EVOLVING = 0.7  # share of max_seconds after which evolution stops if networks are refined at the end
+
 
 def ray_workers(address: str | None, evaluator: Evaluator) -> AbstractContextManager[RayMap | None]:
     """Ray workers with the threads of this process, one per GPU or per that many cores; None without an address."""
@@ -50,20 +52,21 @@ def variation(options: SearchOptions, problem: BlendProblem) -> Variation:
     return Variation(*shares, budgets, equal_part, Prescreen(problem, options.prescreen, propose=not budgets))
 
 
-def stops(options: EvolutionOptions, evaluator: Evaluator, *, guarded: bool) -> list[Callable[[Generation], bool]]:
+def stops(options: SearchOptions, evaluator: Evaluator, *, begun: float) -> list[Callable[[Generation], bool]]:
     """The stops that the options name.
 
     Args:
-        options: ``max_seconds`` and ``patience``.
-        evaluator: Its objectives say what progress is.
-        guarded: Whether progress is that on the guard images.
+        options: ``max_seconds``, of which a part is left for refinement at the end, and ``patience``.
+        evaluator: Its objectives say what progress is, if there are no guard images.
+        begun: ``time.monotonic()`` at the begin of the run.
     """
     chosen: list[Callable[[Generation], bool]] = []
     if options.max_seconds is not None:
-        chosen.append(MaxSeconds(options.max_seconds))
+        share = EVOLVING if options.refine else 1.0
+        chosen.append(MaxSeconds(share * options.max_seconds, begun))
     if options.patience is not None:
         several = len(evaluator.names) > 1
-        column = "guard" if guarded else "hypervolume" if several else evaluator.names[0]
+        column = "guard" if options.guard else "hypervolume" if several else evaluator.names[0]
         chosen.append(Patience(options.patience, column, several or evaluator.weights[0] > 0))
     return chosen
 
@@ -75,13 +78,25 @@ def evolve(
     options: SearchOptions,
     callbacks: Sequence[Callback],
     state: Generation | None,
+    *,
+    begun: float,
 ) -> Generation:
-    """The last state, from the first population on, or from the state where the run stopped."""
+    """The last state, from the first population on, or from the state where the run stopped.
+
+    Args:
+        toolbox: The operators.
+        problem: Genome and fitness.
+        evaluator: The fitness.
+        options: The options of the search.
+        callbacks: Called with the state after every generation.
+        state: State to continue from; None: begin.
+        begun: ``time.monotonic()`` at the begin of the run, for ``max_seconds``.
+    """
     loop = Loop(
         options.algorithm,
         toolbox,
         variation(options, problem),
         callbacks,
-        stops(options, evaluator, guarded=bool(options.guard)),
+        stops(options, evaluator, begun=begun),
     )
     return loop.run(state or loop.start(options.population), options.generations)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,7 +23,7 @@ from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.progress import SearchBar
 from deap_prune.randomness import random_states, restore_random_states
 from deap_prune.search.evolve import evolve, ray_workers, seeded_toolbox
-from deap_prune.search.finalists import final_front
+from deap_prune.search.final_front import Ending, final_front
 from deap_prune.search.folder import (
     cache_journal,
     check_folder,
@@ -158,15 +159,16 @@ def _run(
     ray: str | None,
 ) -> Result:
     """Run from the beginning, or from the newest checkpoint in the folder if there is one."""
-    states, threads = random_states(), torch.get_num_threads()
+    begun, states, threads = time.monotonic(), random_states(), torch.get_num_threads()
     config = _resolved(config)
     options, task = config.search, task.kept()
     try:
         torch.set_num_threads(options.threads or threads)
         prepared = prepare(task, options, progress=progress)
         problem = BlendProblem(prepared.genome, prepared.evaluator)
-        state = _evolved(task, config, folder, prepared, problem, callbacks, progress=progress, ray=ray)
-        final = final_front(problem, prepared.evaluator, state, options, progress=progress)
+        deadline = None if options.max_seconds is None else begun + options.max_seconds
+        state = _evolved(task, config, folder, prepared, problem, callbacks, begun=begun, progress=progress, ray=ray)
+        final = final_front(Ending(problem, prepared.evaluator, state, options, folder, deadline, progress))
         genome = prepared.genome
         facts = (genome.space, prepared.scores, genome.clusters, genome)
         result = Result(final.front, state.logbook, *facts, final.evaluator, prepared.evaluator)
@@ -186,6 +188,7 @@ def _evolved(
     problem: BlendProblem,
     callbacks: Sequence[Callback],
     *,
+    begun: float,
     progress: bool,
     ray: str | None,
 ) -> Generation:
@@ -208,7 +211,7 @@ def _evolved(
             )
             state = _opened_folder(folder, checkpoints, config, evaluator, problem)
             hooks += [checkpoints, lambda state: write_history(folder, state.logbook)]
-        return evolve(toolbox, problem, evaluator, options, [*hooks, bar], state)
+        return evolve(toolbox, problem, evaluator, options, [*hooks, bar], state, begun=begun)
 
 
 def _opened_folder(

@@ -1,0 +1,178 @@
+"""The end of a search: its best networks refined within the time that is left, and the front of their values."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deap_prune.evolution.front import ParetoFront
+from deap_prune.evolution.generation import Generation
+from deap_prune.evolution.problem import BlendProblem, front_of
+from deap_prune.fitness.evaluator import Evaluator
+from deap_prune.options import EndOptions
+from deap_prune.progress import note, track
+from deap_prune.search.finalists import finalists
+from deap_prune.search.refined import Refined, RefinedNetworks, spread
+from deap_prune.structure.masks import Masks
+
+PROBES = 3  # networks that tell whether refinement helps, before the others are refined
+
+
+@dataclass(frozen=True, eq=False)
+class FinalFront:
+    """The front of a search, and the evaluator that its values and networks come from."""
+
+    front: ParetoFront
+    evaluator: Evaluator
+
+
+@dataclass(frozen=True, eq=False)
+class Ending:
+    """A search that has evolved, and what its end may use.
+
+    Attributes:
+        problem: Decodes individuals.
+        evaluator: The fitness of the search.
+        state: The search's last state.
+        options: Whether and how networks are refined and recovered.
+        folder: The run folder, where refined networks are kept; None: in memory.
+        deadline: ``time.monotonic()`` at which the end must be over; None: no limit.
+        progress: Show bars.
+    """
+
+    problem: BlendProblem
+    evaluator: Evaluator
+    state: Generation
+    options: EndOptions
+    folder: Path | None = None
+    deadline: float | None = None
+    progress: bool = False
+
+
+def final_front(ending: Ending) -> FinalFront:
+    """The front of a search, evaluated on all validation images as they are, in fp32, and refined if that helps.
+
+    Refinement moves a network towards the dense one. That is no gain if the dense network is poor (hardly trained).
+    A few networks are refined first. If all of them get worse, or if the whole front does, it is returned as the
+    search compared it, and ``settings["refine"]`` is false. Nothing is compared if candidates were refined during the
+    search, or if an objective is a time, which differs between measurements.
+
+    Networks that an earlier end of the same run refined stay, so that a longer run never has a worse front. With a
+    deadline as many networks are refined as the time allows, spread over the front.
+    """
+    if not ending.options.refine:
+        return _not_refined(ending)
+    refining = ending.evaluator.with_settings(
+        refine=True, refine_images=ending.options.refine_images, augment=False, precision="fp32"
+    )
+    path = None if ending.folder is None else ending.folder / "refined.jsonl"
+    networks = RefinedNetworks(path, refining)
+    comparable = not ending.evaluator.options.refine and not ending.evaluator.is_timed
+    if comparable and _all_probes_get_worse(ending, refining, networks):
+        return _as_searched(ending, "that would make the front worse (it did all of the first networks)")
+    extra = finalists(ending.problem, ending.evaluator, ending.state, ending.options.finalists)
+    individuals = [*ending.state.archive, *extra]
+    _refine(ending, refining, networks, individuals, "refining the front")
+    if not len(networks):
+        return _as_searched(ending, "no time was left")
+    refined = FinalFront(_front(ending, refining, _in_order(ending, networks, individuals)), refining)
+    if comparable:
+        searched = _not_refined(ending)
+        before, after = _worth(searched.front), _worth(refined.front)
+        if before > after:
+            name = "hypervolume" if len(refining.names) > 1 else refining.names[0]
+            worse = f"{name} {abs(before):.4g}, refined {abs(after):.4g}"
+            _note_not_refined(ending, f"that would make the front worse ({worse})")
+            return searched
+    return refined
+
+
+def _all_probes_get_worse(ending: Ending, refining: Evaluator, networks: RefinedNetworks) -> bool:
+    """Whether refinement makes the first objective of all probes worse.
+
+    The probes are spread over the archive; with one objective they are the best of archive and last population.
+    """
+    individuals = spread(ending.state.archive)
+    if len(refining.names) == 1:
+        individuals += sorted(ending.state.population, key=lambda ind: ind.fitness, reverse=True)
+    probes = list(_distinct(ending, individuals).items())[:PROBES]
+    _refine(ending, refining, networks, [individual for _, individual in probes], "refining the first networks")
+    sign = refining.weights[0]
+    gains = [
+        sign * (network.values[0] - individual.fitness.values[0])
+        for masks, individual in probes
+        if (network := networks.get(masks)) is not None
+    ]
+    return bool(gains) and max(gains) < 0
+
+
+def _refine(
+    ending: Ending, refining: Evaluator, networks: RefinedNetworks, individuals: Sequence[Any], bar: str
+) -> None:
+    """Refine and evaluate the individuals' networks that are not there yet, as far as the time allows."""
+    if ending.deadline is not None:
+        individuals = spread(individuals)
+    todo = [(m, ind) for m, ind in _distinct(ending, individuals).items() if networks.get(m) is None]
+    longest = 0.0
+    for masks, individual in track(todo, bar, shown=ending.progress):
+        start = time.monotonic()
+        if ending.deadline is not None and start + longest > ending.deadline:
+            return
+        values = refining.measure(refining.slim(masks), masks)
+        networks.add(masks, Refined(tuple(individual), masks, values))
+        longest = max(longest, time.monotonic() - start)
+
+
+def _distinct(ending: Ending, individuals: Sequence[Any]) -> dict[Masks, Any]:
+    """The first individual of each network, by masks."""
+    distinct: dict[Masks, Any] = {}
+    for masks, individual in zip(ending.problem.genome.decode_many(individuals), individuals, strict=True):
+        distinct.setdefault(masks, individual)
+    return distinct
+
+
+def _in_order(ending: Ending, networks: RefinedNetworks, individuals: Sequence[Any]) -> list[Refined]:
+    """The networks in the order of the individuals, then those of an earlier end of the run."""
+    present = [network for m in _distinct(ending, individuals) if (network := networks.get(m)) is not None]
+    return [*present, *(network for network in networks if network not in present)]
+
+
+def _front(ending: Ending, evaluator: Evaluator, networks: Sequence[Refined]) -> ParetoFront:
+    individuals, masks = [n.individual for n in networks], [n.masks for n in networks]
+    return front_of(evaluator, ending.problem.genome.space, individuals, masks, [n.values for n in networks])
+
+
+def _worth(front: ParetoFront) -> float:
+    """The hypervolume, or the best value of one objective, larger being better."""
+    ((name, weight), *others) = front.weights.items()
+    return front.hypervolume() if others else weight * front.best().values[name]
+
+
+def _not_refined(ending: Ending) -> FinalFront:
+    """The front without refinement; evaluated again only if the search used other images or another precision."""
+    evaluator, individuals = ending.evaluator, ending.state.archive
+    options, space = evaluator.options, ending.problem.genome.space
+    if not options.augment and options.precision == "fp32" and not options.refine:
+        masks = ending.problem.genome.decode_many(individuals)
+        values = [ind.fitness.values for ind in individuals]
+        return FinalFront(front_of(evaluator, space, individuals, masks, values), evaluator)
+    other = evaluator.with_settings(refine=False, augment=False, precision="fp32")
+    networks = [
+        Refined(tuple(individual), masks, other.measure(other.slim(masks), masks))
+        for masks, individual in track(
+            list(_distinct(ending, individuals).items()), "evaluating the front", shown=ending.progress
+        )
+    ]
+    return FinalFront(_front(ending, other, networks), other)
+
+
+def _as_searched(ending: Ending, reason: str) -> FinalFront:
+    _note_not_refined(ending, reason)
+    return _not_refined(ending)
+
+
+def _note_not_refined(ending: Ending, reason: str) -> None:
+    note(f"not refined: {reason}", shown=ending.progress)
