@@ -40,6 +40,7 @@ from deap_prune.fitness import OBJECTIVES as _OBJECTIVES
 from deap_prune.fitness import Evaluator, register_objective
 from deap_prune.interop import BlendedImportance
 from deap_prune.reconstruction import refine
+from deap_prune.reconstruction.recovery import recover
 from deap_prune.report import report
 from deap_prune.search import Result, resume, search
 from deap_prune.structure import (
@@ -105,6 +106,7 @@ __all__ = [
     "operators",
     "params",
     "rebuild",
+    "recover",
     "refine",
     "register_allocation",
     "register_criterion",

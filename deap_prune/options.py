@@ -123,6 +123,9 @@ class EndOptions:
 
     refine: Annotated[bool, _of("refine the front's networks at the end, and evaluate them again")] = True
     refine_images: Annotated[int, _of("most calibration images that refinement uses", ge=2)] = 1000
+    recover: Annotated[
+        int, _of("gradient steps of label-free recovery for the networks of the front; 0: none", ge=0)
+    ] = 0
     finalists: Annotated[
         int,
         _of(

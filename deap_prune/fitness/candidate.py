@@ -7,6 +7,7 @@ import time
 from functools import cached_property
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from deap_prune.data.batches import Forward, count_samples
@@ -16,6 +17,7 @@ from deap_prune.fitness.settings import STORED, Counters, Settings
 from deap_prune.fitness.slim_buffer import SlimBuffer
 from deap_prune.precision import full_precision
 from deap_prune.reconstruction import Grams, ReconstructionError, collect_grams, compensate, propagate_bn
+from deap_prune.reconstruction.recovery import recover
 from deap_prune.reconstruction.refine import Refiner
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
@@ -118,7 +120,10 @@ class CandidateBuilder:
             start = clock("recalibrate", start, self._device)
         if self.settings.refine:
             network = self._refined(masks, network)
-            clock("refine", start, self._device)
+            start = clock("refine", start, self._device)
+        if self.settings.recover:
+            network = self._recovered(network)
+            clock("recover", start, self._device)
         return network
 
     def _refined(self, masks: Masks, network: nn.Module) -> nn.Module:
@@ -130,6 +135,25 @@ class CandidateBuilder:
             if refiner.nbytes <= self.settings.moment_memory * 2**20:
                 self._refiner = refiner
         return refiner(masks, network)
+
+    def _recovered(self, network: nn.Module) -> nn.Module:
+        """The network after label-free recovery; its parameters keep their grad flags."""
+        flags = [parameter.requires_grad for parameter in network.parameters()]
+        trained = copy.deepcopy(network).requires_grad_(True)
+        with torch.enable_grad():
+            recover(
+                trained,
+                self._network,
+                self._calibration,
+                steps=self.settings.recover,
+                forward=self._forward,
+                device=self._device,
+                seed=self.settings.seed,
+                progress=False,
+            )
+        for parameter, flag in zip(trained.parameters(), flags, strict=True):
+            parameter.requires_grad_(flag)
+        return trained
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the refiner, which is quickly made again."""

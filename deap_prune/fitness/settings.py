@@ -15,15 +15,15 @@ from deap_prune.precision import computes_bf16
 from deap_prune.reconstruction.moments import MEMORY
 
 # The settings that an objective's value depends on; a front stores them.
-STORED = ("recalibrate", "compensate", "refine", "refine_images", "moment_memory", "batch_size")
-PHASES = ("plan", "compensate", "recalibrate", "refine", "forward")
+STORED = ("recalibrate", "compensate", "refine", "refine_images", "recover", "moment_memory", "batch_size", "seed")
+PHASES = ("plan", "compensate", "recalibrate", "refine", "recover", "forward")
 _LEGAL: dict[str, tuple[str | None, ...]] = {
     "recalibrate": ("auto", "data", "closed_form", None),
     "compensate": ("auto", "full", "channel", None),
     "executor": ("auto", "slim", "masked"),
     "precision": ("fp32", "bf16", "auto"),
 }
-_LEAST = {"batch_size": 1, "moment_memory": 1, "refine_images": 2}
+_LEAST = {"batch_size": 1, "moment_memory": 1, "refine_images": 2, "recover": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +40,14 @@ class Settings:
             data. None: never.
         refine: Refine every candidate after that (see :func:`deap_prune.refine`); several times slower.
         refine_images: Most calibration images that refinement uses, each with 16 positions of a layer's output.
+        recover: Gradient steps of label-free recovery after that (see :func:`deap_prune.recover`); 0: none. Minutes for
+            each candidate.
         executor: ``"slim"``: kept weights in one resident network; ``"masked"``: full shapes, on CUDA as a captured
             graph; ``"auto"``: by device.
         precision: Of the forward pass over the validation data: ``"fp32"``, ``"bf16"``, or ``"auto"``: bf16 where the
             processor computes in it.
         augment: Evaluate on shifted and mirrored validation images.
-        seed: Of their shifts.
+        seed: Seed of their shifts, and of recovery.
         moment_memory: Most MB (2^20 bytes) that the moments of ``compensate="auto"`` may take.
         batch_size: Samples a batch if tensors are given.
         device: ``"auto"``: CUDA if there is a device, else the CPU. Data and network stay there.
@@ -60,6 +62,7 @@ class Settings:
     compensate: str | None = "auto"
     refine: bool = False
     refine_images: int = 1000
+    recover: int = 0
     executor: str = "auto"
     precision: str = "fp32"
     augment: bool = False
@@ -101,7 +104,8 @@ class Settings:
     @property
     def needs_calibration(self) -> bool:
         """Whether calibration data is needed."""
-        return self.compensate in ("full", "channel") or self.refine or self.recalibrate is not None
+        refit = self.compensate in ("full", "channel") or self.refine or bool(self.recover)
+        return refit or self.recalibrate is not None
 
     def dtype(self, device: torch.device) -> torch.dtype | None:
         """The dtype of the forward pass on this device; None: not cast.
@@ -126,7 +130,7 @@ class Counters:
         candidates: Networks built and evaluated.
         cache_hits: Candidates answered from the cache.
         samples: Samples forwarded.
-        seconds: By phase: plan, compensate, recalibrate, refine, forward.
+        seconds: By phase: plan, compensate, recalibrate, refine, recover, forward.
     """
 
     candidates: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,8 @@ def final_front(ending: Ending) -> FinalFront:
     if not len(networks):
         return _as_searched(ending, "no time was left")
     refined = FinalFront(_front(ending, refining, _in_order(ending, networks, individuals)), refining)
+    if ending.options.recover:
+        refined = _recovered(ending, refined)
     if comparable:
         searched = _not_refined(ending)
         before, after = _worth(searched.front), _worth(refined.front)
@@ -88,6 +90,19 @@ def final_front(ending: Ending) -> FinalFront:
             _note_not_refined(ending, f"that would make the front worse ({worse})")
             return searched
     return refined
+
+
+def _recovered(ending: Ending, refined: FinalFront) -> FinalFront:
+    """The front after label-free recovery of its networks, as far as the time allows; as it was if that is no gain."""
+    recovering = refined.evaluator.with_settings(recover=ending.options.recover)
+    path = None if ending.folder is None else ending.folder / "recovered.jsonl"
+    networks = RefinedNetworks(path, recovering)
+    solutions = {s.masks: s.individual for s in refined.front}
+    _evaluate(ending, recovering, networks, solutions, "recovering the front")
+    if not len(networks):
+        return refined
+    recovered = FinalFront(_front(ending, recovering, list(networks)), recovering)
+    return recovered if _worth(recovered.front) >= _worth(refined.front) else refined
 
 
 def _all_probes_get_worse(ending: Ending, refining: Evaluator, networks: RefinedNetworks) -> bool:
@@ -115,13 +130,28 @@ def _refine(
     """Refine and evaluate the individuals' networks that are not there yet, as far as the time allows."""
     if ending.deadline is not None:
         individuals = spread(individuals)
-    todo = [(m, ind) for m, ind in _distinct(ending, individuals).items() if networks.get(m) is None]
+    _evaluate(ending, refining, networks, _distinct(ending, individuals), bar)
+
+
+def _evaluate(
+    ending: Ending, evaluator: Evaluator, networks: RefinedNetworks, candidates: Mapping[Masks, Any], bar: str
+) -> None:
+    """Evaluate the networks that are not there yet, as far as the time allows.
+
+    Args:
+        ending: The search's end.
+        evaluator: Builds and evaluates the networks.
+        networks: Where they are kept.
+        candidates: Their individuals, by masks.
+        bar: Text of the progress bar.
+    """
+    todo = [(masks, individual) for masks, individual in candidates.items() if networks.get(masks) is None]
     longest = 0.0
     for masks, individual in track(todo, bar, shown=ending.progress):
         start = time.monotonic()
         if ending.deadline is not None and start + longest > ending.deadline:
             return
-        values = refining.measure(refining.slim(masks), masks)
+        values = evaluator.measure(evaluator.slim(masks), masks)
         networks.add(masks, Refined(tuple(individual), masks, values))
         longest = max(longest, time.monotonic() - start)
 
