@@ -3,7 +3,8 @@
 from deap_prune.reconstruction.batchnorm import propagate_bn
 from deap_prune.reconstruction.compensate import compensate
 from deap_prune.reconstruction.error import ReconstructionError, reconstruction_error
-from deap_prune.reconstruction.moments import Grams, LayerGram, collect_grams
+from deap_prune.reconstruction.grams import Grams, LayerGram
+from deap_prune.reconstruction.moments import collect_grams
 from deap_prune.reconstruction.refine import refine
 from deap_prune.reconstruction.removal import removal_errors
 

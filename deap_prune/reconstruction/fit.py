@@ -59,7 +59,7 @@ class _Rows:
 
 
 @dataclass(frozen=True, eq=False)
-class _Sums:
+class _RowSums:
     """Sums over rows of features, wanted outputs and their products; sums of two parts can be added."""
 
     rows: int
@@ -69,28 +69,28 @@ class _Sums:
     cross: Tensor
 
     @classmethod
-    def of(cls, x: Tensor, wanted: Tensor) -> _Sums:
+    def of(cls, x: Tensor, wanted: Tensor) -> _RowSums:
         first, level = x.sum(dim=1, keepdim=True), wanted.sum(dim=1, keepdim=True)
         return cls(x.shape[1], first, level, x.transpose(1, 2) @ x, x.transpose(1, 2) @ wanted)
 
-    def __add__(self, other: _Sums) -> _Sums:
+    def __add__(self, other: _RowSums) -> _RowSums:
         rows = self.rows + other.rows
-        return _Sums(rows, *(getattr(self, n) + getattr(other, n) for n in ("first", "wanted", "square", "cross")))
+        return _RowSums(rows, *(getattr(self, n) + getattr(other, n) for n in ("first", "wanted", "square", "cross")))
 
-    def aimed(self, x: Tensor, wanted: Tensor) -> _Sums:
+    def aimed(self, x: Tensor, wanted: Tensor) -> _RowSums:
         """Of the same features with other outputs."""
         return replace(self, wanted=wanted.sum(dim=1, keepdim=True), cross=x.transpose(1, 2) @ wanted)
 
-    def moments(self, intercept: bool) -> _Moments:
+    def moments(self, intercept: bool) -> _CentredMoments:
         mean, level = self.first / self.rows, self.wanted / self.rows
         if not intercept:
             mean, level = torch.zeros_like(mean), torch.zeros_like(level)
         square = self.square / self.rows - mean.transpose(1, 2) @ mean
-        return _Moments(mean, level, square, self.cross / self.rows - mean.transpose(1, 2) @ level)
+        return _CentredMoments(mean, level, square, self.cross / self.rows - mean.transpose(1, 2) @ level)
 
 
 @dataclass(frozen=True, eq=False)
-class _Moments:
+class _CentredMoments:
     """Centred moments of features and wanted outputs (raw ones, means of zero, where there is no intercept)."""
 
     mean: Tensor
@@ -131,14 +131,14 @@ def fit_layer(layer: Any, norm: Any, x: Tensor, wanted: Tensor, *, floor: Tensor
     if cut == x.shape[1]:
         return
     fitted_on, held_out = rows.part(slice(cut)), rows.part(slice(cut, None))
-    sums = _Sums.of(fitted_on.x, fitted_on.wanted)
+    sums = _RowSums.of(fitted_on.x, fitted_on.wanted)
     first = sums.moments(intercept)
     start = _restandardised(layer, norm, current, first)
     as_is = held_out.error(current)
     chosen = choose(((ridge, held_out.error(first.fit(start, ridge, intercept))) for ridge in RIDGES), as_is)
     if chosen is None:
         return
-    sums = sums + _Sums.of(held_out.x, held_out.wanted)
+    sums = sums + _RowSums.of(held_out.x, held_out.wanted)
     moments = sums.moments(intercept)
     found = moments.fit(start, chosen, intercept)
     for _ in range(0 if floor is None else ROUNDS):
@@ -179,7 +179,7 @@ def _read(layer: Any, norm: Any) -> _Map:
     return _Map(weight * gain.view(len(weight), 1, -1), constant.view(len(weight), 1, -1))
 
 
-def _restandardised(layer: Any, norm: Any, current: _Map, moments: _Moments) -> _Map:
+def _restandardised(layer: Any, norm: Any, current: _Map, moments: _CentredMoments) -> _Map:
     """The current weights, with the statistics of what the layer reads now: stale ones have a wrong scale."""
     if norm is None:
         return current
@@ -194,7 +194,7 @@ def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor | float, Tensor | float]:
     return (1.0, 0.0) if norm.weight is None else (norm.weight.detach(), norm.bias.detach())
 
 
-def _absorb(layer: Any, norm: Any, found: _Map, moments: _Moments) -> None:
+def _absorb(layer: Any, norm: Any, found: _Map, moments: _CentredMoments) -> None:
     """Let the normalisation be the identity plus the constant, its statistics being those of what it reads.
 
     So the network does not jump when it is trained on: in training, too, scale and shift are those of the fit.

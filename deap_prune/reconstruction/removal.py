@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from deap_prune.reconstruction.grams import LayerGram
 from deap_prune.reconstruction.matrix import RIDGE, features
-from deap_prune.reconstruction.moments import LayerGram
 from deap_prune.structure.space import Ids
 
 
