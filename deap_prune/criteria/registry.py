@@ -38,6 +38,7 @@ STATISTICS = {
     "independence": "(filters,): nuclear norm that the feature maps lose without the filter's, mean over images",
     "contribution": "(filters, samples): what the filter alone adds to outputs of a next layer, drawn at random",
     "unexplained": "(filters,): relative squared error of a next layer's output without the filter, others re-fitted",
+    "elimination_cost": "(filters,): next layers' error when the filter is removed after all that are worth less",
     "loss_rise": "(filters,): rise of the loss when the next layers read zero instead of the filter",
     "divergence": "(filters,): KL divergence from the network's outputs to those without the filter, in nats",
     "attention": "(filters,): mean gate of a squeeze-and-excitation block trained before the next layer",

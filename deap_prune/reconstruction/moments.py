@@ -51,9 +51,9 @@ def collect_grams(
         space: Its space.
         batches: Calibration batches on the network's device; targets are not used.
         forward: Function of (model, batch) to (outputs, targets).
-        mode: ``"full"``: patches as the layer reads them; ``"channel"``: channels alone, memory divided by the square of
-            the number of taps; ``"auto"``: full, but by channel for layers with fewer output positions than features (a
-            fit would follow the noise), and for the largest layers if memory does not suffice.
+        mode: ``"full"``: patches as the layer reads them; ``"channel"``: channels alone, memory divided by the square
+            of the number of taps; ``"auto"``: full, but by channel for layers with fewer output positions than
+            features (a fit would follow the noise), and for the largest layers if memory does not suffice.
         memory: Most bytes that all matrices may take together, for ``"auto"``.
         rows: Sampled positions per input feature of a layer.
         seed: Seed of the sampling.

@@ -1,4 +1,4 @@
-"""Every criterion against a plain computation of its own (plain.py), groups of several layers, data, messages."""
+"""Every criterion against a plain computation (tests/helpers), groups of several layers, data, messages."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from torch import Tensor, nn
 
 import deap_prune as dp
 from deap_prune.errors import DataError, RegistryError
+from tests.helpers import plain_criteria, plain_reconstruction
 from tests.helpers.networks import Head, conv, conv_bn
-from tests.helpers.plain_criteria import PLAIN, batches, conv_net
+from tests.helpers.plain_criteria import batches, conv_net
 from tests.helpers.pruning import prepared
+
+PLAIN = plain_criteria.PLAIN | plain_reconstruction.PLAIN
 
 
 def test_every_criterion_has_a_plain_computation() -> None:

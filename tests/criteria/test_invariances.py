@@ -120,7 +120,7 @@ def test_every_network_is_scored(name: str, labels: bool) -> None:
         found = table[group.name]
         everywhere = set(NAMES) - {"apoz", "hrank", "bn_scale", "bn_shift", "taylor_gate", "grasp"}
         if name in {"transposed", "standardised", "points", "points_by_name", "keywords"}:  # readers are not re-fitted
-            everywhere.remove("compensation")
+            everywhere -= {"compensation", "elimination"}
         if name == "auxiliary" and "head" in group.name:  # it runs in training only: its weights can be judged
             assert set(found) == {*weights, "bn_scale", "bn_shift", "kl", "oracle"}
         else:
@@ -260,7 +260,8 @@ def test_cheap_criteria_take_one_pass() -> None:
         dp.score(net, space, data, criteria=names, forward=forward)
         return len(calls)
 
-    cheap = [n for n in NAMES if n not in {*SLOW, "hrank", "chip", "thinet", "grasp", "synflow", "compensation"}]
+    moments = {"compensation", "elimination"}
+    cheap = [n for n in NAMES if n not in {*SLOW, *moments, "hrank", "chip", "thinet", "grasp", "synflow"}]
     assert len(cheap) >= 16
     assert count(*cheap) == len(data) and all(calls)
     assert count("l1", "bn_scale", "random", "out_l1") == 0
@@ -268,6 +269,7 @@ def test_cheap_criteria_take_one_pass() -> None:
     assert count(*cheap, "grasp") == 2 * len(data)
     assert count("kl", "oracle") == count("kl") == count("oracle")  # a pass that two need is shared
     assert count("hrank", "chip") == count("chip")
+    assert count(*moments) == count("compensation") == count("elimination")
 
 
 def test_tables_with_a_row_an_image_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

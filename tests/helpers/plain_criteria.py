@@ -321,30 +321,11 @@ def attention(net: nn.Module, data: Data) -> np.ndarray:
     return torch.cat(last).mean(dim=0).numpy()
 
 
-def compensation(net: nn.Module, data: Data) -> np.ndarray:
-    """Every filter on its own: what ridge regression on the others leaves of its patches, through its weights."""
-    x = copy.deepcopy(net).eval()[:3](everything(data)[0]).detach()
-    features = F.unfold(x, 3, padding=1).transpose(1, 2).reshape(-1, FILTERS, 9).double().numpy()
-    weight = net[3].weight.detach().double().numpy()  # (outputs, filters, 3, 3)
-    centred = (features - features.mean(axis=0)).reshape(len(features), -1)
-    dense = centred @ weight.reshape(6, -1).T
-    ridge = 1e-3 * centred.var(axis=0).mean() * len(centred)
-    errors = []
-    for i in range(FILTERS):
-        own = np.arange(9 * FILTERS) // 9 == i
-        mine, others = centred[:, own], centred[:, ~own]
-        fit = np.linalg.solve(others.T @ others + ridge * np.eye(others.shape[1]), others.T @ mine)
-        left = np.sum((mine @ weight[:, i].reshape(6, 9).T - others @ fit @ weight[:, i].reshape(6, 9).T) ** 2)
-        drawn = ridge * np.sum((fit @ weight[:, i].reshape(6, 9).T) ** 2) + ridge * np.sum(weight[:, i] ** 2)
-        errors.append((left + drawn) / np.sum(dense**2))
-    return np.array(errors)
-
-
 PLAIN: dict[str, Score] = {
     f.__name__: f
     for f in (
         *(l1, l2, fpgm, fermat, cosine, whc, correlation, lamp, svd, out_l1, bn_scale, bn_shift),
-        *(mean_activation, apoz, entropy, hrank, chip, thinet, kl, oracle, attention, compensation),
+        *(mean_activation, apoz, entropy, hrank, chip, thinet, kl, oracle, attention),
         *(taylor_weight, taylor_gate, taylor_activation, group_fisher, snip, grasp, obd, obd_c, synflow),
     )
 }

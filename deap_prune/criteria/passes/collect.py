@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from deap_prune.criteria.passes import derivatives, feature_maps, forward_backward, gating, weights
+from deap_prune.criteria.passes import derivatives, feature_maps, forward_backward, gating, second_moments, weights
 from deap_prune.criteria.passes.context import Calibration, Found, passes_for
 from deap_prune.data.batches import Data, Forward, Loss, cross_entropy, default_forward, to_batches
 from deap_prune.structure.inputs import evaluating
@@ -27,6 +27,7 @@ __all__ = [
     "forward_backward",
     "gating",
     "preserved",
+    "second_moments",
     "weights",
 ]
 
