@@ -1,15 +1,14 @@
-"""Widths that suit each other: what is narrowed is always what loses least for the FLOPs that it saves.
+"""Balanced widths: for each budget, the widths with the least total error.
 
-A group's curve is the error of networks in which it alone is narrower. On the way from the dense network down to the
-narrowest one each step goes along the lower convex hull of some group's curve, the flattest steps first: widths of the
-least total error (by Lagrange's condition; it takes the groups' errors to add up, and a group's FLOPs to be those with
-all others dense), found as Shoham and Gersho spend bits over quantizers (IEEE Trans. ASSP 36, 1988). That is where an
-evolution of widths may begin.
+A group's curve is the error of the network in which only that group is narrower. From the dense network down to the
+narrowest one, each step follows the lower convex hull of one group's curve, and steps of the least error per saved FLOP
+come first. By Lagrange's condition the total error is then the least for the FLOPs, if the groups' errors add up and a
+group's FLOPs are counted with all others dense. Shoham and Gersho (IEEE Trans. ASSP 36, 1988) allocate bits so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -27,8 +26,8 @@ class WidthCurves:
     """The balanced widths of every budget, from the dense network down to the narrowest one.
 
     Attributes:
-        planner: Of the groups and their admissible widths.
-        steps: Error by FLOPs saved, the group that gets narrower, and the share of its filters that is left.
+        planner: The groups and their admissible widths.
+        steps: Steps down the hulls of all curves: error per saved FLOP, index of the group, kept share of its filters.
     """
 
     planner: Planner
@@ -36,12 +35,12 @@ class WidthCurves:
 
     @classmethod
     def of(cls, planner: Planner, importance: Sequence[Matrix], error: Callable[[Masks], float]) -> WidthCurves:
-        """Measure every group alone at eight widths.
+        """Curves of filters that one importance ranks, by an error of masks at eight widths of each group.
 
         Args:
-            planner: Of the groups and their admissible widths.
-            importance: Of every group's filters, shape (1, filters) each; larger = keep.
-            error: Of masks; 0 where nothing is pruned.
+            planner: The groups and their admissible widths.
+            importance: Importance of each group's filters, shape (1, filters) each; larger = keep.
+            error: Function of masks to an error, 0 where nothing is pruned.
         """
         space, groups = planner.space, len(planner.space.groups)
         alone = np.ones((len(LEVELS), groups, groups))
@@ -49,18 +48,47 @@ class WidthCurves:
         wishes = alone.reshape(-1, groups)
         rows = [np.broadcast_to(scores, (len(wishes), scores.shape[1])) for scores in importance]
         free = replace(planner, allocation=ALLOCATIONS["evolved"], max_flops=None)  # as wide as the shares say
-        counts = free.widths.admissible(space.sizes * wishes)
-        share = np.diagonal(counts.reshape(alone.shape), axis1=1, axis2=2) / space.sizes
-        spent = (np.asarray(space.flops_of(counts)) / space.flops).reshape(share.shape)
-        lost = np.array([error(masks) for masks in free.masks(rows, wishes, None)]).reshape(share.shape)
-        hulls = ((g, *step) for g in range(groups) for step in _hull(spent[:, g], lost[:, g]))
-        return cls(planner, tuple((slope, g, float(share[place, g])) for g, slope, place in hulls))
+        counts = np.diagonal(free.widths.admissible(space.sizes * wishes).reshape(alone.shape), axis1=1, axis2=2)
+        lost = np.array([error(masks) for masks in free.masks(rows, wishes, None)]).reshape(counts.shape)
+        return cls._joined(planner, list(counts.T), list(lost.T))
 
-    def weighed(self, weights: Sequence[float]) -> WidthCurves:
-        """The same errors, those of some groups counting more than others'.
+    @classmethod
+    def of_errors(cls, planner: Planner, errors: Mapping[str, Matrix]) -> WidthCurves:
+        """Curves from the error at every width of each group, such as those of an elimination.
 
         Args:
-            weights: One a group, above 0.
+            planner: The groups and their admissible widths.
+            errors: By group name, the error after each number of removed filters of a block, from none to all, shape
+                (filters of a block + 1,). A group without a curve stays dense until all others are at their narrowest.
+        """
+        free = replace(planner, allocation=ALLOCATIONS["evolved"], max_flops=None)
+        counts, lost = [], []
+        for number, group in enumerate(planner.space.groups):
+            curve = np.asarray(errors.get(group.name, np.zeros(2)), dtype=np.float64)[:-1]
+            widths = group.size - group.blocks * np.arange(len(curve))
+            wishes = np.tile(planner.space.sizes.astype(np.float64), (len(widths), 1))
+            wishes[:, number] = widths
+            legal = free.widths.admissible(wishes)[:, number] == widths
+            counts.append(widths[legal])
+            lost.append(curve[legal])
+        return cls._joined(planner, counts, lost)
+
+    @classmethod
+    def _joined(cls, planner: Planner, counts: Sequence[Matrix], lost: Sequence[Matrix]) -> WidthCurves:
+        """The hulls of all groups' curves: kept counts, falling, and errors, each of shape (widths,)."""
+        space, steps = planner.space, []
+        for group, (widths, curve) in enumerate(zip(counts, lost, strict=True)):
+            alone = np.tile(space.sizes, (len(widths), 1))
+            alone[:, group] = widths
+            spent = np.asarray(space.flops_of(alone)) / space.flops
+            steps += [(slope, group, float(widths[at] / space.sizes[group])) for slope, at in _hull(spent, curve)]
+        return cls(planner, tuple(steps))
+
+    def weighed(self, weights: Sequence[float]) -> WidthCurves:
+        """The same curves with each group's errors times a weight.
+
+        Args:
+            weights: One weight per group, above 0.
         """
         return WidthCurves(self.planner, tuple((slope * weights[g], g, share) for slope, g, share in self.steps))
 
@@ -86,17 +114,17 @@ class WidthCurves:
         """The kept share of each group.
 
         Args:
-            flops: Kept share of the FLOPs; what is outside the reach gives the nearest there is.
+            flops: Kept share of the FLOPs; outside the reachable range the nearest end counts.
         """
         return [float(np.interp(flops, self.flops[::-1], column[::-1])) for column in self.kept.T]
 
 
 def _hull(spent: Matrix, lost: Matrix) -> list[tuple[float, int]]:
-    """The steps down the lower convex hull of a curve: error by FLOPs saved, growing, and the place it leads to.
+    """Steps down the lower convex hull of a curve: error per saved FLOP, growing, and the index that each leads to.
 
     Args:
-        spent: FLOPs at each place, falling.
-        lost: Error at each place.
+        spent: FLOPs at each width, falling.
+        lost: Error at each width.
     """
     steps, here = [], 0
     while (further := np.flatnonzero(spent < spent[here])).size:
