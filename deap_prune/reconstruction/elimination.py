@@ -104,6 +104,32 @@ class Reader:
         energy = gram.energy.sum().double().clamp_min(torch.finfo(torch.float32).tiny)
         return cls(square, weight, (uses[0].to(weight.device), uses[1].to(weight.device)), energy, ridge=ridge)
 
+    @classmethod
+    def fitted(
+        cls,
+        square: Tensor,
+        cross: Tensor,
+        weight: Tensor,
+        uses: tuple[Tensor, Tensor],
+        energy: Tensor,
+        *,
+        ridge: float,
+    ) -> Reader:
+        """A reader whose weights are first fitted, on all features, to a target of its own.
+
+        Args:
+            square: C, (blocks, n, n), float64; it is overwritten.
+            cross: Moments of the features with the target, (blocks, n, outputs).
+            weight: Weights that the ridge draws the fit to, (blocks, n, outputs).
+            uses: As for the class.
+            energy: Energy of the target.
+            ridge: Share of the mean of C's diagonal.
+        """
+        reader = cls(square, weight, uses, energy, ridge=ridge)
+        reader.weight = reader.inverse @ (cross + reader._ridge * weight)
+        reader._first = reader.weight.clone()
+        return reader
+
     @property
     def error(self) -> Tensor:
         """Squared error of the outputs now, without the ridge's penalty, relative, shape ()."""

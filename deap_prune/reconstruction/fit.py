@@ -18,7 +18,7 @@ ROUNDS = 5  # of fitting before a rectifier; the first ones bring most
 
 
 @dataclass(frozen=True, eq=False)
-class _Map:
+class Map:
     """An affine map of features, block by block: weight (blocks, n, outputs), constant (blocks, 1, outputs)."""
 
     weight: Tensor
@@ -52,7 +52,7 @@ class _Rows:
             return self.wanted
         return torch.where(self.wanted > self.floor, self.wanted, torch.minimum(made, self.floor))
 
-    def error(self, fit: _Map) -> float:
+    def error(self, fit: Map) -> float:
         """Summed squared error."""
         made = fit(self.x)
         return float((self.aim(made) - made).square().sum())
@@ -98,11 +98,11 @@ class _CentredMoments:
     square: Tensor
     cross: Tensor
 
-    def fit(self, current: _Map, ridge: float, intercept: bool) -> _Map:
+    def fit(self, current: Map, ridge: float, intercept: bool) -> Map:
         """The ridge regression that is drawn to the current weights."""
         change, _ = solve(self.square.clone(), self.cross - self.square @ current.weight, ridge)
         weight = current.weight + change
-        return _Map(weight, self.wanted - self.mean @ weight if intercept else current.constant)
+        return Map(weight, self.wanted - self.mean @ weight if intercept else current.constant)
 
 
 def fit_layer(layer: Any, norm: Any, x: Tensor, wanted: Tensor, *, floor: Tensor | None = None) -> None:
@@ -126,7 +126,7 @@ def fit_layer(layer: Any, norm: Any, x: Tensor, wanted: Tensor, *, floor: Tensor
     """
     rows = _Rows(x, _by_block(wanted, len(x)), None if floor is None else _by_block(floor, len(x)))
     intercept = norm is not None or layer.bias is not None
-    current = _read(layer, norm)
+    current = current_map(layer, norm)
     cut = max(1, round(x.shape[1] * (1 - HELD_OUT)))
     if cut == x.shape[1]:
         return
@@ -166,7 +166,7 @@ def choose(errors: Iterable[tuple[float, float]], as_is: float) -> float | None:
     return next((ridge for ridge, error in errors if error < as_is), None)
 
 
-def _read(layer: Any, norm: Any) -> _Map:
+def current_map(layer: Any, norm: Any) -> Map:
     """The affine map that the layer and its normalisation are now."""
     weight = to_matrix(layer.weight.detach(), spec_of(layer), "full").squeeze(3)
     outputs = len(weight) * weight.shape[2]
@@ -176,10 +176,10 @@ def _read(layer: Any, norm: Any) -> _Map:
         scale, shift = _affine(norm)
         gain = scale / (norm.running_var + norm.eps).sqrt()
         constant = (constant - norm.running_mean) * gain + shift
-    return _Map(weight * gain.view(len(weight), 1, -1), constant.view(len(weight), 1, -1))
+    return Map(weight * gain.view(len(weight), 1, -1), constant.view(len(weight), 1, -1))
 
 
-def _restandardised(layer: Any, norm: Any, current: _Map, moments: _CentredMoments) -> _Map:
+def _restandardised(layer: Any, norm: Any, current: Map, moments: _CentredMoments) -> Map:
     """The current weights, with the statistics of what the layer reads now: stale ones have a wrong scale."""
     if norm is None:
         return current
@@ -187,14 +187,14 @@ def _restandardised(layer: Any, norm: Any, current: _Map, moments: _CentredMomen
     variance = (weight * (moments.square @ weight)).sum(dim=1, keepdim=True).clamp_min(0)
     scale = _affine(norm)[0]
     scale = scale.view_as(variance) if isinstance(scale, Tensor) else scale
-    return _Map(weight * scale / (variance + norm.eps).sqrt(), current.constant)
+    return Map(weight * scale / (variance + norm.eps).sqrt(), current.constant)
 
 
 def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor | float, Tensor | float]:
     return (1.0, 0.0) if norm.weight is None else (norm.weight.detach(), norm.bias.detach())
 
 
-def _absorb(layer: Any, norm: Any, found: _Map, moments: _CentredMoments) -> None:
+def _absorb(layer: Any, norm: Any, found: Map, moments: _CentredMoments) -> None:
     """Let the normalisation be the identity plus the constant, its statistics being those of what it reads.
 
     So the network does not jump when it is trained on: in training, too, scale and shift are those of the fit.
