@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from deap_prune.fitness.racing import least_dominated
+from deap_prune.search.workspace import Workspace
 from torch import nn
 
 import deap_prune as dp
@@ -23,8 +25,6 @@ from deap_prune.blending.baselines import AnyGenome
 from deap_prune.config import Config
 from deap_prune.data.batches import default_forward, name_of
 from deap_prune.fitness.fold import Pair, find_pairs, fold
-from deap_prune.fitness.racing import least_dominated
-from deap_prune.search.workspace import Workspace
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "plain": {"recalibrate": "data", "compensate": None},

@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 import torch
 from deap import algorithms, tools
+from deap_prune.search.workspace import Workspace
 
 import deap_prune as dp
 from deap_prune.config import SearchConfig, load_config
@@ -43,7 +44,6 @@ from deap_prune.evolution.front import hypervolume
 from deap_prune.evolution.problem import BlendProblem
 from deap_prune.search import prepare
 from deap_prune.search.finalists import PreScreen
-from deap_prune.search.workspace import Workspace
 from deap_prune.zoo import digits_resnet
 
 POPULATION = 24

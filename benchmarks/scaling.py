@@ -27,12 +27,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from deap_prune.search.workspace import Workspace
 
 import deap_prune as dp
 from deap_prune.config import SearchConfig, load_config
 from deap_prune.data import load_data
 from deap_prune.search import prepare
-from deap_prune.search.workspace import Workspace
 from deap_prune.zoo import digits_resnet
 
 

@@ -22,11 +22,11 @@ import time
 from pathlib import Path
 
 import torch
+from deap_prune.search.workspace import Workspace
 
 import deap_prune as dp
 from deap_prune.config import load_config
 from deap_prune.data import load_data
-from deap_prune.search.workspace import Workspace
 from deap_prune.zoo import digits_resnet
 
 

@@ -9,7 +9,7 @@ evolution of widths may begin.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -50,12 +50,41 @@ class WidthCurves:
         wishes = alone.reshape(-1, groups)
         rows = [np.broadcast_to(scores, (len(wishes), scores.shape[1])) for scores in importance]
         free = replace(planner, allocation=ALLOCATIONS["evolved"], budget=Budget())  # the shares are the widths
-        counts = free.widths.admissible(space.sizes * wishes)
-        share = np.diagonal(counts.reshape(alone.shape), axis1=1, axis2=2) / space.sizes
-        spent = (np.asarray(space.flops_of(counts)) / space.flops).reshape(share.shape)
-        lost = np.array([error(masks) for masks in free.masks(rows, wishes, None)]).reshape(share.shape)
-        hulls = ((g, *step) for g in range(groups) for step in _hull(spent[:, g], lost[:, g]))
-        return cls(planner, tuple((slope, g, float(share[place, g])) for g, slope, place in hulls))
+        counts = np.diagonal(free.widths.admissible(space.sizes * wishes).reshape(alone.shape), axis1=1, axis2=2)
+        lost = np.array([error(masks) for masks in free.masks(rows, wishes, None)]).reshape(counts.shape)
+        return cls._joined(planner, list(counts.T), list(lost.T))
+
+    @classmethod
+    def of_errors(cls, planner: Planner, errors: Mapping[str, Matrix]) -> WidthCurves:
+        """Curves from the error at every width of each group, such as those of an elimination.
+
+        Args:
+            planner: The groups and their admissible widths.
+            errors: By group name, the error after each number of removed filters of a block, from none to all, shape
+                (filters of a block + 1,). A group without a curve stays dense until all others are at their narrowest.
+        """
+        free = replace(planner, allocation=ALLOCATIONS["evolved"], budget=Budget())
+        counts, lost = [], []
+        for number, group in enumerate(planner.space.groups):
+            curve = np.asarray(errors.get(group.name, np.zeros(2)), dtype=np.float64)[:-1]
+            widths = group.size - group.blocks * np.arange(len(curve))
+            wishes = np.tile(planner.space.sizes.astype(np.float64), (len(widths), 1))
+            wishes[:, number] = widths
+            legal = free.widths.admissible(wishes)[:, number] == widths
+            counts.append(widths[legal])
+            lost.append(curve[legal])
+        return cls._joined(planner, counts, lost)
+
+    @classmethod
+    def _joined(cls, planner: Planner, counts: Sequence[Matrix], lost: Sequence[Matrix]) -> WidthCurves:
+        """The hulls of all groups' curves: kept counts, falling, and errors, each of shape (widths,)."""
+        space, steps = planner.space, list[tuple[float, int, float]]()
+        for group, (widths, curve) in enumerate(zip(counts, lost, strict=True)):
+            alone = np.tile(space.sizes, (len(widths), 1))
+            alone[:, group] = widths
+            spent = np.asarray(space.flops_of(alone)) / space.flops
+            steps += [(slope, group, float(widths[at] / space.sizes[group])) for slope, at in _hull(spent, curve)]
+        return cls(planner, tuple(steps))
 
     def weighed(self, weights: Sequence[float]) -> WidthCurves:
         """The same errors, those of some groups counting more than others'.

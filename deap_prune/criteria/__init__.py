@@ -1,6 +1,6 @@
 """How important a filter is: a criterion is a function of statistics; filters with larger scores are kept."""
 
-from deap_prune.criteria import activation, compensation, gating, gradient, normalisation, random, weight
+from deap_prune.criteria import activation, compensation, elimination, gating, gradient, normalisation, random, weight
 from deap_prune.criteria.passes.collect import Statistics, collect
 from deap_prune.criteria.passes.statistics import STATISTICS
 from deap_prune.criteria.registry import CRITERIA, Criterion, register_criterion
@@ -15,6 +15,7 @@ __all__ = [
     "activation",
     "collect",
     "compensation",
+    "elimination",
     "gating",
     "gradient",
     "normalisation",

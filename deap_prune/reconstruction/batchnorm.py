@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deap_prune.reconstruction.grams import Grams, LayerGram, places
 from deap_prune.reconstruction.matrix import part, to_matrix
-from deap_prune.reconstruction.moments import Grams, LayerGram, places
 from deap_prune.structure.layers import spec_of
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace

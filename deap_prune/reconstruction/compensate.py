@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deap_prune.reconstruction.batchnorm import set_statistics
+from deap_prune.reconstruction.grams import Grams, LayerGram, places
 from deap_prune.reconstruction.matrix import RIDGE, from_matrix, part, solve
-from deap_prune.reconstruction.moments import Grams, LayerGram, places
 from deap_prune.structure.layers import spec_of
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from deap_prune.reconstruction.compensate import refit
+from deap_prune.reconstruction.grams import Grams, LayerGram
 from deap_prune.reconstruction.matrix import RIDGE
-from deap_prune.reconstruction.moments import Grams, LayerGram
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import Ids, PruningSpace
 

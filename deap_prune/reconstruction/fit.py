@@ -18,7 +18,7 @@ ROUNDS = 5  # of fitting before a rectifier; the first ones bring most
 
 
 @dataclass(frozen=True, eq=False)
-class _Map:
+class Map:
     """An affine map of features, block by block: weight (blocks, n, outputs), constant (blocks, 1, outputs)."""
 
     weight: Tensor
@@ -52,14 +52,14 @@ class _Rows:
             return self.wanted
         return torch.where(self.wanted > self.floor, self.wanted, torch.minimum(made, self.floor))
 
-    def error(self, fit: _Map) -> float:
+    def error(self, fit: Map) -> float:
         """Summed squared error."""
         made = fit(self.x)
         return float((self.aim(made) - made).square().sum())
 
 
 @dataclass(frozen=True, eq=False)
-class _Sums:
+class _RowSums:
     """Sums over rows of features, wanted outputs and their products; sums of two parts can be added."""
 
     rows: int
@@ -69,28 +69,28 @@ class _Sums:
     cross: Tensor
 
     @classmethod
-    def of(cls, x: Tensor, wanted: Tensor) -> _Sums:
+    def of(cls, x: Tensor, wanted: Tensor) -> _RowSums:
         first, level = x.sum(dim=1, keepdim=True), wanted.sum(dim=1, keepdim=True)
         return cls(x.shape[1], first, level, x.transpose(1, 2) @ x, x.transpose(1, 2) @ wanted)
 
-    def __add__(self, other: _Sums) -> _Sums:
+    def __add__(self, other: _RowSums) -> _RowSums:
         rows = self.rows + other.rows
-        return _Sums(rows, *(getattr(self, n) + getattr(other, n) for n in ("first", "wanted", "square", "cross")))
+        return _RowSums(rows, *(getattr(self, n) + getattr(other, n) for n in ("first", "wanted", "square", "cross")))
 
-    def aimed(self, x: Tensor, wanted: Tensor) -> _Sums:
+    def aimed(self, x: Tensor, wanted: Tensor) -> _RowSums:
         """Of the same features with other outputs."""
         return replace(self, wanted=wanted.sum(dim=1, keepdim=True), cross=x.transpose(1, 2) @ wanted)
 
-    def moments(self, intercept: bool) -> _Moments:
+    def moments(self, intercept: bool) -> _CentredMoments:
         mean, level = self.first / self.rows, self.wanted / self.rows
         if not intercept:
             mean, level = torch.zeros_like(mean), torch.zeros_like(level)
         square = self.square / self.rows - mean.transpose(1, 2) @ mean
-        return _Moments(mean, level, square, self.cross / self.rows - mean.transpose(1, 2) @ level)
+        return _CentredMoments(mean, level, square, self.cross / self.rows - mean.transpose(1, 2) @ level)
 
 
 @dataclass(frozen=True, eq=False)
-class _Moments:
+class _CentredMoments:
     """Centred moments of features and wanted outputs (raw ones, means of zero, where there is no intercept)."""
 
     mean: Tensor
@@ -98,11 +98,11 @@ class _Moments:
     square: Tensor
     cross: Tensor
 
-    def fit(self, current: _Map, ridge: float, intercept: bool) -> _Map:
+    def fit(self, current: Map, ridge: float, intercept: bool) -> Map:
         """The ridge regression that is drawn to the current weights."""
         change, _ = solve(self.square.clone(), self.cross - self.square @ current.weight, ridge)
         weight = current.weight + change
-        return _Map(weight, self.wanted - self.mean @ weight if intercept else current.constant)
+        return Map(weight, self.wanted - self.mean @ weight if intercept else current.constant)
 
 
 def fit_layer(layer: Any, norm: Any, x: Tensor, wanted: Tensor, *, floor: Tensor | None = None) -> None:
@@ -126,19 +126,19 @@ def fit_layer(layer: Any, norm: Any, x: Tensor, wanted: Tensor, *, floor: Tensor
     """
     rows = _Rows(x, _by_block(wanted, len(x)), None if floor is None else _by_block(floor, len(x)))
     intercept = norm is not None or layer.bias is not None
-    current = _read(layer, norm)
+    current = current_map(layer, norm)
     cut = max(1, round(x.shape[1] * (1 - HELD_OUT)))
     if cut == x.shape[1]:
         return
     fitted_on, held_out = rows.part(slice(cut)), rows.part(slice(cut, None))
-    sums = _Sums.of(fitted_on.x, fitted_on.wanted)
+    sums = _RowSums.of(fitted_on.x, fitted_on.wanted)
     first = sums.moments(intercept)
     start = _restandardised(layer, norm, current, first)
     as_is = held_out.error(current)
     chosen = choose(((ridge, held_out.error(first.fit(start, ridge, intercept))) for ridge in RIDGES), as_is)
     if chosen is None:
         return
-    sums = sums + _Sums.of(held_out.x, held_out.wanted)
+    sums = sums + _RowSums.of(held_out.x, held_out.wanted)
     moments = sums.moments(intercept)
     found = moments.fit(start, chosen, intercept)
     for _ in range(0 if floor is None else ROUNDS):
@@ -166,7 +166,7 @@ def choose(errors: Iterable[tuple[float, float]], as_is: float) -> float | None:
     return next((ridge for ridge, error in errors if error < as_is), None)
 
 
-def _read(layer: Any, norm: Any) -> _Map:
+def current_map(layer: Any, norm: Any) -> Map:
     """The affine map that the layer and its normalisation are now."""
     weight = to_matrix(layer.weight.detach(), spec_of(layer), "full").squeeze(3)
     outputs = len(weight) * weight.shape[2]
@@ -176,10 +176,10 @@ def _read(layer: Any, norm: Any) -> _Map:
         scale, shift = _affine(norm)
         gain = scale / (norm.running_var + norm.eps).sqrt()
         constant = (constant - norm.running_mean) * gain + shift
-    return _Map(weight * gain.view(len(weight), 1, -1), constant.view(len(weight), 1, -1))
+    return Map(weight * gain.view(len(weight), 1, -1), constant.view(len(weight), 1, -1))
 
 
-def _restandardised(layer: Any, norm: Any, current: _Map, moments: _Moments) -> _Map:
+def _restandardised(layer: Any, norm: Any, current: Map, moments: _CentredMoments) -> Map:
     """The current weights, with the statistics of what the layer reads now: stale ones have a wrong scale."""
     if norm is None:
         return current
@@ -187,14 +187,14 @@ def _restandardised(layer: Any, norm: Any, current: _Map, moments: _Moments) -> 
     variance = (weight * (moments.square @ weight)).sum(dim=1, keepdim=True).clamp_min(0)
     scale = _affine(norm)[0]
     scale = scale.view_as(variance) if isinstance(scale, Tensor) else scale
-    return _Map(weight * scale / (variance + norm.eps).sqrt(), current.constant)
+    return Map(weight * scale / (variance + norm.eps).sqrt(), current.constant)
 
 
 def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor | float, Tensor | float]:
     return (1.0, 0.0) if norm.weight is None else (norm.weight.detach(), norm.bias.detach())
 
 
-def _absorb(layer: Any, norm: Any, found: _Map, moments: _Moments) -> None:
+def _absorb(layer: Any, norm: Any, found: Map, moments: _CentredMoments) -> None:
     """Let the normalisation be the identity plus the constant, its statistics being those of what it reads.
 
     So the network does not jump when it is trained on: in training, too, scale and shift are those of the fit.

@@ -1,4 +1,4 @@
-"""Weights as matrices: a layer's output is (what a position reads) @ (matrix), block by block."""
+"""Weights as matrices: a layer's output is its patches times a matrix, block by block; and ridge regression on them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from deap_prune.structure.layers import Axis, LayerSpec, describe_layer, spec_of
 from deap_prune.structure.space import Ids
 
 Form = Literal["full", "channel"]
-PIECE = 16 * 1024**2  # bytes of patches that are held at once
-RIDGE = 1e-3  # of the mean variance of a layer's kept features
+PIECE = 16 * 1024**2  # bytes of patches held at once
+RIDGE = 1e-3  # share of the mean variance of a layer's kept features
+ESCALATION = (0.1, 10.0)  # the last ridges that are tried where a matrix is not definite, as shares likewise
 _FIRST = (0, 1)
 
 
@@ -27,7 +28,7 @@ def refittable(layer: nn.Module) -> LayerSpec | None:
 
 
 def patches_of(layer: nn.Module, source: Tensor, picks: Tensor) -> Tensor:
-    """What a layer reads at the picked output positions, (picks, channels, taps); see ``LayerSpec.patches``."""
+    """Patches that a layer reads at the picked output positions, (picks, channels, taps); see ``LayerSpec.patches``."""
     patches = spec_of(layer).patches
     if patches is None:
         raise RegistryError(f"{type(layer).__qualname__} was registered without patches; see dp.LayerSpec")
@@ -35,19 +36,19 @@ def patches_of(layer: nn.Module, source: Tensor, picks: Tensor) -> Tensor:
 
 
 def pieces(layer: nn.Module, source: Tensor, picks: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Some of the picks and the patches there, as :func:`patches_of` gives them, until all picks had their turn."""
+    """Iterate over the picks in parts of at most ``PIECE`` bytes, with the patches there; see :func:`patches_of`."""
     width = source.element_size() * spec_of(layer).in_channels
     taps = layer.get_parameter("weight")[0, 0].numel()
     for some in picks.split(max(1, PIECE // (width * taps))):
         yield some, patches_of(layer, source, some)
 
 
-def pick(total: int, wanted: int, generator: torch.Generator) -> Tensor:
-    """``wanted`` different numbers below ``total``, one in each of as many equal parts; all where there are fewer."""
-    if wanted >= total:
+def pick(total: int, count: int, generator: torch.Generator) -> Tensor:
+    """Draw ``count`` different numbers below ``total``, one from each of ``count`` equal parts; at most all."""
+    if count >= total:
         return torch.arange(total)
-    noise = torch.rand(wanted, generator=generator, dtype=torch.float64)
-    return ((torch.arange(wanted) + noise) * (total / wanted)).long().clamp_max(total - 1)
+    noise = torch.rand(count, generator=generator, dtype=torch.float64)
+    return ((torch.arange(count) + noise) * (total / count)).long().clamp_max(total - 1)
 
 
 def positions(output: Tensor, spec: LayerSpec) -> Tensor:
@@ -56,15 +57,15 @@ def positions(output: Tensor, spec: LayerSpec) -> Tensor:
 
 
 def blocks_of(spec: LayerSpec) -> int:
-    """Parts of a layer that read disjoint inputs: every channel is one in a depthwise layer."""
+    """Number of parts of a layer that read disjoint inputs; in a depthwise layer every channel is one."""
     return spec.in_channels if spec.coupled else spec.blocks
 
 
 def to_matrix(weight: Tensor, spec: LayerSpec, form: Form) -> Tensor:
     """A weight as (blocks, features, outputs of a block, taps).
 
-    In the full form a feature is an input at a tap, and the last dimension is 1; in the channel form it is an input,
-    and every tap is one more output of it.
+    In the full form a feature is an input at a tap, and the last dimension is 1. In the channel form a feature is an
+    input, and its taps are outputs of their own.
     """
     rows = weight.movedim(_dims(spec), _FIRST[: len(_dims(spec))])  # outputs, inputs, and the taps
     rows = rows.flatten(2) if rows.dim() > 2 else rows.unsqueeze(2)
@@ -84,7 +85,7 @@ def from_matrix(matrix: Tensor, weight: Tensor, spec: LayerSpec, form: Form) -> 
 
 
 def to_features(patches: Tensor, blocks: int, form: Form) -> Tensor:
-    """Patches (rows, channels, taps) as (blocks, rows, features); by channel, every tap is a row of its own."""
+    """Patches (rows, channels, taps) as (blocks, rows, features); in the channel form every tap is a row of its own."""
     rows, channels, taps = patches.shape
     split = patches.reshape(rows, blocks, channels // blocks, taps)
     if form == "full":
@@ -93,7 +94,7 @@ def to_features(patches: Tensor, blocks: int, form: Form) -> Tensor:
 
 
 def features(channels: Ids, taps: int, form: Form) -> Ids:
-    """Feature numbers of channels (blocks, n) of a block: (blocks, n * taps) in the full form."""
+    """Feature indices of channels (blocks, n), counted within a block: (blocks, n * taps) in the full form."""
     if form == "channel" or taps == 1:
         return channels
     return (channels[:, :, None] * taps + np.arange(taps)).reshape(len(channels), -1)
@@ -106,11 +107,35 @@ def _dims(spec: LayerSpec) -> tuple[int, ...]:
 
 
 def part(tensor: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Rows (blocks, r) and columns (blocks, c) of (blocks, n, m, ...)."""
+    """Select rows (blocks, r) and columns (blocks, c) of a tensor (blocks, n, m, ...)."""
     if len(tensor) == 1:
         return tensor[0].index_select(0, rows[0]).index_select(1, columns[0]).unsqueeze(0)
     block = torch.arange(len(tensor), device=tensor.device)[:, None, None]
     return tensor[block, rows[:, :, None], columns[:, None, :]]
+
+
+def factorise(square: Tensor, ridge: float) -> tuple[Tensor, Tensor] | None:
+    """Cholesky factors of A + r, block by block, r being the smallest of a few ridges with which all succeed.
+
+    Where features hardly vary, moments are rounding alone and can have negative eigenvalues: r grows then.
+
+    Args:
+        square: A, symmetric and positive semidefinite up to rounding, (blocks, n, n); it is overwritten by A + r.
+        ridge: Smallest r, as a share of the mean of A's diagonal.
+
+    Returns:
+        The lower factors and r of shape (blocks, 1, 1); None if no r makes A definite (values that are not finite).
+    """
+    diagonal = square.diagonal(dim1=1, dim2=2)
+    scale = diagonal.mean(dim=1, keepdim=True).clamp_min(torch.finfo(square.dtype).tiny ** 0.5)
+    added = torch.zeros_like(scale)
+    for share in (ridge, 10 * ridge, 1000 * ridge, *(share for share in ESCALATION if share > 1000 * ridge)):
+        diagonal.add_(share * scale - added)
+        added = share * scale
+        factor, failed = torch.linalg.cholesky_ex(square)
+        if not bool(failed.any()):
+            return factor, added.unsqueeze(2)
+    return None
 
 
 def solve(square: Tensor, target: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
@@ -119,21 +144,16 @@ def solve(square: Tensor, target: Tensor, ridge: float) -> tuple[Tensor, Tensor]
     Args:
         square: A, symmetric and positive semidefinite up to rounding, (blocks, n, n); it is overwritten.
         target: b, (blocks, n, m).
-        ridge: As a share of the diagonal's mean.
+        ridge: Smallest r, as a share of the mean of A's diagonal.
 
     Returns:
-        x, and r of shape (blocks, 1, 1); where no r makes A definite (values that are not finite), x is 0.
+        x, and r of shape (blocks, 1, 1); if no r makes A definite (values that are not finite), x is 0 and r is 1.
     """
-    if square.dtype in (torch.float16, torch.bfloat16):  # for which there is no Cholesky factorisation
+    if square.dtype in (torch.float16, torch.bfloat16):  # which have no Cholesky factorisation
         x, r = solve(square.float(), target.float(), ridge)
         return x.to(target), r.to(target)
-    diagonal = square.diagonal(dim1=1, dim2=2)
-    scale = diagonal.mean(dim=1, keepdim=True).clamp_min(torch.finfo(square.dtype).tiny ** 0.5)
-    added = torch.zeros_like(scale)
-    for share in (ridge, 10 * ridge, 1000 * ridge):
-        diagonal.add_(share * scale - added)
-        added = share * scale
-        factor, failed = torch.linalg.cholesky_ex(square)
-        if not bool(failed.any()):
-            return torch.cholesky_solve(target, factor), added.unsqueeze(2)
-    return torch.zeros_like(target), added.unsqueeze(2)
+    result = factorise(square, ridge)
+    if result is None:
+        return torch.zeros_like(target), torch.ones_like(square[:, :1, :1])
+    factor, added = result
+    return torch.cholesky_solve(target, factor), added

@@ -1,12 +1,10 @@
-"""Sequential refinement: layer by layer, from what the pruned network hands over to what the dense one made of it."""
+"""Sequential refinement: every layer is re-fitted, in order of execution, to what the dense network's layer makes."""
 
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -27,32 +25,14 @@ from deap_prune.data.batches import (
 from deap_prune.errors import ConfigError
 from deap_prune.reconstruction.fit import fit_layer
 from deap_prune.reconstruction.flow import Flow, Key, Recorder, has_statistics, record
-from deap_prune.reconstruction.matrix import blocks_of, patches_of, pick, positions, refittable, to_features
+from deap_prune.reconstruction.matrix import blocks_of, patches_of, positions, to_features
+from deap_prune.reconstruction.selection import PRIOR, Choice, Selector, find_choices
+from deap_prune.reconstruction.targets import Aim, Target, dense_targets, find_aims
 from deap_prune.structure.inputs import evaluating
-from deap_prune.structure.layers import spec_of
+from deap_prune.structure.layers import narrow_layer, selection, spec_of
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import slim, unwrap
-from deap_prune.structure.space import PruningSpace
-
-
-@dataclass(frozen=True, eq=False)
-class _Aim:
-    """What one layer is fitted to.
-
-    Attributes:
-        norm: The batch normalisation that alone reads it, or None.
-        step: Whose result in the dense network is aimed at: the layer, the normalisation, or the addition that alone
-            reads it.
-        other: In the last case, what makes the other summand, before the layer runs; else None.
-        outputs: Of the layer, by id.
-        rectified: Whether a rectifier alone reads what is aimed at.
-    """
-
-    norm: str | None
-    step: Key
-    other: Key | None
-    outputs: NDArray[np.intp]
-    rectified: bool
+from deap_prune.structure.space import Ids, PruningSpace
 
 
 def refine(
@@ -67,31 +47,30 @@ def refine(
     forward: Forward | None = None,
     seed: int = 0,
 ) -> nn.Module:
-    """A slimmed network whose layers were re-fitted, in order of execution, to do what the dense network's do.
+    """Re-fit the layers of a slimmed network, in order of execution, to what the dense network's layers make.
 
-    One pass of the dense network notes what each convolution and linear layer makes, after the batch normalisation
-    that follows it and after the addition in which a shortcut meets it, at sampled positions. Then one pass of the
-    pruned network: whenever a layer is about to run, it is fitted by ridge regression from what it is about to read
-    (all errors made so far included) to the dense outputs, less the other summand as the pruned network has it: so the
-    shortcut's error is made up for too. Where a rectifier alone reads the result, no more is asked of what the dense
-    network has below 0 than to be below 0 (as Zhang et al., TPAMI 2016, arXiv 1505.06798, look at layers through their
-    rectifiers). Images held out from a layer's fit decide on its ridge; a layer that no fit improves there stays as it
-    is, and so does one to which the pruned network takes other steps than the dense one. Normalisations take up the
-    constant, and end with the statistics of what they read. Labels are not looked at.
+    One pass of the dense network stores the targets: at sampled positions, what each convolution and linear layer
+    makes, after the batch normalisation that follows it and after the addition in which a shortcut meets it. Then one
+    pass of the pruned network: when a layer is about to run, it is fitted by ridge regression from what it is about to
+    read, all errors made so far included, to its target less the other summand as the pruned network has it. So the
+    shortcut's error is compensated too. Where a rectifier alone reads the result, values below 0 in the dense network
+    only have to be below 0 (see :func:`fit_layer`). Images held out from a layer's fit decide on its ridge. A layer
+    that no fit improves there stays as it is, and so does one that the pruned network reaches by other steps than the
+    dense one. Normalisations take up the constant, and end with the statistics of what they read. Labels are not used.
 
-    All images go through both networks in one piece; what is noted takes 4 bytes x rows x outputs for each layer.
+    All images go through both networks in one batch; the targets take 4 bytes x rows x outputs for each layer.
 
     Args:
-        model: The dense network that was traced, wrapped or not; it comes back unchanged.
+        model: The dense network that was traced, wrapped or not; it is not changed.
         space: Its space.
-        masks: What stays.
+        masks: What is kept.
         calibration: Batches or a pair of tensors.
         start: The slimmed network to begin with, such as ``Evaluator.slim(masks)``; ``slim(model, space, masks)`` if
             left out. It is not changed.
-        images: Most samples to use.
+        images: Most images to use.
         rows: Most output positions of a layer to fit on.
         forward: Function of (model, batch) to (outputs, targets).
-        seed: Of the sampling of positions.
+        seed: Seed of the sampling of positions.
 
     Returns:
         A module of the same classes and shapes as ``start``, in eval mode.
@@ -101,24 +80,65 @@ def refine(
         DataError: If the calibration data is missing or not finite.
         MaskError: If the masks don't fit the space.
     """
-    if images < 2 or rows < 2:
-        raise ConfigError(f"images={images}, rows={rows}: refinement needs at least 2 of each")
     network = unwrap(model)
-    small = slim(network, space, masks) if start is None else start
-    return Refiner(network, space, calibration, images=images, rows=rows, forward=forward, seed=seed)(masks, small)
+    refiner = Refiner(network, space, calibration, images=images, rows=rows, forward=forward, seed=seed)
+    return refiner(masks, slim(network, space, masks) if start is None else start)
+
+
+def select_masks(
+    model: nn.Module,
+    space: PruningSpace,
+    masks: Masks,
+    calibration: Data,
+    *,
+    prior: float = PRIOR,
+    images: int = 1000,
+    rows: int = 16_000,
+    forward: Forward | None = None,
+    seed: int = 0,
+) -> Masks:
+    """Masks of the same widths whose filters are selected inside a refinement, when their reader's turn comes.
+
+    A filter's cost is the error that its removal leaves in the reader's target, the kept filters re-fitted, on what the
+    pruned network gives the reader. Groups with several readers, and groups that the pruned network cannot hold open
+    until then, keep their masks; they are named in the log.
+
+    Args:
+        model: The dense network that was traced, wrapped or not; it is not changed.
+        space: Its space.
+        masks: How many filters of each group stay, and which are preferred.
+        calibration: Batches or a pair of tensors.
+        prior: A filter that the masks keep counts as (1 + prior) times its cost: 0 for the live cost alone; a large
+            number keeps the masks.
+        images: Most images to use.
+        rows: Most output positions of a layer to fit on.
+        forward: Function of (model, batch) to (outputs, targets).
+        seed: Seed of the sampling of positions.
+
+    Raises:
+        ConfigError: If images or rows are below 2, or the prior is negative.
+        DataError: If the calibration data is missing or not finite.
+        MaskError: If the masks don't fit the space.
+    """
+    refiner = Refiner(unwrap(model), space, calibration, images=images, rows=rows, forward=forward, seed=seed)
+    return refiner.select(masks, prior=prior)
 
 
 class Refiner:
-    """Refines one candidate after the other: the dense network runs once for all. See :func:`refine`.
+    """Refines one candidate after the other; the dense network runs once for all. See :func:`refine`.
 
     Args:
         network: The dense network, unwrapped.
         space: Its space.
         calibration: Batches or a pair of tensors.
-        images: Most samples to use.
+        images: Most images to use.
         rows: Most output positions of a layer.
         forward: Function of (model, batch) to (outputs, targets).
-        seed: Of the sampling of positions.
+        seed: Seed of the sampling of positions.
+
+    Raises:
+        ConfigError: If images or rows are below 2.
+        DataError: If the calibration data is missing or not finite.
     """
 
     @torch.no_grad()
@@ -133,27 +153,76 @@ class Refiner:
         forward: Forward | None = None,
         seed: int = 0,
     ) -> None:
+        if images < 2 or rows < 2:
+            raise ConfigError(f"images={images}, rows={rows}: refinement needs at least 2 of each")
         device = next(network.parameters()).device
-        self._space, self._forward = space, forward or default_forward
+        self._network, self._space, self._forward = network, space, forward or default_forward
         self._batch = join_batches(to_batches(calibration, name="calibration", device=device), images)
         with evaluating(network):
             self._flow = record(network, partial(self._forward, network, samples_of(self._batch, slice(2))))
-            self._aims = _aims(network, space, self._flow)
+            self._aims = find_aims(network, space, self._flow)
             run = partial(self._forward, network, self._batch)
-            self._targets = _dense_targets(network, run, self._aims, rows, seed)
+            self._targets = dense_targets(network, run, self._aims, rows=rows, seed=seed)
+
+    @cached_property
+    def _choices(self) -> tuple[Choice, ...]:
+        """The groups whose filters can be selected."""
+        return find_choices(self._network, self._space, self._flow, self._aims)
 
     @property
     def nbytes(self) -> int:
-        """Memory of the images and of what was noted of the dense network, in bytes."""
+        """Memory of the images and of the targets, in bytes."""
         images = tensors_of(self._batch)
         return sum(t.numel() * t.element_size() for t in (*images, *(t.values for t in self._targets.values())))
 
-    @torch.no_grad()
     def __call__(self, masks: Masks, start: nn.Module) -> nn.Module:
         """A refined copy, in eval mode, of the network slimmed by the masks."""
-        small, keep = copy.deepcopy(start).eval(), self._space.kept(masks)
-        _Pass(small, self._flow, self._aims, self._targets, keep).run(partial(self._forward, small, self._batch))
-        return small
+        return self.refine(masks, start)[0]
+
+    @torch.no_grad()
+    def refine(
+        self, masks: Masks, start: nn.Module, *, select: bool = False, prior: float = PRIOR
+    ) -> tuple[nn.Module, Masks]:
+        """Refine, and on the way select the filters; see :func:`select_masks`.
+
+        Args:
+            masks: What is kept; with ``select``, how many filters of each group, and which are preferred.
+            start: The network slimmed by the masks; it is not changed.
+            select: Whether to select filters.
+            prior: Preference for the masks' filters, from 0 up.
+
+        Returns:
+            The refined network in eval mode, and its masks.
+
+        Raises:
+            ConfigError: If the prior is negative.
+            MaskError: If the masks don't fit the space.
+        """
+        if not prior >= 0:
+            raise ConfigError(f"prior={prior}: the preference for the masks' filters is a number from 0 up")
+        if not select:
+            small, keep = copy.deepcopy(start).eval(), self._space.kept(masks)
+            self._pass(small, keep, None)
+            return small, masks
+        selector = Selector(self._network, self._space, self._choices, masks, prior=prior)
+        small = selector.begin(start, self._aims)
+        self._pass(small, selector.wide, selector)
+        selector.finish(small)
+        return small, selector.masks
+
+    def select(self, masks: Masks, *, prior: float = PRIOR) -> Masks:
+        """Masks of the same widths with selected filters; see :func:`select_masks`.
+
+        Args:
+            masks: How many filters of each group stay, and which are preferred.
+            prior: Preference for the masks' filters, from 0 up.
+        """
+        return self.refine(masks, slim(self._network, self._space, masks), select=True, prior=prior)[1]
+
+    def _pass(self, network: nn.Module, keep: NDArray[np.bool_], selector: Selector | None) -> None:
+        """Run the pruned network once; its layers are fitted when their turn comes."""
+        pass_ = _Pass(network, self._flow, self._aims, self._targets, keep, selector)
+        pass_.run(partial(self._forward, network, self._batch))
 
 
 def join_batches(batches: list[Any], samples: int) -> Any:
@@ -166,72 +235,31 @@ def join_batches(batches: list[Any], samples: int) -> Any:
     return join(chosen)
 
 
-def _aims(network: nn.Module, space: PruningSpace, flow: Flow) -> dict[str, _Aim]:
-    """For each layer that can be re-fitted: what to."""
-    shares = Counter(id(p) for _, p in network.named_parameters(remove_duplicate=False))
-    found: dict[str, _Aim] = {}
-    for entry in space.layers:
-        number = flow.call(entry.name) if entry.dim is None else None
-        if number is None:
-            continue
-        layer: Any = network.get_submodule(entry.name)
-        if refittable(layer) is None or shares[id(layer.weight)] > 1:
-            continue
-        norm = flow.norm_after(network, entry.name)
-        step = flow.call(norm) if norm else number
-        if step is None:
-            continue
-        meeting = flow.meeting(step)
-        other: Key | None = None
-        if meeting is not None and meeting[1] < number:  # the other summand is there already
-            step, other = meeting[0], flow.steps[meeting[1]].key
-        found[entry.name] = _Aim(norm, flow.steps[step].key, other, entry.outputs, flow.rectified(step))
-    return found
-
-
-@dataclass(frozen=True, eq=False)
-class _Target:
-    """Positions of a layer's output, and what the dense network has there: (picks,), (picks, outputs)."""
-
-    picks: Tensor
-    values: Tensor
-
-
-def _dense_targets(
-    network: nn.Module, forward: Callable[[], Any], aims: Mapping[str, _Aim], rows: int, seed: int
-) -> dict[str, _Target]:
-    """One pass of the dense network, noting what the aims look at."""
-    by_step: dict[Key, list[str]] = {}
-    for name, aim in aims.items():
-        by_step.setdefault(aim.step, []).append(name)
-    order = {name: number for number, name in enumerate(aims)}
-    found: dict[str, _Target] = {}
-
-    def after(key: Key, result: Tensor) -> None:
-        for name in by_step.get(key, ()):
-            values = positions(result, spec_of(network.get_submodule(name)))
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + order[name])
-            picks = pick(len(values), rows, generator).to(values.device)
-            found[name] = _Target(picks, values[picks])
-
-    Recorder(network, after=after).run(forward)
-    return found
-
-
 class _Pass:
-    """One pass of the pruned network; a layer is fitted when its turn comes, and runs fitted."""
+    """One pass of the pruned network; a layer is fitted when its turn comes, and runs fitted.
+
+    Args:
+        network: The pruned network; its layers are changed in place.
+        flow: Flow of the dense network.
+        aims: Aims by layer name.
+        targets: Targets by layer name.
+        keep: Channels that the network has, by id.
+        selector: Selects filters of groups that are still whole; None if there are none.
+    """
 
     def __init__(
         self,
         network: nn.Module,
         flow: Flow,
-        aims: Mapping[str, _Aim],
-        targets: Mapping[str, _Target],
+        aims: Mapping[str, Aim],
+        targets: Mapping[str, Target],
         keep: NDArray[np.bool_],
+        selector: Selector | None,
     ) -> None:
         self.network, self.flow, self.aims, self.targets, self.keep = network, flow, aims, targets, keep
+        self.selector = selector
         self.fitted = {aim.norm for aim in aims.values()}  # norms whose statistics come from the fits
-        self.others = {aim.other for aim in aims.values()}
+        self.meeting = {aim.summand for aim in aims.values()}
         self.summands: dict[Key, Tensor] = {}
 
     def run(self, forward: Callable[[], Any]) -> None:
@@ -248,20 +276,40 @@ class _Pass:
             layer.running_var.copy_(variance)
 
     def _after(self, key: Key, result: Tensor) -> None:
-        if key in self.others:
+        if key in self.meeting:
             self.summands[key] = result
 
-    def _fit(self, name: str, aim: _Aim, target: _Target, layer: nn.Module, source: Tensor) -> None:
+    def _fit(self, name: str, aim: Aim, target: Target, layer: Any, source: Tensor) -> None:
         stays = torch.as_tensor(self.keep[aim.outputs], device=target.values.device)
-        spec, wanted = spec_of(layer), target.values[:, stays]
-        floor = torch.zeros_like(wanted) if aim.rectified else None
-        if aim.other is not None:
-            other = self.summands.pop(aim.other, None)
-            if other is None or other.shape[spec.channel_dim] != wanted.shape[1]:
+        spec, values = spec_of(layer), target.values[:, stays]
+        floor = torch.zeros_like(values) if aim.rectified else None
+        if aim.summand is not None:
+            summand = self.summands.pop(aim.summand, None)
+            if summand is None or summand.shape[spec.channel_dim] != values.shape[1]:
                 self.fitted.discard(aim.norm)
                 return  # narrow layers take another way through the network: this one stays as it is
-            given = positions(other, spec)[target.picks]
-            wanted, floor = wanted - given, None if floor is None else floor - given
-        patches = to_features(patches_of(layer, source, target.picks), blocks_of(spec), "full")
+            added = positions(summand, spec)[target.picks]
+            values, floor = values - added, None if floor is None else floor - added
         norm = self.network.get_submodule(aim.norm) if aim.norm else None
-        fit_layer(layer, norm, patches, wanted, floor=floor)
+        if self.selector is None or not self.selector.opens(name):
+            patches = to_features(patches_of(layer, source, target.picks), blocks_of(spec), "full")
+            fit_layer(layer, norm, patches, values, floor=floor)
+            return
+        places = self.selector.select(name, layer, norm, source, target.picks, values)
+        _fit_narrow(layer, norm, source, places, target.picks, values, floor)
+
+
+def _fit_narrow(
+    layer: Any, norm: Any, source: Tensor, places: Ids, picks: Tensor, values: Tensor, floor: Tensor | None
+) -> None:
+    """Fit a layer on some of its input channels, in place; its weights for the others become 0."""
+    spec, narrow, outputs = spec_of(layer), copy.deepcopy(layer), np.arange(spec_of(layer).out_channels)
+    narrow_layer(narrow, places, outputs)
+    read = source.index_select(spec.channel_dim, torch.as_tensor(places, device=source.device))
+    patches = to_features(patches_of(narrow, read, picks), blocks_of(spec_of(narrow)), "full")
+    fit_layer(narrow, norm, patches, values, floor=floor)
+    index = selection(layer.weight, spec, "weight", places, outputs)
+    layer.weight.data.zero_()
+    layer.weight.data[index] = narrow.weight.data.reshape(layer.weight.data[index].shape)
+    if layer.bias is not None:
+        layer.bias.data.copy_(narrow.bias.data)

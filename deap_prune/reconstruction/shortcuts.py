@@ -1,75 +1,37 @@
-"""Shortcuts without weights, which hand channels of one stage to the next: what gets lost on them, made up for.
+"""Compensation for channels lost on parameter-free shortcuts (option A of He et al. 2016).
 
-No layer reads such a channel there, so none could be re-fitted to do without it. But what a shortcut brings is added to
-what a layer makes (He et al. 2016, option A), and that layer can be fitted to make the lost part as well.
+No layer reads such a channel at the shortcut, so none can be re-fitted to do without it. But the shortcut is added to
+the outputs of a layer, the host, and the host can be fitted to make the lost part as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deap_prune.reconstruction.flow import Flow
+from deap_prune.reconstruction.grams import LayerGram, Shortcut
 from deap_prune.reconstruction.matrix import RIDGE, pieces, positions, refittable, solve, to_features, to_matrix
 from deap_prune.structure.layers import spec_of
 from deap_prune.structure.space import Ids, LayerChannels
 
-if TYPE_CHECKING:
-    from deap_prune.reconstruction.moments import LayerGram
-
-FAINT = 1e-4  # of the variance that a shortcut brings: a layer whose outputs have less can't make it
-
-
-@dataclass(frozen=True, eq=False)
-class Shortcut:
-    """Moments of what a shortcut adds to a layer's outputs.
-
-    Tensors are (blocks, outputs of a block) where nothing else is said.
-
-    Attributes:
-        sources: For each of the layer's outputs the id of the channel that the shortcut copies there; -1 where it
-            brings nothing that can be pruned.
-        level: Mean of what is brought.
-        cross: Its covariance with what the layer reads, (blocks, features, outputs of a block, 1 or taps), in units of
-            the layer's own outputs, as ``growth`` is.
-        growth: By how much the variance of an output grows with as much of it as what the layer reads tells.
-        unmade: Variance of the rest. Where the normalisation has next to no scale, or moments are by channel, that is
-            all but the mean, and the two above are 0.
-        slope: What the normalisation after the layer multiplies its outputs with; 1 without one.
-    """
-
-    sources: Ids
-    level: Tensor
-    cross: Tensor
-    growth: Tensor
-    unmade: Tensor
-    slope: Tensor
-
-    def lost(self, keep: NDArray[np.bool_]) -> Tensor | None:
-        """The outputs that miss what the shortcut brought; None where none does.
-
-        Args:
-            keep: Channels that stay, by id; see ``PruningSpace.kept``.
-        """
-        gone = ~keep[self.sources]
-        return torch.as_tensor(gone, device=self.level.device).view_as(self.level) if gone.any() else None
+FAINT = 1e-4  # share of the shortcut's variance below which a host's outputs are too faint to make it
 
 
 @dataclass(frozen=True)
 class Meeting:
-    """Where a layer and a shortcut meet.
+    """An addition of a layer's output and a parameter-free shortcut.
 
     Attributes:
-        host: The layer that makes the other summand.
-        norm: The normalisation between it and the addition, or None.
-        shortcut: The layer without weights.
-        sources: As :attr:`Shortcut.sources`.
+        host: Name of the layer that makes the first summand.
+        norm: Name of the normalisation between the host and the addition, or None.
+        shortcut: Name of the shortcut's layer.
+        sources: See :attr:`Shortcut.sources`.
     """
 
     host: str
@@ -79,15 +41,15 @@ class Meeting:
 
 
 def find_meetings(network: nn.Module, flow: Flow, entries: Iterable[LayerChannels]) -> dict[str, Meeting]:
-    """By the host's name: additions of what a layer makes and of channels of other groups, copied by a shortcut.
+    """Meetings by host name: additions in which a shortcut copies channels of a group that the host does not make.
 
     Args:
         network: The dense network.
-        flow: Of it.
+        flow: Its flow.
         entries: Its layers.
     """
     by_name = {entry.name: entry for entry in entries if entry.dim is None}
-    found = {}
+    meetings: dict[str, Meeting] = {}
     for name in by_name:
         layer: Any = network.get_submodule(name)
         spec, norm = refittable(layer), flow.norm_after(network, name)
@@ -96,53 +58,53 @@ def find_meetings(network: nn.Module, flow: Flow, entries: Iterable[LayerChannel
         meeting = flow.meeting(step) if (step := flow.call(norm or name)) is not None else None
         if spec is None or spec.coupled or not shifts or meeting is None:
             continue
-        other = flow.steps[meeting[1]]
-        if not other.is_layer or other.name not in by_name or flow.call(other.name) is None:
+        summand = flow.steps[meeting[1]]
+        if not summand.is_layer or summand.name not in by_name or flow.call(summand.name) is None:
             continue
-        entry = by_name[other.name]
-        if np.isin(entry.inputs, (-1, *entry.outputs)).all():  # what goes there goes here
+        entry = by_name[summand.name]
+        if np.isin(entry.inputs, (-1, *entry.outputs)).all():  # both ends lose the same channels
             continue
-        sources = _sources(network.get_submodule(other.name), entry, other.shapes[0], layer.weight.device)
+        sources = _sources(network.get_submodule(summand.name), entry, summand.shapes[0], layer.weight.device)
         if sources is not None and (sources >= 0).any():
-            found[name] = Meeting(name, norm, other.name, sources)
-    return found
+            meetings[name] = Meeting(name, norm, summand.name, sources)
+    return meetings
 
 
 def _shifts(norm: nn.Module) -> bool:
-    """Whether a normalisation has a shift and a scale of its own."""
+    """Whether a normalisation has a scale and a shift."""
     return all(getattr(norm, name, None) is not None for name in ("weight", "bias", "running_var", "eps"))
 
 
 @torch.no_grad()
 def _sources(layer: nn.Module, entry: LayerChannels, shape: tuple[int, ...], device: torch.device) -> Ids | None:
-    """The channel that each output is a copy of; None of a layer that does anything else than copy and leave out."""
+    """Id of the channel that each output copies; None if the layer does more than copy and drop channels."""
     if any(True for _ in layer.parameters()) or spec_of(layer).role != "other":
         return None
     dim = spec_of(layer).channel_dim % len(shape)
     view = [-1 if d == dim else 1 for d in range(len(shape))]
     numbers = torch.arange(1.0, shape[dim] + 1, device=device)
-    found = []
-    for told in (numbers, numbers.sqrt()):
-        try:  # past all hooks: nothing of this is the user's
-            result = layer.forward(told.view(view).expand(min(2, shape[0]), *shape[1:]).contiguous())
-        except Exception:  # it takes more than one tensor, or another: what it does can't be told
+    copies = []
+    for values in (numbers, numbers.sqrt()):
+        try:  # layer.forward, so that no hook of the user runs
+            result = layer.forward(values.view(view).expand(min(2, shape[0]), *shape[1:]).contiguous())
+        except Exception:  # it takes other arguments: its copies are unknown
             return None
         result = result.movedim(dim, 0).flatten(1)
         if len(result) != len(entry.outputs) or not bool((result == result[:, :1]).all()):
             return None
-        found.append(result[:, 0])
-    number = found[0].round().clamp(0, len(numbers)).long()  # of the channel that is copied; 0: none
-    if not torch.equal(found[1], number.float().sqrt()):
+        copies.append(result[:, 0])
+    number = copies[0].round().clamp(0, len(numbers)).long()  # of the copied channel, from 1; 0: none
+    if not torch.equal(copies[1], number.float().sqrt()):
         return None
     return np.where(number.cpu() > 0, entry.inputs[(number - 1).clamp_min(0).cpu().numpy()], -1)
 
 
 class Crossing:
-    """Running sums of a host's features times what meets its outputs.
+    """Running sums of a host's features times what the shortcut adds to its outputs.
 
     Args:
         network: The dense network.
-        meeting: Of the host and the shortcut.
+        meeting: Host and shortcut.
     """
 
     def __init__(self, network: nn.Module, meeting: Meeting) -> None:
@@ -157,7 +119,7 @@ class Crossing:
         self._there: Tensor | None = None
 
     def listen(self) -> Any:
-        """Add what the shortcut makes next, at the positions that :meth:`read` tells before or after it."""
+        """Hook that adds the shortcut's next result, at the positions that :meth:`read` sets before or after it."""
 
         def hook(layer: nn.Module, args: Any, output: Tensor) -> None:
             self._there = positions(output, spec_of(self._layer))
@@ -166,7 +128,7 @@ class Crossing:
         return self._network.get_submodule(self._meeting.shortcut).register_forward_hook(hook)
 
     def read(self, source: Tensor, picks: Tensor) -> None:
-        """What the host reads, and the output positions that are looked at."""
+        """Set what the host reads, and the output positions to sample."""
         self._read = source, picks, source._version
         self._meet()
 
@@ -175,7 +137,7 @@ class Crossing:
             return
         (source, picks, version), brought = self._read, self._there
         self._read = self._there = None
-        if source._version != version:  # written to in between
+        if source._version != version:  # written to since
             return
         for some, patches in pieces(self._layer, source, picks):
             rows = to_features(patches, len(self._matrix), "full")
@@ -186,10 +148,10 @@ class Crossing:
             self._rows += len(some)
 
     def moments(self, gram: LayerGram) -> Shortcut | None:
-        """What was collected; None where the host's input was written to before the shortcut ran.
+        """The collected moments; None if the host's input was written to before the shortcut ran.
 
         Args:
-            gram: Of the host.
+            gram: Moments of the host.
         """
         if not self._rows:
             return None
@@ -206,7 +168,7 @@ class Crossing:
         scale = slope.masked_fill(faint, torch.inf).unsqueeze(1)
         cross = (self._products / self._rows - gram.mean.unsqueeze(2) * level.unsqueeze(1)) / scale
         change, added = solve(gram.moments.clone(), cross, RIDGE * gram.scarcity)
-        told = (change * (cross + added * change)).sum(dim=1)
-        growth = 2 * (self._matrix * cross).sum(dim=1) + told
-        unmade = (variance - slope.square() * told).clamp_min(0)
+        explained = (change * (cross + added * change)).sum(dim=1)
+        growth = 2 * (self._matrix * cross).sum(dim=1) + explained
+        unmade = (variance - slope.square() * explained).clamp_min(0)
         return Shortcut(self._meeting.sources, level, cross.unsqueeze(3), growth, unmade, slope)

@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 from test_genome import SPACES, make
 
 import deap_prune as dp
+from deap_prune.blending.allocation import ALLOCATIONS
+from deap_prune.blending.balance import WidthCurves
 from deap_prune.blending.baselines import AffineGenome, Table, borda
+from deap_prune.blending.decoding import Planner
 from deap_prune.errors import ConfigError
 from deap_prune.evolution import StartingPoints
 from tests.helpers.pruning import prepared
@@ -77,6 +80,45 @@ def test_weights_are_of_errors(digits: Digits) -> None:
     weighed = genome.width_curves("l2", losses(space, worth)).weighed(weights.tolist())
     direct = genome.width_curves("l2", losses(space, worth * weights))
     assert np.allclose(weighed.kept, direct.kept) and np.allclose(weighed.flops, direct.flops)
+
+
+@pytest.mark.parametrize("name", [*SPACES, "grouped"])
+def test_errors_at_every_width_are_curves_too(name: str) -> None:
+    """At each price no other admissible widths have less error and FLOPs together; groups without errors stay dense."""
+    planner = make(name)._planner if name in SPACES else None
+    space = prepared(name).space
+    if planner is None:
+        planner = Planner(space, ALLOCATIONS["evolved"], None, 1)
+    rng = np.random.default_rng(0)
+    errors = {
+        group.name: np.cumsum([0.0, *rng.uniform(0, 1, group.size // group.blocks)])
+        for group in space.groups[: -1 if len(space.groups) > 1 else None]
+    }
+    curves = WidthCurves.of_errors(planner, errors)
+    shares = [round(share, 9) for row in curves.kept[:-1] for share in row]
+    legal = {round(float(c / s), 9) for s in space.sizes for c in range(1, int(s) + 1)}
+    assert set(shares) <= legal
+    rows = {tuple(row) for row in curves.kept[:-1].round(9).tolist()}
+    for price in np.geomspace(0.1, 1000, 50):
+        best = []
+        for number, group in enumerate(space.groups):
+            widths = [group.size]
+            if group.name in errors:
+                widths = list(range(group.size, 0, -group.blocks))
+                widths = [w for w in widths if planner.widths.admissible(_alone(space, number, w))[number] == w]
+            total = [
+                errors.get(group.name, [0.0])[(group.size - w) // group.blocks]
+                + price * float(space.flops_of(_alone(space, number, w))) / space.flops
+                for w in widths
+            ]
+            best.append(round(widths[int(np.argmin(total))] / group.size, 9))
+        assert tuple(best) in rows
+
+
+def _alone(space: dp.PruningSpace, group: int, width: int) -> np.ndarray:
+    counts = space.sizes.copy()
+    counts[group] = width
+    return counts
 
 
 def test_nothing_to_lose_or_to_save(digits: Digits) -> None:

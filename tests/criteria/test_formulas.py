@@ -8,8 +8,11 @@ import torch
 from torch import nn
 
 import deap_prune as dp
+from tests.helpers import plain_criteria, plain_reconstruction
 from tests.helpers.networks import Head, conv_bn
-from tests.helpers.plain_criteria import PLAIN, batches, conv_net
+from tests.helpers.plain_criteria import batches, conv_net
+
+PLAIN = plain_criteria.PLAIN | plain_reconstruction.PLAIN
 
 
 def test_every_criterion_has_a_plain_computation() -> None:

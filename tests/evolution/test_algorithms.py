@@ -188,7 +188,9 @@ def test_an_algorithm_of_your_own() -> None:
     loop = dp.algorithms.Loop("mu_plus_lambda", fake_toolbox(), dp.algorithms.Variation(4, 0.9, 0.5))
     with pytest.raises(ConfigError, match=r"cxpb 0\.9 \+ mutpb 0\.5 is above 1; they are shares"):
         loop.run(loop.start(4), 1)
-    loop = dp.algorithms.Loop("nsga2", fake_toolbox(), dp.algorithms.Variation(4, 0.9, 0.5))  # one after the other, as published
+    loop = dp.algorithms.Loop(
+        "nsga2", fake_toolbox(), dp.algorithms.Variation(4, 0.9, 0.5)
+    )  # one after the other, as published
     assert loop.run(loop.start(4), 1).number == 1
 
 
@@ -227,7 +229,9 @@ def test_a_stop_may_look_at_what_a_callback_adds() -> None:
             state.logbook[-1]["size"] = state.number
 
     for stop, last in ((dp.algorithms.Target("size", 3), 3), (dp.algorithms.Patience(2, "size", maximise=False), 3)):
-        loop = dp.algorithms.Loop("mu_plus_lambda", fake_toolbox(), dp.algorithms.Variation(4), callbacks=[note], stops=[stop])
+        loop = dp.algorithms.Loop(
+            "mu_plus_lambda", fake_toolbox(), dp.algorithms.Variation(4), callbacks=[note], stops=[stop]
+        )
         assert loop.run(loop.start(4), 9).number == last
 
 
@@ -236,8 +240,12 @@ def test_patience_by_hand() -> None:
     for number, value in enumerate([1.0, 2.0, 2.0, 3.0, 3.0, 3.0]):
         state.logbook.record(gen=number, quality=value, loss=-value)
     assert dp.algorithms.Patience(2, "quality")(state) and not dp.algorithms.Patience(3, "quality")(state)
-    assert dp.algorithms.Patience(2, "loss", maximise=False)(state) and not dp.algorithms.Patience(3, "loss", maximise=False)(state)
-    assert dp.algorithms.Patience(5, "quality", least=2.0)(state) and not dp.algorithms.Patience(6, "quality", least=2.0)(state)
+    assert dp.algorithms.Patience(2, "loss", maximise=False)(state) and not dp.algorithms.Patience(
+        3, "loss", maximise=False
+    )(state)
+    assert dp.algorithms.Patience(5, "quality", least=2.0)(state) and not dp.algorithms.Patience(
+        6, "quality", least=2.0
+    )(state)
 
 
 def test_a_stopped_run_stays_stopped(tmp_path: Path) -> None:

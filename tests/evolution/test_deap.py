@@ -116,7 +116,9 @@ def test_pickles_open_in_a_fresh_process(tmp_path: Path) -> None:
 
 def test_fitness_classes() -> None:
     assert dp.operators.fitness_class((1, -1)) is dp.operators.fitness_class((1.0, -1.0))
-    assert dp.operators.fitness_class((1, -1)).__name__ == "FitnessMaxMin" and dp.operators.fitness_class((-1,)).weights == (-1.0,)
+    assert dp.operators.fitness_class((1, -1)).__name__ == "FitnessMaxMin" and dp.operators.fitness_class(
+        (-1,)
+    ).weights == (-1.0,)
     from deap_prune.evolution import individual
 
     for name in ("Fitness", "FitnessMid", "Nothing"):
@@ -199,7 +201,9 @@ def test_own_loop_does_what_the_stock_loop_does() -> None:
     stock, _ = algorithms.eaMuPlusLambda(toolbox.population(n=8), toolbox, 8, 6, 0.5, 0.4, 4, verbose=False)
     toolbox = fake_toolbox()
     seen: list[int] = []
-    state = dp.algorithms.eaBlend(toolbox.population(n=8), toolbox, 6, 0.5, 0.4, 4, callbacks=[lambda s: seen.append(s.number)])
+    state = dp.algorithms.eaBlend(
+        toolbox.population(n=8), toolbox, 6, 0.5, 0.4, 4, callbacks=[lambda s: seen.append(s.number)]
+    )
     assert [list(ind) for ind in state.population] == [list(ind) for ind in stock]
     assert seen == [0, 1, 2, 3, 4] and [r["gen"] for r in state.logbook] == seen
     volumes = [r["hypervolume"] for r in state.logbook]

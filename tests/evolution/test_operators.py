@@ -41,7 +41,9 @@ def draw(seed: int) -> list[float]:
 
 
 # ------------------------------------------------------------------ crossover
-@pytest.mark.parametrize(("cross", "parts"), [(dp.operators.cxBlendLayers, "loci"), (dp.operators.cxBlendStages, "stages")])
+@pytest.mark.parametrize(
+    ("cross", "parts"), [(dp.operators.cxBlendLayers, "loci"), (dp.operators.cxBlendStages, "stages")]
+)
 def test_exchange_moves_whole_parts(cross: Cross, parts: str) -> None:
     seen = set()
     for seed in range(40):
@@ -97,7 +99,9 @@ def test_mixing_is_where_the_parents_are() -> None:
 def test_sbx_spreads_by_eta() -> None:
     def spread(eta: float) -> float:
         random.seed(0)
-        return statistics.stdev(dp.operators.cxBlendSBX([0.4] * 20, [0.6] * 20, LAYOUT, eta=eta)[0][4] for _ in range(300))
+        return statistics.stdev(
+            dp.operators.cxBlendSBX([0.4] * 20, [0.6] * 20, LAYOUT, eta=eta)[0][4] for _ in range(300)
+        )
 
     near = [dp.operators.cxBlendSBX([0.4] * 20, [0.6] * 20, LAYOUT, eta=1000.0)[0][4] for _ in range(50)]
     assert all(min(abs(g - 0.4), abs(g - 0.6)) < 0.01 for g in near)
@@ -107,7 +111,11 @@ def test_sbx_spreads_by_eta() -> None:
 # ------------------------------------------------------------------ mutation
 @pytest.mark.parametrize(
     ("mutate", "kinds"),
-    [(dp.operators.mutBlendFactors, {"factor"}), (dp.operators.mutBlendCandidates, {"candidate"}), (dp.operators.mutBlendTrade, {"keep"})],
+    [
+        (dp.operators.mutBlendFactors, {"factor"}),
+        (dp.operators.mutBlendCandidates, {"candidate"}),
+        (dp.operators.mutBlendTrade, {"keep"}),
+    ],
 )
 def test_mutations_touch_their_own_kind(mutate: Callable[..., tuple[list[float]]], kinds: set[str]) -> None:
     for seed in range(20):
@@ -161,7 +169,12 @@ def test_operators_clip_what_others_left_outside() -> None:
     for cross in (dp.operators.cxBlendMix, dp.operators.cxBlendSBX):
         a, b = cross([9.0] * 20, [-9.0] * 20, LAYOUT)
         assert all(lo <= g <= hi for ind in (a, b) for g, lo, hi in zip(ind, LAYOUT.low, LAYOUT.high, strict=True))
-    for mutate in (dp.operators.mutBlend, dp.operators.mutBlendTrade, dp.operators.mutBlendFactors, dp.operators.mutBlendCandidates):
+    for mutate in (
+        dp.operators.mutBlend,
+        dp.operators.mutBlendTrade,
+        dp.operators.mutBlendFactors,
+        dp.operators.mutBlendCandidates,
+    ):
         (a,) = mutate([float("nan"), 7.0, 0.4, -3.0, 5.0] * 4, LAYOUT)
         assert all(lo <= g <= hi for g, lo, hi in zip(a, LAYOUT.low, LAYOUT.high, strict=True))
         assert all(a[i] == int(a[i]) for i in LAYOUT.of_kind("candidate"))

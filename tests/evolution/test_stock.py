@@ -52,7 +52,9 @@ def test_stock_selections(name: str) -> None:
     toolbox = fake_toolbox(3)
     toolbox.register("select", SELECTIONS[name])
     population, _ = mu_plus_lambda(toolbox)
-    assert len(population) == 8 and all(type(ind) is dp.operators.BlendIndividual and ind.fitness.valid for ind in population)
+    assert len(population) == 8 and all(
+        type(ind) is dp.operators.BlendIndividual and ind.fitness.valid for ind in population
+    )
 
 
 def test_stock_records() -> None:
@@ -364,7 +366,9 @@ def test_duplicates_are_replaced_when_asked() -> None:
     def doubles(fresh: bool) -> int:
         toolbox = fake_toolbox()
         toolbox.register("mutate", lambda ind: (ind,))  # every child is its parent
-        loop = dp.algorithms.Loop("mu_plus_lambda", toolbox, dp.algorithms.Variation(8, 0.0, 1.0), fresh_duplicates=fresh)
+        loop = dp.algorithms.Loop(
+            "mu_plus_lambda", toolbox, dp.algorithms.Variation(8, 0.0, 1.0), fresh_duplicates=fresh
+        )
         state = loop.start(8)
         loop.run(state, 3)
         return state.logbook[-1]["nevals"], len({tuple(ind) for ind in state.population})

@@ -320,31 +320,11 @@ def attention(net: nn.Module, data: Data) -> np.ndarray:
     return torch.cat(last_gates).mean(dim=0).numpy()
 
 
-def compensation(net: nn.Module, data: Data) -> np.ndarray:
-    """For each filter: the residual of its patches after ridge regression on the others, times its weights."""
-    x = copy.deepcopy(net).eval()[:3](everything(data)[0]).detach()
-    features = F.unfold(x, 3, padding=1).transpose(1, 2).reshape(-1, FILTERS, 9).double().numpy()
-    weight = net[3].weight.detach().double().numpy()  # (outputs, filters, 3, 3)
-    centred = (features - features.mean(axis=0)).reshape(len(features), -1)
-    dense = centred @ weight.reshape(6, -1).T
-    ridge = 1e-3 * centred.var(axis=0).mean() * len(centred)
-    errors = []
-    for i in range(FILTERS):
-        columns = np.arange(9 * FILTERS) // 9 == i
-        own, rest = centred[:, columns], centred[:, ~columns]
-        own_weight = weight[:, i].reshape(6, 9).T
-        fit = np.linalg.solve(rest.T @ rest + ridge * np.eye(rest.shape[1]), rest.T @ own)
-        residual = np.sum((own @ own_weight - rest @ fit @ own_weight) ** 2)
-        penalty = ridge * np.sum((fit @ own_weight) ** 2) + ridge * np.sum(own_weight**2)
-        errors.append((residual + penalty) / np.sum(dense**2))
-    return np.array(errors)
-
-
 PLAIN: dict[str, Score] = {
     f.__name__: f
     for f in (
         *(l1, l2, fpgm, fermat, cosine, whc, correlation, lamp, svd, out_l1, bn_scale, bn_shift),
-        *(mean_activation, apoz, entropy, hrank, chip, thinet, kl, oracle, attention, compensation),
+        *(mean_activation, apoz, entropy, hrank, chip, thinet, kl, oracle, attention),
         *(taylor_weight, taylor_gate, taylor_activation, group_fisher, snip, grasp, obd, obd_c, synflow),
     )
 }

@@ -12,7 +12,7 @@ layer_outputs       ``gradient_square``, ``output_square``, ``output_gradient_sq
 derivatives         ``hessian_gradient`` (one more backward pass), ``flow_gradient`` (one image)
 feature_maps        ``map_rank``, ``independence``, ``contribution``: the first images
 gating              ``loss_rise``, ``divergence`` (one forward pass per filter), ``attention`` (a short training)
-unexplained         ``unexplained``: one forward pass, then closed form
+second_moments      ``unexplained``, ``elimination_cost``: one forward pass, then closed form
 ==================  ==================================================================================================
 
 ``statistics`` explains each of them, ``context`` holds what all passes share, and ``collect`` runs the passes that the

@@ -16,7 +16,7 @@ from deap_prune.criteria.passes.derivatives import flow_gradient, hessian_gradie
 from deap_prune.criteria.passes.feature_maps import contributions, feature_maps
 from deap_prune.criteria.passes.forward_backward import forward_backward
 from deap_prune.criteria.passes.gating import close_filters, train_gates
-from deap_prune.criteria.passes.unexplained import unexplained
+from deap_prune.criteria.passes.second_moments import second_moments
 from deap_prune.criteria.passes.weights import weight_statistics
 from deap_prune.data.batches import Data, Forward, Loss, cross_entropy, default_forward, to_batches
 from deap_prune.structure.inputs import evaluating
@@ -32,7 +32,7 @@ PASSES: tuple[Pass, ...] = (
     contributions,
     close_filters,
     train_gates,
-    unexplained,
+    second_moments,
 )
 
 

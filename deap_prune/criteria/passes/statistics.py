@@ -37,6 +37,7 @@ STATISTICS = {
     "loss_rise": "(filters,): rise of the loss if the filter's channel is zero in the next layers' inputs",
     "divergence": "(filters,): KL(p || q) in nats, p the network's outputs, q those without the filter's channel",
     "attention": "(filters,): mean gate of a squeeze-and-excitation block trained before a next layer",
-    # unexplained.py
+    # second_moments.py
     "unexplained": "(filters,): relative squared error of a next layer's output without the filter, others re-fitted",
+    "elimination_cost": "(filters,): next layers' error when the filter is removed, after all that are worth less",
 }

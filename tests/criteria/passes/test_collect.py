@@ -17,7 +17,7 @@ from tests.helpers.plain_criteria import batches, conv_net
 
 NAMES = tuple(dp.criteria())
 SLOW = {"kl", "oracle", "attention"}
-MORE_PASSES = {"hrank", "chip", "thinet", "grasp", "synflow", "compensation"}
+MORE_PASSES = {"hrank", "chip", "thinet", "grasp", "synflow", "compensation", "elimination"}
 
 
 def test_every_statistic_is_gathered_by_one_pass() -> None:

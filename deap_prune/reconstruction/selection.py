@@ -1,0 +1,257 @@
+"""Sequential selection: which filters of a group stay is decided when the layer that reads them is re-fitted.
+
+At that moment of a refinement all filters of the group are still there, and all layers before the reader are pruned and
+re-fitted. A backward elimination on what the reader then reads, and on its target, gives the cost of each filter under
+the condition of all other choices made so far. The masks give the number of filters of each group, and a preference.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from deap_prune.reconstruction.elimination import Reader, run_elimination, uses_of
+from deap_prune.reconstruction.fit import current_map
+from deap_prune.reconstruction.flow import Flow
+from deap_prune.reconstruction.grams import scarcity
+from deap_prune.reconstruction.matrix import RIDGE, blocks_of, features, patches_of, to_features
+from deap_prune.reconstruction.targets import Aim
+from deap_prune.structure.layers import describe_layer, narrow_layer, selection, spec_of
+from deap_prune.structure.masks import Masks
+from deap_prune.structure.slim import slim
+from deap_prune.structure.space import FilterGroup, Ids, PruningSpace
+
+log = logging.getLogger("deap_prune")
+PRIOR = 0.0
+ROWS_PER_FEATURE = 10  # feature rows that an elimination looks at, for each feature
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """A group whose filters can be selected when its reader's turn comes.
+
+    Attributes:
+        group: The group.
+        reader: Name of the only layer that reads it.
+    """
+
+    group: FilterGroup
+    reader: str
+
+
+def find_choices(network: nn.Module, space: PruningSpace, flow: Flow, aims: Mapping[str, Aim]) -> tuple[Choice, ...]:
+    """The groups that can be selected; the others are named in the log, with the reason.
+
+    Args:
+        network: The dense network.
+        space: Its space.
+        flow: Its flow.
+        aims: Aims by name of the layers that are re-fitted.
+    """
+    choices, kept = [], {}
+    for group in space.groups:
+        reason = _obstacle(network, space, flow, aims, group)
+        if reason is None:
+            choices.append(Choice(group, group.layers("reader")[0].layer))
+        else:
+            kept[group.name] = reason
+    if kept:
+        log.info("not selected, the masks decide: %s", "; ".join(f"{name} ({why})" for name, why in kept.items()))
+    return tuple(choices)
+
+
+def _obstacle(
+    network: nn.Module, space: PruningSpace, flow: Flow, aims: Mapping[str, Aim], group: FilterGroup
+) -> str | None:
+    """Why a group cannot be selected, or None."""
+    readers = group.layers("reader")
+    if len(readers) != 1:
+        return f"{len(readers)} readers"
+    reader = readers[0].layer
+    turn = flow.call(reader)
+    if reader not in aims or turn is None:
+        return f"'{reader}' is not re-fitted"
+    ids = np.arange(group.start, group.start + group.size)
+    for entry in space.layers:
+        if not (np.isin(entry.inputs, ids).any() or np.isin(entry.outputs, ids).any()) or entry.name == reader:
+            continue
+        if entry.dim is not None:
+            return f"parameter '{entry.name}'"
+        number = flow.call(entry.name)
+        if number is None or number > turn:
+            return f"'{entry.name}' runs after '{reader}'"
+        spec = describe_layer(network.get_submodule(entry.name))
+        if spec is None or spec.whole or spec.narrow is not None:
+            return f"'{entry.name}' looks at all channels at once"
+    return None
+
+
+class Selector:
+    """Selects the filters of one candidate during its refinement.
+
+    Args:
+        network: The dense network.
+        space: Its space.
+        choices: The groups that can be selected.
+        masks: The candidate's masks: how many filters of each group stay, and which are preferred.
+        prior: Factor on a filter's cost where the masks keep it, less 1: 0 for the live cost alone.
+    """
+
+    def __init__(
+        self, network: nn.Module, space: PruningSpace, choices: Sequence[Choice], masks: Masks, *, prior: float
+    ) -> None:
+        self._network, self._space, self._masks, self._prior = network, space, masks, prior
+        self._choices: dict[str, list[FilterGroup]] = {}
+        for choice in choices:
+            if choice.group.name in masks and not masks[choice.group.name].all():
+                self._choices.setdefault(choice.reader, []).append(choice.group)
+        open_groups = {group.name for groups in self._choices.values() for group in groups}
+        self.wide = space.kept(Masks({n: keep for n, keep in masks.items() if n not in open_groups}))
+        self._keep = space.kept(masks)
+        self._entries = {entry.name: entry for entry in space.layers if entry.dim is None}
+        self._selected = dict(masks)
+
+    @property
+    def masks(self) -> Masks:
+        """The masks with what was selected so far."""
+        return Masks(self._selected)
+
+    def begin(self, start: nn.Module, aims: Mapping[str, Aim]) -> nn.Module:
+        """A network with all filters of the open groups, and with the weights of the slimmed network elsewhere.
+
+        Layers that read an open group begin with their dense weights.
+
+        Args:
+            start: The network slimmed by the masks.
+            aims: Aims by layer name.
+        """
+        names = [group.name for groups in self._choices.values() for group in groups]
+        network = slim(self._network, self._space, Masks({n: k for n, k in self._masks.items() if n not in names}))
+        fresh = {*self._choices, *(aims[reader].norm for reader in self._choices)}
+        for name, entry in self._entries.items():
+            if name in fresh:
+                continue
+            layer, source = network.get_submodule(name), start.get_submodule(name)
+            ins, outs = self._places(entry.inputs, self._keep), self._places(entry.outputs, self._keep)
+            for key in spec_of(layer).tensors:
+                tensor, value = getattr(layer, key), getattr(source, key)
+                if isinstance(tensor, Tensor) and tensor.shape == value.shape:
+                    tensor.data.copy_(value)
+                elif isinstance(tensor, Tensor):
+                    index = selection(tensor, spec_of(layer), key, ins, outs)
+                    tensor.data[index] = value.data.reshape(tensor.data[index].shape)
+        return network.eval()
+
+    def opens(self, reader: str) -> bool:
+        """Whether a layer reads filters that are to be selected."""
+        return reader in self._choices
+
+    def select(self, reader: str, layer: Any, norm: Any, source: Tensor, picks: Tensor, target: Tensor) -> Ids:
+        """Select what a layer reads.
+
+        Args:
+            reader: Name of the layer.
+            layer: The layer, with all channels of the open groups.
+            norm: The normalisation after it, or None.
+            source: Its input.
+            picks: Output positions, (rows,).
+            target: Target there, (rows, outputs).
+
+        Returns:
+            Positions of the channels that stay, among those of the wide network.
+        """
+        inputs, spec, taps = self._entries[reader].inputs, spec_of(layer), layer.weight[0, 0].numel()
+        blocks = blocks_of(spec)
+        step = max(1, len(picks) * blocks // (ROWS_PER_FEATURE * spec.in_channels * taps))
+        x = to_features(patches_of(layer, source, picks[::step]), blocks, "full")
+        live = _Live.of(x, target[::step], current_map(layer, norm).weight, norm is not None or layer.bias is not None)
+        present = self.wide.copy()
+        for group in self._choices[reader]:
+            places = _places(inputs, present, self.wide).reshape(blocks, -1) % (spec.in_channels // blocks)
+            member = group.layers("reader")[0]
+            positions = (np.cumsum(present[inputs]) - 1)[member.positions]
+            keep = self._keep_of(group, live.part(features(places, taps, "full")), positions, taps)
+            self._selected[group.name] = keep
+            for kept in (present, self._keep):
+                kept[group.start : group.start + group.size] = keep
+        return self._places(inputs, self._keep)
+
+    def _keep_of(self, group: FilterGroup, live: _Live, positions: Ids, taps: int) -> NDArray[np.bool_]:
+        """Mask of the filters that stay; the candidate's own where the data give no order."""
+        own = self._masks[group.name]
+        blocks, n, _ = live.weight.shape
+        reader = live.reader(uses_of(positions, blocks, blocks * n // taps, taps))
+        factor = torch.as_tensor(np.where(own, 1 + self._prior, 1.0), device=live.weight.device)
+        width = int(own.sum()) // group.blocks
+        result = run_elimination([reader], group.size, blocks=group.blocks, width=width, factor=factor)
+        if not np.isfinite(result.costs).all():
+            return own
+        keep = np.ones(group.size, dtype=np.bool_)
+        keep[result.order.flatten()] = False
+        return keep
+
+    def finish(self, network: nn.Module) -> None:
+        """Remove the filters that were not selected, in place."""
+        for name, entry in self._entries.items():
+            ins, outs = self._places(entry.inputs, self._keep), self._places(entry.outputs, self._keep)
+            if len(ins) < self.wide[entry.inputs].sum() or len(outs) < self.wide[entry.outputs].sum():
+                narrow_layer(network.get_submodule(name), ins, outs)
+
+    def _places(self, ids: Ids, keep: NDArray[np.bool_]) -> Ids:
+        """Positions of kept channels in a layer of the wide network."""
+        return _places(ids, keep, self.wide)
+
+
+def _places(ids: Ids, keep: NDArray[np.bool_], present: NDArray[np.bool_]) -> Ids:
+    """Positions of the kept channels among those that are present."""
+    return np.flatnonzero(keep[ids][present[ids]])
+
+
+@dataclass(frozen=True, eq=False)
+class _Live:
+    """The least-squares problem of a layer in the pruned network, in float64.
+
+    Attributes:
+        square: Moments of the features, (blocks, n, n), centred if there is an intercept.
+        cross: Moments of the features with the target, (blocks, n, outputs of a block).
+        weight: Weights that the fit is drawn to, in the same shape.
+        energy: Energy of the target, shape ().
+        rows: Number of rows.
+    """
+
+    square: Tensor
+    cross: Tensor
+    weight: Tensor
+    energy: Tensor
+    rows: int
+
+    @classmethod
+    def of(cls, x: Tensor, target: Tensor, weight: Tensor, intercept: bool) -> _Live:
+        """From features (blocks, rows, n) and a target (rows, outputs)."""
+        y = target.reshape(len(target), len(x), -1).transpose(0, 1)
+        if intercept:
+            x, y = x - x.mean(dim=1, keepdim=True), y - y.mean(dim=1, keepdim=True)
+        rows = x.shape[1]
+        square, cross = (x.transpose(1, 2) @ x / rows).double(), (x.transpose(1, 2) @ y / rows).double()
+        energy = y.square().sum(dtype=torch.float64) / rows
+        return cls(square, cross, weight.double(), energy.clamp_min(torch.finfo(torch.float32).tiny), rows)
+
+    def part(self, kept: Ids) -> _Live:
+        """The problem of some features only, (blocks, kept)."""
+        index = torch.as_tensor(kept, device=self.square.device)
+        at = torch.arange(len(index), device=index.device)[:, None]
+        square = self.square[at[:, :, None], index[:, :, None], index[:, None, :]]
+        return _Live(square, self.cross[at, index], self.weight[at, index], self.energy, self.rows)
+
+    def reader(self, uses: tuple[Tensor, Tensor]) -> Reader:
+        """The reader of the filters, with the fit on all features."""
+        uses = uses[0].to(self.square.device), uses[1].to(self.square.device)
+        ridge = RIDGE * scarcity(self.square.shape[1], self.rows)
+        return Reader.fitted(self.square.clone(), self.cross, self.weight, uses, self.energy, ridge=ridge)
