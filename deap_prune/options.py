@@ -123,6 +123,10 @@ class EndOptions:
 
     refine: Annotated[bool, _of("refine the front's networks at the end, and evaluate them again")] = True
     refine_images: Annotated[int, _of("most calibration images that refinement uses", ge=2)] = 1000
+    select: Annotated[
+        Literal["sequential"] | None,
+        _of("sequential: refinement selects the filters, the individual the widths; null: the individual selects both"),
+    ] = "sequential"
     recover: Annotated[
         int, _of("gradient steps of label-free recovery for the networks of the front; 0: none", ge=0)
     ] = 0
@@ -160,7 +164,8 @@ class SearchOptions(EndOptions, EvolutionOptions, FitnessOptions, BudgetOptions,
         images = self.draft_images if drafts else self.refine_images
         shared = ("objectives", "recalibrate", "compensate", "moment_memory", "precision", "augment", "seed")
         names = (*shared, "batch_size", "device")
-        return {name: getattr(self, name) for name in names} | {"refine": drafts, "refine_images": images}
+        how = {"refine": drafts, "refine_images": images, "select": drafts and self.select is not None}
+        return {name: getattr(self, name) for name in names} | how
 
     def check(self) -> None:
         """Check names, and combinations of options.

@@ -13,6 +13,7 @@ from conftest import Digits
 from torch import nn
 
 import deap_prune as dp
+import deap_prune.blending
 from deap_prune.errors import ConfigError, MaskError
 from tests.helpers.networks import conv_bn
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -21,6 +21,18 @@ from deap_prune.reconstruction.recovery import recover
 from deap_prune.reconstruction.refine import Refiner
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
+
+
+class Candidate(NamedTuple):
+    """The network of a candidate.
+
+    Attributes:
+        network: The slim network, in eval mode; it is valid until the next candidate is built.
+        masks: The filters that it keeps: the candidate's masks, unless refinement selects filters.
+    """
+
+    network: nn.Module
+    masks: Masks
 
 
 class CandidateBuilder:
@@ -49,7 +61,7 @@ class CandidateBuilder:
         self._network, self._space, self._calibration = network, space, calibration
         self.settings, self._forward, self._counters = settings, forward, counters
         self._device = next(network.parameters()).device
-        self._refiner: Refiner | None = None
+        self._kept_refiner: Refiner | None = None
 
     @cached_property
     def moments(self) -> Grams:
@@ -93,8 +105,8 @@ class CandidateBuilder:
         sound = self._compensates and self.moments.tell_variances(self._network, self._space)
         return "closed_form" if sound else "data"
 
-    def __call__(self, masks: Masks) -> nn.Module:
-        """The slim network, in eval mode; it is valid until the next call.
+    def __call__(self, masks: Masks) -> Candidate:
+        """Build the network of a candidate.
 
         Raises:
             MaskError: If the masks don't fit the space.
@@ -102,7 +114,12 @@ class CandidateBuilder:
         with full_precision():
             return self._build(masks)
 
-    def _build(self, masks: Masks) -> nn.Module:
+    def selected(self, masks: Masks) -> Masks:
+        """Masks of the same widths, with the filters that refinement selects."""
+        with full_precision():
+            return self._refiner().select(masks)
+
+    def _build(self, masks: Masks) -> Candidate:
         clock, recalibrate, compensated = self._counters.clock, self.recalibrate, self._compensates
         if compensated:
             self.moments  # noqa: B018  collected before the clock starts
@@ -119,22 +136,22 @@ class CandidateBuilder:
             self._counters.samples += sum(count_samples(b) for b in self._calibration)
             start = clock("recalibrate", start, self._device)
         if self.settings.refine:
-            network = self._refined(masks, network)
+            network, masks = self._refiner().refine(masks, network, select=self.settings.select)
             start = clock("refine", start, self._device)
         if self.settings.recover:
             network = self._recovered(network)
             clock("recover", start, self._device)
-        return network
+        return Candidate(network, masks)
 
-    def _refined(self, masks: Masks, network: nn.Module) -> nn.Module:
-        """The network refined; the dense network's targets are kept for the next candidate if memory allows."""
-        refiner = self._refiner
+    def _refiner(self) -> Refiner:
+        """The refiner; it is kept for the next candidate, with the dense network's targets, if memory allows."""
+        refiner = self._kept_refiner
         if refiner is None:
             images, parts = self.settings.refine_images, (self._network, self._space, self._calibration)
             refiner = Refiner(*parts, images=images, rows=16 * images, forward=self._forward)
             if refiner.nbytes <= self.settings.moment_memory * 2**20:
-                self._refiner = refiner
-        return refiner(masks, network)
+                self._kept_refiner = refiner
+        return refiner
 
     def _recovered(self, network: nn.Module) -> nn.Module:
         """The network after label-free recovery; its parameters keep their grad flags."""
@@ -157,11 +174,11 @@ class CandidateBuilder:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the refiner, which is quickly made again."""
-        return vars(self) | {"_refiner": None}
+        return vars(self) | {"_kept_refiner": None}
 
     def with_settings(self, settings: Settings) -> CandidateBuilder:
         """A builder with other settings and the same moments."""
         other = copy.copy(self)
-        other.settings, other._refiner = settings, None
+        other.settings, other._kept_refiner = settings, None
         vars(other).pop("recalibrate", None)
         return other

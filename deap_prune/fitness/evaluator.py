@@ -173,11 +173,11 @@ class Evaluator:
         """The values of a candidate, computed without the cache."""
         if all(o.of_masks for o in self.objectives):
             return self._objectives.values(masks, [])
-        network = self._build(masks)
+        network, kept = self._build(masks)
         timed = self._objectives.timed(network, self._validation, self.device)
         start = time.perf_counter()
         with torch.no_grad(), full_precision():
-            self._executor.load(network, masks)
+            self._executor.load(network, kept)
             batches = [
                 self._objectives.of_batch(forwarded(self._executor, batch, dense, self.counters))
                 for batch, dense in self._evaluated_on
@@ -254,7 +254,15 @@ class Evaluator:
     # -------------------------------------------------------------- networks
     def slim(self, masks: Masks) -> nn.Module:
         """The smaller network exactly as it is evaluated: compensated, BN statistics set, in eval mode."""
-        return copy.deepcopy(self._build(masks))
+        return copy.deepcopy(self._build(masks).network)
+
+    def selected(self, masks: Masks) -> Masks:
+        """Masks of the same widths, with the filters that refinement selects; see :attr:`Settings.select`.
+
+        Raises:
+            MaskError: If the masks don't fit the space.
+        """
+        return self._build.selected(masks)
 
     @contextmanager
     def masked(self, masks: Masks) -> Iterator[nn.Module]:
@@ -262,7 +270,9 @@ class Evaluator:
 
         Undone at the end; the model stays on its device.
         """
-        with masked(self._user_model, self.space, masks, state=self.slim(masks)) as network, evaluating(network):
+        built = self._build(masks)
+        state = copy.deepcopy(built.network)
+        with masked(self._user_model, self.space, built.masks, state=state) as network, evaluating(network):
             yield network
 
     def measure(self, network: nn.Module, masks: Masks, data: Data | None = None) -> Values:
@@ -294,7 +304,7 @@ class Evaluator:
         if not self._guard:
             raise DataError("there are no guard images; give guard=(inputs, targets) to the Evaluator")
         if masks not in self._guard_cache:
-            self._guard_cache[masks] = self.measure(self._build(masks), masks, self._guard)
+            self._guard_cache[masks] = self.measure(self._build(masks).network, masks, self._guard)
         return self._guard_cache[masks]
 
     # -------------------------------------------------------------- other evaluators and processes

@@ -15,7 +15,10 @@ from deap_prune.precision import computes_bf16
 from deap_prune.reconstruction.moments import MEMORY
 
 # The settings that an objective's value depends on; a front stores them.
-STORED = ("recalibrate", "compensate", "refine", "refine_images", "recover", "moment_memory", "batch_size", "seed")
+STORED = (
+    *("recalibrate", "compensate", "refine", "refine_images", "select", "recover"),
+    *("moment_memory", "batch_size", "seed"),
+)
 PHASES = ("plan", "compensate", "recalibrate", "refine", "recover", "forward")
 _LEGAL: dict[str, tuple[str | None, ...]] = {
     "recalibrate": ("auto", "data", "closed_form", None),
@@ -40,6 +43,8 @@ class Settings:
             data. None: never.
         refine: Refine every candidate after that (see :func:`deap_prune.refine`); several times slower.
         refine_images: Most calibration images that refinement uses, each with 16 positions of a layer's output.
+        select: Refinement selects the filters (see :func:`deap_prune.reconstruction.select_masks`): a candidate's masks
+            say how many filters each group keeps.
         recover: Gradient steps of label-free recovery after that (see :func:`deap_prune.recover`); 0: none. Minutes for
             each candidate.
         executor: ``"slim"``: kept weights in one resident network; ``"masked"``: full shapes, on CUDA as a captured
@@ -62,6 +67,7 @@ class Settings:
     compensate: str | None = "auto"
     refine: bool = False
     refine_images: int = 1000
+    select: bool = False
     recover: int = 0
     executor: str = "auto"
     precision: str = "fp32"
@@ -80,6 +86,8 @@ class Settings:
             if (number := getattr(self, name)) < least:
                 default = type(self).__dataclass_fields__[name].default
                 raise ConfigError(f"{name} is {number}; give {least} or more, {default} is the default")
+        if self.select and not self.refine:
+            raise ConfigError("select=True selects filters while a candidate is refined; set refine=True")
         names = self.objectives
         if isinstance(names, str) or not names or len(set(names)) < len(tuple(names)):
             raise ConfigError(

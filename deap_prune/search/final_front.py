@@ -66,7 +66,7 @@ def final_front(ending: Ending) -> FinalFront:
     if not ending.options.refine:
         return _not_refined(ending)
     refining = ending.evaluator.with_settings(
-        refine=True, refine_images=ending.options.refine_images, augment=False, precision="fp32"
+        refine=True, refine_images=ending.options.refine_images, select=False, augment=False, precision="fp32"
     )
     path = None if ending.folder is None else ending.folder / "refined.jsonl"
     networks = RefinedNetworks(path, refining)
@@ -130,11 +130,18 @@ def _refine(
     """Refine and evaluate the individuals' networks that are not there yet, as far as the time allows."""
     if ending.deadline is not None:
         individuals = spread(individuals)
-    _evaluate(ending, refining, networks, _distinct(ending, individuals), bar)
+    selects = ending.options.select is not None
+    _evaluate(ending, refining, networks, _distinct(ending, individuals), bar, selects=selects)
 
 
 def _evaluate(
-    ending: Ending, evaluator: Evaluator, networks: RefinedNetworks, candidates: Mapping[Masks, Any], bar: str
+    ending: Ending,
+    evaluator: Evaluator,
+    networks: RefinedNetworks,
+    candidates: Mapping[Masks, Any],
+    bar: str,
+    *,
+    selects: bool = False,
 ) -> None:
     """Evaluate the networks that are not there yet, as far as the time allows.
 
@@ -144,6 +151,7 @@ def _evaluate(
         networks: Where they are kept.
         candidates: Their individuals, by masks.
         bar: Text of the progress bar.
+        selects: Whether refinement selects the filters.
     """
     todo = [(masks, individual) for masks, individual in candidates.items() if networks.get(masks) is None]
     longest = 0.0
@@ -151,8 +159,9 @@ def _evaluate(
         start = time.monotonic()
         if ending.deadline is not None and start + longest > ending.deadline:
             return
-        values = evaluator.measure(evaluator.slim(masks), masks)
-        networks.add(masks, Refined(tuple(individual), masks, values))
+        kept = evaluator.selected(masks) if selects else masks
+        values = evaluator.measure(evaluator.slim(kept), kept)
+        networks.add(masks, Refined(tuple(individual), kept, values))
         longest = max(longest, time.monotonic() - start)
 
 
@@ -189,7 +198,7 @@ def _not_refined(ending: Ending) -> FinalFront:
         masks = ending.problem.genome.decode_many(individuals)
         values = [ind.fitness.values for ind in individuals]
         return FinalFront(front_of(evaluator, space, individuals, masks, values), evaluator)
-    other = evaluator.with_settings(refine=False, augment=False, precision="fp32")
+    other = evaluator.with_settings(refine=False, select=False, augment=False, precision="fp32")
     networks = [
         Refined(tuple(individual), masks, other.measure(other.slim(masks), masks))
         for masks, individual in track(

@@ -44,7 +44,7 @@ def _rivals(problem: BlendProblem, evaluator: Evaluator, state: Generation, coun
     singles = [*points.singles(count), *points.balanced(number, error=error)]
     masks = problem.genome.decode_many(singles)
     if error is None:
-        other = evaluator.with_settings(refine=False, augment=False, precision="fp32")
+        other = evaluator.with_settings(refine=False, select=False, augment=False, precision="fp32")
         costs = [-weight * values[0] for values in other.many(masks)]
     else:
         costs = [error(candidate) for candidate in masks]

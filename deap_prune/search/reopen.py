@@ -68,7 +68,7 @@ def as_final(evaluator: Evaluator, front: ParetoFront, options: EndOptions) -> E
     """An evaluator that evaluates as the front was evaluated: on all images as they are, refined if the front is."""
     how = {"refine": bool(front.settings.get("refine")), "refine_images": options.refine_images}
     recover = int(front.settings.get("recover") or 0)
-    return evaluator.with_settings(**how, recover=recover, augment=False, precision="fp32")
+    return evaluator.with_settings(**how, recover=recover, select=False, augment=False, precision="fp32")
 
 
 def open_run(run: str | Path, overrides: Sequence[str] = ()) -> OpenedConfig:

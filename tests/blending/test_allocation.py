@@ -39,7 +39,7 @@ def test_stages_keep_equal_widths(name: str, max_flops: float | None) -> None:
     assert len(genome.layout.of_kind("keep")) == 3
     random.seed(1)
     for _ in range(10):
-        counts = genome.space.kept_counts(genome.decode(dp.initBlend(list, genome.layout)))
+        counts = genome.space.kept_counts(genome.decode(dp.operators.initBlend(list, genome.layout)))
         widths = [set(counts[groups].tolist()) for groups in stages(genome.space)]
         assert len(widths) == 3 and all(len(stage_widths) == 1 for stage_widths in widths)
     groups = len(genome.space.groups)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata
 
 import deap_prune as dp
+import deap_prune.blending
 from deap_prune.blending import ALLOCATIONS, GENOMES, Budget
 from deap_prune.errors import ConfigError, RegistryError
 from tests.helpers.pruning import prepared
@@ -26,7 +27,7 @@ class Table:
         self.scores = {g.name: {c: np.round(rng.random(g.size), 1) for c in "abcd"} for g in space.groups}
 
 
-def make(name: str, kind: str = "blend", **options: object) -> dp.Genome | dp.AffineGenome:
+def make(name: str, kind: str = "blend", **options: object) -> dp.Genome | deap_prune.blending.AffineGenome:
     space = prepared(name).space
     table = Table(space)
     return GENOMES[kind](space, table, dp.cluster(table), **options)
@@ -55,7 +56,7 @@ def test_decoding_many_equals_decoding_one_by_one(name: str, data: st.DataObject
     }
     genome = make(name, kind, **options)
     random.seed(data.draw(st.integers(0, 99)))
-    individuals = [dp.initBlend(list, genome.layout) for _ in range(7)]
+    individuals = [dp.operators.initBlend(list, genome.layout) for _ in range(7)]
     one_by_one = [genome.decode(ind) for ind in individuals]
     assert genome.decode_many(individuals) == one_by_one
     assert genome.decode_many(individuals * 40)[-7:] == one_by_one
@@ -96,7 +97,7 @@ def test_medoid_genome_has_no_candidate_genes() -> None:
     assert set(genome.layout.kinds) == {"factor", "keep"}
     random.seed(0)
     for _ in range(10):
-        genes = dp.initBlend(list, genome.layout)
+        genes = dp.operators.initBlend(list, genome.layout)
         remaining = iter(genes)  # the same individual with the medoids as candidates (candidate 0)
         with_candidates = [0.0 if kind == "candidate" else next(remaining) for kind in full.layout.kinds]
         assert full.decode(with_candidates) == genome.decode(genes)

@@ -61,7 +61,7 @@ def test_factors_count_only_up_to_scale(seed: int, scale: float) -> None:
     for allocation in ("uniform", "global", "evolved"):
         genome = make("residual", allocation=allocation, max_flops=0.5)
         random.seed(seed)
-        genes = dp.initBlend(list, genome.layout)
+        genes = dp.operators.initBlend(list, genome.layout)
         chosen = random.randrange(len(genome.space.groups))
         scaled = [
             g * scale if kind == "factor" and locus == chosen else g
@@ -77,7 +77,7 @@ def test_blend_weights_give_the_importance(options: dict[str, Any], seed: int) -
     """For each group, scores times weights sum to the importance."""
     genome = make("residual", max_flops=0.5, **options)
     random.seed(seed)
-    genes = dp.initBlend(list, genome.layout)
+    genes = dp.operators.initBlend(list, genome.layout)
     tables, importance = RandomScores(genome.space).scores, genome.importance(genes)
     for name, blend in genome.blend(genes).items():
         assert sum(blend.values()) == pytest.approx(1) and len(blend) == len(genome.clusters[name].members)

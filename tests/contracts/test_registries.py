@@ -14,6 +14,7 @@ from conftest import Digits
 from deap import base, creator
 from torch import Tensor, nn
 
+import deap_prune.blending
 import deap_prune as dp
 from deap_prune.blending import ALLOCATIONS, Layout
 from deap_prune.blending.allocation import AllocationInputs
@@ -167,7 +168,7 @@ def test_allocation_decodes_inside_the_budget(name: str, max_flops: float | None
     genome = digits.genome(allocation=name, max_flops=max_flops)
     random.seed(0)
     for _ in range(5):
-        masks = genome.decode(dp.initBlend(list, genome.layout))
+        masks = genome.decode(dp.operators.initBlend(list, genome.layout))
         assert dp.flops(digits.space, masks) <= (max_flops or 1) * digits.space.flops
         assert all(keep.any() for keep in masks.values())
 
@@ -186,20 +187,26 @@ def containers() -> Iterator[dict[str, Callable[..., Any]]]:
 
 
 OPERATORS: dict[str, Callable[[list[Any], Layout], tuple[Any, ...]]] = {
-    "cxBlendWidths": lambda parents, layout: dp.cxBlendWidths(*parents, layout=layout),
-    "cxBlendWidths, large alpha": lambda parents, layout: dp.cxBlendWidths(*parents, layout=layout, alpha=20.0),
-    "cxBlendLayers": lambda parents, layout: dp.cxBlendLayers(*parents, layout=layout),
-    "cxBlendStages": lambda parents, layout: dp.cxBlendStages(*parents, layout=layout),
-    "cxBlendMix": lambda parents, layout: dp.cxBlendMix(*parents, layout=layout),
-    "cxBlendMix, large alpha": lambda parents, layout: dp.cxBlendMix(*parents, layout=layout, alpha=20.0),
-    "cxBlendSBX": lambda parents, layout: dp.cxBlendSBX(*parents, layout=layout),
-    "mutBlend": lambda parents, layout: dp.mutBlend(parents[0], layout=layout, indpb=0.5),
-    "mutBlend, probability 0": lambda parents, layout: dp.mutBlend(parents[0], layout=layout, indpb=0.0),
-    "mutBlendFactors": lambda parents, layout: dp.mutBlendFactors(parents[0], layout=layout),
-    "mutBlendCandidates": lambda parents, layout: dp.mutBlendCandidates(parents[0], layout=layout),
-    "mutBlendTrade": lambda parents, layout: dp.mutBlendTrade(parents[0], layout=layout),
-    "mutBlendTrade, large steps": lambda parents, layout: dp.mutBlendTrade(parents[0], layout=layout, sigma=50.0),
-    "mutBlend, large steps": lambda parents, layout: dp.mutBlend(parents[0], layout=layout, indpb=1.0, sigma=50.0),
+    "cxBlendWidths": lambda parents, layout: dp.operators.cxBlendWidths(*parents, layout=layout),
+    "cxBlendWidths, large alpha": lambda parents, layout: dp.operators.cxBlendWidths(
+        *parents, layout=layout, alpha=20.0
+    ),
+    "cxBlendLayers": lambda parents, layout: dp.operators.cxBlendLayers(*parents, layout=layout),
+    "cxBlendStages": lambda parents, layout: dp.operators.cxBlendStages(*parents, layout=layout),
+    "cxBlendMix": lambda parents, layout: dp.operators.cxBlendMix(*parents, layout=layout),
+    "cxBlendMix, large alpha": lambda parents, layout: dp.operators.cxBlendMix(*parents, layout=layout, alpha=20.0),
+    "cxBlendSBX": lambda parents, layout: dp.operators.cxBlendSBX(*parents, layout=layout),
+    "mutBlend": lambda parents, layout: dp.operators.mutBlend(parents[0], layout=layout, indpb=0.5),
+    "mutBlend, probability 0": lambda parents, layout: dp.operators.mutBlend(parents[0], layout=layout, indpb=0.0),
+    "mutBlendFactors": lambda parents, layout: dp.operators.mutBlendFactors(parents[0], layout=layout),
+    "mutBlendCandidates": lambda parents, layout: dp.operators.mutBlendCandidates(parents[0], layout=layout),
+    "mutBlendTrade": lambda parents, layout: dp.operators.mutBlendTrade(parents[0], layout=layout),
+    "mutBlendTrade, large steps": lambda parents, layout: dp.operators.mutBlendTrade(
+        parents[0], layout=layout, sigma=50.0
+    ),
+    "mutBlend, large steps": lambda parents, layout: dp.operators.mutBlend(
+        parents[0], layout=layout, indpb=1.0, sigma=50.0
+    ),
 }
 
 
@@ -211,7 +218,7 @@ def in_bounds(individual: list[Any], layout: Layout) -> bool:
 
 def genome_of(kind: str, digits: Digits) -> Any:
     if kind == "affine":
-        return dp.AffineGenome(digits.space, digits.scores, digits.clusters, max_flops=0.5)
+        return deap_prune.blending.AffineGenome(digits.space, digits.scores, digits.clusters, max_flops=0.5)
     return digits.genome(allocation=kind, candidates="medoid" if kind == "global" else "evolved")
 
 
@@ -226,7 +233,7 @@ def test_operator_contract(
 
     def children() -> tuple[list[Any], tuple[Any, ...]]:
         random.seed(3)
-        parents = [dp.initBlend(containers[kind], layout) for _ in range(2)]
+        parents = [dp.operators.initBlend(containers[kind], layout) for _ in range(2)]
         start = [list(p) for p in parents]
         result = OPERATORS[name](parents, layout)
         assert all(any(child is p for p in parents) for child in result)
@@ -242,9 +249,9 @@ def test_operator_contract(
 
 
 INITIALISERS: dict[str, Callable[[Any, Any], Any]] = {
-    "initBlend": lambda container, genome: dp.initBlend(container, genome.layout),
-    "initBlendSingle": lambda container, genome: dp.initBlendSingle(container, genome),
-    "initBlendAffine": lambda container, genome: dp.initBlendAffine(container, genome),
+    "initBlend": lambda container, genome: dp.operators.initBlend(container, genome.layout),
+    "initBlendSingle": lambda container, genome: dp.operators.initBlendSingle(container, genome),
+    "initBlendAffine": lambda container, genome: dp.operators.initBlendAffine(container, genome),
 }
 
 
@@ -267,7 +274,7 @@ def test_crossover_exchanges_whole_layers(digits: Digits) -> None:
     layout = digits.genome(allocation="evolved", max_flops=0.5).layout
     a, b = [0] * len(layout), [1] * len(layout)
     random.seed(0)
-    dp.cxBlendLayers(a, b, layout)
+    dp.operators.cxBlendLayers(a, b, layout)
     assert [x + y for x, y in zip(a, b, strict=True)] == [1] * len(layout)
     by_locus = {locus: {g for g, at in zip(a, layout.loci, strict=True) if at == locus} for locus in set(layout.loci)}
     assert all(len(genes) == 1 for genes in by_locus.values())
@@ -295,7 +302,7 @@ REGISTER: dict[str, tuple[str, Callable[[str], object]]] = {
     "criterion": ("l1", lambda name: dp.register_criterion(name, needs="weight")(lambda weight: weight.sum(1))),
     "objective": ("accuracy", lambda name: dp.register_objective(name, maximise=True, worst=0)(lambda o, t, d: o)),
     "allocation": ("uniform", lambda name: dp.register_allocation(name)(lambda inputs: lambda t: t * inputs.sizes)),
-    "algorithm": ("random", lambda name: dp.register_algorithm(name)(lambda state, toolbox, variation: [])),
+    "algorithm": ("random", lambda name: dp.algorithms.register_algorithm(name)(lambda state, toolbox, variation: [])),
 }
 
 
