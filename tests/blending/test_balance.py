@@ -212,7 +212,7 @@ def test_where_candidates_are_refined_random_ones_are_far_from_even(digits: Digi
     """Their widths differ much more from group to group than without refinement; their blends are as random."""
     genome, found = digits.genome(max_flops=max_flops), {}
     for drafts in (False, True):
-        options = {"refine_from": 0, "draft_images": 20} if drafts else {}
+        options = {"refine": True, "refine_images": 20} if drafts else {}
         evaluator = digits.evaluator(objectives=("loss", "flops"), **options)
         toolbox = dp.make_toolbox(genome, evaluator, seed=0)
         population = [list(ind) for ind in toolbox.population(n=24)]

@@ -321,7 +321,7 @@ def test_registry(kind: str) -> None:
     assert "brand_new" not in registry
     described = registry.describe()
     listings = {"criterion": dp.criteria, "objective": dp.objectives, "allocation": dp.allocations}
-    assert described == {**listings, "algorithm": dp.algorithms}[kind]()
+    assert described == {**listings, "algorithm": dp.algorithms.describe}[kind]()
     assert all(
         line.endswith(f"[{registry[name].reference}]") or not registry[name].reference
         for name, line in described.items()

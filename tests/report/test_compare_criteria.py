@@ -75,10 +75,10 @@ def test_inspect_criteria(config: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_inspect_criteria_with_another_folder_and_budget(config: Path, tmp_path: Path) -> None:
     options = ["--criteria", "--quiet", "--out", str(tmp_path / "new" / "folder"), "--max-flops", "0.8"]
-    done = CliRunner().invoke(app, ["inspect", str(config), *options, "--set", "search.clustering=agglomerative"])
+    done = CliRunner().invoke(app, ["inspect", str(config), *options, "--set", "search.n_clusters=auto"])
     assert done.exit_code == 0, done.output
     assert "80% of the FLOPs" in done.stdout and (tmp_path / "new" / "folder" / "criteria.png").is_file()
-    bad = ("--max-flops=2", "max_flops is 2"), ("--max-flops=0", "max_flops is 0"), ("--set=search.clustering=x", "'x'")
+    bad = ("--max-flops=2", "max_flops is 2"), ("--max-flops=0", "max_flops is 0"), ("--set=search.n_clusters=x", "'x'")
     for change, message in bad:
         refused = CliRunner().invoke(app, ["inspect", str(config), "--criteria", "--quiet", change])
         assert refused.exit_code == 2 and message in refused.stderr
