@@ -20,7 +20,7 @@ from deap_prune.evolution.generation import Callback, Generation
 from deap_prune.evolution.problem import BlendProblem
 from deap_prune.files import write_text
 from deap_prune.fitness.evaluator import Evaluator
-from deap_prune.progress import SearchBar
+from deap_prune.progress import SearchProgress
 from deap_prune.randomness import random_states, restore_random_states
 from deap_prune.search.evolve import evolve, ray_workers, seeded_toolbox
 from deap_prune.search.final_front import Ending, final_front
@@ -199,7 +199,7 @@ def _evolved(
     hooks, state = list(callbacks), None
     if options.guard:
         hooks.append(Guard(evaluator, problem))
-    with ray_workers(ray, evaluator) as workers, SearchBar(options.generations, evaluator, shown=progress) as bar:
+    with ray_workers(ray, evaluator) as workers, SearchProgress(options.generations, evaluator, shown=progress) as bar:
         if workers is not None:
             toolbox.register("map", workers)
         if folder is not None:
