@@ -30,7 +30,6 @@ import torchvision
 from deap import algorithms
 
 import deap_prune as dp
-from deap_prune.evolution import Loop, Variation
 from deap_prune.evolution.checkpoint import Checkpoints
 
 
@@ -66,7 +65,7 @@ def generation(genome: dp.Genome, n: int, folder: Path) -> dict[str, float]:
     fitness = CheapFitness(genome.space)
     toolbox = dp.make_toolbox(genome, fitness, seed=0)
     checkpoints = Checkpoints(folder, {})
-    loop = Loop("mu_plus_lambda", toolbox, Variation(n), [checkpoints])
+    loop = dp.algorithms.Loop("mu_plus_lambda", toolbox, dp.algorithms.Variation(n), [checkpoints])
     state = loop.run(loop.start(n), 2)
     marks = [time.perf_counter()]
     children = algorithms.varOr(state.population, toolbox, n, 0.5, 0.5)

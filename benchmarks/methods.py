@@ -15,8 +15,6 @@ from pairs import Row, Setup, by_name
 
 import deap_prune as dp
 from deap_prune.blending.baselines import AffineGenome, borda
-from deap_prune.evolution import BlendProblem, Generation, Loop, MaxEvaluations, Variation
-from deap_prune.search.finalists import PreScreen
 
 RANDOM_MASKS = 5
 TEST_IMAGES = 2000  # that evaluate the networks of a front
@@ -33,8 +31,8 @@ def search(
     sigma: float = 0.5,
     children: int | None = None,
     screened: int = 1,
-    **variation: Any,
-) -> Generation:
+    **rates: Any,
+) -> dp.algorithms.Generation:
     """Evaluate exactly ``setup.evaluations`` individuals, duplicates included.
 
     A sixth of them are the first population. It holds every single criterion once (in its first half), or LeGR's
@@ -49,23 +47,25 @@ def search(
         sigma: Mutation step.
         children: Made a generation; as many as the population if left out.
         screened: Children made for each one that is evaluated; the surrogate picks it.
-        **variation: Probabilities of crossover and mutation.
+        **rates: Probabilities of crossover and mutation.
     """
     size = max(2 * len(genome.criteria), setup.evaluations // 6)
     if screened > 1:
-        variation["vary"] = PreScreen(evaluator, BlendProblem(genome, evaluator), screened)
+        problem = dp.algorithms.BlendProblem(genome, evaluator)
+        rates["vary"] = dp.algorithms.Prescreen(problem, screened)
     toolbox = dp.make_toolbox(genome, evaluator, seed=setup.seed, indpb=indpb, sigma=sigma)
-    stops = [MaxEvaluations(setup.evaluations)]
-    loop = Loop(algorithm, toolbox, Variation(children or size, **variation), stops=stops)
+    stops = [dp.algorithms.MaxEvaluations(setup.evaluations)]
+    variation = dp.algorithms.Variation(children or size, **rates)
+    loop = dp.algorithms.Loop(algorithm, toolbox, variation, stops=stops)
     return loop.run(loop.start(size), setup.evaluations)
 
 
-def evaluations_of(state: Generation) -> int:
+def evaluations_of(state: dp.algorithms.Generation) -> int:
     """Individuals that a search evaluated."""
     return sum(record["nevals"] for record in state.logbook)
 
 
-def row_of_best(setup: Setup, protocol: str, genome: Any, state: Generation, **facts: Any) -> Row:
+def row_of_best(setup: Setup, protocol: str, genome: Any, state: dp.algorithms.Generation, **facts: Any) -> Row:
     """The row of a search's best individual."""
     best, history = state.archive[0], [record["loss"] for record in state.logbook if "loss" in record]
     facts |= {"evaluations": evaluations_of(state), "individual": list(best), "history": history}
@@ -123,7 +123,7 @@ def blend(
 ) -> Row:
     """The best blend of an evolutionary (or random) search; its first individuals are the single criteria."""
     genome = setup.genome(budget, clusters=clusters, allocation=allocation)
-    evaluator = setup.new_evaluator(protocol, objectives=(objective,))
+    evaluator = setup.evaluator(protocol, objectives=(objective,))
     state = search(setup, genome, evaluator, algorithm, **steps)
     return row_of_best(setup, protocol, genome, state, blend=weights_of(genome, state.archive[0]))
 
@@ -136,7 +136,7 @@ def no_clustering(setup: Setup, budget: float, protocol: str, *, method: Callabl
 def legr(setup: Setup, budget: float, protocol: str) -> Row:
     """LeGR: L2 norms under a scale and a shift per layer, one threshold, ageing evolution, one child at a time."""
     genome = setup.genome(budget, kind=AffineGenome, criterion="l2", min_keep=0.1)
-    state = search(setup, genome, setup.new_evaluator(protocol), "legr", children=1, sigma=1.0)
+    state = search(setup, genome, setup.evaluator(protocol, objectives=("loss",)), "legr", children=1, sigma=1.0)
     return row_of_best(setup, protocol, genome, state)
 
 
@@ -185,7 +185,7 @@ def front(setup: Setup, protocol: str, *, algorithm: str = "nsga2", screened: in
     The networks are tested as they were compared: compensated, or refined drafts.
     """
     genome = setup.genome(None, **options)
-    evaluator = setup.new_evaluator(protocol, objectives=("accuracy", "flops"))
+    evaluator = setup.evaluator(protocol, objectives=("accuracy", "flops"))
     rates = (0.5, 0.5, 0.02) if screened > 1 else (0.9, 0.5, None)
     steps = dict(zip(("cxpb", "mutpb", "indpb"), rates, strict=True))
     state = search(setup, genome, evaluator, algorithm, sigma=0.2, screened=screened, **steps)

@@ -6,10 +6,10 @@ Method: four arms. ``ours``: the toolbox of ``dp.make_toolbox``, with its first 
 ``dp.search``. ``ours, random start``: the same from a random first population. ``generic``: DEAP's cxTwoPoint and
 mutGaussian (clipped to the bounds, candidates rounded when decoded), same loop, same random start. ``optuna``:
 NSGAIISampler with the genes as parameters (candidates as categorical ones). Every arm has the same number of
-evaluations, counted as masks that are new in its run; the evaluator's cache is shared, which changes no figure.
-Population 24, the same seeds for all. The measure is the hypervolume of all evaluated networks, reference (0, 1), at
-marks along the way: mean and standard deviation over seeds, and the number of seeds on which an arm is behind ``ours``.
-The operators' defaults were chosen on digits with seeds from 100 on.
+evaluations, counted as masks that are new in its run. Population 24, the same seeds for all. The measure is the
+hypervolume of all evaluated networks, reference (0, 1), at marks along the way: mean and standard deviation over
+seeds, and the number of seeds on which an arm is behind ``ours``. The operators' defaults were chosen on digits with
+seeds from 100 on.
 Output: results/operators-*.json, written after every run (a second call goes on where the first one stopped), and a
 table.
 
@@ -21,12 +21,12 @@ table.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import platform
 import random
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,56 +38,26 @@ from methods import volume
 import deap_prune as dp
 from deap_prune.config import load_config
 from deap_prune.data import load_data
-from deap_prune.evolution import bounded, eaBlend
 from deap_prune.weights import build_model
 from deap_prune.zoo import digits_resnet
 
 POPULATION = 24
 
 
-class SpentError(Exception):
-    """The evaluations are spent."""
-
-
-class Counted:
-    """An evaluator that counts the new masks of one run, and keeps every value."""
-
-    def __init__(self, evaluate: dp.Evaluator, limit: int) -> None:
-        self.inner, self._limit = evaluate, limit
-        self.names, self.weights, self.settings = evaluate.names, evaluate.weights, evaluate.settings
-        self.dense, self.surrogate = evaluate.dense, evaluate.surrogate
-        self.values: dict[dp.Masks, tuple[float, ...]] = {}
-
-    def __call__(self, masks: dp.Masks) -> tuple[float, ...]:
-        """The values; raises ``SpentError`` instead of evaluating one too many."""
-        if masks not in self.values:
-            if len(self.values) >= self._limit:
-                raise SpentError
-            self.values[masks] = self.inner(masks)
-        return self.values[masks]
-
-    def many(self, masks: Iterable[dp.Masks]) -> list[tuple[float, ...]]:
-        """The values of several candidates."""
-        return [self(candidate) for candidate in masks]
-
-    def volumes(self, marks: list[int]) -> list[float]:
-        """Hypervolume of the first evaluations, at every mark."""
-        points = np.array(list(self.values.values()))
-        return [volume(points[:mark]) for mark in marks]
-
-
-def evolve(genome: dp.Genome, counted: Counted, seed: int, *, start: str, operators: str) -> None:
-    """One run of the (mu + lambda) loop until the evaluations are spent."""
-    toolbox = dp.make_toolbox(genome, counted, seed=seed)
+def evolve(genome: dp.Genome, evaluate: dp.Evaluator, limit: int, seed: int, *, start: str, operators: str) -> None:
+    """One run of the (mu + lambda) loop, up to the generation in which the evaluations are spent."""
+    toolbox = dp.make_toolbox(genome, evaluate, seed=seed)
     if operators == "generic":
         toolbox.register("mate", tools.cxTwoPoint)
         toolbox.register("mutate", tools.mutGaussian, mu=0.0, sigma=0.2, indpb=0.1)
-        toolbox.decorate("mutate", bounded(genome.layout))
+        toolbox.decorate("mutate", dp.operators.bounded(genome.layout))
     random_start = [toolbox.individual() for _ in range(POPULATION)] if start == "random" else None
-    eaBlend(random_start or toolbox.population(n=POPULATION), toolbox, POPULATION, 0.5, 0.5, 10**6)
+    population = random_start or toolbox.population(n=POPULATION)
+    stops = [lambda state: len(evaluate.cache) >= limit]
+    dp.algorithms.eaBlend(population, toolbox, POPULATION, 0.5, 0.5, 10**6, stops=stops)
 
 
-def optuna_nsga2(genome: dp.Genome, counted: Counted, seed: int) -> None:
+def optuna_nsga2(genome: dp.Genome, evaluate: dp.Evaluator, limit: int, seed: int) -> None:
     """Optuna's sampler on the genes, until the evaluations are spent."""
     import optuna
 
@@ -101,18 +71,21 @@ def optuna_nsga2(genome: dp.Genome, counted: Counted, seed: int) -> None:
         return float(trial.suggest_float(f"g{i}", low, high))
 
     def objective(trial: Any) -> tuple[float, ...]:
-        return counted(genome.decode([gene(trial, i) for i in range(len(layout))]))
+        values = evaluate(genome.decode([gene(trial, i) for i in range(len(layout))]))
+        if len(evaluate.cache) >= limit:
+            trial.study.stop()
+        return values
 
     sampler = optuna.samplers.NSGAIISampler(population_size=POPULATION, seed=seed)
-    directions = ["maximize" if w > 0 else "minimize" for w in counted.weights]
+    directions = ["maximize" if weight > 0 else "minimize" for weight in evaluate.weights]
     study = optuna.create_study(sampler=sampler, directions=directions)
     study.optimize(objective, n_trials=10**6)
 
 
-ARMS: dict[str, Callable[[dp.Genome, Counted, int], None]] = {
-    "ours": lambda g, c, s: evolve(g, c, s, start="criteria", operators="ours"),
-    "ours, random start": lambda g, c, s: evolve(g, c, s, start="random", operators="ours"),
-    "generic": lambda g, c, s: evolve(g, c, s, start="random", operators="generic"),
+ARMS: dict[str, Callable[[dp.Genome, dp.Evaluator, int, int], None]] = {
+    "ours": partial(evolve, start="criteria", operators="ours"),
+    "ours, random start": partial(evolve, start="random", operators="ours"),
+    "generic": partial(evolve, start="random", operators="generic"),
     "optuna": optuna_nsga2,
 }
 
@@ -139,13 +112,13 @@ def problem(config: str, overrides: list[str], images: int) -> tuple[dp.Genome, 
 
 
 def volumes(arm: str, genome: dp.Genome, evaluate: dp.Evaluator, seed: int, marks: list[int]) -> list[float]:
-    """One run of an arm."""
+    """Hypervolumes of one run of an arm, of the networks that were evaluated up to every mark."""
     random.seed(seed)
     np.random.seed(seed)
-    counted = Counted(evaluate, marks[-1])
-    with contextlib.suppress(SpentError):
-        ARMS[arm](genome, counted, seed)
-    return counted.volumes(marks)
+    fresh = evaluate.with_settings()
+    ARMS[arm](genome, fresh, marks[-1], seed)
+    points = np.array(list(fresh.cache.values()))
+    return [volume(points[:mark]) for mark in marks]
 
 
 def table(arms: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, object]]:

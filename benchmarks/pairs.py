@@ -91,7 +91,7 @@ class Setup:
     evaluations: int = 120
     images: int = 250
     clusters: int = 3
-    _evaluators: dict[str, dp.Evaluator] = field(default_factory=dict, init=False, repr=False)
+    _evaluators: dict[tuple[bool, tuple[str, ...]], dp.Evaluator] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def model(self) -> nn.Module:
@@ -119,21 +119,22 @@ class Setup:
         images, labels = self.data.calibration
         return images[: self.images], labels[: self.images]
 
-    def evaluator(self, protocol: str, *, refine: bool = False) -> dp.Evaluator:
-        """The evaluator of a protocol, shared by all methods; or the one that refines chosen networks in full."""
-        name = "refined" if refine else protocol
-        if name not in self._evaluators:
-            options = {"refine": True} if refine else {}
-            source = "compensated" if refine else protocol
-            self._evaluators[name] = self.new_evaluator(source, objectives=OBJECTIVES, **options)
-        return self._evaluators[name]
+    def evaluator(self, protocol: str, *, objectives: tuple[str, ...] = OBJECTIVES, **changes: Any) -> dp.Evaluator:
+        """A new evaluator of a protocol, with an empty cache; network, data and moments are shared.
 
-    def new_evaluator(self, protocol: str, **options: Any) -> dp.Evaluator:
-        """An evaluator of a protocol with other options, by the loss if they name no objectives."""
-        calibration = self._few_images if protocol == "plain" else self.data.calibration
-        options = {"objectives": ("loss",), **PROTOCOLS[protocol], **options}
-        images = {"calibration": calibration, "validation": self.data.validation}
-        return dp.Evaluator(self.model, self.space, **images, **options)
+        Args:
+            protocol: A name of ``PROTOCOLS``.
+            objectives: Names of the objectives.
+            **changes: Other settings than the protocol's.
+        """
+        plain = protocol == "plain"
+        key = plain, objectives
+        if key not in self._evaluators:
+            images = {"calibration": self._few_images if plain else self.data.calibration}
+            settings = PROTOCOLS["plain" if plain else "compensated"]
+            images["validation"] = self.data.validation
+            self._evaluators[key] = dp.Evaluator(self.model, self.space, **images, objectives=objectives, **settings)
+        return self._evaluators[key].with_settings(**{**PROTOCOLS[protocol], **changes})
 
     def genome(
         self, budget: float | None, *, kind: Callable[..., Any] = dp.Genome, clusters: int | None = None, **options: Any
@@ -151,7 +152,7 @@ class Setup:
         facts = {"masks": json.loads(masks.to_json()), "device": device_name(), **facts}
         if protocol == "plain":
             return self._measured(evaluator, masks) | facts
-        refined = self._measured(self.evaluator(protocol, refine=True), masks)
+        refined = self._measured(self.evaluator("compensated", refine=True), masks)
         if protocol == "drafts":
             return refined | {"judged": by_name(evaluator, evaluator(masks)), **facts}
         return self._measured(evaluator, masks) | facts | {"refined": refined}

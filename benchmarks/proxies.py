@@ -51,9 +51,9 @@ def candidates(setup: Setup, budget: float, drawn: int) -> list[dp.Masks]:
 
 def measured(setup: Setup, masks: list[dp.Masks]) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Every figure of every candidate (smaller is better), and the median of its seconds."""
-    compensated = setup.new_evaluator("compensated")
-    evaluators = {f"refined on {n} images": setup.new_evaluator("drafts", refine_images=n) for n in IMAGES}
-    evaluators |= {"compensated": compensated, "refined": setup.new_evaluator("compensated", refine=True)}
+    compensated = setup.evaluator("compensated")
+    evaluators = {f"refined on {n} images": setup.evaluator("drafts", refine_images=n) for n in IMAGES}
+    evaluators |= {"compensated": compensated, "refined": setup.evaluator("compensated", refine=True)}
     figures: dict[str, list[float]] = {name: [] for name in (*evaluators, "closed-form error")}
     seconds: dict[str, list[float]] = {name: [] for name in figures}
     for number, candidate in enumerate(masks):
@@ -69,7 +69,7 @@ def measured(setup: Setup, masks: list[dp.Masks]) -> tuple[dict[str, list[float]
 def learned_tau(setup: Setup, masks: list[dp.Masks], drafts: list[float], reference: list[float]) -> float:
     """Mean tau of the error that is fitted to some drafts, on the other candidates."""
     rng, taus = np.random.default_rng(setup.seed), []
-    evaluator = setup.new_evaluator("drafts")
+    evaluator = setup.evaluator("drafts", objectives=("loss",))
     for _ in range(50):
         order = rng.permutation(len(masks)).tolist()
         seen, rest = order[:SEEN], order[SEEN:]

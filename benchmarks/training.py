@@ -62,7 +62,7 @@ def choose(args: argparse.Namespace, setup: Callable[[int], Setup]) -> None:
             print(f"{arm}, seed {seed}: {row['test accuracy']:.4f}", flush=True)
         if not weights.is_file():
             masks = dp.Masks.from_json(json.dumps(json.loads(path.read_text())["masks"]))
-            save_weights(setup(seed).evaluator(PROTOCOL, refine=True).slim(masks), weights)
+            save_weights(setup(seed).evaluator("compensated", refine=True).slim(masks), weights)
 
 
 def train(args: argparse.Namespace, setup: Callable[[int], Setup]) -> None:

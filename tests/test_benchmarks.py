@@ -166,7 +166,7 @@ def test_proxies_are_compared_with_full_refinement(folder):
     assert all(dp.flops(setup.space, candidate) / setup.space.flops <= 0.5 for candidate in masks)
     figures, seconds = proxies.measured(setup, masks[:3])
     assert figures.keys() == seconds.keys() and all(len(values) == 3 for values in figures.values())
-    evaluator = setup.new_evaluator("compensated", refine=True)
+    evaluator = setup.evaluator("compensated", refine=True)
     assert figures["refined"] == [evaluator(candidate)[0] for candidate in masks[:3]] != figures["compensated"]
 
 
