@@ -1,11 +1,11 @@
-r"""What does a generation cost beside judging? Operators, decoding, selection, archive, checkpoint.
+r"""What does a generation cost beside the evaluations? Operators, decoding, selection, archive, checkpoint.
 
 Question: for a population of 256 on ResNet-50's groups, is the bookkeeping of one generation under a second, and does
 it grow no faster than n log n up to 4,096?
 Method: ResNet-50 (random weights, traced at 64 x 64), eight criteria with random scores in three clusters, widths as
-genes, at half of the FLOPs and with a free budget. Judging is free: (a function of the kept counts, FLOPs). One
-generation of mu + lambda as ``dp.Loop`` runs it, n children for n parents; each step timed apart, the whole checkpoint
-with its fsyncs included. The median of the repetitions counts.
+genes, at half of the FLOPs and with a free budget. The fitness costs nothing: a function of the kept counts, and the
+FLOPs. One generation of mu + lambda, n children for n parents; each step timed apart, the checkpoint with its fsync
+included. The median of the repetitions counts.
 Output: a JSON file in benchmarks/results, and a table.
 
     python benchmarks/bookkeeping.py --sizes 256 1024 4096 --repeat 5
@@ -20,6 +20,7 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,7 @@ import torchvision
 from deap import algorithms
 
 import deap_prune as dp
-from deap_prune.evolution.checkpoint import Checkpoints, Journal
-from deap_prune.search.folder import pack_masks
+from deap_prune.evolution.checkpoint import Checkpoints
 
 
 class Scores:
@@ -41,41 +41,39 @@ class Scores:
         self.scores = {g.name: {c: rng.random(g.size) for c in "abcdefgh"} for g in space.groups}
 
 
-class Free:
-    """Judging that costs next to nothing."""
+class CheapFitness:
+    """A fitness that costs next to nothing."""
 
     names, weights, settings = ("quality", "flops"), (1.0, -1.0), {}
 
     def __init__(self, space: dp.PruningSpace) -> None:
         self.space = space
         self.dense: dict[str, Any] = {"flops": space.flops, "params": space.params, "values": {}}
-        self.cache: dict[dp.Masks, tuple[float, ...]] = {}
 
     def __call__(self, masks: dp.Masks) -> tuple[float, ...]:
         """A figure of the kept counts, and the FLOPs."""
         counts = self.space.kept_counts(masks)
-        self.cache[masks] = (float(np.log1p(counts).sum()), int(self.space.flops_of(counts)) / self.space.flops)
-        return self.cache[masks]
+        return float(np.log1p(counts).sum()), int(self.space.flops_of(counts)) / self.space.flops
+
+    def many(self, masks: Iterable[dp.Masks]) -> list[tuple[float, ...]]:
+        """The values of several candidates."""
+        return [self(candidate) for candidate in masks]
 
 
 def generation(genome: dp.Genome, n: int, folder: Path) -> dict[str, float]:
     """Seconds of each step of one generation, after two generations that are not counted."""
-    free = Free(genome.space)
-    toolbox = dp.make_toolbox(genome, free, seed=0)
-
-    def line(masks: dp.Masks, values: tuple[float, ...]) -> str:
-        return json.dumps([pack_masks(genome.space, masks), *values])
-
-    checkpoints = Checkpoints(folder, {}, journal=Journal(folder / "cache.jsonl", free.cache, line))
-    loop = dp.Loop("mu_plus_lambda", toolbox, dp.Variation(n), [checkpoints])
+    fitness = CheapFitness(genome.space)
+    toolbox = dp.make_toolbox(genome, fitness, seed=0)
+    checkpoints = Checkpoints(folder, {})
+    loop = dp.algorithms.Loop("mu_plus_lambda", toolbox, dp.algorithms.Variation(n), [checkpoints])
     state = loop.run(loop.start(n), 2)
     marks = [time.perf_counter()]
     children = algorithms.varOr(state.population, toolbox, n, 0.5, 0.5)
     marks.append(time.perf_counter())
     masks = genome.decode_many(children)
     marks.append(time.perf_counter())
-    for child, found in zip(children, masks, strict=True):
-        child.fitness.values = free(found)
+    for child, candidate in zip(children, masks, strict=True):
+        child.fitness.values = fitness(candidate)
     marks.append(time.perf_counter())
     survivors = toolbox.select(state.population + children, n)
     marks.append(time.perf_counter())
@@ -84,9 +82,9 @@ def generation(genome: dp.Genome, n: int, folder: Path) -> dict[str, float]:
     marks.append(time.perf_counter())
     checkpoints(state)
     marks.append(time.perf_counter())
-    steps = ("operators", "decoding", "(judging)", "selection", "archive", "checkpoint")
+    steps = ("operators", "decoding", "(evaluation)", "selection", "archive", "checkpoint")
     seconds = dict(zip(steps, np.diff(marks).tolist(), strict=True))
-    return {**seconds, "total": sum(s for name, s in seconds.items() if name != "(judging)")}
+    return {**seconds, "total": sum(s for name, s in seconds.items() if name != "(evaluation)")}
 
 
 def main() -> None:

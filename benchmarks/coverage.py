@@ -1,18 +1,16 @@
-r"""Which networks can be pruned, how much of them, and do the laws hold?
+r"""Which networks can be pruned, how much of each, and do the laws hold?
 
 Question: for every network of torchvision's classification zoo (transformers aside), its segmentation models, the
-backbone of a detector, and a choice of timm's: does tracing find what can be pruned, is what is pruned exact, and what
-is refused, for which reason?
+backbone of a detector, and a choice of timm's: which groups does tracing accept, are pruned networks exact, and what is
+refused, for which reason?
 Method: a fresh network (random weights) is traced with one image. Law 1: on a randomised float64 copy, the masked
 and the slimmed network agree for random masks that keep between 30 and 70 % of every group. Law 2: the closed-form
 flops and parameters equal fvcore's count and the parameters of the slimmed network, as whole numbers. The share of
 FLOPs is that of operators whose input or output channels can shrink.
-Output: a JSON file in benchmarks/results (one entry a network, kept when the run is started again), and the table in
-RESULTS.md, between its two marks.
+Output: results/coverage.json, one entry a network; networks that have one are skipped.
 
     python benchmarks/coverage.py                    # everything: about an hour on two cores
     python benchmarks/coverage.py resnet50 timm:dla34
-    python benchmarks/coverage.py --table            # the table alone, from the JSON
 """
 
 from __future__ import annotations
@@ -35,8 +33,6 @@ from deap_prune.structure.inputs import as_call
 from deap_prune.structure.tracing.fvcore_count import count_flops
 from deap_prune.structure.tracing.proof import Proof, difference
 
-RESULTS = Path(__file__).parent / "RESULTS.md"
-MARKS = ("<!-- coverage -->", "<!-- end of coverage -->")
 TRANSFORMERS = ("vit_", "swin_", "maxvit_")
 SIZES = {"inception_v3": 299, "alexnet": 80, "timm:inception_v4": 107}  # pixels; 64 for all others
 TIMM = """
@@ -49,7 +45,7 @@ PARTS = ("fcn_resnet50", "deeplabv3_resnet50", "lraspp_mobilenet_v3_large", "fas
 
 
 def networks() -> list[str]:
-    """Every network of the table, small ones first within each family."""
+    """Names of all networks, by family."""
     zoo = torchvision.models.list_models(module=torchvision.models)
     plain = [name for name in zoo if not name.startswith(TRANSFORMERS)]
     return [*plain, *PARTS, *(f"timm:{name}" for name in TIMM)]
@@ -107,32 +103,14 @@ def examine(name: str, seeds: int = 2) -> dict[str, Any]:
     }
 
 
-def table(rows: dict[str, dict[str, Any]]) -> str:
-    """Markdown."""
-    lines = [
-        "| network | groups | filters | prunable share of FLOPs | trace, s | laws 1, 2 | refused: layers, reason |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, row in rows.items():
-        if "error" in row:
-            lines.append(f"| {name} | - | - | - | - | - | {row['error']} |")
-            continue
-        refused = "; ".join(f"{len(layers)}: {why}" for why, layers in row["refused"].items())
-        held = "yes" if row["law 1"] and row["law 2"] else "**no**"
-        cells = (name, row["groups"], row["filters"], f"{row['share']:.3f}", f"{row['seconds']:.1f}", held, refused)
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Examine the networks that are named, or all that have no row yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*")
-    parser.add_argument("--table", action="store_true")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "coverage.json")
     args = parser.parse_args()
     rows: dict[str, dict[str, Any]] = json.loads(args.out.read_text()) if args.out.exists() else {}
-    todo = args.names or ([] if args.table else [n for n in networks() if n not in rows])
+    todo = args.names or [name for name in networks() if name not in rows]
     for name in todo:
         try:
             rows[name] = examine(name)
@@ -142,9 +120,6 @@ def main() -> None:
         rows = {n: rows[n] for n in networks() if n in rows}
         args.out.write_text(json.dumps(rows, indent=1) + "\n")
         gc.collect()
-    text = RESULTS.read_text()
-    before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
-    RESULTS.write_text(f"{before}{MARKS[0]}\n{table(rows)}\n{MARKS[1]}{after}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-r"""What does it cost to score all filters, and which criteria say the same?
+r"""What does it cost to score all filters, and which criteria rank alike?
 
 Questions: (1) how long does collecting take, against one plain forward and backward pass over the same images? (2) does
-the mean Spearman correlation over a network's layers reproduce what is known (L1, L2 and FPGM at least 0.95; BN scale
+the mean Spearman correlation over a network's layers reproduce known values (L1, L2 and FPGM at least 0.95; BN scale
 to L2 0.6 to 0.7)?
 Method: a trained ResNet-56 (option A) and training images. Every repetition times the plain pass, a pool of twelve and
 the whole pool (without hrank, chip, thinet, kl, oracle, attention), one after the other; the medians of the ratios are

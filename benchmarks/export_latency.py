@@ -1,10 +1,10 @@
 r"""Is half of the multiply-adds half of the time, and do round widths help?
 
 Question: how much faster is a network with half of its multiply-adds on this CPU, and does ``round_to`` pay?
-Method: L2, uniform widths, at most half of the FLOPs; widths as they come, or multiples of 8 or 16 (``round_to``;
-left out where they can't reach the half). ResNet-56 (CIFAR, layers 16 to 64 wide; residual streams dense, as in
-configs/) and torchvision's ResNet-50 (64 to 2048 wide), with random weights: time does not depend on them. Each is
-exported by ``dp.export``, which checks the outputs. Then dense and slim run in turn, in torch (eager) and in ONNX
+Method: L2, uniform widths, at most half of the FLOPs; any widths, or multiples of 8 or 16 (``round_to``;
+left out where no such widths reach half of the FLOPs). ResNet-56 (CIFAR, layers 16 to 64 wide; residual streams dense,
+as in configs/) and torchvision's ResNet-50 (64 to 2048 wide), with random weights: time does not depend on them. Each
+is exported by ``dp.export``, which checks the outputs. Then dense and slim run in turn, in torch (eager) and in ONNX
 Runtime, after a warm-up; the speed-up is the median of dense by slim over the turns.
 Output: a JSON file in benchmarks/results, and a table.
 
@@ -39,14 +39,14 @@ NETWORKS: Mapping[str, tuple[Callable[[], nn.Module], int, tuple[str, ...]]] = {
     "resnet56": (cifar10_resnet56, 32, STREAMS),
     "resnet50": (lambda: torchvision.models.resnet50(weights=None), 224, ()),
 }
-"""Name to what makes the network, the side of its images, and what stays dense."""
+"""Name to the function that makes the network, the side of its images, and the layers that stay dense."""
 
 
 def arms_of(model: nn.Module, image: torch.Tensor, ignore: tuple[str, ...]) -> dict[str, tuple[nn.Module, float]]:
     """The dense network and the slim ones, each with its share of the multiply-adds."""
     space = dp.trace(model, image, ignore=ignore)
     scores = dp.score(model, space, criteria=("l2",))
-    found: dict[str, tuple[nn.Module, float]] = {"dense": (model, 1.0)}
+    arms: dict[str, tuple[nn.Module, float]] = {"dense": (model, 1.0)}
     clusters = dp.cluster(scores, n_clusters=1)
     for width in ROUNDED:
         try:
@@ -54,8 +54,8 @@ def arms_of(model: nn.Module, image: torch.Tensor, ignore: tuple[str, ...]) -> d
         except dp.errors.BudgetError:
             continue
         masks = genome.decode(genome.single("l2"))
-        found[f"multiples of {width}"] = dp.slim(model, space, masks), dp.flops(space, masks) / space.flops
-    return found
+        arms[f"multiples of {width}"] = dp.slim(model, space, masks), dp.flops(space, masks) / space.flops
+    return arms
 
 
 def session_of(network: nn.Module, image: torch.Tensor, threads: int) -> Callable[[np.ndarray], Any]:
@@ -73,14 +73,14 @@ def session_of(network: nn.Module, image: torch.Tensor, threads: int) -> Callabl
 
 def in_turn(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
     """Milliseconds of each, one after the other in every turn, after three turns of warm-up."""
-    found: dict[str, list[float]] = {name: [] for name in runs}
+    times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(repeats + 3):
         for name, run in runs.items():
             start = time.perf_counter()
             run()
             if turn >= 3:
-                found[name].append(1000 * (time.perf_counter() - start))
-    return found
+                times[name].append(1000 * (time.perf_counter() - start))
+    return times
 
 
 def measure(name: str, threads: int, repeats: int) -> list[dict[str, Any]]:
@@ -98,11 +98,11 @@ def measure(name: str, threads: int, repeats: int) -> list[dict[str, Any]]:
         for backend, runs in (("torch", eager), ("ONNX Runtime", fixed)):
             with torch.no_grad():
                 times = in_turn(runs, repeats)
-            for arm, found in times.items():
-                speedup = statistics.median(d / t for d, t in zip(times["dense"], found, strict=True))
+            for arm, milliseconds in times.items():
+                speedup = statistics.median(d / t for d, t in zip(times["dense"], milliseconds, strict=True))
                 row = {"network": name, "backend": backend, "batch": batch, "widths": arm, "flops": arms[arm][1]}
-                quartiles = statistics.quantiles(found, n=4)
-                rows.append({**row, "ms": statistics.median(found), "quartiles": quartiles, "speed-up": speedup})
+                quartiles = statistics.quantiles(milliseconds, n=4)
+                rows.append({**row, "ms": statistics.median(milliseconds), "quartiles": quartiles, "speed-up": speedup})
                 print(f"{name} {backend} batch {batch:2d} {arm:15s} {arms[arm][1]:.3f} of the FLOPs", end=" ")
                 print(f"{rows[-1]['ms']:9.2f} ms  {speedup:.2f} x", flush=True)
     return rows

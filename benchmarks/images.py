@@ -25,9 +25,9 @@ class Images:
 
     Attributes:
         train: Normalised images (N, C, H, W) and labels.
-        test: Looked at once an arm, at the end.
+        test: Evaluates each chosen network once, at the end.
         classes: Labels are 0 .. classes - 1.
-        held: Training images that calibration and validation take, half each.
+        held: Number of training images for calibration and validation, half each.
     """
 
     name: str
@@ -53,10 +53,10 @@ def cifar(
     """CIFAR from ``name_train.npz`` and ``name_test.npz`` (images uint8 NHWC, labels).
 
     Args:
-        folder: Where the files are.
+        folder: Folder of the files.
         name: "cifar10" or "cifar100".
-        train: The first training images, so many; None: all.
-        test: Likewise of the test images.
+        train: Number of training images, the first ones; None: all.
+        test: Number of test images, the first ones; None: all.
         held: See :class:`Images`.
         half: 16 x 16 pixels, means of four.
     """

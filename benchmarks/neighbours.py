@@ -1,4 +1,4 @@
-r"""Do the methods next to ours work here? Five of them, each on real data, one case each.
+r"""Do related methods work here? Five of them, each on real data, one case each.
 
 compensation     Pruning with compensation (Xie et al. 2021): criterion "compensation", allocation "binary", re-fitting
                  in the place of training. ResNet-20, CIFAR-100, inner filters, half the FLOPs.
@@ -6,10 +6,10 @@ uniform          Uniform channel pruning (Chang, Lu, Xue 2020): squeeze-and-exci
                  from scratch. ResNet-20, CIFAR-100, all groups, half the FLOPs; with ``--network vgg19`` the paper's
                  own test: 38 % of VGG-19's FLOPs; the dense network is trained here, as long (on a CUDA device).
 self_supervised  Pruning networks that learned without labels (Caron et al. 2020): self_supervised.py
-polyphase        Adaptive polyphase sampling (Chaman, Dokmanic 2021), dense and pruned: shifts.py
+polyphase        Adaptive polyphase sampling (Chaman, Dokmanic 2021), dense and pruned: polyphase.py
 points           Parametric continuous convolution (Wang et al. 2018) on digits as sets of points, dense and pruned.
 
-Filters and widths are chosen on training images; the test images give one figure an arm, at the end.
+Filters and widths are chosen on training images; the test images give one figure per arm, at the end.
 Output: the case's part of benchmarks/results/neighbours.json, and a table (mean and standard deviation over seeds).
 
     python benchmarks/neighbours.py CASE --data DIR --weights DIR --seeds 0 1 2
@@ -31,15 +31,15 @@ from typing import Any
 
 import torch
 from images import Images, Pair, cifar, digits
+from pairs import device_name
+from polyphase import polyphase
 from self_supervised import masks_by, self_supervised
-from shifts import polyphase
 from torch import nn
 from torch.utils.data import DataLoader
 
 import deap_prune as dp
 from deap_prune import zoo
 from deap_prune.data import augment
-from deap_prune.data.batches import name_of, resolve_device
 
 Rows = list[dict[str, Any]]
 BUDGETS = {"resnet20": 0.5, "vgg19": 0.38}  # kept FLOPs of "uniform"; the latter cut is the paper's
@@ -80,10 +80,10 @@ def compensation(args: argparse.Namespace, seed: int) -> Rows:
         scores = dp.score(model, space, calibration, criteria=(criterion,), seed=seed)
         for allocation in ("uniform", "binary"):
             masks = masks_by(dp.Genome(space, scores, dp.cluster(scores), allocation=allocation, max_flops=0.5))
-            for how, mode in (("BN alone", None), ("compensated", "full")):
-                judge = dp.Evaluator(model, space, calibration=calibration, objectives=("flops",), compensate=mode)
-                arm, share = f"{criterion}, {allocation} widths, {how}", dp.flops(space, masks) / space.flops
-                rows.append({"arm": arm, "flops": share, "test": dp.accuracy(judge.slim(masks), images.test)})
+            for treatment, mode in (("BN alone", None), ("compensated", "full")):
+                evaluator = dp.Evaluator(model, space, calibration=calibration, objectives=("flops",), compensate=mode)
+                arm, share = f"{criterion}, {allocation} widths, {treatment}", dp.flops(space, masks) / space.flops
+                rows.append({"arm": arm, "flops": share, "test": dp.accuracy(evaluator.slim(masks), images.test)})
     return rows
 
 
@@ -93,7 +93,7 @@ def uniform(args: argparse.Namespace, seed: int) -> Rows:
     budget = BUDGETS["resnet20" if args.quick else args.network]
     calibration, validation, rest = images.split(seed)
     space = dp.trace(model, calibration[0][:1])
-    judge = dp.Evaluator(model, space, calibration=calibration, objectives=("flops",))
+    evaluator = dp.Evaluator(model, space, calibration=calibration, objectives=("flops",))
     rows: Rows = []
 
     def row(arm: str, network: nn.Module, masks: dp.Masks) -> None:
@@ -104,10 +104,10 @@ def uniform(args: argparse.Namespace, seed: int) -> Rows:
     for criterion in ("l2", "attention"):
         scores = dp.score(model, space, calibration, criteria=(criterion,), seed=seed)
         masks = masks_by(dp.Genome(space, scores, dp.cluster(scores), allocation="stage", max_flops=budget))
-        row(f"{criterion}, equal rates, compensated", judge.slim(masks), masks)
+        row(f"{criterion}, equal rates, compensated", evaluator.slim(masks), masks)
     options = {"criteria": ("attention",), "allocation": "stage", "objectives": ("loss",), "max_flops": budget}
     sizes = {"population": 4, "generations": 1} if args.quick else {"population": 8, "generations": 2}
-    found = dp.search(
+    searched = dp.search(
         model,
         calibration[0][:1],
         calibration=calibration,
@@ -118,12 +118,12 @@ def uniform(args: argparse.Namespace, seed: int) -> Rows:
         **options,
         **sizes,
     ).best.masks
-    row("attention, searched rates, compensated", judge.slim(found), found)
-    fresh, tuned = dp.slim(model, space, found), judge.slim(found)
+    row("attention, searched rates, compensated", evaluator.slim(searched), searched)
+    fresh, tuned = dp.slim(model, space, searched), evaluator.slim(searched)
     train(args, tuned, rest, 0.01, seed)
-    row(f"attention, searched rates, fine-tuned {args.epochs} epochs", tuned, found)
+    row(f"attention, searched rates, fine-tuned {args.epochs} epochs", tuned, searched)
     train(args, fresh, rest, 0.1, seed, from_scratch=True)
-    row(f"attention, searched rates, from scratch {args.epochs} epochs", fresh, found)
+    row(f"attention, searched rates, from scratch {args.epochs} epochs", fresh, searched)
     return rows
 
 
@@ -227,7 +227,7 @@ def main() -> None:
         "settings": {"epochs": args.epochs, "images": args.images, "test": args.test},
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "machine": name_of(resolve_device("auto")),
+        "machine": device_name(),
     }
     report = json.loads(args.out.read_text()) if args.out.is_file() and not args.quick else {}
     before = report.get(name, {})

@@ -1,19 +1,17 @@
-r"""Do our operators find the good region faster than DEAP's generic ones and Optuna's NSGA-II?
+r"""Do our operators reach good networks with fewer evaluations than DEAP's generic ones and Optuna's NSGA-II?
 
-Question: on the same genome, with the same cached fitness and the same number of evaluations, how large is the
-hypervolume of (accuracy, flops) that each finds?
-Method: five arms. ``ours``: the toolbox as ``dp.make_toolbox`` makes it, with its first population, in the loop of
-``dp.search``.
-``ours, pre-screened``: the same; eight children made for each that is judged (``prescreen: 8``), with small steps.
-``ours, random start``: the same from a random initial population. ``generic``: DEAP's cxTwoPoint and mutGaussian
-(clipped to the bounds, candidates rounded when decoded), same loop, same random start. ``optuna``: NSGAIISampler with
-the genes as parameters (candidates as categorical ones). Every arm gets as many evaluations, counted as masks judged
-for the first time in that arm's run; masks that any arm judged before are answered from a shared cache, which changes
-no figure. Population 24, the same seeds for all. What counts is the hypervolume of all judged, reference (0, 1), at
-marks along the way: mean and standard deviation over seeds, and on how many seeds an arm is behind ``ours``. The
-operators' defaults were chosen on digits with seeds from 100 on.
-Output: a JSON file in benchmarks/results, written after every run (a second call goes on where the first one was
-stopped), and a table.
+Question: on the same genome, with the same fitness and the same number of evaluations, how large is the hypervolume of
+(accuracy, flops) of each?
+Method: four arms. ``ours``: the toolbox of ``dp.make_toolbox``, with its first population, in the loop of
+``dp.search``. ``ours, random start``: the same from a random first population. ``generic``: DEAP's cxTwoPoint and
+mutGaussian (clipped to the bounds, candidates rounded when decoded), same loop, same random start. ``optuna``:
+NSGAIISampler with the genes as parameters (candidates as categorical ones). Every arm has the same number of
+evaluations, counted as masks that are new in its run. Population 24, the same seeds for all. The measure is the
+hypervolume of all evaluated networks, reference (0, 1), at marks along the way: mean and standard deviation over
+seeds, and the number of seeds on which an arm is behind ``ours``. The operators' defaults were chosen on digits with
+seeds from 100 on.
+Output: results/operators-*.json, written after every run (a second call goes on where the first one stopped), and a
+table.
 
     python benchmarks/operators.py --config digits --seeds 10
     python benchmarks/operators.py --config configs/cifar10-resnet20-front.yaml --images 100 --seeds 10 \
@@ -23,75 +21,43 @@ stopped), and a table.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import platform
 import random
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from deap import algorithms, tools
-from deap_prune.search.workspace import Workspace
+from deap import tools
+from methods import volume
 
 import deap_prune as dp
-from deap_prune.config import SearchConfig, load_config
+from deap_prune.config import load_config
 from deap_prune.data import load_data
-from deap_prune.evolution.front import hypervolume
-from deap_prune.evolution.problem import BlendProblem
-from deap_prune.search import prepare
-from deap_prune.search.finalists import PreScreen
+from deap_prune.weights import build_model
 from deap_prune.zoo import digits_resnet
 
 POPULATION = 24
 
 
-class EnoughError(Exception):
-    """The evaluations are spent."""
-
-
-class Counted:
-    """An evaluator that counts the new masks of one run, and keeps every value."""
-
-    def __init__(self, evaluate: dp.Evaluator, limit: int) -> None:
-        self.inner, self._limit = evaluate, limit
-        self.names, self.weights, self.settings = evaluate.names, evaluate.weights, evaluate.settings
-        self.dense, self.surrogate = evaluate.dense, evaluate.surrogate
-        self.seen: dict[dp.Masks, tuple[float, ...]] = {}
-
-    def __call__(self, masks: dp.Masks) -> tuple[float, ...]:
-        """The values; raises ``EnoughError`` instead of judging one too many."""
-        if masks not in self.seen:
-            if len(self.seen) >= self._limit:
-                raise EnoughError
-            self.seen[masks] = self.inner(masks)
-        return self.seen[masks]
-
-    def volumes(self, marks: list[int]) -> list[float]:
-        """Hypervolume of the first so many that were judged."""
-        points = -np.array(list(self.seen.values())) * np.array(self.weights)
-        return [hypervolume(points[:mark], self.weights, (0.0, 1.0)) for mark in marks]
-
-
-def evolve(genome: dp.Genome, counted: Counted, seed: int, *, start: str, operators: str, children: int = 1) -> None:
-    """One run of the (mu + lambda) loop until the evaluations are spent."""
-    small = {} if children == 1 else {"indpb": 0.02, "sigma": 0.2}
-    toolbox = dp.make_toolbox(genome, counted, seed=seed, **small)
+def evolve(genome: dp.Genome, evaluate: dp.Evaluator, limit: int, seed: int, *, start: str, operators: str) -> None:
+    """One run of the (mu + lambda) loop, up to the generation in which the evaluations are spent."""
+    toolbox = dp.make_toolbox(genome, evaluate, seed=seed)
     if operators == "generic":
         toolbox.register("mate", tools.cxTwoPoint)
         toolbox.register("mutate", tools.mutGaussian, mu=0.0, sigma=0.2, indpb=0.1)
-        toolbox.decorate("mutate", dp.bounded(genome.layout))
-    single = start == "criteria"
-    population = toolbox.population(n=POPULATION) if single else [toolbox.individual() for _ in range(POPULATION)]
-    screen = PreScreen(counted.inner, BlendProblem(genome, counted), children)
-    vary = algorithms.varOr if children == 1 else screen
-    dp.eaBlend(population, toolbox, POPULATION, 0.5, 0.5, 10**6, vary=vary)
+        toolbox.decorate("mutate", dp.operators.bounded(genome.layout))
+    random_start = [toolbox.individual() for _ in range(POPULATION)] if start == "random" else None
+    population = random_start or toolbox.population(n=POPULATION)
+    stops = [lambda state: len(evaluate.cache) >= limit]
+    dp.algorithms.eaBlend(population, toolbox, POPULATION, 0.5, 0.5, 10**6, stops=stops)
 
 
-def optuna_nsga2(genome: dp.Genome, counted: Counted, seed: int) -> None:
+def optuna_nsga2(genome: dp.Genome, evaluate: dp.Evaluator, limit: int, seed: int) -> None:
     """Optuna's sampler on the genes, until the evaluations are spent."""
     import optuna
 
@@ -105,63 +71,69 @@ def optuna_nsga2(genome: dp.Genome, counted: Counted, seed: int) -> None:
         return float(trial.suggest_float(f"g{i}", low, high))
 
     def objective(trial: Any) -> tuple[float, ...]:
-        return counted(genome.decode([gene(trial, i) for i in range(len(layout))]))
+        values = evaluate(genome.decode([gene(trial, i) for i in range(len(layout))]))
+        if len(evaluate.cache) >= limit:
+            trial.study.stop()
+        return values
 
     sampler = optuna.samplers.NSGAIISampler(population_size=POPULATION, seed=seed)
-    directions = ["maximize" if w > 0 else "minimize" for w in counted.weights]
+    directions = ["maximize" if weight > 0 else "minimize" for weight in evaluate.weights]
     study = optuna.create_study(sampler=sampler, directions=directions)
     study.optimize(objective, n_trials=10**6)
 
 
-ARMS: dict[str, Callable[[dp.Genome, Counted, int], None]] = {
-    "ours": lambda g, c, s: evolve(g, c, s, start="criteria", operators="ours"),
-    "ours, pre-screened": lambda g, c, s: evolve(g, c, s, start="criteria", operators="ours", children=8),
-    "ours, random start": lambda g, c, s: evolve(g, c, s, start="random", operators="ours"),
-    "generic": lambda g, c, s: evolve(g, c, s, start="random", operators="generic"),
+ARMS: dict[str, Callable[[dp.Genome, dp.Evaluator, int, int], None]] = {
+    "ours": partial(evolve, start="criteria", operators="ours"),
+    "ours, random start": partial(evolve, start="random", operators="ours"),
+    "generic": partial(evolve, start="random", operators="generic"),
     "optuna": optuna_nsga2,
 }
 
 
 def problem(config: str, overrides: list[str], images: int) -> tuple[dp.Genome, dp.Evaluator]:
-    """Genome and evaluator: a digits network trained on the spot, or a config's; BN statistics in closed form."""
+    """Genome and evaluator: a digits network trained here, or a config's; BN statistics in closed form."""
     if config == "digits":
         torch.manual_seed(0)
         data, model = load_data(format="digits"), digits_resnet()
         dp.finetune(model, data.train, epochs=8, recipe=dp.Recipe(lr=0.1, batch_size=64), progress=False)
-        options = SearchConfig(criteria=("l1", "fpgm", "bn_scale", "taylor_gate", "mean_activation", "apoz"))
-        example, calibration, validation = data.calibration[0][:1], data.calibration, data.validation
+        criteria: tuple[str, ...] = ("l1", "fpgm", "bn_scale", "taylor_gate", "mean_activation", "apoz")
+        ignore: tuple[str, ...] = ()
     else:
-        work = Workspace.open(load_config(config, overrides))
-        model, example, calibration, validation = work.model, work.example, work.calibration, work.validation
-        options = work.config.search
-    asked = {"objectives": ("accuracy", "flops"), "max_flops": None, "recalibrate": "closed_form", "batch_size": images}
-    validation = tuple(part[:images] for part in validation)
-    genome, evaluate, _ = prepare(model, example, calibration, validation, options.model_copy(update=asked))
+        settings = load_config(config, overrides)
+        data, model = load_data(**settings.data.model_dump()), build_model(settings.model)
+        criteria, ignore = settings.search.criteria, settings.search.ignore
+    space = dp.trace(model, data.calibration[0][:1], ignore=ignore)
+    scores = dp.score(model, space, data.calibration, criteria=criteria)
+    genome = dp.Genome(space, scores, dp.cluster(scores, n_clusters=3), allocation="evolved", max_flops=None)
+    validation = tuple(part[:images] for part in data.validation)
+    options = {"objectives": ("accuracy", "flops"), "recalibrate": "closed_form", "batch_size": images}
+    evaluate = dp.Evaluator(model, space, calibration=data.calibration, validation=validation, **options)
     return genome, evaluate
 
 
 def volumes(arm: str, genome: dp.Genome, evaluate: dp.Evaluator, seed: int, marks: list[int]) -> list[float]:
-    """One run of an arm."""
-    random.seed(seed), np.random.seed(seed)
-    counted = Counted(evaluate, marks[-1])
-    with contextlib.suppress(EnoughError):
-        ARMS[arm](genome, counted, seed)
-    return counted.volumes(marks)
+    """Hypervolumes of one run of an arm, of the networks that were evaluated up to every mark."""
+    random.seed(seed)
+    np.random.seed(seed)
+    fresh = evaluate.with_settings()
+    ARMS[arm](genome, fresh, marks[-1], seed)
+    points = np.array(list(fresh.cache.values()))
+    return [volume(points[:mark]) for mark in marks]
 
 
 def table(arms: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, object]]:
-    """Mean and deviation of each arm at every mark, and how many seeds are behind ``ours`` at the last one."""
-    found = {}
+    """Mean and deviation of each arm at every mark, and the number of seeds behind ``ours`` at the last one."""
+    rows = {}
     for arm, runs in arms.items():
         columns = list(zip(*runs.values(), strict=True))
         behind = [runs[s][-1] < arms["ours"][s][-1] for s in runs if s in arms.get("ours", {})]
-        found[arm] = {
+        rows[arm] = {
             "mean": [statistics.mean(c) for c in columns],
             "deviation": [statistics.stdev(c) if len(c) > 1 else 0.0 for c in columns],
             "seeds": len(runs),
             "behind ours": sum(behind),
         }
-    return found
+    return rows
 
 
 def main() -> None:
@@ -192,7 +164,6 @@ def main() -> None:
     }
     runs: dict[str, dict[str, list[float]]] = json.loads(path.read_text())["runs"] if path.exists() else {}
     for seed in range(args.first, args.first + args.seeds):
-        evaluate.cache.clear()
         for arm in args.arms:
             done = runs.setdefault(arm, {})
             if str(seed) in done:

@@ -1,10 +1,10 @@
-"""Masks found with and without labels, on a network that learned without labels; a case of neighbours.py.
+"""Masks from criteria with and without labels, on a network that learned without labels; a case of neighbours.py.
 
 After Caron, Morcos, Bojanowski, Mairal, Joulin, "Pruning convolutional neural networks with self-supervision", 2020
 (arXiv 2001.03554). The network learns to tell by how many quarters an image was turned (Gidaris et al. 2018, arXiv
 1803.07728). The same criterion then chooses filters twice: from labels, through a linear layer fitted on the frozen
-features, and from the network's own outputs alone. Each mask is judged by a linear probe on the data set itself and on
-another one (transfer), both on frozen features, and once more after training on labels.
+features, and from the network's own outputs alone. Each mask is evaluated by a linear probe on the data set itself and
+on another one (transfer), both on frozen features, and once more after training on labels.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ CRITERION = "taylor_gate"
 
 
 def quarters(images: Tensor) -> Pair:
-    """All images in their four positions, and how often each was turned."""
+    """All images in their four orientations, and the number of quarter turns of each."""
     turned = torch.cat([images.rot90(k, (2, 3)) for k in range(4)])
     return turned, torch.arange(4).repeat_interleave(len(images))
 
 
 @torch.no_grad()
 def features(network: CifarResNet, images: Tensor) -> Tensor:
-    """What the network's linear layer reads, (N, channels)."""
+    """Inputs of the network's linear layer, (N, channels)."""
     body = copy.deepcopy(network).eval()
     setattr(body, body.head_name, nn.Identity())
     return torch.cat([body(part) for part in images.split(500)])
@@ -46,13 +46,13 @@ def probe(network: CifarResNet, train: Pair, classes: int) -> CifarResNet:
     head = nn.Linear(x.shape[1], classes)
     head.weight.data = (solution / std.unsqueeze(1)).T.float()
     head.bias.data = (y.mean(0) - (mean / std) @ solution).float()
-    found = copy.deepcopy(network)
-    setattr(found, found.head_name, head)
-    return found
+    probed = copy.deepcopy(network)
+    setattr(probed, probed.head_name, head)
+    return probed
 
 
 def blank(pair: Pair) -> Pair:
-    """The images with labels that say nothing."""
+    """The images with labels of zeros."""
     return pair[0], torch.zeros_like(pair[1])
 
 
@@ -61,14 +61,14 @@ def masks_by(genome: dp.Genome) -> dp.Masks:
     return genome.decode(genome.single(genome.criteria[0]))
 
 
-def alike(space: dp.PruningSpace, one: dp.Masks, other: dp.Masks) -> float:
-    """Share of the filters that one mask keeps which the other keeps too."""
-    both = sum(int((one[g.name] & other[g.name]).sum()) for g in space.groups)
-    return both / sum(int(one[g.name].sum()) for g in space.groups)
+def overlap(space: dp.PruningSpace, first: dp.Masks, second: dp.Masks) -> float:
+    """Share of the first mask's kept filters that the second keeps too."""
+    both = sum(int((first[g.name] & second[g.name]).sum()) for g in space.groups)
+    return both / sum(int(first[g.name].sum()) for g in space.groups)
 
 
 def searched(network: nn.Module, calibration: Pair, validation: Pair, *, generations: int, seed: int) -> dp.ParetoFront:
-    """A front that no label has touched: criteria, and agreement with the network itself."""
+    """A front from a search without labels: neither criteria nor the fitness (agreement with the network) use any."""
     return dp.search(
         network,
         calibration[0][:1],
@@ -90,11 +90,11 @@ def self_supervised(own: Images, other: Images, *, seed: int, epochs: int, gener
     """A row for each mask.
 
     Args:
-        own: Trained on without labels, and judged with them.
-        other: For the transfer.
-        seed: Of weights, order, noise and the search.
-        epochs: Of learning the rotations, and of training on labels afterwards.
-        generations: Of the search without labels.
+        own: Images for training without labels, and for evaluation with labels.
+        other: Images for the transfer.
+        seed: Seed of weights, order, noise and the search.
+        epochs: Epochs of learning the rotations, and of training on labels afterwards.
+        generations: Generations of the search without labels.
     """
     calibration, validation, rest = own.split(seed)
     torch.manual_seed(seed)
@@ -105,11 +105,11 @@ def self_supervised(own: Images, other: Images, *, seed: int, epochs: int, gener
     labelled = probe(network, rest, own.classes)
 
     def masks(model: nn.Module, criterion: str, labels: bool) -> dp.Masks:
-        given = calibration if labels else calibration[0]
-        scores = dp.score(model, space, given, criteria=(criterion,), labels=labels, seed=seed)
+        images = calibration if labels else calibration[0]
+        scores = dp.score(model, space, images, criteria=(criterion,), labels=labels, seed=seed)
         return masks_by(dp.Genome(space, scores, dp.cluster(scores), allocation="uniform", max_flops=0.5))
 
-    found = {
+    chosen = {
         "dense": dp.Masks({}),
         f"{CRITERION}, with labels": masks(labelled, CRITERION, True),
         f"{CRITERION}, without labels": masks(network, CRITERION, False),
@@ -117,23 +117,23 @@ def self_supervised(own: Images, other: Images, *, seed: int, epochs: int, gener
         "random": masks(network, "random", False),
     }
     front = searched(network, calibration, validation, generations=generations, seed=seed)
-    found["searched without labels"] = front.best(max_flops=0.5).masks
-    judge = dp.Evaluator(network, space, calibration=blank(calibration), objectives=("flops",))
+    chosen["searched without labels"] = front.best(max_flops=0.5).masks
+    evaluator = dp.Evaluator(network, space, calibration=blank(calibration), objectives=("flops",))
     rows: list[dict[str, object]] = []
-    for arm, chosen in found.items():
-        small = judge.slim(chosen)
+    for arm, arm_masks in chosen.items():
+        small = evaluator.slim(arm_masks)
         head = probe(small, rest, own.classes)
         row = {
             "arm": arm,
-            "flops": dp.flops(space, chosen) / space.flops,
+            "flops": dp.flops(space, arm_masks) / space.flops,
             "linear probe": dp.accuracy(head, own.test),
             "transfer": dp.accuracy(probe(small, other.train, other.classes), other.test),
         }
         tuned = dp.Recipe(lr=0.02, batch_size=128)
         dp.finetune(head, rest, epochs=epochs, recipe=tuned, seed=seed, progress=False)
         rows.append({**row, "trained on labels": dp.accuracy(head, own.test)})
-    with_labels, without = (found[f"{CRITERION}, {how} labels"] for how in ("with", "without"))
+    with_labels, without = (chosen[f"{CRITERION}, {way} labels"] for way in ("with", "without"))
     by_arm = {row["arm"]: row for row in rows}
-    by_arm[f"{CRITERION}, without labels"]["kept by both"] = alike(space, without, with_labels)
+    by_arm[f"{CRITERION}, without labels"]["kept by both"] = overlap(space, without, with_labels)
     by_arm["searched without labels"]["front"] = len(front)
     return rows

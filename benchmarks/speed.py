@@ -1,20 +1,17 @@
-r"""How long does one candidate take, and how well does its score rank candidates?
+r"""How long does the evaluation of one candidate take, and how well does its score rank candidates?
 
-Question: seconds for one whole candidate at half of the FLOPs (plan, compensation, BN statistics, forward pass over
-1,000 images), as a multiple R of one plain PyTorch fp32 channels_last dense forward pass over the same images (batches
-of 250); and the same for LeGR's and EagleEye's protocols (as published, and hoisted to our images and BN budget), for
-deepcopy + Torch-Pruning + fvcore + DataLoader, and for torch.nn.utils.prune's masks. What each of them does, and from
-which source: protocols.py. How much memory does it take, what do a cached candidate and a count of FLOPs cost, and what
-is R on average over a whole search with racing?
-Method: one process, all arms paired candidate by candidate after one warm-up, medians. Ours in every setting that the
-machine can run (bf16 only where it has the instructions). With one thread the CPU time of the process (``R``), which
-other work on the machine hardly changes, and wall time (``R wall``) as well; else wall time alone. Kendall's tau of
-each score with the accuracy on test images of the network that our engine hands over, over candidates of one budget;
-random weights serve for timing alone. "times ours": seconds over those of our engine with compensation and closed-form
-BN statistics in fp32; LeGR judges as published by its loss on 5,000 images, EagleEye re-estimates BN on 102 batches of
-128 and scores 10,000: other budgets than ours, which is the point of "as published" and why "hoisted" stands beside it.
-Memory: memory.py. Whole searches: savings.py.
-Output: a JSON file in benchmarks/results, and a table.
+Question: seconds for one candidate at half of the FLOPs (plan, compensation, BN statistics, forward pass over 1,000
+images), as a multiple R of one plain PyTorch fp32 channels_last dense forward pass over the same images (batches of
+250). The same for the protocols of LeGR and EagleEye (as published, and hoisted: with our surgery, images and BN
+budget), for deepcopy + Torch-Pruning + fvcore + DataLoader, and for torch.nn.utils.prune's masks; see
+peer_protocols.py. And: what do a cached candidate and a count of FLOPs cost?
+Method: one process, all arms paired candidate by candidate after one warm-up, medians. With one thread the CPU time of
+the process (``R``), which other work on the machine hardly changes, and wall time (``R wall``); else wall time alone.
+Kendall's tau of each score with the test accuracy of the network that our evaluator returns, over candidates of one
+budget; random weights serve for timing alone. "times ours": seconds divided by those of our evaluator with compensation
+and closed-form BN statistics in fp32. As published, LeGR's loss is of 5,000 images, and EagleEye re-estimates BN on 102
+batches of 128 and scores 10,000 images.
+Output: results/speed-*.json, and a table.
 
     OMP_NUM_THREADS=1 python benchmarks/speed.py --network cifar10_resnet56 --weights cifar10_resnet56.pth --data DIR
     OMP_NUM_THREADS=1 python benchmarks/speed.py --network vgg19 --candidates 5 --published 1   # random weights, images
@@ -25,11 +22,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -39,14 +33,13 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from protocols import Bench, EagleEye, LeGR, Protocol, TorchMasks, TorchPruning, top1
+from peer_protocols import Bench, EagleEye, LeGR, Protocol, TorchMasks, TorchPruning, top1
 from scipy.stats import kendalltau
 from torch import Tensor, nn
 
 import deap_prune as dp
 from deap_prune import zoo
 from deap_prune.data import load_data
-from deap_prune.fitness.settings import computes_bf16
 from deap_prune.weights import load_weights
 
 OURS = "ours, fp32, BN closed_form, compensation auto"
@@ -106,22 +99,21 @@ def candidates(bench: Bench, count: int) -> list[dp.Masks]:
 
 
 def engine(bench: Bench, device: str, **options: Any) -> dp.Evaluator:
-    """Our engine."""
+    """Our evaluator."""
     data = {"calibration": bench.calibration, "validation": bench.validation}
     return dp.Evaluator(bench.model, bench.space, **data, objectives=("loss",), device=device, **options)
 
 
-def engines(bench: Bench, device: str) -> dict[str, dp.Evaluator]:
-    """Our engine in the settings that are compared."""
-    precisions = ("fp32", "bf16") if computes_bf16(torch.device(device)) else ("fp32",)
-    found = {}
-    for precision in precisions:
+def engines(bench: Bench, device: str, *, bf16: bool) -> dict[str, dp.Evaluator]:
+    """Our evaluator in the settings that are compared."""
+    evaluators = {}
+    for precision in ("fp32", "bf16") if bf16 else ("fp32",):
         for recalibrate in ("data", "closed_form"):
             for compensate in ("auto", "channel", None):
                 name = f"ours, {precision}, BN {recalibrate}, compensation {compensate or 'none'}"
                 options = {"precision": precision, "recalibrate": recalibrate, "compensate": compensate}
-                found[name] = engine(bench, device, **options)
-    return found
+                evaluators[name] = engine(bench, device, **options)
+    return evaluators
 
 
 def clock(bench: Bench) -> float:
@@ -133,10 +125,10 @@ def clock(bench: Bench) -> float:
 
 
 def took(bench: Bench, call: Callable[[], Any]) -> tuple[Any, float, float]:
-    """What a call gives, its seconds by :func:`clock`, and in wall time."""
+    """What a call returns, its seconds by :func:`clock`, and in wall time."""
     wall, start = time.perf_counter(), clock(bench)
-    found = call()
-    return found, clock(bench) - start, time.perf_counter() - wall
+    answer = call()
+    return answer, clock(bench) - start, time.perf_counter() - wall
 
 
 def dense_pass(bench: Bench, batch: int = 250) -> None:
@@ -151,28 +143,14 @@ def dense_forward(bench: Bench) -> float:
     return took(bench, lambda: dense_pass(bench))[1]
 
 
-def measure_ours(evaluate: dp.Evaluator, masks: dp.Masks) -> float:
-    """Score of one candidate that is not in the cache."""
-    evaluate.cache.clear()
+def score_of(evaluate: dp.Evaluator, masks: dp.Masks) -> float:
+    """Score of one candidate; larger is better."""
     return -evaluate(masks)[0]
-
-
-def memory() -> dict[str, float] | None:
-    """What memory.py measures, in processes of its own; None where it can't."""
-    if not Path("/proc/self/clear_refs").exists():
-        return None
-    found = {}
-    for what in ("dense", "ours"):
-        command = [sys.executable, str(Path(__file__).with_name("memory.py")), what, *sys.argv[1:]]
-        environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_TRIM_THRESHOLD_": "1000000"}
-        answer = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
-        found[what] = float(answer.splitlines()[-1])
-    return found | {"ratio": found["ours"] / found["dense"]}
 
 
 def small_change(bench: Bench, evaluate: dp.Evaluator, masks: dp.Masks) -> dict[str, float]:
     """Seconds of what should cost nothing: a cached candidate, and the FLOPs of one."""
-    evaluate(masks)
+    evaluate(masks)  # from here on it is in the cache
     resnet50 = dp.trace(torchvision.models.resnet50(weights=None), torch.zeros(1, 3, 64, 64))
     other = dp.Masks.random(resnet50)
     counts = resnet50.kept_counts(other)
@@ -196,7 +174,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """All arms."""
     bench, test = setup(args)
     masks = candidates(bench, args.candidates)
-    ours = engines(bench, args.device)
+    ours = engines(bench, args.device, bf16=args.bf16)
     peers: dict[str, Protocol] = {}
     for published in (False, True) if args.published else (False,):
         how = "as published" if published else "hoisted"
@@ -204,54 +182,48 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.published:
         peers["LeGR, as published, 200 steps"] = LeGR(bench, published=True, tau=200)
     peers |= {kind.name: kind(bench, published=False) for kind in (TorchPruning, TorchMasks)}
+    warm_up = dp.Masks.random(bench.space, keep=bench.budget, seed=1)
     for evaluate in ours.values():
-        measure_ours(evaluate, masks[0])
-        evaluate.counters.seconds.update(dict.fromkeys(evaluate.counters.seconds, 0.0))
+        score_of(evaluate, warm_up)
+    before = {name: dict(evaluate.counters.seconds) for name, evaluate in ours.items()}
     dense_pass(bench)
     names = ("dense", "dense, batches of 50", *ours, *peers)
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     scores: dict[str, list[float]] = {name: [] for name in (*ours, *peers)}
     phases: dict[str, dict[str, float]] = {}
-    for k, each in enumerate(masks):
+    for k, shared in enumerate(masks):
         seconds["dense"].append(took(bench, lambda: dense_pass(bench))[1:])
         seconds["dense, batches of 50"].append(took(bench, lambda: dense_pass(bench, 50))[1:])
         for name, evaluate in ours.items():
-            score, *both = took(bench, partial(measure_ours, evaluate, each))
+            score, *both = took(bench, partial(score_of, evaluate, shared))
             scores[name].append(score), seconds[name].append(tuple(both))
         for name, protocol in peers.items():
             if "published" in name and k >= args.published:
                 continue
             bench.seconds.clear()
-            own, *planned = took(bench, protocol.plan)  # as they do; judged on the candidate that all arms share
-            judged = each if protocol.name != EagleEye.name or test else own
-            score, *both = took(bench, partial(protocol.score, judged))
+            own, *planned = took(bench, protocol.plan)  # timed; the score is of the candidate that all arms share
+            candidate = shared if protocol.name != EagleEye.name or test else own
+            score, *both = took(bench, partial(protocol.score, candidate))
             scores[name].append(score), seconds[name].append(tuple(map(sum, zip(planned, both, strict=True))))
             phases[name] = {phase: sum(times) for phase, times in bench.seconds.items()}
         print(f"candidate {k + 1} of {len(masks)}", flush=True)
     for name, evaluate in ours.items():
-        phases[name] = {phase: total / len(masks) for phase, total in evaluate.counters.seconds.items()}
+        phases[name] = {p: (s - before[name][p]) / len(masks) for p, s in evaluate.counters.seconds.items()}
     first = next(iter(ours.values()))
-    truth = [] if test is None else [accuracy(first, each, test, args.test_images) for each in masks]
+    truth = [] if test is None else [accuracy(first, m, test, args.test_images) for m in masks]
     return {
         "arms": summary(seconds, scores, phases, truth),
         "seconds of what should cost nothing": small_change(bench, first, masks[0]),
-        "flops kept": [dp.flops(bench.space, each) / bench.space.flops for each in masks],
+        "flops kept": [dp.flops(bench.space, m) / bench.space.flops for m in masks],
         "test accuracy": truth,
-        "memory": memory(),
-        "moments": {"bytes": first._build.grams.nbytes, "by channel": by_channel(first)},
         "images": {"validation": len(bench.validation[0]), "bn": len(bench.calibration[0]), "test": args.test_images},
     }
 
 
 def accuracy(evaluate: dp.Evaluator, masks: dp.Masks, test: tuple[Tensor, Tensor], count: int) -> float:
-    """On test images, of the network as our engine hands it over."""
+    """On test images, of the network that our evaluator returns."""
     x, y = (t[:count].to(evaluate.device) for t in test)
     return top1(evaluate.slim(masks), (x, y))
-
-
-def by_channel(evaluate: dp.Evaluator) -> list[str]:
-    """Layers that are compensated by channel, as the log says."""
-    return [name for name, gram in evaluate._build.grams.layers.items() if gram.form == "channel" and gram.taps > 1]
 
 
 def summary(
@@ -260,7 +232,7 @@ def summary(
     phases: dict[str, dict[str, float]],
     truth: list[float],
 ) -> dict[str, dict[str, Any]]:
-    """For each arm: median seconds, R, how many times our engine's seconds, tau and phases."""
+    """For each arm: median seconds, R, seconds over those of our evaluator, tau and phases."""
     arms: dict[str, dict[str, Any]] = {}
     ours = seconds[OURS]
     for name, times in seconds.items():
@@ -284,12 +256,13 @@ def summary(
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """What was asked for."""
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", default="cifar10_resnet56")
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--data", type=Path, help="folder with cifar10_train.npz, cifar10_test.npz, ...")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--bf16", action="store_true", help="bf16 too, where the processor computes in it")
     parser.add_argument("--candidates", type=int, default=20)
     parser.add_argument("--published", type=int, default=3, help="candidates of the protocols as published; 0: none")
     parser.add_argument("--images", type=int, default=1000, help="validation images")
@@ -325,7 +298,6 @@ def main() -> None:
         text = ", ".join(f"{k} {v:.3f}" for k, v in row.get("phases", {}).items())
         figures = f"{row['seconds']:8.3f} {row['R']:7.2f} {row['R wall']:7.2f} {row['times ours']:7.1f}"
         print(f"{arm:60} {figures} {tau:>6}  {text}")
-    print("memory:", json.dumps(report["memory"]), json.dumps(report["moments"]))
     print(json.dumps(report["seconds of what should cost nothing"]), path, sep="\n")
 
 

@@ -1,191 +1,197 @@
-"""benchmarks/quality.py on a random digits network, a few images and a few evaluations."""
+"""The scripts of benchmarks/: compare_methods.py on a small digits network, and RESULTS.md from its JSON files."""
 
+import argparse
 import json
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import deap_prune as dp
+from deap_prune.config import import_factory, load_config
 from deap_prune.weights import save_weights
 from deap_prune.zoo import digits_resnet
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-TINY = ["--set", "data.calibration=40", "--set", "data.validation=40", "--set", "search.criteria=[l2, bn_scale, apoz]"]
-SMALL = ["--set", "model.kwargs={width: 4}"]
+FEW_IMAGES = ["data.calibration=40", "data.validation=40", "search.criteria=[l2, bn_scale, apoz]"]
+NARROW = "model.kwargs={width: 4}"
 SEARCHES = ("ours, uniform widths", "ours, evolved widths", "LeGR", "no clustering", "random search, evolved widths")
 
 
-@pytest.fixture(scope="module")
-def quality():
+@pytest.fixture(scope="module", autouse=True)
+def _scripts_importable():
     sys.path.insert(0, str(BENCHMARKS))
-    import quality
-
-    yield quality
+    yield
     sys.path.remove(str(BENCHMARKS))
 
 
-def run(quality, out, *options):
-    arguments = ["quality.py", "run", "--out", str(out), "--pairs", "digits", "--seeds", "1", "--evaluations", "12"]
+def call(script, *arguments):
+    """Run a script's main function in this process."""
+    module = import_module(script)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [*arguments, "--images", "20", *TINY, *options])
-        quality.main()
+        patch.setattr(sys, "argv", [f"{script}.py", *map(str, arguments)])
+        module.main()
+
+
+def run(out, *options):
+    overrides = [part for value in (*FEW_IMAGES, NARROW) for part in ("--set", value)]
+    small = ["--pairs", "digits", "--seeds", "1", "--evaluations", "12", "--images", "20"]
+    call("compare_methods", "run", "--out", out, *small, *overrides, *options)
 
 
 @pytest.fixture(scope="module")
-def done(quality, tmp_path_factory):
-    """A folder with every step of one budget, the plain ones of another, and how often test images were looked at."""
-    out = tmp_path_factory.mktemp("quality")
+def folder(tmp_path_factory):
+    """A folder with the steps of one budget and the plain ones of another, and the number of test evaluations."""
+    out = tmp_path_factory.mktemp("compare_methods")
     torch.manual_seed(0)
     save_weights(digits_resnet(width=4), out / "digits_resnet.safetensors")
-    looks = []
-    accuracy = quality.dp.accuracy
+    tests, accuracy = [], dp.accuracy
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quality.dp, "accuracy", lambda *a, **k: looks.append(1) or accuracy(*a, **k))
-        run(quality, out, "--budgets", "0.5", *SMALL)
-        run(quality, out, "--budgets", "0.7", "--protocols", "plain", *SMALL)
-    return out, len(looks)
+        patch.setattr(dp, "accuracy", lambda *a, **k: tests.append(1) or accuracy(*a, **k))
+        run(out, "--budgets", "0.5")
+        run(out, "--budgets", "0.7", "--protocols", "plain")
+    return out, len(tests)
 
 
 def rows_of(out):
     return [json.loads(path.read_text()) for path in out.glob("*/*/*.json")]
 
 
-def test_test_images_are_looked_at_once_for_each_network_that_is_reported(done):
-    out, looks = done
-    assert looks == sum(1 + ("refined" in row) for row in rows_of(out))
+def setup_of(out):
+    pairs = import_module("pairs")
+    args = argparse.Namespace(out=out, set=[*FEW_IMAGES, NARROW])
+    return pairs.Setup(pairs.open_config("digits", 0, args), 0, 12, 20)
 
 
-def test_all_arms_stay_inside_the_budget(done):
-    out, _ = done
+# ------------------------------------------------------------------ compare_methods.py
+def test_every_reported_network_is_tested_once(folder):
+    out, tests = folder
+    assert tests == sum(1 + ("refined" in row) for row in rows_of(out))
+
+
+def test_all_methods_stay_inside_the_budget(folder):
+    out, _ = folder
     assert all(row["validation"]["flops"] <= row["budget"] for row in rows_of(out))
 
 
-def test_searches_have_equal_evaluations(done):
-    out, _ = done
+def test_all_searches_have_equal_evaluations(folder):
+    out, _ = folder
     searches = [row for row in rows_of(out) if row["arm"] in SEARCHES]
     assert {row["arm"] for row in searches} == set(SEARCHES)
     assert {row["evaluations"] for row in searches} == {12}
 
 
-def test_a_blend_is_on_validation_at_least_as_good_as_the_best_single(done):
-    out, _ = done
-    found = {(r["budget"], r["protocol"], r["arm"]): r.get("judged", r["validation"])["loss"] for r in rows_of(out)}
-    cells = [(b, p) for b, p, arm in found if arm == "best single"]
+def test_a_blend_has_at_most_the_best_single_criterions_validation_loss(folder):
+    out, _ = folder
+    losses = {(r["budget"], r["protocol"], r["arm"]): r.get("judged", r["validation"])["loss"] for r in rows_of(out)}
+    cells = [(budget, protocol) for budget, protocol, arm in losses if arm == "best single"]
     assert len(cells) == 4
     for cell in cells:
         blend = "ours, uniform widths, pre-screened" if "drafts" in cell else "ours, uniform widths"
-        assert found[(*cell, blend)] <= found[(*cell, "best single")]
+        assert losses[(*cell, blend)] <= losses[(*cell, "best single")]
 
 
-def test_a_step_that_is_missing_is_done_again_and_gives_the_same(quality, done, capsys):
-    out, _ = done
+def test_a_missing_step_is_run_again_with_the_same_result(folder, capsys):
+    out, _ = folder
     path = next(out.glob("digits/0.5/plain-0-arm-legr.json"))
     before = json.loads(path.read_text())
     path.unlink()
-    run(quality, out, "--budgets", "0.5", *SMALL)
+    run(out, "--budgets", "0.5")
     again = json.loads(path.read_text())
     assert capsys.readouterr().out.count("Step(") == 1
     assert {**again, "seconds": 0} == {**before, "seconds": 0}
 
 
-def test_a_blend_carried_to_where_it_was_found_chooses_the_same_filters(quality, done):
-    out, _ = done
+def test_a_blend_transferred_to_its_own_network_keeps_the_same_filters(folder):
+    out, _ = folder
     row = json.loads(next(out.glob("digits/0.5/plain-0-arm-ours-evolved-widths.json")).read_text())
-    args = quality_args(quality, out)
-    ground = quality.Ground(quality.open_config("digits", 0, args), 0, 12, 20)
-    assert quality.transferred(ground, 0.5, "plain", source=row)["validation"] == row["validation"]
+    moved = import_module("methods").transferred(setup_of(out), 0.5, "plain", source=row)
+    assert moved["validation"] == row["validation"]
 
 
-def quality_args(quality, out):
-    import argparse
-
-    return argparse.Namespace(out=out, set=[*TINY[1::2], "model.kwargs={width: 4}"])
-
-
-def test_layers_are_matched_by_stage_and_relative_depth(quality):
-    import arms
-
+def test_layers_are_matched_by_stage_and_relative_depth():
+    matching_layers = import_module("methods").matching_layers
     deep, shallow = ([f"layer{s}.{b}.conv1" for s in (1, 2, 3) for b in range(n)] for n in (9, 3))
-    found = arms.matching(deep, shallow)
-    assert all(name.split(".")[0] == source.split(".")[0] for name, source in found.items())
-    assert list(found.values()) == [name for name in shallow for _ in range(3)]
-    assert arms.matching(shallow, shallow) == {name: name for name in shallow}
+    matches = matching_layers(deep, shallow)
+    assert all(name.split(".")[0] == source.split(".")[0] for name, source in matches.items())
+    assert list(matches.values()) == [name for name in shallow for _ in range(3)]
+    assert matching_layers(shallow, shallow) == {name: name for name in shallow}
 
 
-def test_the_volume_of_a_point_is_its_rectangle(quality):
-    import arms
-
-    assert arms.volume(np.array([[0.5, 0.25]])) == pytest.approx(0.5 * 0.75)
+def test_the_volume_of_a_point_is_its_rectangle():
+    assert import_module("methods").volume(np.array([[0.5, 0.25]])) == pytest.approx(0.5 * 0.75)
 
 
-def test_rows_of_two_networks_are_not_mixed(quality, done, tmp_path, monkeypatch):
-    """Nor is a network trained anew where there are rows of one that is gone."""
-    out = tmp_path / "quality"
-    shutil.copytree(done[0], out)
+def test_rows_are_gathered_in_order_without_masks(folder, tmp_path):
+    call("compare_methods", "gather", "--out", folder[0], "--results", tmp_path / "rows.json")
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert len(rows) == len(rows_of(folder[0]))
+    assert [row["budget"] for row in rows] == sorted((row["budget"] for row in rows), reverse=True)
+    assert not any({"masks", "individual", "blend"} & row.keys() for row in rows)
+
+
+def test_rows_of_two_networks_are_not_mixed(folder, tmp_path):
+    """No network is trained anew either where rows of a lost one exist."""
+    out = tmp_path / "runs"
+    shutil.copytree(folder[0], out)
     assert all(len(row["weights"]) == 12 for row in rows_of(out))
     path = next(out.glob("digits/0.5/plain-0-arm-legr.json"))
     path.write_text(json.dumps({**json.loads(path.read_text()), "weights": "another"}))
-    monkeypatch.setattr(sys, "argv", ["quality.py", "table", "--out", str(out), "--results", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"the rows of digits in .* are of several networks: .*another"):
-        quality.main()
+        call("compare_methods", "gather", "--out", out, "--results", tmp_path / "rows.json")
     (out / "digits_resnet.safetensors").unlink()
-    with pytest.raises(SystemExit, match="rows of a digits network that is not there: bring"):
-        run(quality, out, "--budgets", "0.5")
-
-
-def test_tables_stand_between_the_marks(quality, done, tmp_path, monkeypatch):
-    out, _ = done
-    report = tmp_path / "RESULTS.md"
-    report.write_text("before\n<!-- quality -->\nstale\n<!-- end of quality -->\nafter\n")
-    command = ["quality.py", "table", "--out", str(out), "--results", str(tmp_path), "--report", str(report)]
-    monkeypatch.setattr(sys, "argv", command)
-    quality.main()
-    text = report.read_text()
-    assert text.startswith("before\n") and text.endswith("after\n") and "stale" not in text
-    best = next(row for row in rows_of(out) if row["arm"] == "mean rank" and row["budget"] == 0.7)
-    assert f"| mean rank | {100 * best['test accuracy']:.2f} (1) |" in text
-    assert "imagenet-resnet50: not measured." in text
-    assert len(json.loads((tmp_path / "quality.json").read_text())) == len(rows_of(out))
-    assert (tmp_path / "quality.png").stat().st_size > 1000
+    with pytest.raises(SystemExit, match="rows of a digits network that is gone: restore"):
+        run(out, "--budgets", "0.5")
 
 
 @pytest.mark.parametrize("pair", ["cifar10-resnet20", "cifar100-resnet20", "imagenet-resnet50"])
-def test_the_configs_prune_inner_filters_alone(quality, pair):
-    from deap_prune.config import import_factory, load_config
-
-    assert pair in quality.PAIRS
+def test_the_configs_prune_inner_filters_alone(pair):
+    assert pair in import_module("pairs").PAIRS
     config = load_config(BENCHMARKS.parent / "configs" / f"{pair}.yaml")
-    space = quality.dp.trace(
-        import_factory(config.model.factory)(), torch.zeros(1, 3, 32, 32), ignore=config.search.ignore
-    )
+    model = import_factory(config.model.factory)()
+    space = dp.trace(model, torch.zeros(1, 3, 32, 32), ignore=config.search.ignore)
     assert all(len(group.layers("filter")) == 1 for group in space.groups)
 
 
-def test_ablations_are_runs_of_their_own(quality, done):
-    out, _ = done
-    ground = quality.Ground(quality.open_config("digits", 0, quality_args(quality, out)), 0, 18, 20)
-    for name in ("validation images: 100", "clusters: 1", "population: 10"):
-        row = quality.ABLATIONS[name](ground, 0.5, "plain")
-        assert row["evaluations"] >= 18 and row["validation"]["flops"] <= 0.5
-
-
-def test_drafts_are_compared_with_what_they_become(quality, done):
-    import drafts
-
-    out, _ = done
-    ground = quality.Ground(quality.open_config("digits", 0, quality_args(quality, out)), 0, 18, 20)
-    masks = drafts.candidates(ground, 0.5, 2)
-    assert len(masks) == len(set(masks)) and all(
-        quality.dp.flops(ground.space, m) / ground.space.flops <= 0.5 for m in masks
-    )
-    figures, seconds = drafts.measured(ground, masks[:3])
+# ------------------------------------------------------------------ other scripts
+def test_proxies_are_compared_with_full_refinement(folder):
+    proxies, setup = import_module("proxies"), setup_of(folder[0])
+    masks = proxies.candidates(setup, 0.5, 2)
+    assert len(masks) == len(set(masks))
+    assert all(dp.flops(setup.space, candidate) / setup.space.flops <= 0.5 for candidate in masks)
+    figures, seconds = proxies.measured(setup, masks[:3])
     assert figures.keys() == seconds.keys() and all(len(values) == 3 for values in figures.values())
-    evaluator = ground.judge("compensated").with_settings(refine=True)
-    assert figures["refined"] == [evaluator(m)[0] for m in masks[:3]] != figures["compensated"]
+    evaluator = setup.evaluator("compensated", refine=True)
+    assert figures["refined"] == [evaluator(candidate)[0] for candidate in masks[:3]] != figures["compensated"]
+
+
+def test_compensation_restores_accuracy(tmp_path):
+    call("compensation", "--cases", "digits-vgg", "--epochs", "2", "--out", tmp_path)
+    accuracy = json.loads((tmp_path / "compensation-digits.json").read_text())["digits-vgg"]["accuracy"]
+    assert accuracy["refined"] > accuracy["slim, BN data"] > accuracy["slim"]
+
+
+def test_training_goes_on_where_it_stopped(tmp_path):
+    torch.manual_seed(0)
+    save_weights(digits_resnet(width=4), tmp_path / "digits_resnet.safetensors")
+    options = ["--pair", "digits", "--budget", "0.4", "--seeds", "1", "--evaluations", "18", "--epochs", "2"]
+    options += [part for value in (*FEW_IMAGES, NARROW) for part in ("--set", value)]
+    options += ["--out", tmp_path, "--results", tmp_path / "training.json", "--methods", "best single", "random"]
+    with pytest.raises(SystemExit, match="not chosen yet"):
+        call("training", "train", *options)
+    call("training", "choose", *options)
+    call("training", "train", "--together", "2", *options)
+    call("training", "table", *options)
+    rows = json.loads((tmp_path / "training.json").read_text())["digits-0.4"]
+    untrained, trained = rows[:2], rows[2:]
+    assert [row["arm"] for row in trained] == ["best single", "random"]
+    assert [row["refined"] for row in trained] == [row["refined"] for row in untrained]
+    assert all(0.3 < row["flops"] <= 0.4 and len(row["losses"]) == 2 for row in trained)
 
 
 @pytest.mark.slow
@@ -201,30 +207,19 @@ def test_export_latency(tmp_path):
     assert all(0.45 < row["flops"] <= 0.5 for row in rows if row["widths"] != "dense")
 
 
-def test_training_goes_on_and_full_width_is_the_same_training(quality, tmp_path, monkeypatch):
-    import training
+# ------------------------------------------------------------------ RESULTS.md
+def test_results_are_what_the_script_makes():
+    text = (BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8")
+    assert text == import_module("tables").results(), "run `make results`"
+    assert len(text.splitlines()) <= 250
 
-    torch.manual_seed(0)
-    save_weights(digits_resnet(width=4), tmp_path / "digits_resnet.safetensors")
-    options = ["--pair", "digits", "--budget", "0.4", "--seeds", "1", "--evaluations", "18", "--epochs", "2", *TINY]
-    options += ["--set", "model.kwargs={width: 4}", "--out", str(tmp_path), "--results", str(tmp_path / "found.json")]
 
-    def call(*command):
-        monkeypatch.setattr(sys, "argv", ["training.py", *command, *options, "--arms", "best single", "random"])
-        training.main()
-        return json.loads((tmp_path / "found.json").read_text())["digits-0.4"] if command[0] == "table" else None
+def test_every_command_of_the_results_names_a_script():
+    text = (BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8")
+    scripts = {word for word in text.replace("`", " ").split() if word.startswith("benchmarks/")}
+    assert len(scripts) > 10 and all((BENCHMARKS.parent / script).is_file() for script in scripts)
 
-    with pytest.raises(SystemExit, match="not chosen yet"):
-        call("train")
-    call("choose")
-    call("train", "--together", "2")
-    untrained, rows = call("table")[:2], call("table")[2:]
-    assert [row["arm"] for row in rows] == ["best single", "random"]
-    assert [row["refined"] for row in rows] == [row["refined"] for row in untrained]
-    assert all(0.3 < row["flops"] <= 0.4 and len(row["losses"]) == 2 for row in rows)
-    for path in (tmp_path / "digits-0.4").glob("random-1.*2*"):  # its training alone is done again
-        path.unlink()
-    call("train", "--full-width")
-    again = call("table")[2:]
-    assert again[0] == rows[0]
-    assert again[1]["losses"] == pytest.approx(rows[1]["losses"], rel=1e-4)
+
+@pytest.mark.parametrize("path", sorted((BENCHMARKS / "results").glob("*.json")), ids=lambda path: path.name)
+def test_results_name_no_path_of_a_machine(path):
+    assert '"/' not in path.read_text(encoding="utf-8")

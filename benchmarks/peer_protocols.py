@@ -1,4 +1,4 @@
-"""How others judge a pruned candidate, written from their descriptions: LeGR, EagleEye, Torch-Pruning, torch's masks.
+"""How other methods evaluate a candidate, from their descriptions: LeGR, EagleEye, Torch-Pruning, torch's masks.
 
 Every protocol has ``plan()`` (a candidate of its own, at the budget) and ``score(masks)``, and books its seconds by
 phase. Surgery is ours (``dp.slim``), and so is the count of FLOPs while planning, both quicker than theirs.
@@ -39,8 +39,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import deap_prune as dp
 from deap_prune.data import augment
-from deap_prune.data.batches import default_forward
-from deap_prune.fitness import recalibrate_bn
 
 Pair = tuple[Tensor, Tensor]
 
@@ -106,7 +104,7 @@ def macs_by_forward(network: nn.Module, example: Tensor) -> int:
 
 
 class Protocol:
-    """A way to judge candidates."""
+    """A way to evaluate candidates."""
 
     name = ""
 
@@ -180,8 +178,8 @@ class LeGR(Protocol):
             with bench.phase("fine-tune"):
                 self._train(network)
         if not self.published:
-            with bench.phase("recalibrate"), torch.no_grad():
-                recalibrate_bn(network, [bench.calibration], forward=default_forward)
+            with bench.phase("recalibrate"):
+                recalibrate(network, bench.calibration)
         with bench.phase("forward"):
             if self.published:  # with gradients recorded, losses fetched batch by batch
                 loader = DataLoader(TensorDataset(*bench.images(5_000)), batch_size=128)
@@ -238,7 +236,7 @@ class EagleEye(Protocol):
                     F.cross_entropy(network(augment(x, generator)), y)
                 network.eval()
             else:
-                recalibrate_bn(network, [bench.calibration], forward=default_forward)
+                recalibrate(network, bench.calibration)
         with bench.phase("forward"), torch.no_grad():
             if self.published:
                 loader = DataLoader(TensorDataset(*bench.images(10_000)), batch_size=128)
@@ -276,8 +274,8 @@ class TorchPruning(Protocol):
                 if gone:
                     graph.get_pruning_group(layer, tp.prune_conv_out_channels, gone).prune()
             FlopCountAnalysis(network, self.example).unsupported_ops_warnings(False).total()
-        with bench.phase("recalibrate"), torch.no_grad():
-            recalibrate_bn(network, [bench.calibration], forward=default_forward)
+        with bench.phase("recalibrate"):
+            recalibrate(network, bench.calibration)
         with bench.phase("forward"), torch.no_grad():
             loader = DataLoader(TensorDataset(*bench.validation), batch_size=250)
             return float(torch.cat([(network(x).argmax(1) == y).float() for x, y in loader]).mean())
@@ -300,10 +298,22 @@ class TorchMasks(TorchPruning):
                     mask = torch.zeros_like(layer.weight)
                     mask[:, torch.as_tensor(kept[entry.inputs], device=mask.device)] = 1
                     prune.custom_from_mask(layer, "weight", mask)
-        with bench.phase("recalibrate"), torch.no_grad():
-            recalibrate_bn(network, [bench.calibration], forward=default_forward)
+        with bench.phase("recalibrate"):
+            recalibrate(network, bench.calibration)
         with bench.phase("forward"):
             return top1(network, bench.validation)
+
+
+@torch.no_grad()
+def recalibrate(network: nn.Module, data: Pair) -> None:
+    """Re-estimate the statistics of all batch norms on one batch, in place."""
+    norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    for layer in norms:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain mean over batches
+        layer.train()
+    network(data[0])
+    network.eval()
 
 
 @torch.no_grad()

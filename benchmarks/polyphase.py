@@ -25,10 +25,10 @@ def polyphase(images: Images, *, seed: int, epochs: int, generations: int) -> li
         model = CifarResNet(1, images.classes, in_channels=rest[0].shape[1], shift_invariant=invariant)
         space = dp.trace(model, rest[0][:1])
         figures = ("accuracy", "shift_consistency")
-        judge = dp.Evaluator(model, space, validation=images.test, objectives=figures, recalibrate=None)
+        evaluator = dp.Evaluator(model, space, validation=images.test, objectives=figures, recalibrate=None)
 
         def row(stage: str, network: nn.Module, masks: dp.Masks) -> None:
-            accuracy, consistency = judge.measure(network.to(judge.device), masks)  # noqa: B023
+            accuracy, consistency = evaluator.measure(network.to(evaluator.device), masks)  # noqa: B023
             share = dp.flops(space, masks) / space.flops  # noqa: B023
             rows.append({"arm": f"{layer}, {stage}", "flops": share, "test": accuracy, "shift": consistency})  # noqa: B023
 

@@ -1,0 +1,122 @@
+"""The tables of RESULTS.md that come from compare_methods.json: methods at a budget, differences, fronts, transfers."""
+
+from __future__ import annotations
+
+import statistics
+from functools import cache
+from typing import Any
+
+from table_format import markdown, read, spread
+
+Row = dict[str, Any]
+PAIRS = {
+    "digits": "digits",
+    "cifar10-resnet20": "ResNet-20, CIFAR-10",
+    "cifar100-resnet20": "ResNet-20, CIFAR-100",
+    "cifar10-resnet56": "ResNet-56, CIFAR-10",
+    "cifar100-resnet56": "ResNet-56, CIFAR-100",
+}
+# Label, protocol and method of compare_methods.json; "refined" is a compensated choice after refinement.
+AT_HALF = (
+    ("best single criterion, BN statistics only", "plain", "best single"),
+    ("the same, compensated", "compensated", "best single"),
+    ("the same, refined", "refined", "best single"),
+    ("balanced widths, refined", "refined", "best single, balanced widths"),
+    ("one threshold, refined", "refined", "best single, one threshold"),
+    ("one threshold, compared as drafts", "drafts", "best single, one threshold"),
+    ("blend, uniform widths, refined", "refined", "ours, uniform widths, pre-screened"),
+    ('search, evolved widths, `compare="compensated"`', "refined", "ours, evolved widths, pre-screened"),
+    ('search, evolved widths, `compare="drafts"`', "drafts", "ours, evolved widths, pre-screened"),
+    ("LeGR's genome, compared compensated", "refined", "LeGR"),
+    ("LeGR's genome, compared as drafts", "drafts", "LeGR"),
+)
+BLEND_WORTH = (
+    ("BN statistics only, chosen by accuracy", "plain", "ours, uniform widths, by accuracy", ", by accuracy"),
+    ("BN statistics only, chosen by loss", "plain", "ours, uniform widths", ""),
+    ("the same, a cluster per criterion", "plain", "no clustering", ""),
+    ("compensated, chosen by loss", "compensated", "ours, uniform widths, pre-screened", ""),
+    ("refined, chosen by loss before refinement", "refined", "ours, uniform widths, pre-screened", ""),
+)
+
+
+@cache
+def compared() -> list[Row]:
+    """All rows; the refined networks as rows of a protocol of their own."""
+    rows = read("compare_methods")
+    return rows + [{**row, **row["refined"], "protocol": "refined"} for row in rows if "refined" in row]
+
+
+def chosen(**values: Any) -> list[Row]:
+    """The rows with these values."""
+    return [row for row in compared() if all(row[key] == value for key, value in values.items())]
+
+
+def by_seed(**values: Any) -> dict[int, float]:
+    """Test top-1 in percent of the rows with these values, by seed."""
+    return {row["seed"]: 100 * row["test accuracy"] for row in chosen(**values)}
+
+
+def difference(first: dict[int, float], second: dict[int, float]) -> str:
+    """Differences seed by seed; bold where their mean is beyond two standard deviations."""
+    gaps = [first[seed] - second[seed] for seed in sorted(set(first) & set(second))]
+    beyond = len(gaps) > 1 and abs(statistics.mean(gaps)) > 2 * statistics.stdev(gaps)
+    return f"**{spread(gaps)}**" if beyond else spread(gaps)
+
+
+def at_half() -> str:
+    """Methods at half of the FLOPs, test top-1."""
+    dense = ["dense", *(f"{100 * chosen(pair=pair, kind='dense')[0]['test accuracy']:.2f}" for pair in PAIRS)]
+    lines = [dense]
+    for label, protocol, arm in AT_HALF:
+        values = {"kind": "arm", "budget": 0.5, "protocol": protocol, "arm": arm}
+        lines.append([label, *(spread(list(by_seed(pair=pair, **values).values())) for pair in PAIRS)])
+    return markdown(["test top-1", *PAIRS.values()], lines)
+
+
+def blend_worth() -> str:
+    """Blend minus best single criterion, uniform widths, half of the FLOPs."""
+    lines = []
+    for label, protocol, arm, suffix in BLEND_WORTH:
+        cells = []
+        for pair in PAIRS:
+            values = {"kind": "arm", "budget": 0.5, "protocol": protocol, "pair": pair}
+            cells.append(difference(by_seed(arm=arm, **values), by_seed(arm=f"best single{suffix}", **values)))
+        lines.append([label, *cells])
+    return markdown(["blend minus best single criterion", *PAIRS.values()], lines)
+
+
+def other_budgets() -> str:
+    """Refined networks at 70 and 30 percent of the FLOPs."""
+    pairs, lines = list(PAIRS)[:3], []
+    for budget in (0.7, 0.3):
+        for label, protocol, arm in (*AT_HALF[2:5], AT_HALF[7], AT_HALF[9]):
+            values = {"kind": "arm", "budget": budget, "protocol": protocol, "arm": arm}
+            name = label.replace("the same", "best single criterion, uniform widths")
+            lines.append([f"{budget:.0%}", name, *(spread(list(by_seed(pair=p, **values).values())) for p in pairs)])
+    return markdown(["FLOPs kept", "test top-1", *(PAIRS[p] for p in pairs)], lines)
+
+
+def fronts() -> str:
+    """Hypervolumes on test images."""
+    lines = []
+    for arm in ("ours", "LeGR's genome", "random search"):
+        rows = [chosen(kind="front", protocol="compensated", arm=arm, pair=pair) for pair in PAIRS]
+        label = arm.replace("ours", "search (`nsga2`)")
+        lines.append([label, *(spread([row["hypervolume"]["test"] for row in part], 4) for part in rows)])
+    return markdown(["hypervolume, test images", *PAIRS.values()], lines)
+
+
+def transfers() -> str:
+    """Blends used in another place as they are, minus a search in that place: refined, test top-1."""
+    small, deep = list(PAIRS)[:3], list(PAIRS)[3:]
+    places = [(pair, 0.5) for pair in deep] + [(pair, budget) for budget in (0.3, 0.7) for pair in small]
+    lines = []
+    for widths in ("uniform widths", "evolved widths"):
+        cells = []
+        for pair, budget in places:
+            origin = pair.replace("56", "20") if budget == 0.5 else "0.5"
+            values = {"budget": budget, "protocol": "refined", "pair": pair}
+            moved = by_seed(arm=f"from {origin}, {widths}", kind="transfer", **values)
+            cells.append(difference(moved, by_seed(arm=f"ours, {widths}, pre-screened", kind="arm", **values)))
+        lines.append([f"blend, {widths}", *cells])
+    return markdown(["used minus searched there", *(f"{PAIRS[pair]}, {budget:.0%}" for pair, budget in places)], lines)
