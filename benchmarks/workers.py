@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from deap_prune.search.workspace import Workspace
 
 import deap_prune as dp
 from deap_prune.data import load_data

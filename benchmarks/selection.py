@@ -1,0 +1,107 @@
+"""Which filters stay at equal widths: elimination and sequential selection against single criteria, without a search.
+
+Question: with half of every block's inner filters, how accurate is the network if its filters are chosen by the L2
+norm, by elimination on the dense network's moments, or one reader after the other inside refinement?
+Method: no search and no training; widths are uniform. The calibration images (``--images``) are drawn from the training
+images by the seed. Compensated: layers re-fitted in closed form; refined: layer by layer on all calibration images;
+selected: refined, with the filters chosen on the way; recovered: label-free recovery after that (``--recover`` steps).
+Nothing is chosen by the test images; every network is evaluated on them once.
+Output: results/selection.json: one row for each pair, seed, criterion and stage, with masks.
+
+    OMP_NUM_THREADS=1 python benchmarks/selection.py --data DIR --weights DIR [--pairs cifar100-resnet20 ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from pairs import PAIRS, Setup, device_name, open_config
+
+import deap_prune as dp
+
+Row = dict[str, Any]
+CRITERIA = ("l2", "elimination")
+
+
+def commit() -> str:
+    """The commit of the code that measures."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def half(setup: Setup, criterion: str) -> dp.Masks:
+    """The masks that keep the better half of every group by a criterion."""
+    scores = dp.score(setup.model, setup.space, setup.data.calibration, criteria=(criterion,), seed=setup.seed)
+    ranks = {name: table[criterion].argsort().argsort() for name, table in scores.scores.items()}
+    return dp.Masks({name: rank >= len(rank) - len(rank) // 2 for name, rank in ranks.items()})
+
+
+def rows_of(setup: Setup, facts: Row, recover: int) -> list[Row]:
+    """All rows of a pair and a seed."""
+    rows: list[Row] = []
+
+    def add(criterion: str, stage: str, evaluator: dp.Evaluator, masks: dp.Masks, begun: float) -> None:
+        network = evaluator.slim(masks)
+        seconds = time.process_time() - begun
+        values = dict(zip(evaluator.names, evaluator.measure(network, masks), strict=True))
+        accuracy = setup.test_accuracy(network)
+        row = {"criterion": criterion, "stage": stage, "test accuracy": accuracy, "validation": values}
+        kept = json.loads(masks.to_json())
+        rows.append(facts | row | {"cpu seconds": seconds, "masks": kept})
+        print(facts["pair"], facts["seed"], criterion, stage, f"{accuracy:.4f} {seconds:.0f} s", flush=True)
+
+    images = len(setup.data.calibration[0])
+    compensated = setup.evaluator("compensated", objectives=("loss", "flops"))
+    refined = compensated.with_settings(refine=True, refine_images=images)
+    for criterion in CRITERIA:
+        begun = time.process_time()
+        masks = half(setup, criterion)
+        add(criterion, "compensated", compensated, masks, begun)
+        add(criterion, "refined", refined, masks, begun)
+        begun = time.process_time()
+        selected = refined.selected(masks)
+        add(criterion, "selected", refined, selected, begun)
+        if recover and criterion == "l2":
+            add(criterion, "recovered", refined.with_settings(recover=recover), selected, begun)
+    return rows
+
+
+def main() -> None:
+    """Measure what the file lacks."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--pairs", nargs="*", default=[p for p in PAIRS if p.startswith("cifar")])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--images", dest="calibration", type=int, default=1000)
+    parser.add_argument("--validation", type=int, default=1000)
+    parser.add_argument("--recover", type=int, default=0)
+    parser.add_argument("--set", nargs="*", default=[])
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "selection.json"
+    rows: list[Row] = json.loads(path.read_text()) if path.is_file() else []
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    for seed in args.seeds:
+        for pair in args.pairs:
+            done = [r for r in rows if (r["pair"], r["seed"], r["images"]) == (pair, seed, args.calibration)]
+            if done:
+                continue
+            setup = Setup(open_config(pair, seed, args), seed)
+            facts = {"pair": pair, "seed": seed, "images": args.calibration, "commit": commit()}
+            facts |= {"deap-prune": version("deap-prune"), **versions, "device": device_name()}
+            rows += rows_of(setup, facts, args.recover)
+            path.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
