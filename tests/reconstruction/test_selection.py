@@ -113,23 +113,23 @@ def test_the_last_layer_reads_the_filters_of_a_greedy_search() -> None:
 
 
 def test_what_an_earlier_layer_has_lost_counts() -> None:
-    """Filters whose own inputs are pruned make little any more: the live cost drops some that the dense cost keeps."""
+    """The second filter weighs more, but what it reads is pruned: the dense cost keeps it, the live cost does not."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5)).double().eval()
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)).double().eval()
     with torch.no_grad():
-        model[2].weight.zero_()
-        model[2].weight[:4, :3], model[2].weight[4:, 3:] = torch.randn(4, 3), torch.randn(4, 3)
-        model[4].weight[:, 4:] *= 4
-    x = torch.randn(3000, 6, dtype=torch.float64)
+        for layer in (model[0], model[2]):
+            layer.weight.copy_(torch.eye(2))
+            layer.bias.zero_()
+        model[4].weight.copy_(torch.tensor([[1.0, 1.5]]))
+    x = torch.randn(3000, 2, dtype=torch.float64)
     space = dp.trace(model, x[:2])
-    masks = dp.Masks({"0": np.arange(6) < 3, "2": np.arange(8) >= 4})
-    grams = collect_grams(model, space, [(x, None)])
-    dense = eliminate(space.group("2"), grams)
-    assert dense is not None and dense.keep(4)[4:].sum() > 2
-    aims_at = Refiner(model, space, (x, torch.zeros(3000)), images=3000, rows=3000)
-    aims_at._choices = tuple(c for c in aims_at._choices if c.group.name == "2")  # type: ignore[misc]
-    selected = aims_at.select(masks, prior=0)
-    assert np.array_equal(selected["0"], masks["0"]) and selected["2"][4:].sum() < dense.keep(4)[4:].sum()
+    masks = dp.Masks({"0": [True, False], "2": [False, True]})
+    dense = eliminate(space.group("2"), collect_grams(model, space, [(x, None)]))
+    assert dense is not None and dense.keep(1).tolist() == [False, True]
+    refiner = Refiner(model, space, (x, torch.zeros(3000)), images=3000, rows=3000)
+    refiner._choices = tuple(choice for choice in refiner._choices if choice.group.name == "2")
+    selected = refiner.select(masks, prior=0)
+    assert selected["0"].tolist() == [True, False] and selected["2"].tolist() == [True, False]
 
 
 def test_data_that_give_no_order_keep_the_masks() -> None:
