@@ -6,7 +6,7 @@ from deap_prune.reconstruction.elimination import Elimination, eliminate, elimin
 from deap_prune.reconstruction.error import ReconstructionError, reconstruction_error
 from deap_prune.reconstruction.grams import Grams, LayerGram
 from deap_prune.reconstruction.moments import collect_grams
-from deap_prune.reconstruction.refine import refine
+from deap_prune.reconstruction.refine import refine, select_masks
 from deap_prune.reconstruction.removal import removal_errors
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "reconstruction_error",
     "refine",
     "removal_errors",
+    "select_masks",
 ]

@@ -68,8 +68,8 @@ class Reader:
     """A layer that reads the filters, during an elimination: the inverse P and the weights W of the features left.
 
     Args:
-        square: C, (blocks, n, n), float64; it is overwritten.
-        weight: W, (blocks, n, outputs), float64.
+        square: C, (blocks, n, n); it is overwritten.
+        weight: W, (blocks, n, outputs).
         uses: Block and features of every use of every filter, (filters, uses) and (filters, uses, features of a use).
         energy: Energy of the outputs, which costs are relative to.
         ridge: Share of the mean of C's diagonal.
@@ -118,7 +118,7 @@ class Reader:
         """A reader whose weights are first fitted, on all features, to a target of its own.
 
         Args:
-            square: C, (blocks, n, n), float64; it is overwritten.
+            square: C, (blocks, n, n); it is overwritten.
             cross: Moments of the features with the target, (blocks, n, outputs).
             weight: Weights that the ridge draws the fit to, (blocks, n, outputs).
             uses: As for the class.
@@ -230,7 +230,7 @@ def run_elimination(
     """
     device = readers[0].inverse.device
     alive = torch.arange(size, device=device).view(blocks, -1)
-    order, costs, errors = [], [], [torch.zeros((), dtype=torch.float64, device=device)]
+    order, costs, errors = [], [], [torch.zeros_like(readers[0].energy)]
     for _ in range(size // blocks - width):
         cost = torch.stack([reader.costs(alive.flatten()) for reader in readers]).sum(dim=0).clamp_min(0)
         ranked = (cost if factor is None else cost * factor[alive.flatten()]).view_as(alive)
@@ -244,13 +244,14 @@ def run_elimination(
         alive = alive[torch.ones_like(alive, dtype=torch.bool).scatter_(1, place, False)].view(blocks, -1)
         for reader in readers:
             reader.shrink()
-    steps = (torch.stack(order), torch.stack(costs)) if order else (alive.new_empty(0, blocks), cost_free(blocks))
-    return Elimination(steps[0].cpu().numpy(), steps[1].cpu().numpy(), torch.stack(errors).cpu().numpy())
-
-
-def cost_free(blocks: int) -> Tensor:
-    """Costs of no step."""
-    return torch.empty(0, blocks, dtype=torch.float64)
+    steps = (
+        (torch.stack(order), torch.stack(costs))
+        if order
+        else (alive.new_empty(0, blocks), errors[0].new_empty(0, blocks))
+    )
+    return Elimination(
+        steps[0].cpu().numpy(), steps[1].double().cpu().numpy(), torch.stack(errors).double().cpu().numpy()
+    )
 
 
 @torch.no_grad()

@@ -29,10 +29,10 @@ from deap_prune.reconstruction.matrix import blocks_of, patches_of, positions, t
 from deap_prune.reconstruction.selection import PRIOR, Choice, Selector, find_choices
 from deap_prune.reconstruction.targets import Aim, Target, dense_targets, find_aims
 from deap_prune.structure.inputs import evaluating
-from deap_prune.structure.layers import narrow_layer, selection, spec_of
+from deap_prune.structure.layers import spec_of
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import slim, unwrap
-from deap_prune.structure.space import Ids, PruningSpace
+from deap_prune.structure.space import PruningSpace
 
 
 def refine(
@@ -264,7 +264,17 @@ class _Pass:
 
     def run(self, forward: Callable[[], Any]) -> None:
         """Run and fit."""
-        Recorder(self.network, before=self._before, after=self._after).run(forward)
+
+        def narrowing() -> Any:
+            handles = [] if self.selector is None else self.selector.narrowing(self.network)
+            try:
+                return forward()
+            finally:
+                for handle in handles:
+                    handle.remove()
+
+        # Its hooks come first: they see the whole input, and the selector's hooks then narrow it.
+        Recorder(self.network, before=self._before, after=self._after).run(narrowing)
 
     def _before(self, name: str, layer: Any, source: Tensor) -> None:
         if name in self.aims and name in self.targets:
@@ -296,20 +306,6 @@ class _Pass:
             fit_layer(layer, norm, patches, values, floor=floor)
             return
         places = self.selector.select(name, layer, norm, source, target.picks, values)
-        _fit_narrow(layer, norm, source, places, target.picks, values, floor)
-
-
-def _fit_narrow(
-    layer: Any, norm: Any, source: Tensor, places: Ids, picks: Tensor, values: Tensor, floor: Tensor | None
-) -> None:
-    """Fit a layer on some of its input channels, in place; its weights for the others become 0."""
-    spec, narrow, outputs = spec_of(layer), copy.deepcopy(layer), np.arange(spec_of(layer).out_channels)
-    narrow_layer(narrow, places, outputs)
-    read = source.index_select(spec.channel_dim, torch.as_tensor(places, device=source.device))
-    patches = to_features(patches_of(narrow, read, picks), blocks_of(spec_of(narrow)), "full")
-    fit_layer(narrow, norm, patches, values, floor=floor)
-    index = selection(layer.weight, spec, "weight", places, outputs)
-    layer.weight.data.zero_()
-    layer.weight.data[index] = narrow.weight.data.reshape(layer.weight.data[index].shape)
-    if layer.bias is not None:
-        layer.bias.data.copy_(narrow.bias.data)
+        read = source.index_select(spec.channel_dim, torch.as_tensor(places, device=source.device))
+        patches = to_features(patches_of(layer, read, target.picks), blocks_of(spec_of(layer)), "full")
+        fit_layer(layer, norm, patches, values, floor=floor)
