@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deap_prune.errors import MaskError
+from deap_prune.structure.inputs import copied
 from deap_prune.structure.layers import describe_layer, narrow_layer, spec_of
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def slim(model: nn.Module, space: PruningSpace, masks: Masks) -> nn.Module:
     network = unwrap(model)
     check_network(network, space)
     narrowed = [e for e in space.layers if not (kept[e.inputs].all() and kept[e.outputs].all())]
-    small = copy.deepcopy(network, memo=_tensors_to_narrow(network, narrowed))
+    small = copied(network, _tensors_to_narrow(network, narrowed))
     for entry in narrowed:
         ins, outs = np.flatnonzero(kept[entry.inputs]), np.flatnonzero(kept[entry.outputs])
         if entry.dim is not None:

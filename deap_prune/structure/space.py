@@ -106,6 +106,7 @@ class PruningSpace:
         flops_of: Multiply-adds from kept counts, shape (..., groups) -> (...).
         params_of: Parameters from kept counts, likewise.
         uncounted: Operators that fvcore does not count, with the number of calls.
+        cost_varies: Whether the cost depends on values (the number of detections); it is that of the example inputs.
         idle: Layers that ran neither in eval mode nor in training; slim leaves them unchanged.
     """
 
@@ -116,6 +117,7 @@ class PruningSpace:
     params_of: CostPolynomial
     uncounted: Mapping[str, int] = field(default_factory=dict)
     idle: tuple[str, ...] = ()
+    cost_varies: bool = False
 
     @cached_property
     def sizes(self) -> NDArray[np.int64]:
@@ -204,6 +206,8 @@ class PruningSpace:
             lines.append(
                 "  not counted by fvcore: " + ", ".join(f"{k} x{n}" for k, n in Counter(self.uncounted).items())
             )
+        if self.cost_varies:
+            lines.append("  the cost depends on values; it was counted on the example inputs")
         if self.idle:
             lines.append(f"  did not run, left unchanged: {', '.join(self.idle)}")
         return "\n".join(lines)

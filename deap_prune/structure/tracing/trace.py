@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -14,7 +15,7 @@ from deap_prune.errors import ModelError, did_you_mean
 from deap_prune.structure.inputs import Call, Inputs, as_call, first_line, on_device, training_branches
 from deap_prune.structure.slim import unwrap
 from deap_prune.structure.space import PruningSpace
-from deap_prune.structure.tracing.clean_copy import check_finite, check_hooks, pristine
+from deap_prune.structure.tracing.clean_copy import check_finite, pristine, settle_hooks
 from deap_prune.structure.tracing.fvcore_count import count_flops, without_fast_paths
 from deap_prune.structure.tracing.grouping import build_space, classes_of
 from deap_prune.structure.tracing.labels import LabelTracer
@@ -62,7 +63,7 @@ def trace(
     call = on_device(as_call(example_inputs), next(network.parameters(), torch.empty(0)).device)
     samples = learn_samples(network, call) if batched is None else chosen_samples(network, call, batched)
     inputs = samples.first(call)
-    check_hooks(unwrap(model), network, inputs)
+    network = settle_hooks(unwrap(model), network, inputs)
     ignored = _module_names(model, ignore)
     tracer = LabelTracer(network)
     try:
@@ -85,6 +86,8 @@ def trace(
                 if member.role != "reader":
                     tracer.freeze(torch.from_numpy(use.outputs[member.positions.reshape(-1)]), reason)
         space = build_space(network, tracer, total, uncounted)
+    if proof.cost_varies_known:
+        space = replace(space, cost_varies=True)
     if not space.groups:
         reasons = "; ".join(sorted({f"{r.layer or 'the only layer'}: {r.reason}" for r in space.refused})[:5])
         raise ModelError(
