@@ -107,7 +107,8 @@ class PruningSpace:
         params_of: Parameters from kept counts, likewise.
         uncounted: Operators that fvcore does not count, with the number of calls.
         cost_varies: Whether the cost depends on values (the number of detections); it is that of the example inputs.
-        idle: Layers that ran neither in eval mode nor in training; slim leaves them unchanged.
+        idle: Layers that ran neither in eval mode nor in training.
+        idle_layers: Channels of the idle layers that slim narrows like their siblings; the others it leaves unchanged.
     """
 
     groups: tuple[FilterGroup, ...]
@@ -118,6 +119,7 @@ class PruningSpace:
     uncounted: Mapping[str, int] = field(default_factory=dict)
     idle: tuple[str, ...] = ()
     cost_varies: bool = False
+    idle_layers: tuple[LayerChannels, ...] = ()
 
     @cached_property
     def sizes(self) -> NDArray[np.int64]:
@@ -208,8 +210,11 @@ class PruningSpace:
             )
         if self.cost_varies:
             lines.append("  the cost depends on values; it was counted on the example inputs")
-        if self.idle:
-            lines.append(f"  did not run, left unchanged: {', '.join(self.idle)}")
+        alike = [entry.name for entry in self.idle_layers]
+        if alike:
+            lines.append(f"  did not run, narrowed like their siblings: {', '.join(alike)}")
+        if unchanged := [name for name in self.idle if name not in alike]:
+            lines.append(f"  did not run, left unchanged: {', '.join(unchanged)}")
         return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from deap_prune.structure.inputs import Call, as_precise, first_line, forward, training_branches
 from deap_prune.structure.masking import masked
 from deap_prune.structure.masks import Masks
-from deap_prune.structure.slim import slim
+from deap_prune.structure.slim import narrowed_copy
 from deap_prune.structure.space import PruningSpace
 from deap_prune.structure.tracing.fvcore_count import count_flops, default_dtype
 from deap_prune.structure.tracing.randomised import LEVELS, random_calls, randomised
@@ -45,7 +45,7 @@ def difference(
         small: The slimmed network, if it was made already.
         in_training: Run the branches that run in training only (auxiliary heads).
     """
-    small = slim(model, space, masks) if small is None else small
+    small = narrowed_copy(model, space, masks) if small is None else small
     mode = training_branches if in_training else nullcontext
     call = as_precise(call, model)
     with torch.no_grad():
@@ -171,7 +171,7 @@ class Proof:
         """
         chosen = Masks({name: masks[name] for name in names})
         try:
-            small = slim(self.model, space, chosen)
+            small = narrowed_copy(self.model, space, chosen)
             modes = (False, True) if self.in_training else (False,)
             gap = max(difference(self.model, space, chosen, self.call, small=small, in_training=m) for m in modes)
             if gap > self.tolerance:
