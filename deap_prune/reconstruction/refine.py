@@ -31,7 +31,7 @@ from deap_prune.reconstruction.targets import Aim, Target, dense_targets, find_a
 from deap_prune.structure.inputs import evaluating
 from deap_prune.structure.layers import spec_of
 from deap_prune.structure.masks import Masks
-from deap_prune.structure.slim import slim, unwrap
+from deap_prune.structure.slim import narrowed_copy, unwrap
 from deap_prune.structure.space import PruningSpace
 
 
@@ -82,7 +82,7 @@ def refine(
     """
     network = unwrap(model)
     refiner = Refiner(network, space, calibration, images=images, rows=rows, forward=forward, seed=seed)
-    return refiner(masks, slim(network, space, masks) if start is None else start)
+    return refiner(masks, narrowed_copy(network, space, masks) if start is None else start)
 
 
 def select_masks(
@@ -217,7 +217,7 @@ class Refiner:
             masks: How many filters of each group stay, and which are preferred.
             prior: Preference for the masks' filters, from 0 up.
         """
-        return self.refine(masks, slim(self._network, self._space, masks), select=True, prior=prior)[1]
+        return self.refine(masks, narrowed_copy(self._network, self._space, masks), select=True, prior=prior)[1]
 
     def _pass(self, network: nn.Module, keep: NDArray[np.bool_], selector: Selector | None) -> None:
         """Run the pruned network once; its layers are fitted when their turn comes."""

@@ -66,6 +66,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.eval()
         yield
     finally:
+        if model.training != before[model]:
+            model.train(before[model])  # torch.fx modules may switch between two graphs here
         for module, mode in before.items():
             module.training = mode
 
@@ -87,6 +89,7 @@ def training_branches(model: nn.Module) -> Iterator[None]:
     time the same random numbers are drawn, and the generators are restored afterwards.
     """
     with evaluating(model), same_draws(), _WithoutDropout():
+        model.train()
         for module in model.modules():
             module.training = bool(module._modules) and not type(module).__module__.startswith("torch.nn.modules.")
         yield
@@ -112,4 +115,20 @@ def copy_with(model: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Modul
     for tensor in [*model.parameters(), *model.buffers()]:
         new = convert(tensor.detach())
         memo[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
-    return copy.deepcopy(model, memo)
+    return copied(model, memo)
+
+
+def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy in the same mode (copies of torch.fx modules are in train mode).
+
+    Args:
+        model: The network.
+        memo: Objects that are not copied, as for ``copy.deepcopy``.
+    """
+    twin = copy.deepcopy(model, memo)
+    modes = {name: module.training for name, module in model.named_modules()}
+    if any(module.training != modes.get(name, module.training) for name, module in twin.named_modules()):
+        twin.train(model.training)  # a module may switch between two graphs here
+        for name, module in twin.named_modules():
+            module.training = modes.get(name, module.training)
+    return twin

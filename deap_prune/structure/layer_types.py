@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import cache
 from math import prod
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -159,6 +160,7 @@ def _layer_norm(layer: nn.LayerNorm) -> LayerSpec | None:
     scale = 5 if layer.elementwise_affine else 4
     if len(layer.normalized_shape) > 1:
         return None  # it normalises over space too, so its weight has no channel dimension
+    dims = _channel_dims(layer)
     return LayerSpec(
         in_channels=n,
         out_channels=n,
@@ -166,23 +168,40 @@ def _layer_norm(layer: nn.LayerNorm) -> LayerSpec | None:
         widths={"normalized_shape": lambda n_in, n_out: (n_out,)},
         flops=lambda x, y: {"out": scale * prod(x) // n},
         role="norm",
-        channel_dim=1 if _channels_first(layer) else -1,
+        channel_dim=dims.get(4, -1),
+        channel_dims=dims,
         coupled=1,
         whole=True,
     )
 
 
-def _channels_first(layer: nn.LayerNorm) -> bool:
-    """Whether a subclass is a LayerNorm2d (as in ConvNeXts), tested by running its forward on an image."""
+_DIMS: WeakKeyDictionary[nn.Module, tuple[int, dict[int, int]]] = WeakKeyDictionary()
+
+
+def _channel_dims(layer: nn.LayerNorm) -> dict[int, int]:
+    """Channel dimension by rank of the input, for subclasses that take images (as in ConvNeXts), images and tokens, ...
+
+    Tested by running the forward of the subclass on small inputs.
+    """
     if type(layer).forward is nn.LayerNorm.forward:
-        return False
-    image = torch.zeros(1, layer.normalized_shape[-1], 1, 1)
-    try:
-        with torch.no_grad():
-            type(layer).forward(layer, image.to(next(layer.parameters(), image)))
-    except RuntimeError:
-        return False
-    return True
+        return {}
+    n = layer.normalized_shape[-1]
+    if (known := _DIMS.get(layer)) is not None and known[0] == n:
+        return known[1]
+    side = 2 if n == 1 else 1
+    dims: dict[int, int] = {}
+    for rank, dim in ((4, 1), (4, 3), (3, 2), (3, 1), (2, 1), (5, 1), (5, 4)):
+        shape = [side] * rank
+        shape[dim] = n
+        try:
+            with torch.no_grad():
+                out = type(layer).forward(layer, torch.zeros(shape).to(next(layer.parameters(), torch.empty(0))))
+        except Exception:  # the forward of an unknown type may raise anything
+            continue
+        if out.shape == torch.Size(shape):
+            dims.setdefault(rank, dim)
+    _DIMS[layer] = (n, dims)
+    return dims
 
 
 @register_layer(nn.GroupNorm)

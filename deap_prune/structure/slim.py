@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import copy
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deap_prune.errors import MaskError
+from deap_prune.structure.inputs import copied
 from deap_prune.structure.layers import describe_layer, narrow_layer, spec_of
 
 if TYPE_CHECKING:
@@ -47,11 +49,38 @@ def slim(model: nn.Module, space: PruningSpace, masks: Masks) -> nn.Module:
     Raises:
         MaskError: If the masks don't fit the space, or the space was traced on another network.
     """
+    small = narrowed_copy(model, space, masks)
+    alike = {entry.name for entry in space.idle_layers}
+    widths = {len(ids) for entry in _narrowed(space, space.kept(masks)) for ids in (entry.inputs, entry.outputs)}
+    network = unwrap(model)
+    unchanged = [name for name in space.idle if name not in alike and widths & _widths(network.get_submodule(name))]
+    if unchanged:
+        warnings.warn(
+            "these layers did not run when the network was traced, so slim leaves them at full width: "
+            f"{', '.join(unchanged)}; if they run on pruned channels they fail: trace a forward pass that runs "
+            "them, or keep the layers that they read dense (ignore=)",
+            stacklevel=2,
+        )
+    return small
+
+
+def _widths(layer: nn.Module) -> set[int]:
+    spec = spec_of(layer)
+    return {spec.in_channels, spec.out_channels}
+
+
+def _narrowed(space: PruningSpace, kept: NDArray[np.bool_]) -> list[LayerChannels]:
+    entries = (*space.layers, *space.idle_layers)
+    return [e for e in entries if not (kept[e.inputs].all() and kept[e.outputs].all())]
+
+
+def narrowed_copy(model: nn.Module, space: PruningSpace, masks: Masks) -> nn.Module:
+    """As :func:`slim`, without a warning about layers that did not run."""
     kept = space.kept(masks)
     network = unwrap(model)
     check_network(network, space)
-    narrowed = [e for e in space.layers if not (kept[e.inputs].all() and kept[e.outputs].all())]
-    small = copy.deepcopy(network, memo=_tensors_to_narrow(network, narrowed))
+    narrowed = _narrowed(space, kept)
+    small = copied(network, _tensors_to_narrow(network, narrowed))
     for entry in narrowed:
         ins, outs = np.flatnonzero(kept[entry.inputs]), np.flatnonzero(kept[entry.outputs])
         if entry.dim is not None:
@@ -83,7 +112,7 @@ def check_network(network: nn.Module, space: PruningSpace) -> None:
         MaskError: If a layer is missing or has another width.
     """
     modules = dict(network.named_modules())
-    for entry in space.layers:
+    for entry in (*space.layers, *space.idle_layers):
         if entry.dim is not None:
             continue
         spec = describe_layer(modules[entry.name]) if entry.name in modules else None

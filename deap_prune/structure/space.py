@@ -106,7 +106,9 @@ class PruningSpace:
         flops_of: Multiply-adds from kept counts, shape (..., groups) -> (...).
         params_of: Parameters from kept counts, likewise.
         uncounted: Operators that fvcore does not count, with the number of calls.
-        idle: Layers that ran neither in eval mode nor in training; slim leaves them unchanged.
+        cost_varies: Whether the cost depends on values (the number of detections); it is that of the example inputs.
+        idle: Layers that ran neither in eval mode nor in training.
+        idle_layers: Channels of the idle layers that slim narrows like their siblings; the others it leaves unchanged.
     """
 
     groups: tuple[FilterGroup, ...]
@@ -116,6 +118,8 @@ class PruningSpace:
     params_of: CostPolynomial
     uncounted: Mapping[str, int] = field(default_factory=dict)
     idle: tuple[str, ...] = ()
+    cost_varies: bool = False
+    idle_layers: tuple[LayerChannels, ...] = ()
 
     @cached_property
     def sizes(self) -> NDArray[np.int64]:
@@ -204,8 +208,13 @@ class PruningSpace:
             lines.append(
                 "  not counted by fvcore: " + ", ".join(f"{k} x{n}" for k, n in Counter(self.uncounted).items())
             )
-        if self.idle:
-            lines.append(f"  did not run, left unchanged: {', '.join(self.idle)}")
+        if self.cost_varies:
+            lines.append("  the cost depends on values; it was counted on the example inputs")
+        alike = [entry.name for entry in self.idle_layers]
+        if alike:
+            lines.append(f"  did not run, narrowed like their siblings: {', '.join(alike)}")
+        if unchanged := [name for name in self.idle if name not in alike]:
+            lines.append(f"  did not run, left unchanged: {', '.join(unchanged)}")
         return "\n".join(lines)
 
 

@@ -29,9 +29,13 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "softmax": (lambda x: x.softmax(1), "is mixed with other channels by '_softmax'"),
     "mean": (lambda x: x - x.mean(1, keepdim=True), "is mixed with other channels by 'mean'"),
     "pool over channels": (nn.LocalResponseNorm(3), "is mixed with other channels by 'avg_pool3d'"),
-    "sort": (lambda x: x.sort(1)[0], "is read by 'sort', which can't be narrowed"),
-    "fixed order": (lambda x: x[:, REORDER], "is read by 'index', which can't be narrowed"),
-    "fixed slice": (lambda x: torch.cat([2 * x[:, :4], x[:, 4:]], 1), "is indexed by fixed positions"),
+    "sort": (lambda x: x.sort(1)[0], "is mixed with other channels by 'sort'"),
+    "fixed order": (lambda x: x[:, REORDER], "is indexed by fixed positions"),
+    "fixed slice": (
+        lambda x: torch.cat([2 * x[:, :4], x[:, 4:]], 1),
+        r"is split at fixed positions \(test_refusals.py:\d+\)",
+    ),
+    "all but one": (lambda x: F.pad(x[:, 1:] - x[:, :-1], (0, 0, 0, 0, 0, 1)), "is indexed by fixed positions"),
     "matrix product": (lambda x: torch.einsum("nchw,cd->ndhw", x, torch.eye(8).to(x)), "which can't be narrowed"),
     "hard-coded view": (
         lambda x: x.view(1, 512).view(1, 8, 8, 8),
@@ -41,7 +45,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "functional convolution": (nets.OwnParameter(), "is read by 'convolution', which can't be narrowed"),
     "buffer": (nets.FixedGain(), "meets values of fixed width in 'mul'"),
     "parametrization": (nets.weight_normed(), "is parametrized: call torch.nn.utils"),
-    "unknown norm": (lambda x: F.instance_norm(x), "is read by 'native_batch_norm'"),
+    "functional norm": (lambda x: F.group_norm(x, 2), "is mixed with other channels by 'native_group_norm'"),
     "split by size": (
         lambda x: torch.cat(x.split(4, 1)[::-1], 1),
         r"is split at fixed positions \(test_refusals.py:\d+\)",
@@ -77,7 +81,7 @@ def test_fixed_padding_keeps_only_what_meets_it_dense() -> None:
     """Option A as F.pad: the zero channels have no filter to go with, the middle ones are coupled."""
     space = prepared("option_a").space
     assert [(r.layer, r.channels) for r in space.refused] == [("body.conv2.0", 6), ("fc", 5)]
-    assert space.refused[0].reason == "meets values of fixed width in 'add'"
+    assert space.refused[0].reason == "meets values of fixed width in 'add' (in 'body', OptionA)"
     stem = space.group("stem.0")
     assert [m.layer for m in stem.layers("filter")] == ["stem.0", "body.conv2.0"]
     assert stem.layers("filter")[1].positions.ravel().tolist() == [3, 4, 5, 6, 7, 8]

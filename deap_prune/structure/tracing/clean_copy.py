@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from deap_prune.errors import ModelError
-from deap_prune.structure.inputs import Call, evaluating, first_line, forward, same_draws
+from deap_prune.structure.inputs import Call, copied, evaluating, first_line, forward, same_draws
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def pristine(network: nn.Module) -> nn.Module:
+def pristine(network: nn.Module, *, keep_hooks: bool = False) -> nn.Module:
     """Copy the network without hooks, in eval mode, with contiguous parameters.
+
+    Args:
+        network: The network.
+        keep_hooks: Copy the forward hooks too.
 
     Raises:
         ModelError: If the network is not an ``nn.Module``, is a ScriptModule, holds a compiled module, can't be copied,
@@ -41,14 +46,15 @@ def pristine(network: nn.Module) -> nn.Module:
             f"'{lazy[0]}' belongs to a lazy layer without shapes; run the network once: model(example_inputs)"
         )
     try:
-        network = copy.deepcopy(network).eval()
+        network = copied(network).eval()
     except RuntimeError as error:
         name = _attribute_with_graph(network)
         reason = f"{name} is part of an autograd graph; detach it, or set it to None" if name else first_line(error)
         raise ModelError(f"the network can't be copied: {reason}") from error
     for module in network.modules():
         for hooks in HOOKS:
-            getattr(module, hooks).clear()
+            if not (keep_hooks and hooks.startswith("_forward")):
+                getattr(module, hooks).clear()
     for parameter in network.parameters():
         parameter.data = parameter.data.contiguous()
     return network
@@ -63,20 +69,26 @@ def _attribute_with_graph(network: nn.Module) -> str:
     return ""
 
 
-def check_hooks(network: nn.Module, clean: nn.Module, call: Call) -> None:
-    """Refuse a network whose outputs change when its forward hooks are removed; pruned copies have no hooks.
+def settle_hooks(network: nn.Module, clean: nn.Module, call: Call) -> nn.Module:
+    """Check that the outputs do not depend on forward hooks, or keep the hooks that only observe.
+
+    Libraries install hooks that collect features, and remember that in a flag: the forward fails without them. Hooks
+    that return nothing are kept in that case.
 
     Args:
         network: The network with its hooks. It runs once if it has hooks, else not at all.
         clean: The copy without hooks.
         call: Arguments of one forward pass.
 
+    Returns:
+        ``clean``, or a copy with hooks.
+
     Raises:
-        ModelError: If the outputs differ, or the copy fails where the network does not.
+        ModelError: If hooks change the outputs, or the copy fails where the network does not.
     """
     hooked = [name or "the network" for name, m in network.named_modules() if m._forward_hooks or m._forward_pre_hooks]
     if not hooked:
-        return
+        return clean
     where = f"forward hooks (on {', '.join(hooked[:3])}{', ...' if len(hooked) > 3 else ''})"
     advice = "pruned copies have no hooks: move their computation into forward"
     with torch.no_grad(), evaluating(network):
@@ -84,18 +96,51 @@ def check_hooks(network: nn.Module, clean: nn.Module, call: Call) -> None:
             with same_draws():
                 with_hooks = forward(network, call)
         except Exception:  # the network itself fails: the tracer reports it
-            return
+            return clean
         try:
             with same_draws():
                 without = forward(clean, call)
         except Exception as error:
+            if (observed := _observed(network, call, with_hooks)) is not None:
+                return observed
             raise ModelError(f"without its {where} the network fails: {first_line(error)}; {advice}") from error
-    same = len(with_hooks) == len(without) and all(
+        if _same(with_hooks, without):
+            return clean
+        if (observed := _observed(network, call, with_hooks)) is not None:
+            return observed
+    raise ModelError(f"{where} change the network's outputs; {advice}")
+
+
+def _observed(network: nn.Module, call: Call, expected: list[Tensor]) -> nn.Module | None:
+    """A copy with forward hooks if none of them returns a value and the outputs are as expected, else None."""
+    returned: list[Any] = []
+
+    def recorded(hook: Callable[..., Any]) -> Callable[..., Any]:
+        def record(*args: Any, **kwargs: Any) -> Any:
+            value = hook(*args, **kwargs)
+            returned.extend([] if value is None else [value])
+            return value
+
+        return record
+
+    try:
+        trial = pristine(network, keep_hooks=True)
+        for module in trial.modules():
+            for hooks in (module._forward_hooks, module._forward_pre_hooks):
+                for key, hook in hooks.items():
+                    hooks[key] = recorded(hook)
+        with same_draws():
+            outputs = forward(trial, call)
+    except Exception:  # hooks of a copy may refer to the original network
+        return None
+    return None if returned or not _same(expected, outputs) else pristine(network, keep_hooks=True)
+
+
+def _same(expected: list[Tensor], outputs: list[Tensor]) -> bool:
+    return len(expected) == len(outputs) and all(
         a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True)
-        for a, b in zip(with_hooks, without, strict=True)
+        for a, b in zip(expected, outputs, strict=True)
     )
-    if not same:
-        raise ModelError(f"{where} change the network's outputs; {advice}")
 
 
 def check_finite(network: nn.Module) -> None:

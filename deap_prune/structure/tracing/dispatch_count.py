@@ -121,6 +121,10 @@ class _Functions(TorchFunctionMode):
         if func is F.adaptive_avg_pool2d and len(self.counter.counts) == before:  # computed as a mean
             x = args[0] if args else (kwargs or {})["input"]
             self.counter.counts.append((flow.last, int(x.numel())))
+        if func is F.instance_norm:  # computed as a batch norm
+            affine = dict(zip(("input", "running_mean", "running_var", "weight"), args, strict=False), **(kwargs or {}))
+            per_element = 5 if affine.get("weight") is not None else 4
+            self.counter.counts[before:] = [(flow.last, per_element * int(result.numel()))]
         return result
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from deap_prune.structure.inputs import Call, copy_with
+from deap_prune.structure.inputs import Call, copied, copy_with
 from deap_prune.structure.layers import narrow_layer, spec_of
 from deap_prune.structure.outputs import open_outputs
 from deap_prune.structure.tracing.dispatch_count import dispatch_count
@@ -76,15 +76,15 @@ def count_flops(model: nn.Module, call: Call, *, consume: bool = False) -> tuple
     def single(x: Any) -> Any:
         return x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
 
-    try:
-        with default_dtype(torch.float32):
-            return _count(model.float() if consume else copy_with(model, single), tree_map(single, call))
-    except Exception:  # the forward casts to a fixed precision, or torch.jit can't trace it
-        pass
-    try:
-        return _count(copy.deepcopy(model), call)
-    except Exception:  # torch.jit may raise anything
-        return dispatch_count(copy.deepcopy(model), call)
+    as_single = (model.float() if consume else copy_with(model, single), tree_map(single, call))
+    for network, inputs, dtype in ((*as_single, torch.float32), (copied(model), call, torch.get_default_dtype())):
+        for count in (_count, dispatch_count):
+            try:
+                with default_dtype(dtype):
+                    return count(network, inputs)
+            except Exception as error:  # torch.jit can't trace the network, or the forward casts to a fixed precision
+                failure = error
+    raise failure
 
 
 def _count(network: nn.Module, call: Call) -> tuple[int, dict[str, int]]:

@@ -16,6 +16,7 @@ from torch import nn
 from deap_prune.structure.cost import CostPolynomial, Term
 from deap_prune.structure.layers import spec_of
 from deap_prune.structure.space import FilterGroup, LayerChannels, Member, PruningSpace, Refusal
+from deap_prune.structure.tracing.idle import idle_channels
 from deap_prune.structure.tracing.labels import Labels, LabelTracer, LayerCall
 from deap_prune.structure.tracing.operator_rules import DENSE
 
@@ -46,8 +47,19 @@ def build_space(network: nn.Module, tracer: LabelTracer, total: int, uncounted: 
     layers += [
         LayerChannels(n, ids[classes[labels]], ids[classes[labels]], dim) for n, (dim, labels) in tracer.vectors.items()
     ]
-    flops, params = _costs(network, tracer, classes, ids, layers, groups, total)
-    return PruningSpace(tuple(groups), refused, tuple(layers), flops, params, dict(uncounted), tuple(tracer.idle()))
+    idle = tuple(tracer.idle())
+    alike = idle_channels(network, layers, idle)
+    flops, params = _costs(network, tracer, classes, ids, [*layers, *alike], groups, total)
+    return PruningSpace(
+        groups=tuple(groups),
+        refused=refused,
+        layers=tuple(layers),
+        flops_of=flops,
+        params_of=params,
+        uncounted=dict(uncounted),
+        idle=idle,
+        idle_layers=tuple(alike),
+    )
 
 
 def _refusals(

@@ -12,9 +12,8 @@ A label tensor has as many dimensions as its activation, with size 1 where the l
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -22,20 +21,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from deap_prune.data.batches import tensors_of
 from deap_prune.structure.inputs import Call, first_line
 from deap_prune.structure.layers import LayerSpec, spec_of
 from deap_prune.structure.outputs import open_outputs
+from deap_prune.structure.tracing.channelwise_rules import ROWS
 from deap_prune.structure.tracing.dataflow import Dataflow
+from deap_prune.structure.tracing.function_watch import FunctionWatch, caller
 from deap_prune.structure.tracing.fvcore_count import measured_flops
 from deap_prune.structure.tracing.layer_watch import LayerWatch
-from deap_prune.structure.tracing.operator_rules import COUNTED, DENSE, Step, follow
+from deap_prune.structure.tracing.operator_rules import DENSE, RULES, UNIFORM, Step, follow, table
 
 Labels = NDArray[np.int64]
-_TORCH = Path(torch.__file__).parent
+RULES.update(table(*ROWS))
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class LabelTracer(LayerWatch):
         counting: Whether costs of this pass are recorded.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, folding_last: Collection[str] = ()) -> None:
         super().__init__(model)
         self.calls: list[LayerCall] = []
         self.vectors: dict[str, tuple[int, Labels]] = {}
@@ -81,7 +81,12 @@ class LabelTracer(LayerWatch):
         self.size_splits: dict[str, list[Labels]] = {}
         self.split_at: str | None = None
         self.size = 1
+        self.folds: dict[str, list[Labels]] = {}
+        self._folding_last = folding_last
         self._labels: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._constants: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._causes: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._modules = {id(module): name for name, module in model.named_modules()}
         self._parameters = {id(p): name for name, p in model.named_parameters()}
         self._made: dict[str, tuple[Labels, Labels]] = {}
         self._to_measure: dict[int, tuple[nn.Module, tuple[int, ...]]] = {}
@@ -100,7 +105,7 @@ class LabelTracer(LayerWatch):
             counting: Record costs.
         """
         self.counting, self.flow = counting, Dataflow()
-        with self.watching(), _FunctionalWatch(self):
+        with self.watching(), FunctionWatch(self):
             result = model(*args, **kwargs)
         outputs = open_outputs(result)
         for tensor in outputs.tensors:
@@ -228,6 +233,12 @@ class LabelTracer(LayerWatch):
         self.flow.record(step.tensors, step.outputs, func)
         if any(self.of(tensor) is not None for tensor in step.tensors):
             follow(step)
+        elif step.name in UNIFORM or (step.tensors and all(tensor in self._constants for tensor in step.tensors)):
+            for tensor in step.outputs:
+                self.mark_constant(tensor)
+        elif causes := [self._causes[tensor] for tensor in step.tensors if tensor in self._causes]:
+            for tensor in step.outputs:
+                self._causes[tensor] = causes[0]
 
     def of(self, tensor: Tensor) -> Tensor | None:
         """Labels of a tensor, or None. A vector parameter that is used outside of a layer gets new labels."""
@@ -240,6 +251,38 @@ class LabelTracer(LayerWatch):
         self._labels[tensor] = self.fresh(tensor.numel()).view(tensor.shape)
         self.vectors[name] = (dim, self._labels[tensor].reshape(-1).numpy())
         return self._labels[tensor]
+
+    def mark_constant(self, tensor: Tensor) -> None:
+        """Note a tensor whose values are the same for all channels."""
+        self._constants[tensor] = True
+
+    def is_constant(self, tensor: Tensor) -> bool:
+        """Whether the values of a tensor are the same for all channels."""
+        return tensor in self._constants
+
+    def blame(self, tensor: Tensor, cause: str) -> None:
+        """Note the operator without a rule from which a tensor comes."""
+        self._causes[tensor] = f"'{cause}'"
+
+    def cause(self, tensor: Tensor) -> str:
+        """The operator without a rule from which a tensor comes; empty if there is none."""
+        return str(self._causes.get(tensor, ""))
+
+    def where(self) -> str:
+        """The innermost module that is running, for a reason; empty for the network itself."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            module = frame.f_locals.get("self")
+            if isinstance(module, nn.Module) and self._modules.get(id(module)):
+                return f" (in '{self._modules[id(module)]}', {type(module).__name__})"
+            frame = frame.f_back
+        return ""
+
+    def folds_last(self, labels: Tensor) -> bool:
+        """Whether the last of two dimensions is the one of fixed size, where channels are folded into two."""
+        line = caller()
+        self.folds.setdefault(line, []).append(np.unique(labels.numpy()))
+        return line in self._folding_last
 
     def charge(self, tensor: Tensor, per_element: float) -> None:
         """Record the cost of an operator that fvcore counts per element of a tensor."""
@@ -254,32 +297,3 @@ class LabelTracer(LayerWatch):
             if labels.shape[d] > 1 and bool((labels == labels.narrow(d, 0, 1)).all()):
                 labels = labels.narrow(d, 0, 1)
         self._labels[tensor] = labels.contiguous()
-
-
-class _FunctionalWatch(TorchFunctionMode):
-    """Observe torch functions before they are decomposed (adaptive pooling into a mean, chunk into a split by size)."""
-
-    def __init__(self, tracer: LabelTracer) -> None:
-        super().__init__()
-        self.tracer = tracer
-
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        by_size = func in (torch.split, Tensor.split, torch.split_with_sizes, Tensor.split_with_sizes)
-        if by_size:
-            self.tracer.split_at = _caller()
-        try:
-            out = func(*args, **(kwargs or {}))
-        finally:
-            self.tracer.split_at = None if by_size else self.tracer.split_at
-        charge = COUNTED.get(func)
-        if charge is not None and not self.tracer.inside and isinstance(args[0], Tensor):
-            self.tracer.charge(args[0], charge[0])
-        return out
-
-
-def _caller() -> str:
-    """File and line of the code that called into torch."""
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None and Path(frame.f_code.co_filename).is_relative_to(_TORCH):
-        frame = frame.f_back
-    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame is not None else "an unknown line"

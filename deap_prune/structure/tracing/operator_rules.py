@@ -17,7 +17,14 @@ aten = torch.ops.aten
 DENSE = 0  # label of values that can't be pruned: inputs, constants, fixed padding
 
 # Operators outside of layers that fvcore counts: flops per element of the (input, output).
-COUNTED = {F.adaptive_avg_pool2d: (1, 0), aten.upsample_nearest2d: (0, 1), aten.upsample_bilinear2d: (0, 4)}
+COUNTED: dict[Any, tuple[int, int]] = {
+    aten.upsample_nearest2d: (0, 1),
+    aten.upsample_bilinear2d: (0, 4),
+    aten.grid_sampler_2d: (0, 4),
+    aten.grid_sampler_3d: (0, 4),
+}
+# Operators whose results are the same for all channels.
+UNIFORM = frozenset(["zeros", "ones", "full", "empty", "scalar_tensor", "lift_fresh"])
 
 
 class Tracer(Protocol):
@@ -29,6 +36,12 @@ class Tracer(Protocol):
     def freeze(self, labels: Tensor | None, reason: str) -> None: ...  # noqa: D102
     def note_split(self, labels: Tensor) -> None: ...  # noqa: D102
     def charge(self, tensor: Tensor, per_element: float) -> None: ...  # noqa: D102
+    def mark_constant(self, tensor: Tensor) -> None: ...  # noqa: D102
+    def is_constant(self, tensor: Tensor) -> bool: ...  # noqa: D102
+    def cause(self, tensor: Tensor) -> str: ...  # noqa: D102
+    def blame(self, tensor: Tensor, cause: str) -> None: ...  # noqa: D102
+    def folds_last(self, labels: Tensor) -> bool: ...  # noqa: D102
+    def where(self) -> str: ...  # noqa: D102
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,24 +105,38 @@ def follow(step: Step) -> None:
     elif torch.Tag.reduction in step.func.tags:
         reduction(step)
     else:
-        for tensor in step.tensors:
-            step.tracer.freeze(step.tracer.of(tensor), f"is read by '{step.name}', which can't be narrowed")
+        refuse(step)
     for per_element, tensor in zip(COUNTED.get(packet, ()), (step.tensors[0], step.outputs[0]), strict=False):
         step.tracer.charge(tensor, per_element)
+
+
+def refuse(step: Step) -> None:
+    """Freeze the labels of an operator without a rule, and remember it as the cause of what its results meet."""
+    reason = f"is read by '{step.name}', which can't be narrowed"
+    if step.func.namespace == "quantized":
+        reason = f"is read by the quantised operator '{step.name}': prune first, then quantise"
+    elif "lstm" in step.name or "gru" in step.name or "rnn" in step.name:
+        reason = "is an input of a recurrent layer, which can't be narrowed"
+    for tensor in step.tensors:
+        step.tracer.freeze(step.tracer.of(tensor), reason + step.tracer.where())
+    for tensor in step.outputs:
+        step.tracer.blame(tensor, step.name)
 
 
 def pointwise(step: Step) -> None:
     """Tie channels that meet; freeze labels that are broadcast over other channels."""
     tensors, tracer = step.tensors, step.tracer
     shape = torch.broadcast_shapes(*(t.shape for t in tensors))
-    wide = [t.reshape([1] * (len(shape) - t.dim()) + list(t.shape)) for t in tensors]
+    wide = [_wide(t, len(shape)) for t in tensors]
     own = [tracer.of(t) for t in tensors]
     labels = [None if x is None else x.reshape([1] * (len(shape) - x.dim()) + list(x.shape)) for x in own]
     varying = {d for x in labels if x is not None for d in range(len(shape)) if x.shape[d] > 1}
     result: Tensor | None = None
-    for tensor, label in zip(wide, labels, strict=True):
+    causes = sorted({tracer.cause(t) for t, x in zip(tensors, own, strict=True) if x is None} - {""})
+    suffix = f", made by {' and '.join(causes)}" if causes else ""
+    for source, tensor, label in zip(tensors, wide, labels, strict=True):
         spread = {d for d in varying if tensor.shape[d] > 1}
-        if label is None and not spread:
+        if label is None and (not spread or tracer.is_constant(source)):
             continue  # the same constant for all channels
         if label is None:  # a constant as wide as the channels does not shrink with them
             label = torch.full([1] * len(shape), DENSE)
@@ -117,7 +144,7 @@ def pointwise(step: Step) -> None:
             tracer.freeze(label, f"is broadcast over other channels by '{step.name}'")
             continue
         if result is not None:
-            tracer.tie(result, label, f"meets values of fixed width in '{step.name}'")
+            tracer.tie(result, label, f"meets values of fixed width in '{step.name}'{suffix}{tracer.where()}")
             label = torch.maximum(*torch.broadcast_tensors(result, label))
         result = label
     for leaf in step.outputs:
@@ -133,13 +160,34 @@ def view(step: Step) -> None:
     label_out = step.tracer.of(step.out)
     varying = [d for d in range(folded.dim()) if label_out is not None and label_out.shape[d] > 1]
     if label_out is not None and len(varying) > sum(n > 1 for n in label.shape):
-        first = label_out.narrow(varying[0], 0, 1)
+        fixed = varying[1] if step.tracer.folds_last(label) else varying[0]
+        first = label_out.narrow(fixed, 0, 1)
         step.tracer.tie(label_out, first, "is folded together with channels that stay dense")
+        step.tracer.attach(step.out, first)
 
 
 def move(step: Step) -> None:
     """Apply a data movement to the labels as to the activations."""
     step.tracer.attach(step.out, step.on_labels())
+
+
+def join(step: Step) -> None:
+    """Concatenate or stack; constants that are the same for all channels take the channels of the others."""
+    tensors = step.args[0]
+    own = [step.tracer.of(t) for t in tensors]
+    first = next((x for x in own if x is not None and x.numel() > 1), None)
+    dim = step.argument("dim", 0) % max(step.out.dim(), 1)
+    along_channels = first is not None and step.name == "cat" and first.shape[dim] > 1
+    if first is None or along_channels or not any(step.tracer.is_constant(t) for t in tensors):
+        move(step)
+        return
+    like = first.narrow(dim, 0, 1) if step.name == "cat" else first
+    labels = []
+    for tensor, label in zip(tensors, own, strict=True):
+        if label is None:
+            label = like if step.tracer.is_constant(tensor) else torch.full([1] * tensor.dim(), DENSE)
+        labels.append(label.expand(tensor.shape))
+    step.tracer.attach(step.out, step.func(labels, *step.args[1:], **step.kwargs))
 
 
 def restride(step: Step) -> None:
@@ -185,37 +233,67 @@ def split(step: Step) -> None:
 
 
 def pick(step: Step) -> None:
-    """Freeze channels that are sliced or selected by fixed positions; other dimensions are free."""
+    """Slices and selections: equal parts of the channels are tied, as for a split; other parts of channels freeze."""
     tensor, label = step.source
     dim = step.argument("dim", 0) % tensor.dim()
     if label.shape[dim] > 1 and step.out.shape != tensor.shape:
-        step.tracer.freeze(label, "is indexed by fixed positions")
+        parts = _equal_parts(step, label, dim)
+        if parts is None:
+            step.tracer.freeze(label, f"is indexed by fixed positions{step.tracer.where()}")
+        else:
+            step.tracer.note_split(label)
+            step.tracer.tie(parts, parts.narrow(dim, 0, 1), "is split beside channels that stay dense")
     move(step)
+
+
+def _equal_parts(step: Step, label: Tensor, dim: int) -> Tensor | None:
+    """The labels as (..., parts, positions, ...) if a slice takes one of several equal parts, else None."""
+    size, length = step.source[0].shape[dim], step.out.shape[dim] if step.out.dim() == label.dim() else 0
+    if step.name not in ("slice", "narrow") or not length or size % length:
+        return None
+    start = step.argument("start", 0) or 0
+    start = max(start + size, 0) if start < 0 else start
+    stride = step.argument("step", 1) if step.name == "slice" else 1
+    if stride == 1 and start % length == 0:
+        return label.unflatten(dim, (size // length, length))
+    if stride == size // length and start < stride:
+        return label.unflatten(dim, (length, stride)).transpose(dim, dim + 1)
+    return None
+
+
+def _wide(tensor: Tensor, dims: int) -> Tensor:
+    return tensor.reshape([1] * (dims - tensor.dim()) + list(tensor.shape))
 
 
 def spatial(step: Step) -> None:
     """Pooling, resizing and padding over space: the last 1, 2 or 3 dimensions, by the operator's name."""
-    _reduce(step, range(-int(next((c for c in step.name if c in "123"), "2")), 0))
+    reduce_dims(step, range(-int(next((c for c in step.name if c in "123"), "2")), 0))
 
 
 def along(step: Step) -> None:
     """Softmax and the like along one dimension."""
-    _reduce(step, [step.argument("dim", 0)])
+    reduce_dims(step, [step.argument("dim", 0)])
 
 
 def reduction(step: Step) -> None:
     """Mean, sum, norm, ... over the dimensions of the argument ``dim``, or over all."""
     dims = step.argument("dim")
     every = dims is None or dims == []
-    _reduce(step, range(step.source[0].dim()) if every else dims if isinstance(dims, (list, tuple)) else [dims])
+    reduce_dims(step, range(step.source[0].dim()) if every else dims if isinstance(dims, (list, tuple)) else [dims])
 
 
-def _reduce(step: Step, dims: Iterable[int]) -> None:
+def reduce_dims(step: Step, dims: Iterable[int]) -> None:
+    """Combine values along dimensions: branches that are stacked there are tied, channels alone are mixed."""
     tensor, label = step.source
     chosen = {d % tensor.dim() for d in dims} if tensor.dim() else set()
-    if any(label.shape[d] > 1 for d in chosen):
-        step.tracer.freeze(label, f"is mixed with other channels by '{step.name}'")
+    varying = {d for d, n in enumerate(label.shape) if n > 1}
+    if varying & chosen and not varying - chosen:
+        step.tracer.freeze(label, f"is mixed with other channels by '{step.name}'{step.tracer.where()}")
         return
+    for d in varying & chosen:
+        first = label.narrow(d, 0, 1)
+        step.tracer.tie(label, first, f"is stacked with values of fixed width for '{step.name}'")
+        label = first
     for leaf in step.outputs:
         if leaf.dim() != tensor.dim():  # keepdim=False
             kept = label.reshape([n for d, n in enumerate(label.shape) if d not in chosen])
@@ -224,27 +302,38 @@ def _reduce(step: Step, dims: Iterable[int]) -> None:
             step.tracer.attach(leaf, label)
 
 
-def _table(*rows: tuple[Callable[[Step], None], str]) -> dict[Any, Callable[[Step], None]]:
+def table(*rows: tuple[Callable[[Step], None], str]) -> dict[Any, Callable[[Step], None]]:
     """Rules by operator; names that this version of torch does not have are left out."""
     return {getattr(aten, n): rule for rule, names in rows for n in names.split() if hasattr(aten, n)}
 
 
-RULES = _table(
+RULES = table(
     (view, "view _unsafe_view reshape"),
-    (move, "transpose permute t unsqueeze squeeze expand flip repeat cat stack detach alias movedim"),
+    (move, "transpose permute t unsqueeze squeeze expand flip repeat detach alias movedim"),
+    (join, "cat stack"),
     (roll, "roll"),
     (restride, "as_strided as_strided_"),
-    (move, "pixel_shuffle pixel_unshuffle channel_shuffle"),
+    (move, "pixel_shuffle pixel_unshuffle channel_shuffle rot90 fliplr flipud tile"),
     (pad, "constant_pad_nd"),
     (split, "split split_with_sizes chunk unbind tensor_split"),
     (pick, "slice select index_select narrow"),
     (pointwise, "hardswish hardswish_ contiguous _to_copy copy_ zeros_like ones_like empty_like full_like lift_fresh"),
+    (
+        pointwise,
+        "fill_ zero_ fill bernoulli bernoulli_ rand_like randn_like randint_like copy masked_fill masked_fill_",
+    ),
     (pointwise, "hardsigmoid log_sigmoid_forward threshold dropout native_dropout where _prelu_kernel"),
     (spatial, "max_pool1d max_pool2d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d"),
     (spatial, "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_max_pool2d adaptive_max_pool3d"),
     (spatial, "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_bicubic2d"),
     (spatial, "upsample_linear1d upsample_trilinear3d _upsample_nearest_exact2d _upsample_bilinear2d_aa"),
+    (
+        spatial,
+        "_upsample_nearest_exact1d _upsample_nearest_exact3d _upsample_bicubic2d_aa reflection_pad3d replication_pad3d",
+    ),
+    (spatial, "adaptive_max_pool1d fractional_max_pool2d fractional_max_pool3d avg_pool3d"),
     (spatial, "reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d"),
-    (along, "_softmax _log_softmax cumsum"),
+    (along, "_softmax _log_softmax cumsum cumprod cummax cummin logcumsumexp sort topk median kthvalue mode argsort"),
+    (along, "nanmedian renorm _cummax_helper _cummin_helper"),
     (reduction, "linalg_vector_norm var_mean std var norm"),
 )

@@ -5,50 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
-from deap_prune.structure.inputs import Call, as_precise, copy_with, first_line, forward, training_branches
+from deap_prune.structure.inputs import Call, as_precise, first_line, forward, training_branches
 from deap_prune.structure.masking import masked
 from deap_prune.structure.masks import Masks
-from deap_prune.structure.slim import slim
+from deap_prune.structure.slim import narrowed_copy
 from deap_prune.structure.space import PruningSpace
 from deap_prune.structure.tracing.fvcore_count import count_flops, default_dtype
+from deap_prune.structure.tracing.randomised import LEVELS, random_calls, randomised
 from deap_prune.structure.tracing.samples import Samples
+
+__all__ = ["Proof", "difference", "randomised"]
 
 TOLERANCE = 1e-9  # float64, relative to the output's scale
 COARSER = ((1, torch.float32, 1e-4), (1, None, 3e-2))  # samples, precision (None: the network's own), tolerance
-PRIME = 65537  # random values drawn for one tensor
-
-
-def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
-    """A float64 copy in eval mode with random parameters and buffers.
-
-    A fresh or trained network can hide an error: BN shifts of 0, layer scales of 1e-6, dead channels. Matrices are
-    drawn with variance 1 / fan-in, which preserves the scale of activations; vectors are drawn from 0.5 to 1.5.
-    """
-    copied = copy_with(
-        model, lambda t: torch.empty_like(t, dtype=torch.float64) if t.is_floating_point() else t.clone()
-    )
-    copied.eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in [*copied.named_parameters(), *copied.named_buffers()]:
-            if not tensor.is_floating_point():
-                continue
-            low, high = 0.5, 1.5
-            if tensor.dim() > 1 and (fan_in := math.prod(tensor.shape[1:])) > 1:
-                low, high = -math.sqrt(3 / fan_in), math.sqrt(3 / fan_in)
-            elif name.rpartition(".")[2] in {"bias", "running_mean"}:
-                low, high = -1.0, 1.0
-            # Drawing is slow, so large tensors repeat a prime number of draws, which never aligns with their rows.
-            drawn = torch.empty(min(tensor.numel(), PRIME), dtype=tensor.dtype).uniform_(low, high, generator=generator)
-            repeated = drawn.repeat(-(-tensor.numel() // max(len(drawn), 1)))[: tensor.numel()]
-            tensor.copy_(repeated.view(tensor.shape))
-    return copied
 
 
 def difference(
@@ -70,7 +45,7 @@ def difference(
         small: The slimmed network, if it was made already.
         in_training: Run the branches that run in training only (auxiliary heads).
     """
-    small = slim(model, space, masks) if small is None else small
+    small = narrowed_copy(model, space, masks) if small is None else small
     mode = training_branches if in_training else nullcontext
     call = as_precise(call, model)
     with torch.no_grad():
@@ -78,14 +53,24 @@ def difference(
             narrow = forward(small, call)
         with masked(model, space, masks), mode(model):
             full = forward(model, call)
-    worst = 0.0
-    for a, b in zip(narrow, full, strict=True):
-        if a.shape != b.shape:
-            return math.inf
-        if a.numel():
-            gap = float((a.double() - b.double()).abs().max() / (b.double().abs().max() + 1e-12))
-            worst = max(worst, math.inf if math.isnan(gap) else gap)
-    return worst
+    if len(narrow) != len(full):
+        return math.inf
+    return max((_gap(a, b) for a, b in zip(narrow, full, strict=True)), default=0.0)
+
+
+def _gap(a: Tensor, b: Tensor) -> float:
+    """Largest difference relative to the scale of ``b``; infinite if shapes or non-finite values differ."""
+    if a.shape != b.shape:
+        return math.inf
+    if not a.numel():
+        return 0.0
+    gap = float((a.double() - b.double()).abs().max() / (b.double().abs().max() + 1e-12))
+    if math.isfinite(gap):
+        return gap
+    finite = torch.isfinite(b)
+    if not bool(finite.any()) or not torch.equal(a[~finite], b[~finite]):  # not equal where NaN
+        return math.inf
+    return float((a[finite].double() - b[finite].double()).abs().max() / (b[finite].double().abs().max() + 1e-12))
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +93,7 @@ class Proof:
     tolerance: float
     samples: Samples
     in_training: bool = False
+    _cache: dict[str, bool] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, network: nn.Module, call: Call, *, samples: Samples | None = None, in_training: bool = False) -> Proof:
@@ -120,14 +106,21 @@ class Proof:
             in_training: Compare the branches that run in training only too.
         """
         samples = Samples.single(call) if samples is None else samples
-        noise = torch.Generator().manual_seed(2)
+        fallback = None
+        for level in range(LEVELS):
+            model = randomised(network, level=level)
+            for random_call in random_calls(call):
+                proof, finite = cls._settled(network, model, random_call, samples, in_training)
+                fallback = proof if fallback is None else fallback
+                if finite:
+                    return proof
+        return cast(Proof, fallback)
 
-        def draw(x: object) -> object:
-            if isinstance(x, Tensor) and x.is_floating_point():
-                return torch.randn(x.shape, generator=noise, dtype=torch.float64).to(x.device)
-            return x
-
-        model = randomised(network)
+    @classmethod
+    def _settled(
+        cls, network: nn.Module, model: nn.Module, call: Call, samples: Samples, in_training: bool
+    ) -> tuple[Proof, bool]:
+        """The proof in the finest precision that works, and whether all its outputs are finite."""
         own = [*network.parameters(), *network.buffers()]
         proof = cls(model, call, TOLERANCE, samples, in_training)
         # Two samples make branches on values visible more often; a forward may be written for one sample only.
@@ -135,15 +128,15 @@ class Proof:
             for tensor, original in zip([*model.parameters(), *model.buffers()], own, strict=True):
                 if tensor.is_floating_point():
                     tensor.data = tensor.to(dtype or original.dtype)
-            sample = as_precise(tree_map(draw, samples.repeated(call, count)), model)
-            proof = cls(model, sample, tolerance, samples, in_training)
+            proof = cls(model, as_precise(samples.repeated(call, count), model), tolerance, samples, in_training)
             try:
                 with torch.no_grad(), default_dtype(dtype or torch.float32):
-                    if all(len(out) == count for out in forward(model, sample) if count > 1):
-                        break
+                    outputs = forward(model, proof.call)
+                    if count == 1 or all(len(out) == count * samples.rows or len(out) == count for out in outputs):
+                        return proof, all(bool(torch.isfinite(out).all()) for out in outputs)
             except Exception:  # an operator or constant needs another batch size or precision
                 continue
-        return proof
+        return proof, True
 
     def failing_groups(self, space: PruningSpace) -> dict[str, str]:
         """Groups for which the masked and the slimmed network differ, with the reason; empty if there are none."""
@@ -178,11 +171,11 @@ class Proof:
         """
         chosen = Masks({name: masks[name] for name in names})
         try:
-            small = slim(self.model, space, chosen)
+            small = narrowed_copy(self.model, space, chosen)
             modes = (False, True) if self.in_training else (False,)
             gap = max(difference(self.model, space, chosen, self.call, small=small, in_training=m) for m in modes)
             if gap > self.tolerance:
-                return f"masked and slimmed outputs differ (by {gap:.1e})"
+                return self._described(gap)
             counts = space.kept_counts(chosen)
             if not count:
                 return ""
@@ -190,8 +183,38 @@ class Proof:
             if actual != expected:
                 return f"{expected} parameters expected, {actual} counted after slimming"
             uniform = self.tolerance == TOLERANCE
-            sample = self.samples.first(self.call)
-            counted, expected = count_flops(small, sample, consume=uniform)[0], int(space.flops_of(counts))
-            return "" if counted == expected else f"{expected} flops expected, {counted} counted after slimming"
+            counted, expected = count_flops(small, self.one, consume=uniform)[0], int(space.flops_of(counts))
+            if counted == expected or self.cost_varies(space.flops):
+                return ""
+            return f"{expected} flops expected, {counted} counted after slimming"
         except Exception as error:  # any error that the user's forward raises on narrower tensors is the reason
             return f"fails when slimmed: {first_line(error)}"
+
+    @property
+    def one(self) -> Call:
+        """The call with one sample."""
+        return self.samples.first(self.call)
+
+    def cost_varies(self, flops: int) -> bool:
+        """Whether the cost of the dense network depends on values (the number of detections, for example).
+
+        Args:
+            flops: FLOPs of the network with its own weights, for the example inputs.
+        """
+        if "varies" not in self._cache:
+            self._cache["varies"] = count_flops(self.model, self.one)[0] != flops
+        return self._cache["varies"]
+
+    @property
+    def cost_varies_known(self) -> bool:
+        """Whether a comparison of costs has shown that the cost depends on values."""
+        return self._cache.get("varies", False)
+
+    def _described(self, gap: float) -> str:
+        if math.isfinite(gap):
+            return f"masked and slimmed outputs differ (by {gap:.1e})"
+        with torch.no_grad():
+            outputs = forward(self.model, self.call)
+        if not all(bool(torch.isfinite(out).all()) for out in outputs):
+            return "outputs are not finite on random weights and inputs, so nothing can be compared"
+        return "masked and slimmed outputs have different shapes, or one of them is not finite"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from deap_prune.errors import ModelError, did_you_mean
 from deap_prune.structure.inputs import Call, Inputs, as_call, first_line, on_device, training_branches
 from deap_prune.structure.slim import unwrap
 from deap_prune.structure.space import PruningSpace
-from deap_prune.structure.tracing.clean_copy import check_finite, check_hooks, pristine
+from deap_prune.structure.tracing.clean_copy import check_finite, pristine, settle_hooks
 from deap_prune.structure.tracing.fvcore_count import count_flops, without_fast_paths
 from deap_prune.structure.tracing.grouping import build_space, classes_of
 from deap_prune.structure.tracing.labels import LabelTracer
@@ -62,7 +64,7 @@ def trace(
     call = on_device(as_call(example_inputs), next(network.parameters(), torch.empty(0)).device)
     samples = learn_samples(network, call) if batched is None else chosen_samples(network, call, batched)
     inputs = samples.first(call)
-    check_hooks(unwrap(model), network, inputs)
+    network = settle_hooks(unwrap(model), network, inputs)
     ignored = _module_names(model, ignore)
     tracer = LabelTracer(network)
     try:
@@ -72,10 +74,39 @@ def trace(
     usual = all(p.dtype == torch.float32 for p in network.parameters())
     total, uncounted = count_flops(network, inputs, consume=usual)
     in_training = _follow_training(network, tracer, inputs)
+    proof = Proof.of(network, inputs, samples=samples, in_training=in_training)
+    attempt = partial(_proven, network, proof=proof, ignored=ignored, total=total, uncounted=uncounted)
+    space = attempt(tracer)
+    if lines := _refused_folds(space, tracer):  # channels that are folded into two dimensions may shrink in either
+        other = LabelTracer(network, folding_last=lines)
+        other.run(network, *inputs)
+        _follow_training(network, other, inputs)
+        second = attempt(other)
+        space = second if second.min_flops < space.min_flops else space
+    if proof.cost_varies_known:
+        space = replace(space, cost_varies=True)
+    if not space.groups:
+        reasons = "; ".join(sorted({f"{r.layer or 'the only layer'}: {r.reason}" for r in space.refused})[:5])
+        raise ModelError(
+            f"the network has no filters that can be pruned ({reasons or 'no layer makes channels'}); a prunable "
+            "filter needs a convolution or linear layer whose outputs another layer reads"
+        )
+    return space
+
+
+def _proven(
+    network: nn.Module,
+    tracer: LabelTracer,
+    *,
+    proof: Proof,
+    ignored: set[str],
+    total: int,
+    uncounted: Mapping[str, int],
+) -> PruningSpace:
+    """The space of a traced network without the groups that the proof refuses."""
     _ignore(tracer, ignored)
     _freeze_shared(network, tracer)
     space = build_space(network, tracer, total, uncounted)
-    proof = Proof.of(network, inputs, samples=samples, in_training=in_training)
     if _check_size_splits(space, tracer, proof):
         space = build_space(network, tracer, total, uncounted)
     while space.groups and (failures := proof.failing_groups(space)):
@@ -85,13 +116,18 @@ def trace(
                 if member.role != "reader":
                     tracer.freeze(torch.from_numpy(use.outputs[member.positions.reshape(-1)]), reason)
         space = build_space(network, tracer, total, uncounted)
-    if not space.groups:
-        reasons = "; ".join(sorted({f"{r.layer or 'the only layer'}: {r.reason}" for r in space.refused})[:5])
-        raise ModelError(
-            f"the network has no filters that can be pruned ({reasons or 'no layer makes channels'}); a prunable "
-            "filter needs a convolution or linear layer whose outputs another layer reads"
-        )
     return space
+
+
+def _refused_folds(space: PruningSpace, tracer: LabelTracer) -> set[str]:
+    """Lines of code that fold channels into two dimensions, and whose channels a mixing or the proof refused."""
+    reasons = ("is mixed with", "fails when slimmed", "masked and slimmed", "folded", "moved so that")
+    layers = {r.layer for r in space.refused if any(reason in r.reason for reason in reasons)}
+    refused = [call.outputs for call in tracer.calls if call.name in layers]
+    if not refused:
+        return set()
+    labels = np.concatenate(refused)
+    return {line for line, parts in tracer.folds.items() if np.isin(np.concatenate(parts), labels).any()}
 
 
 def _follow_training(network: nn.Module, tracer: LabelTracer, inputs: Call) -> bool:

@@ -1,0 +1,133 @@
+"""Torch functions whose meaning is lost at the dispatcher: pooling that becomes a mean, splits by size, padding."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+if TYPE_CHECKING:
+    from deap_prune.structure.tracing.labels import LabelTracer
+
+_TORCH, _HERE = str(Path(torch.__file__).parent), str(Path(__file__).parent)
+_BY_SIZE: tuple[Any, ...] = (torch.split, Tensor.split, torch.split_with_sizes, Tensor.split_with_sizes)
+_BY_SIZE += (Tensor.__getitem__, Tensor.narrow, torch.narrow)
+
+
+class FunctionWatch(TorchFunctionMode):
+    """Observe torch functions before they are decomposed into operators."""
+
+    def __init__(self, tracer: LabelTracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, tracer = kwargs or {}, self.tracer
+        if tracer.inside:
+            return func(*args, **kwargs)
+        if func in (F.pad, F.scaled_dot_product_attention):
+            given = _arguments(func, args, kwargs)
+            if func is F.scaled_dot_product_attention or given.get("mode") == "circular":
+                return self._opaque(func, args, kwargs, given)
+        by_size = func in _BY_SIZE
+        if by_size:
+            tracer.split_at = caller()
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            tracer.split_at = None if by_size else tracer.split_at
+        if func in CHARGES:
+            given = _arguments(func, args, kwargs)
+            tracer.charge(given["input"], CHARGES[func](given))
+        return out
+
+    def _opaque(self, func: Any, args: Any, kwargs: Any, given: dict[str, Any]) -> Any:
+        """Run a function as one step."""
+        tracer = self.tracer
+        tracer.inside += 1
+        try:
+            out = func(*args, **kwargs)
+            tensors = [x for x in given.values() if isinstance(x, Tensor)]
+            tracer.flow.record(tensors, [out])
+            (_attention if func is F.scaled_dot_product_attention else _circular_pad)(tracer, given, out)
+        finally:
+            tracer.inside -= 1
+        return out
+
+
+def _circular_pad(tracer: LabelTracer, given: dict[str, Any], out: Tensor) -> None:
+    """Circular padding over space keeps the channels."""
+    label = tracer.of(given["input"])
+    if label is None:
+        return
+    padded = range(label.dim() - len(given["pad"]) // 2, label.dim())
+    if any(label.shape[d] > 1 for d in padded):
+        tracer.freeze(label, "is padded by other channels")
+    else:
+        tracer.attach(out, label)
+
+
+def _attention(tracer: LabelTracer, given: dict[str, Any], out: Tensor) -> None:
+    """Attention contracts the channels of queries and keys, and keeps those of values."""
+    for name in ("query", "key", "attn_mask"):
+        if isinstance(given.get(name), Tensor):
+            tracer.freeze(tracer.of(given[name]), "is contracted by 'scaled_dot_product_attention'" + tracer.where())
+    label = tracer.of(given["value"])
+    if label is not None and label.shape[-2] > 1:
+        tracer.freeze(label, "is mixed with other channels by 'scaled_dot_product_attention'" + tracer.where())
+    elif label is not None:
+        tracer.attach(out, label)
+
+
+def _norm(given: dict[str, Any]) -> int:
+    return 5 if given.get("weight") is not None else 4
+
+
+def _batch_norm(given: dict[str, Any]) -> int:
+    return _norm(given) if given.get("training") else 2 if given.get("weight") is not None else 1
+
+
+# Functions that fvcore counts: FLOPs per element of the input.
+CHARGES: dict[Any, Callable[[dict[str, Any]], int]] = {
+    F.adaptive_avg_pool2d: lambda given: 1,
+    F.interpolate: lambda given: int(given.get("mode") == "area" and given["input"].dim() == 4),
+    F.instance_norm: _norm,
+    F.group_norm: _norm,
+    F.layer_norm: _norm,
+    F.batch_norm: _batch_norm,
+}
+
+
+@cache
+def _signature(func: Any) -> inspect.Signature | None:
+    try:
+        return inspect.signature(func)
+    except (TypeError, ValueError):  # a built-in function
+        return None
+
+
+_BUILT_IN = {F.scaled_dot_product_attention: ("query", "key", "value", "attn_mask"), F.pad: ("input", "pad", "mode")}
+
+
+def _arguments(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    signature = _signature(func)
+    if signature is None:
+        return dict(zip(_BUILT_IN.get(func, ("input",)), args, strict=False), **kwargs)
+    return dict(signature.bind(*args, **kwargs).arguments)
+
+
+def caller() -> str:
+    """File and line of the code that called into torch."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith((_TORCH, _HERE)):
+        frame = frame.f_back
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame is not None else "an unknown line"
