@@ -42,7 +42,14 @@ def test_drafts_are_compared_on_fewer_images_than_the_front_is_refined_on() -> N
 
 def search_digits(digits: Digits, **options: Any) -> dp.Result:
     data = {"calibration": digits.calibration, "validation": digits.validation, "progress": False, "device": "cpu"}
-    small = {"criteria": CRITERIA, "population": 6, "generations": 1, "refine_images": 40, "batch_size": 40}
+    small = {
+        "criteria": CRITERIA,
+        "population": 6,
+        "generations": 1,
+        "refine_images": 40,
+        "batch_size": 40,
+        "select": None,
+    }
     return dp.search(digits.model, digits.calibration[0], **{**small, **data, **options})
 
 
@@ -84,6 +91,15 @@ def test_a_front_that_refinement_makes_worse_is_returned_unrefined() -> None:
     ranked = StartingPoints(BlendProblem(result.genome, refined)).ranked(4)
     for masks in (result.best.masks, *result.genome.decode_many(ranked)):
         assert refined.measure(refined.slim(masks), masks)[0] > result.best.values["loss"]
+
+
+@pytest.mark.parametrize("select", ["sequential", None])
+def test_refinement_selects_filters_for_the_widths_of_an_individual(digits: Digits, select: str | None) -> None:
+    result = search_digits(digits, finalists=1, select=select)
+    decoded = [result.genome.decode(solution.individual) for solution in result.front]
+    widths = [result.space.kept_counts(masks).tolist() for masks in decoded]
+    assert [result.space.kept_counts(solution.masks).tolist() for solution in result.front] == widths
+    assert ([solution.masks for solution in result.front] == decoded) == (select is None)
 
 
 def test_single_criteria_join_fronts_of_uniform_widths() -> None:
