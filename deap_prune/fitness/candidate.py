@@ -72,11 +72,15 @@ class CandidateBuilder:
         """
         if not self._calibration:
             raise DataError("calibration data is needed: give calibration=(inputs, targets) tensors or batches")
-        mode = cast(Any, self.settings.compensate or "auto")
-        memory = self.settings.moment_memory * 2**20
+        mode, megabytes = _of_moments(self.settings)
         with full_precision():
             return collect_grams(
-                self._network, self._space, self._calibration, forward=self._forward, mode=mode, memory=memory
+                self._network,
+                self._space,
+                self._calibration,
+                forward=self._forward,
+                mode=cast(Any, mode),
+                memory=megabytes * 2**20,
             )
 
     @cached_property
@@ -177,8 +181,15 @@ class CandidateBuilder:
         return vars(self) | {"_kept_refiner": None}
 
     def with_settings(self, settings: Settings) -> CandidateBuilder:
-        """A builder with other settings and the same moments."""
+        """A builder with other settings; it shares the moments if the settings collect the same ones."""
         other = copy.copy(self)
         other.settings, other._kept_refiner = settings, None
-        vars(other).pop("recalibrate", None)
+        same = _of_moments(settings) == _of_moments(self.settings)
+        for name in ("recalibrate", *(() if same else ("moments", "surrogate"))):
+            vars(other).pop(name, None)
         return other
+
+
+def _of_moments(settings: Settings) -> tuple[str, int]:
+    """The settings that moments depend on."""
+    return settings.compensate or "auto", settings.moment_memory

@@ -20,7 +20,6 @@ from deap_prune.evolution.generation import Callback, Generation
 from deap_prune.evolution.problem import BlendProblem
 from deap_prune.files import write_text
 from deap_prune.fitness.evaluator import Evaluator
-from deap_prune.progress import SearchProgress
 from deap_prune.randomness import random_states, restore_random_states
 from deap_prune.search.evolve import evolve, ray_workers, seeded_toolbox
 from deap_prune.search.final_front import Ending, final_front
@@ -37,6 +36,7 @@ from deap_prune.search.folder import (
 from deap_prune.search.from_config import open_config
 from deap_prune.search.guard import Guard
 from deap_prune.search.prepare import Prepared, prepare
+from deap_prune.search.progress import SearchProgress
 from deap_prune.search.result import Result
 from deap_prune.search.warm_start import register_warm_start
 from deap_prune.structure.inputs import Inputs

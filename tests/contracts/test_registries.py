@@ -14,8 +14,8 @@ from conftest import Digits
 from deap import base, creator
 from torch import Tensor, nn
 
-import deap_prune.blending
 import deap_prune as dp
+import deap_prune.blending
 from deap_prune.blending import ALLOCATIONS, Layout
 from deap_prune.blending.allocation import AllocationInputs
 from deap_prune.criteria import CRITERIA

@@ -1,4 +1,4 @@
-"""Every registered algorithm: it searches, stays in its budget, resumes bit for bit; stops; choices from a front."""
+"""Every registered algorithm searches, stays within its budget, and resumes bit for bit."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from deap import base, creator
-from test_front import front_of, solution
 
 import deap_prune as dp
 from deap_prune.blending import GENOMES
-from deap_prune.errors import BudgetError, ConfigError, RegistryError
+from deap_prune.errors import ConfigError, RegistryError
 from deap_prune.evolution import ALGORITHMS
 from tests.helpers.fakes import Fake, Table, fake_genome, fake_toolbox
 from tests.helpers.pruning import prepared
@@ -23,7 +22,7 @@ from tests.helpers.runs import files, interrupted, resume, search
 NAMES = [a.name for a in ALGORITHMS]
 BASELINES = {"singles", "borda"}
 EXTRA: dict[str, dict[str, Any]] = {
-    "successive": {"budgets": (0.7, 0.5, 0.3), "generations": 5},
+    "successive": {"max_flops": (0.7, 0.5, 0.3), "generations": 5},
     "cma": {"max_flops": 0.5, "objectives": ("agreement",)},
     "aging": {"max_flops": 0.5, "objectives": ("agreement",), "children": 3},
     "legr": {"max_flops": 0.5, "objectives": ("agreement",), "children": 3},
@@ -40,7 +39,7 @@ def toolbox_for(name: str, **options: Any) -> Any:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_algorithm_contract(name: str) -> None:
-    """Inside the budget; the population keeps its size; nothing good is lost; the same seed, the same run."""
+    """Within the budget; the population keeps its size; the archive never gets worse; one seed, one run."""
     budgets = (0.7, 0.5, 0.3)
 
     def run() -> tuple[Any, Any]:
@@ -79,18 +78,25 @@ def test_every_algorithm_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
 
 def test_successive_budgets_in_one_run(tmp_path: Path) -> None:
     """One run, networks for 70, 50 and 30 % of the FLOPs."""
-    result = search(tmp_path / "run", algorithm="successive", budgets=(0.7, 0.5, 0.3), generations=5)
+    result = search(tmp_path / "run", algorithm="successive", max_flops=(0.7, 0.5, 0.3), generations=5)
     for budget in (0.7, 0.5, 0.3):
         assert result.front.best(max_flops=budget).flops <= budget * result.space.flops
     shares = [record["flops"] for record in result.logbook]
     assert shares[0] > 0.6 and shares[-1] <= 0.3
-    with pytest.raises(ConfigError, match="algorithm 'successive' and budgets, such as"):
-        search(None, algorithm="successive")
-    with pytest.raises(ConfigError, match="with budgets the objectives end with 'flops'"):
-        search(None, algorithm="successive", budgets=(0.5,), objectives=("accuracy",))
+    for max_flops in (None, 0.5, (0.5,)):
+        with pytest.raises(ConfigError, match="algorithm 'successive' needs several budgets, such as"):
+            search(None, algorithm="successive", max_flops=max_flops)
+    with pytest.raises(ConfigError, match="with several budgets the objectives end with 'flops'"):
+        search(None, algorithm="successive", max_flops=(0.7, 0.5), objectives=("accuracy",))
 
 
-def test_aging_forgets_the_oldest() -> None:
+def test_successive_gives_each_budget_an_equal_part_of_the_generations() -> None:
+    result = search(None, algorithm="successive", max_flops=(0.7, 0.4), generations=5, refine=False)
+    shares = [record["flops"] for record in result.logbook]
+    assert all(0.4 < share <= 0.7 for share in shares[:3]) and all(share <= 0.4 for share in shares[3:])
+
+
+def test_aging_drops_the_oldest() -> None:
     toolbox = toolbox_for("aging", max_flops=0.5)
     loop = dp.algorithms.Loop("aging", toolbox, dp.algorithms.Variation(1))
     state = loop.start(6)
@@ -194,74 +200,21 @@ def test_an_algorithm_of_your_own() -> None:
     assert loop.run(loop.start(4), 1).number == 1
 
 
-# ------------------------------------------------------------------ stops
-def run_with(*stops: Any, ngen: int = 30) -> dp.algorithms.Generation:
-    loop = dp.algorithms.Loop("mu_plus_lambda", fake_toolbox(), dp.algorithms.Variation(6), stops=stops)
-    return loop.run(loop.start(6), ngen)
+# ------------------------------------------------------------------ other options of a search
+def test_a_reference_of_your_own() -> None:
+    """It changes the hypervolumes of the logbook, and nothing else."""
 
-
-def test_stops() -> None:
-    assert run_with(dp.algorithms.MaxSeconds(0.0)).number == 0
-    state = run_with(dp.algorithms.MaxEvaluations(20))
-    judged = [record["nevals"] for record in state.logbook]
-    assert sum(judged) >= 20 > sum(judged[:-1])
-    goal = run_with(ngen=10).logbook[6]["hypervolume"]
-    reached = run_with(dp.algorithms.Target("hypervolume", goal), ngen=10)
-    assert reached.number <= 6 and reached.logbook[-1]["hypervolume"] >= goal > reached.logbook[-2]["hypervolume"]
-    cheap = run_with(dp.algorithms.Target("flops", 0.99, maximise=False))
-    assert cheap.number == 0
-    patient = dp.algorithms.Patience(3)
-    state = run_with(patient)
-    values = [record["hypervolume"] for record in state.logbook]
-    if state.number < 30:
-        assert max(values[-3:]) == values[-4]
-
-
-@pytest.mark.parametrize("stop", [dp.algorithms.Target("acc", 0.5), dp.algorithms.Patience(1, "acc")])
-def test_a_stop_that_looks_at_no_column(stop: Any) -> None:
-    with pytest.raises(ConfigError, match=r"the logbook has no column 'acc'; .*known: .*hypervolume"):
-        run_with(stop)
-
-
-def test_a_stop_may_look_at_what_a_callback_adds() -> None:
-    def note(state: dp.algorithms.Generation) -> None:
-        if state.number:
-            state.logbook[-1]["size"] = state.number
-
-    for stop, last in ((dp.algorithms.Target("size", 3), 3), (dp.algorithms.Patience(2, "size", maximise=False), 3)):
-        loop = dp.algorithms.Loop(
-            "mu_plus_lambda", fake_toolbox(), dp.algorithms.Variation(4), callbacks=[note], stops=[stop]
+    def first(reference: tuple[float, ...] | None) -> float:
+        variation = dp.algorithms.Variation(6)
+        return (
+            dp.algorithms.Loop("nsga2", fake_toolbox(), variation, reference=reference)
+            .start(6)
+            .logbook[0]["hypervolume"]
         )
-        assert loop.run(loop.start(4), 9).number == last
 
-
-def test_patience_by_hand() -> None:
-    state = dp.algorithms.Generation(0, [])
-    for number, value in enumerate([1.0, 2.0, 2.0, 3.0, 3.0, 3.0]):
-        state.logbook.record(gen=number, quality=value, loss=-value)
-    assert dp.algorithms.Patience(2, "quality")(state) and not dp.algorithms.Patience(3, "quality")(state)
-    assert dp.algorithms.Patience(2, "loss", maximise=False)(state) and not dp.algorithms.Patience(
-        3, "loss", maximise=False
-    )(state)
-    assert dp.algorithms.Patience(5, "quality", least=2.0)(state) and not dp.algorithms.Patience(
-        6, "quality", least=2.0
-    )(state)
-
-
-def test_a_stopped_run_stays_stopped(tmp_path: Path) -> None:
-    """A stop that follows from the logbook holds for a resumed run too; a longer one is another question."""
-    result = search(tmp_path / "run", max_evaluations=12, generations=8)
-    before = files(tmp_path / "run")
-    assert len(result.logbook) < 9
-    resume(tmp_path / "run")
-    assert files(tmp_path / "run") == before
-
-
-def test_fixed_reference() -> None:
-    volumes = [search(None, reference=r, generations=1).logbook[-1]["hypervolume"] for r in (None, (0, 1), (0, 2))]
-    assert volumes[0] == volumes[1] < volumes[2]
-    with pytest.raises(ConfigError, match=r"reference is \(0.0,\); give one value for each of"):
-        search(None, reference=(0,))
+    assert first(None) == first((0, 1)) < first((0, 2))
+    with pytest.raises(ConfigError, match=r"reference is \(0,\); give one value for each of"):
+        first((0,))
 
 
 def test_operators_by_name() -> None:
@@ -273,48 +226,6 @@ def test_operators_by_name() -> None:
 def test_history_is_written_as_the_run_goes(tmp_path: Path) -> None:
     interrupted(tmp_path / "run", 2)
     assert (tmp_path / "run/history.csv").read_text().count("\n") in (3, 4)
-
-
-# ------------------------------------------------------------------ choices from a front
-def test_cheapest_that_is_good_enough() -> None:
-    front = front_of(solution(0.6, 0.2, 0.9), solution(0.8, 0.5, 0.3), solution(0.9, 0.9, 0.6))
-    assert front.cheapest(at_least=0.7).values["flops"] == 0.5
-    assert front.cheapest(at_least=0.0, cost="params").values["flops"] == 0.5
-    assert front.cheapest(at_least=0.4, by="flops").values["accuracy"] == 0.6
-    with pytest.raises(BudgetError, match=r"no solution reaches accuracy 0.95; the best has 0.9"):
-        front.cheapest(at_least=0.95)
-    with pytest.raises(BudgetError, match="cost is 'latency'; it is 'flops' or 'params'"):
-        front.cheapest(at_least=0.5, cost="latency")
-
-
-def test_pseudo_weights_by_hand() -> None:
-    front = front_of(solution(0.1, 0.1), solution(0.6, 0.3), solution(0.9, 0.9))
-    weights = front.pseudo_weights()
-    assert weights[0] == pytest.approx([0, 1]) and weights[2] == pytest.approx([1, 0])
-    up, down = 0.5 / 0.8, 0.6 / 0.8
-    assert weights[1] == pytest.approx([up / (up + down), down / (up + down)])
-    assert front.closest({"accuracy": 1}).values["accuracy"] == 0.9
-    assert front.closest({"accuracy": 2, "flops": 2}).values["accuracy"] == 0.6
-    for bad in ({"acc": 1.0}, {"accuracy": 0.0}, {"accuracy": -1.0}):
-        with pytest.raises(BudgetError, match="give weights from 0 up, one of them above, to accuracy, flops"):
-            front.closest(bad)
-
-
-def test_best_of_every_part_of_the_costs() -> None:
-    """One for each part where anything was judged, and nobody there is better."""
-    result = search(None, generations=2)
-    found, space = deap_prune.evolution.best_per_bin(result.compared_by, bins=5), result.space
-
-    def part(masks: dp.Masks) -> int:
-        return min(4, dp.flops(space, masks) * 5 // space.flops)
-
-    cache = result.compared_by.cache
-    assert [part(s.masks) for s in found] == sorted({part(m) for m in cache}) and len(found) > 1
-    for s in found:
-        assert s.values["accuracy"] == max(v[0] for m, v in cache.items() if part(m) == part(s.masks))
-        assert s.flops == dp.flops(space, s.masks) and s.params == dp.params(space, s.masks)
-    with pytest.raises(BudgetError, match="bins is 0; give 1 or more"):
-        deap_prune.evolution.best_per_bin(result.compared_by, bins=0)
 
 
 def test_callbacks_see_every_generation() -> None:

@@ -1,4 +1,4 @@
-"""DEAP as it is, on our toolbox."""
+"""Unmodified DEAP on our toolbox: loops, seeds, pickles, selection."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deap import algorithms, tools
 
 import deap_prune as dp
 from deap_prune.evolution.generation import non_dominated
-from tests.helpers.fakes import fake_toolbox
+from tests.helpers.fakes import fake_toolbox, individuals_of
 
 LOOPS = {
     "eaMuPlusLambda": lambda pop, tb, **k: algorithms.eaMuPlusLambda(pop, tb, 8, 8, 0.5, 0.4, 3, verbose=False, **k),
@@ -44,7 +44,7 @@ def test_stock_loops_run_unmodified(loop: str, objectives: int) -> None:
 
 
 def test_stock_loop_on_a_real_network(digits: Digits) -> None:
-    """The contract's own lines."""
+    """The lines of the public contract."""
     genome = digits.genome(allocation="evolved")
     evaluate = digits.evaluator()
     toolbox = dp.make_toolbox(genome, evaluate, seed=0)
@@ -93,9 +93,9 @@ def test_clone_and_pickle() -> None:
     toolbox = fake_toolbox(3)
     (individual,) = toolbox.population(n=1)
     individual.fitness.values = (0.5, 0.2, 0.1)
-    for other in (toolbox.clone(individual), copy.copy(individual), pickle.loads(pickle.dumps(individual))):
-        assert type(other) is dp.operators.BlendIndividual and list(other) == list(individual)
-        assert other.fitness.values == (0.5, 0.2, 0.1) and other.fitness.weights == (1, -1, -1)
+    for copied in (toolbox.clone(individual), copy.copy(individual), pickle.loads(pickle.dumps(individual))):
+        assert type(copied) is dp.operators.BlendIndividual and list(copied) == list(individual)
+        assert copied.fitness.values == (0.5, 0.2, 0.1) and copied.fitness.weights == (1, -1, -1)
     other = toolbox.clone(individual)
     other[0], before = 99, individual[0]
     del other.fitness.values
@@ -103,7 +103,7 @@ def test_clone_and_pickle() -> None:
 
 
 def test_pickles_open_in_a_fresh_process(tmp_path: Path) -> None:
-    """Fitness classes are found by name: no creator, nothing to declare beforehand."""
+    """Fitness classes are imported by name: no creator, no declarations."""
     individual = dp.operators.BlendIndividual([1, 0.5], dp.operators.fitness_class((-1, 1, -1))())
     individual.fitness.values = (3.0, 2.0, 1.0)
     (tmp_path / "one.pickle").write_bytes(pickle.dumps(individual))
@@ -126,8 +126,8 @@ def test_fitness_classes() -> None:
             getattr(individual, name)
 
 
-def test_evaluation_goes_to_other_processes(digits: Digits) -> None:
-    """pool.map pickles toolbox.evaluate: it must survive, and judge alike."""
+def test_a_pickled_evaluate_gives_the_same_values(digits: Digits) -> None:
+    """pool.map pickles toolbox.evaluate: the copy gives the same values."""
     toolbox = dp.make_toolbox(digits.genome(), digits.evaluator(), seed=0)
     (individual,) = toolbox.population(n=1)
     again = pickle.loads(pickle.dumps(toolbox.evaluate))
@@ -143,35 +143,27 @@ def test_initial_population_spans_the_costs() -> None:
 
 
 # ------------------------------------------------------------------ selection
-def judged(values: list[tuple[float, ...]]) -> list[dp.operators.BlendIndividual]:
-    weights = (1.0, -1.0)[: len(values[0])]
-    found = [dp.operators.BlendIndividual([i], dp.operators.fitness_class(weights)()) for i in range(len(values))]
-    for individual, value in zip(found, values, strict=True):
-        individual.fitness.values = value
-    return found
-
-
 def test_survivors_are_the_first_fronts() -> None:
-    people = judged([(0.9, 0.9), (0.5, 0.5), (0.1, 0.1), (0.4, 0.6), (0.05, 0.2), (0.3, 0.7)])
-    assert {ind[0] for ind in dp.operators.selBlend(people, 3)} == {0, 1, 2}
-    assert {ind[0] for ind in dp.operators.selBlend(people, 5)} == {0, 1, 2, 3, 4}
-    single = judged([(0.1,), (0.9,), (0.5,), (0.7,)])
+    individuals = individuals_of([(0.9, 0.9), (0.5, 0.5), (0.1, 0.1), (0.4, 0.6), (0.05, 0.2), (0.3, 0.7)])
+    assert {ind[0] for ind in dp.operators.selBlend(individuals, 3)} == {0, 1, 2}
+    assert {ind[0] for ind in dp.operators.selBlend(individuals, 5)} == {0, 1, 2, 3, 4}
+    single = individuals_of([(0.1,), (0.9,), (0.5,), (0.7,)])
     assert [ind[0] for ind in dp.operators.selBlend(single, 2)] == [1, 3]
 
 
 def test_repeated_values_survive_last() -> None:
-    people = judged([(0.9, 0.9), (0.9, 0.9), (0.9, 0.9), (0.4, 0.95), (0.1, 0.1)])
-    assert sorted(ind[0] for ind in dp.operators.selBlend(people, 3)) == [0, 3, 4]
-    assert sorted(ind[0] for ind in dp.operators.selBlend(people, 4)) == [0, 1, 3, 4]
+    individuals = individuals_of([(0.9, 0.9), (0.9, 0.9), (0.9, 0.9), (0.4, 0.95), (0.1, 0.1)])
+    assert sorted(ind[0] for ind in dp.operators.selBlend(individuals, 3)) == [0, 3, 4]
+    assert sorted(ind[0] for ind in dp.operators.selBlend(individuals, 4)) == [0, 1, 3, 4]
 
 
 def test_parents_are_drawn_by_rank() -> None:
-    people = judged([(i / 10, 0.5) for i in range(10)])
+    individuals = individuals_of([(i / 10, 0.5) for i in range(10)])
     random.seed(0)
-    drawn = [ind[0] for _ in range(200) for ind in dp.operators.selBlend(people, 10)]
+    drawn = [ind[0] for _ in range(200) for ind in dp.operators.selBlend(individuals, 10)]
     counts = np.bincount(drawn, minlength=10)
     assert counts[9] > 3 * counts[1] and np.corrcoef(counts, range(10))[0, 1] > 0.95
-    assert all(any(ind is p for p in people) for ind in dp.operators.selBlend(people, 10))
+    assert all(any(ind is p for p in individuals) for ind in dp.operators.selBlend(individuals, 10))
 
 
 def test_selection_keeps_its_number_with_the_same_individual_twice() -> None:
@@ -185,18 +177,18 @@ def test_selection_keeps_its_number_with_the_same_individual_twice() -> None:
 
 def test_archive_is_mutually_non_dominated() -> None:
     rng = np.random.default_rng(0)
-    people = judged([tuple(np.round(v, 1)) for v in rng.random((60, 2))])
-    kept = non_dominated(people)
+    individuals = individuals_of([tuple(np.round(v, 1)) for v in rng.random((60, 2))])
+    kept = non_dominated(individuals)
     values = [ind.fitness.values for ind in kept]
     assert len(set(values)) == len(values)
     for a in values:
-        assert not any(b[0] >= a[0] and b[1] <= a[1] and b != a for b in (ind.fitness.values for ind in people))
-    for ind in people:  # whoever is left out is beaten or repeated
+        assert not any(b[0] >= a[0] and b[1] <= a[1] and b != a for b in (ind.fitness.values for ind in individuals))
+    for ind in individuals:  # an individual that is left out is dominated or repeated
         assert any(v[0] >= ind.fitness.values[0] and v[1] <= ind.fitness.values[1] for v in values)
 
 
-def test_own_loop_does_what_the_stock_loop_does() -> None:
-    """eaBlend is eaMuPlusLambda with an archive: the same survivors from the same seed; nothing good is lost."""
+def test_our_loop_equals_the_stock_loop() -> None:
+    """eaBlend is eaMuPlusLambda with an archive: the same survivors, and an archive that never gets worse."""
     toolbox = fake_toolbox()
     stock, _ = algorithms.eaMuPlusLambda(toolbox.population(n=8), toolbox, 8, 6, 0.5, 0.4, 4, verbose=False)
     toolbox = fake_toolbox()
@@ -222,9 +214,9 @@ def test_a_callback_stops_the_loop() -> None:
     assert state.number == 2 and len(state.logbook) == 3
 
 
-# ------------------------------------------------------------------ does it search?
+# ------------------------------------------------------------------ search
 def test_search_reaches_a_hypervolume(digits: Digits) -> None:
-    """60 networks. StartingPoints 0, 1 and 2 reach 0.748, 0.756 and 0.750; their first populations 0.710, 0.704 and 0.703."""
+    """60 networks. Seeds 0, 1 and 2 reach 0.748, 0.756 and 0.750; their first populations 0.710, 0.704 and 0.703."""
     toolbox = dp.make_toolbox(digits.genome(), digits.evaluator(), seed=0)
     state = dp.algorithms.eaBlend(toolbox.population(n=12), toolbox, 12, 0.5, 0.5, 4)
     volumes = [r["hypervolume"] for r in state.logbook]

@@ -1,4 +1,4 @@
-"""The front: what is in it, how it is read, and how it goes to files and back."""
+"""The front: its solutions, choices among them, and its files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import pytest
 import deap_prune as dp
 from deap_prune import files
 from deap_prune.errors import BudgetError, PruneError, RunError
+from deap_prune.evolution.front import best_per_bin
 from tests.helpers.fakes import fake_toolbox
+from tests.helpers.runs import search
 
 
 def solution(accuracy: float, flops: float, params: float = 0.5) -> dp.Solution:
@@ -64,8 +66,8 @@ def test_hypervolume_by_hand() -> None:
     assert front_of(one).hypervolume((0.95, 1.0)) == 0
 
 
-def test_what_is_minimised_counts_up_to_twice_the_dense_network() -> None:
-    """Milliseconds, say: up to 1 no network would count."""
+def test_the_reference_of_a_minimised_objective_is_twice_the_dense_value() -> None:
+    """With a reference of 1, no latency in milliseconds would count."""
     dense = {"flops": 100, "params": 10, "values": {"accuracy": 0.9, "latency": 8.0}}
     solutions = [dp.Solution({"accuracy": 0.8, "latency": 2.0}, dp.Masks({}), 50, 5)]
     front = dp.ParetoFront.of(solutions, {"accuracy": 1.0, "latency": -1.0}, dense)
@@ -86,14 +88,55 @@ def test_knee_by_hand() -> None:
     assert front_of(solution(0.5, 0.5)).knee().values["flops"] == 0.5
 
 
-def test_a_front_of_nothing() -> None:
-    """Individuals that were never judged make an empty front, and questions to it are answered in words."""
+def test_cheapest_solution_that_is_good_enough() -> None:
+    front = front_of(solution(0.6, 0.2, 0.9), solution(0.8, 0.5, 0.3), solution(0.9, 0.9, 0.6))
+    assert front.cheapest(at_least=0.7).values["flops"] == 0.5
+    assert front.cheapest(at_least=0.0, cost="params").values["flops"] == 0.5
+    assert front.cheapest(at_least=0.4, by="flops").values["accuracy"] == 0.6
+    with pytest.raises(BudgetError, match=r"no solution reaches accuracy 0.95; the best has 0.9"):
+        front.cheapest(at_least=0.95)
+    with pytest.raises(BudgetError, match="cost is 'latency'; it is 'flops' or 'params'"):
+        front.cheapest(at_least=0.5, cost="latency")
+
+
+def test_pseudo_weights_by_hand() -> None:
+    front = front_of(solution(0.1, 0.1), solution(0.6, 0.3), solution(0.9, 0.9))
+    weights = front.pseudo_weights()
+    assert weights[0] == pytest.approx([0, 1]) and weights[2] == pytest.approx([1, 0])
+    up, down = 0.5 / 0.8, 0.6 / 0.8
+    assert weights[1] == pytest.approx([up / (up + down), down / (up + down)])
+    assert front.closest({"accuracy": 1}).values["accuracy"] == 0.9
+    assert front.closest({"accuracy": 2, "flops": 2}).values["accuracy"] == 0.6
+    for bad in ({"acc": 1.0}, {"accuracy": 0.0}, {"accuracy": -1.0}):
+        with pytest.raises(BudgetError, match="give weights from 0 up, one of them above, to accuracy, flops"):
+            front.closest(bad)
+
+
+def test_best_network_per_bin_of_costs() -> None:
+    """One for each part that holds an evaluated network; none in that part is better."""
+    result = search(None, generations=2)
+    solutions, space = best_per_bin(result.compared_by, bins=5), result.space
+
+    def part(masks: dp.Masks) -> int:
+        return min(4, dp.flops(space, masks) * 5 // space.flops)
+
+    cache = result.compared_by.cache
+    assert [part(s.masks) for s in solutions] == sorted({part(m) for m in cache}) and len(solutions) > 1
+    for s in solutions:
+        assert s.values["accuracy"] == max(v[0] for m, v in cache.items() if part(m) == part(s.masks))
+        assert s.flops == dp.flops(space, s.masks) and s.params == dp.params(space, s.masks)
+    with pytest.raises(BudgetError, match="bins is 0; give 1 or more"):
+        best_per_bin(result.compared_by, bins=0)
+
+
+def test_an_empty_front() -> None:
+    """Individuals without fitness make an empty front; its choices raise an error that says so."""
     toolbox = fake_toolbox()
     front = toolbox.front(toolbox.population(n=3))
     assert len(front) == 0 and list(front) == [] and front.hypervolume() == 0
-    for question in (front.best, front.knee):
+    for choice in (front.best, front.knee):
         with pytest.raises(PruneError, match="empty"):
-            question()
+            choice()
 
 
 def test_individuals_without_fitness_are_left_out() -> None:
@@ -103,7 +146,7 @@ def test_individuals_without_fitness_are_left_out() -> None:
     assert [s.individual for s in toolbox.front(population)] == [tuple(population[0])]
 
 
-def test_front_goes_to_files_and_back(tmp_path: Path) -> None:
+def test_a_saved_front_loads_as_it_was(tmp_path: Path) -> None:
     front = front_of(solution(0.6, 0.2), solution(0.9, 1 / 3))
     front.save(tmp_path / "a")
     again = dp.ParetoFront.load(tmp_path / "a")
@@ -140,7 +183,7 @@ def test_fronts_that_can_not_be_read(tmp_path: Path) -> None:
 
 
 def test_a_crash_while_saving_leaves_the_old_front_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The masks of the new front never stand under the figures of the old one; a finished save leaves none behind."""
+    """Masks of the new front never belong to values of the old one; a finished save leaves no old masks."""
     old, new = front_of(solution(0.6, 0.2), solution(0.9, 0.3)), front_of(solution(0.7, 0.1))
     old.save(tmp_path)
     write = files.write_text

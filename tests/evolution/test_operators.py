@@ -1,4 +1,4 @@
-"""What each operator does to genes; that they keep length, bounds and type is in contracts/test_registries.py."""
+"""What each operator changes; contracts/test_registries.py tests that all keep length, bounds and type."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def test_exchange_moves_whole_parts(cross: Cross, parts: str) -> None:
         random.seed(seed)
         a, b = cross([0.0] * len(LAYOUT), [1.0] * len(LAYOUT), LAYOUT)
         assert [x + y for x, y in zip(a, b, strict=True)] == [1.0] * len(LAYOUT)
-        found = {part: {g for g, at in zip(a, getattr(LAYOUT, parts), strict=True) if at == part} for part in (0, 1)}
-        assert all(len(genes) == 1 for genes in found.values())
-        seen.add((*found[0], *found[1]))
+        genes = {part: {g for g, at in zip(a, getattr(LAYOUT, parts), strict=True) if at == part} for part in (0, 1)}
+        assert all(len(values) == 1 for values in genes.values())
+        seen.add((*genes[0], *genes[1]))
     assert len(seen) == 4
 
 
@@ -72,7 +72,7 @@ def test_widths_are_mixed_and_the_rest_changes_places(seed: int) -> None:
 @given(one=st.integers(0, 10**6), two=st.integers(0, 10**6))
 @settings(max_examples=30)
 def test_mixing_keeps_candidates_with_their_factors(one: int, two: int) -> None:
-    """Where candidates differ, the pairs change places or stay; no gene is made up."""
+    """Where candidates differ, the pairs change places or stay; no new gene appears."""
     a, b = draw(one), draw(two)
     before = a[:], b[:]
     for cross in (dp.operators.cxBlendMix, dp.operators.cxBlendSBX):
@@ -164,7 +164,7 @@ def test_a_factor_of_zero_comes_back() -> None:
 
 
 # ------------------------------------------------------------------ guards
-def test_operators_clip_what_others_left_outside() -> None:
+def test_operators_clip_genes_outside_their_bounds() -> None:
     """DEAP's mutGaussian on our genes, then ours; NaN too."""
     for cross in (dp.operators.cxBlendMix, dp.operators.cxBlendSBX):
         a, b = cross([9.0] * 20, [-9.0] * 20, LAYOUT)
@@ -212,7 +212,7 @@ def test_a_layout_of_the_four_old_fields() -> None:
     assert layout.stages == (0, 1) and layout.costs == (1.0, 1.0) and layout.stage_spans == (((0, 1),), ((1, 2),))
 
 
-def test_costs_are_what_the_group_costs(digits: Digits) -> None:
+def test_costs_are_first_order_flops(digits: Digits) -> None:
     layout, space = digits.genome().layout, digits.space
     for i, locus in enumerate(layout.loci):
         without = [0 if g == locus else size for g, size in enumerate(space.sizes)]
@@ -231,11 +231,11 @@ def test_affine_widths_are_the_global_ranking(digits: Digits) -> None:
     """Scale 1, shift 0 is the global threshold on the criterion itself: the same widths, but for the last steps."""
     evolved, ranked = digits.genome(max_flops=0.5), digits.genome(allocation="global", max_flops=0.5)
     ones, zeros = [1.0] * len(digits.space.groups), [0.0] * len(digits.space.groups)
-    wanted = digits.space.kept_counts(ranked.decode(ranked.single("l2")))
-    found = digits.space.kept_counts(evolved.decode(evolved.affine("l2", ones, zeros)))
-    assert np.abs(found - wanted).max() <= 2
+    expected = digits.space.kept_counts(ranked.decode(ranked.single("l2")))
+    kept = digits.space.kept_counts(evolved.decode(evolved.affine("l2", ones, zeros)))
+    assert np.abs(kept - expected).max() <= 2
     shifted = digits.space.kept_counts(evolved.decode(evolved.affine("l2", ones, [9.0, *zeros[1:]])))
-    assert shifted[0] == digits.space.sizes[0] > found[0]
+    assert shifted[0] == digits.space.sizes[0] > kept[0]
     with pytest.raises(ConfigError, match="allocation 'uniform' has no keep genes; choose 'evolved'"):
         digits.genome(allocation="uniform").affine("l2", ones, zeros)
 

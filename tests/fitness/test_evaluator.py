@@ -1,4 +1,4 @@
-"""Masks in, objectives out: what is judged is what is handed over, by figures that can be computed by hand."""
+"""The evaluator: the evaluated network is the delivered one, and its values equal those computed by hand."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.helpers.networks import NETWORKS, plain_example
 from tests.helpers.pruning import assert_unchanged, draw_masks, gap, prepare, prepared, snapshot
 
 
-# ------------------------------------------------------------------ law 1, as judged
+# ------------------------------------------------------------------ law 1, for evaluated networks
 def tuple_forward(model: nn.Module, batch: Any) -> tuple[list[Tensor], Tensor]:
     return forward(model, batch), torch.zeros(1)
 
 
-def check_as_judged(model: nn.Module, space: dp.PruningSpace, call: Any, seed: int) -> None:
+def check_slim_is_masked(model: nn.Module, space: dp.PruningSpace, call: Any, seed: int) -> None:
     """The slim network and the user's model under the mask, both with statistics of the pruned network."""
     masks = draw_masks(space, seed)
     evaluate = dp.Evaluator(
@@ -46,16 +46,16 @@ def check_as_judged(model: nn.Module, space: dp.PruningSpace, call: Any, seed: i
 @pytest.mark.parametrize("name", NETWORKS)
 @given(seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=3)
-def test_slim_is_masked_as_judged(name: str, seed: int) -> None:
+def test_the_evaluated_slim_and_masked_networks_agree(name: str, seed: int) -> None:
     _, _, space, random, call = prepared(name)
-    check_as_judged(random, space, call, seed)
+    check_slim_is_masked(random, space, call, seed)
 
 
 @pytest.mark.parametrize("norm", [nn.SyncBatchNorm, nn.BatchNorm2d])
 def test_statistics_of_layers_that_stay_dense_are_re_estimated_too(norm: type[nn.Module]) -> None:
-    """A normalisation of a type that isn't narrowed, after layers that are."""
+    """For normalisation layers after layers that are narrowed."""
     _, _, space, random, call = prepare(plain_example(norm(8)))
-    check_as_judged(random, space, call, 0)
+    check_slim_is_masked(random, space, call, 0)
 
 
 def test_training_mode_and_wrapping_do_not_matter(digits: Digits) -> None:
@@ -76,25 +76,25 @@ def test_training_mode_and_wrapping_do_not_matter(digits: Digits) -> None:
         assert torch.allclose(outputs, small(digits.validation[0]), atol=1e-4)
 
 
-# ------------------------------------------------------------------ figures by hand
+# ------------------------------------------------------------------ values by hand
 def test_objectives_by_hand(digits: Digits) -> None:
     names = ("accuracy", "loss", "agreement", "flops", "params")
     evaluate = digits.evaluator(objectives=names, batch_size=64)
     masks = dp.Masks.random(digits.space, keep=0.8, seed=2)
-    found = dict(zip(names, evaluate(masks), strict=True))
+    values = dict(zip(names, evaluate(masks), strict=True))
     x, y = digits.validation
     with torch.no_grad():
         pruned, dense = evaluate.slim(masks)(x), copy.deepcopy(digits.model).eval()(x)
-    assert found["accuracy"] == (pruned.argmax(1) == y).double().mean()
-    assert np.isclose(found["loss"], float(F.cross_entropy(pruned, y)), rtol=1e-5)
+    assert values["accuracy"] == (pruned.argmax(1) == y).double().mean()
+    assert np.isclose(values["loss"], float(F.cross_entropy(pruned, y)), rtol=1e-5)
     p, q = dense.softmax(1), pruned.softmax(1)
-    assert np.isclose(found["agreement"], float((p * (p / q).log()).sum(1).mean()), rtol=1e-3)
-    assert found["flops"] == dp.flops(digits.space, masks) / digits.space.flops
-    assert found["params"] == dp.params(digits.space, masks) / digits.space.params
+    assert np.isclose(values["agreement"], float((p * (p / q).log()).sum(1).mean()), rtol=1e-3)
+    assert values["flops"] == dp.flops(digits.space, masks) / digits.space.flops
+    assert values["params"] == dp.params(digits.space, masks) / digits.space.params
     assert evaluate.names == names and evaluate.weights == (1, -1, -1, -1, -1)
 
 
-def test_dense_figures(digits: Digits) -> None:
+def test_values_of_the_dense_network(digits: Digits) -> None:
     evaluate = digits.evaluator(objectives=("accuracy", "agreement", "flops"))
     accuracy = dp.accuracy(digits.model, digits.validation, device="cpu")
     assert evaluate.dense["values"] == {"accuracy": pytest.approx(accuracy), "agreement": 0.0, "flops": 1.0}
@@ -127,13 +127,13 @@ def test_bn_statistics_are_plain_averages(batches: int, digits: Digits) -> None:
             plain.train()(x[k * size : (k + 1) * size])
         parts.append(statistics(plain))
     for name, value in statistics(small).items():
-        wanted = torch.stack([part[name] for part in parts]).mean(0)
-        torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-5)
+        expected = torch.stack([part[name] for part in parts]).mean(0)
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
     momenta = {m.momentum for m in small.modules() if isinstance(m, nn.BatchNorm2d)}
     assert momenta == {m.momentum for m in digits.model.modules() if isinstance(m, nn.BatchNorm2d)}
 
 
-def test_re_estimation_repairs_and_can_be_left_out(digits: Digits) -> None:
+def test_bn_re_estimation_helps_and_is_optional(digits: Digits) -> None:
     masks = dp.Masks.random(digits.space, keep=0.75)
     with_data, without = (digits.evaluator(recalibrate=r, compensate=None) for r in ("data", None))
     assert with_data(masks)[0] > without(masks)[0]
@@ -159,26 +159,14 @@ def test_a_calibration_set_one_larger_than_a_batch() -> None:
     assert all(bool(torch.isfinite(v).all()) for v in small.state_dict().values())
 
 
-def test_batch_size_does_not_change_figures_without_re_estimation(digits: Digits) -> None:
+def test_batch_size_changes_no_value_without_re_estimation(digits: Digits) -> None:
     masks = dp.Masks.random(digits.space, keep=0.9)
     options: dict[str, Any] = {"recalibrate": None, "compensate": None, "objectives": ("loss",)}
     values = [digits.evaluator(**options, batch_size=n)(masks)[0] for n in (7, 64, 500)]
     np.testing.assert_allclose(values, values[0], rtol=1e-5)
 
 
-# ------------------------------------------------------------------ cache and counters
-def test_cache_and_counters(digits: Digits) -> None:
-    evaluate = digits.evaluator()
-    a, b = (dp.Masks.random(digits.space, seed=s) for s in (0, 1))
-    values = evaluate.many([a, b, dp.Masks(dict(a)), b, a])
-    assert values == [values[0], values[1], values[0], values[1], values[0]]
-    assert (evaluate.counters.candidates, evaluate.counters.cache_hits) == (2, 3)
-    assert evaluate.counters.samples == 2 * (100 + 200)
-    assert evaluate(a) == values[0] == digits.evaluator()(a)
-    assert evaluate.counters.cache_hits == 4
-    assert all(evaluate.counters.seconds[phase] > 0 for phase in ("plan", "recalibrate", "forward"))
-
-
+# ------------------------------------------------------------------ costs and masks
 def test_costs_alone_need_no_data() -> None:
     model, _, space, _, _ = prepared("residual")
     evaluate = dp.Evaluator(model, space, objectives=("flops", "params"), recalibrate=None, device="cpu")
@@ -194,7 +182,7 @@ def test_masks_that_do_not_fit(digits: Digits) -> None:
 
 # ------------------------------------------------------------------ devices
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
-def test_cuda_judges_like_the_cpu(digits: Digits) -> None:
+def test_cuda_gives_the_values_of_the_cpu(digits: Digits) -> None:
     names = ("loss", "flops")
     on_cpu, on_cuda = (digits.evaluator(objectives=names, device=d) for d in ("cpu", "cuda"))
     masks = dp.Masks.random(digits.space, keep=0.7)
@@ -208,7 +196,7 @@ def test_cuda_judges_like_the_cpu(digits: Digits) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
-def test_cuda_is_missed_in_words(digits: Digits) -> None:
+def test_a_missing_cuda_device_is_named(digits: Digits) -> None:
     with pytest.raises(DataError, match="device='cuda', but torch finds no CUDA device"):
         digits.evaluator(device="cuda")
     assert digits.evaluator(device="auto").device.type == "cpu"

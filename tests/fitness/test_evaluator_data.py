@@ -1,4 +1,4 @@
-"""Data of other shapes, values that are not finite, and what is said about data and options that are wrong."""
+"""Batches of other shapes, values that are not finite, and the messages about illegal data and options."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def by_name(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
 
 
 def test_custom_forward(digits: Digits) -> None:
-    """Batches of another shape, labels in another form: what forward returns is what counts."""
+    """Batches of another shape and labels of another form: ``forward`` converts both."""
 
     def loader(pair: tuple[Tensor, Tensor]) -> list[dict[str, Tensor]]:
         return [{"image": x, "number": y + 1} for x, y in zip(pair[0].split(50), pair[1].split(50), strict=True)]
@@ -51,7 +51,7 @@ def from_one(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
 
 
 def test_labels_are_checked_as_forward_returns_them(digits: Digits) -> None:
-    """In every batch: the raw targets are forward's business."""
+    """In every batch; the raw targets are not checked."""
     x, y = digits.validation
     masks = dp.Masks({})
     shifted = digits.evaluator(validation=(x, y + 1), forward=from_one, batch_size=50, recalibrate=None)
@@ -63,7 +63,7 @@ def test_labels_are_checked_as_forward_returns_them(digits: Digits) -> None:
 
 
 def test_images_and_labels_per_pixel() -> None:
-    """Segmentation: an objective of one's own over outputs of shape (N, C, H, W)."""
+    """Segmentation: a registered objective of outputs of shape (N, C, H, W)."""
     model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 1))
     data = (torch.randn(10, 3, 8, 8), torch.randint(0, 4, (10, 8, 8)))
     space = dp.trace(model, data[0])
@@ -73,8 +73,8 @@ def test_images_and_labels_per_pixel() -> None:
 
     @dp.register_objective("class_iou", maximise=True, worst=0.0, finish=finish)
     def class_iou(outputs: Tensor, targets: Tensor, dense: None) -> Tensor:
-        predicted, wanted = (F.one_hot(t, 4).flatten(1, 2).bool() for t in (outputs.argmax(1), targets))
-        return torch.stack([(predicted & wanted).sum(1), (predicted | wanted).sum(1)], dim=2)
+        predicted, actual = (F.one_hot(t, 4).flatten(1, 2).bool() for t in (outputs.argmax(1), targets))
+        return torch.stack([(predicted & actual).sum(1), (predicted | actual).sum(1)], dim=2)
 
     try:
         evaluate = dp.Evaluator(
@@ -98,10 +98,10 @@ def test_images_and_labels_per_pixel() -> None:
         OBJECTIVES.remove("class_iou")
 
 
-# ------------------------------------------------------------------ what is not finite
+# ------------------------------------------------------------------ values that are not finite
 @pytest.fixture
 def fragile() -> Iterator[None]:
-    """Best where it can be computed, and not a number for cheap networks."""
+    """An objective that is NaN for cheap networks."""
 
     @dp.register_objective("fragile", maximise=True, worst=-5.0, cost=True)
     def _(space: dp.PruningSpace, masks: dp.Masks) -> float:
@@ -125,8 +125,8 @@ def test_nan_never_wins(digits: Digits) -> None:
     assert any(ind.fitness.values[0] == 1.0 for ind in best)
 
 
-def test_outputs_that_are_nan_are_not_right_by_chance(digits: Digits) -> None:
-    """argmax of NaN is class 0: a network that broke must not get the zeros right."""
+def test_outputs_that_are_nan_are_never_correct(digits: Digits) -> None:
+    """The argmax of NaN is 0: a broken network must not score on label 0."""
     x, y = digits.validation
 
     def broken(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:

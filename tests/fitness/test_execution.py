@@ -1,4 +1,4 @@
-"""One candidate, one result: however it is run, and whatever was run before it."""
+"""A candidate has one result, whatever the executor and whatever was evaluated before."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from conftest import Digits
 from torch import Tensor, nn
 
 import deap_prune as dp
+from deap_prune.data.batches import default_forward
 from deap_prune.errors import ConfigError
 from deap_prune.fitness.fold import find_pairs, fold
-from deap_prune.fitness.settings import computes_bf16
 from deap_prune.fitness.slim_buffer import SlimBuffer
+from deap_prune.precision import computes_bf16
 from deap_prune.structure.inputs import forward
 from tests.helpers.networks import NETWORKS
 from tests.helpers.pruning import draw_masks, gap, prepared
@@ -33,21 +34,21 @@ def executor_of(name: str, kind: str) -> tuple[dp.Evaluator, Any]:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_resident_network_is_the_slim_one(name: str) -> None:
-    """Same state dict, same widths, same outputs; what an earlier candidate or folding left behind is gone."""
+def test_the_slim_buffer_holds_the_slim_network(name: str) -> None:
+    """Same state dict, widths and outputs; nothing of an earlier candidate or of folding is left."""
     _, _, space, random, call = prepared(name)
     before = {key: value.clone() for key, value in random.state_dict().items()}
-    resident, pairs = SlimBuffer(random, space), find_pairs(random, tuple_forward, call)
+    buffer, pairs = SlimBuffer(random, space), find_pairs(random, tuple_forward, call)
     for seed in (1, 2, 1):
         masks = draw_masks(space, seed)
-        wanted, found = dp.slim(random, space, masks), resident.load(masks)
-        assert OrderedDict(wanted.state_dict()).keys() == found.state_dict().keys()
-        assert all(torch.equal(value, found.state_dict()[key]) for key, value in wanted.state_dict().items())
-        assert repr(wanted) == repr(found)
+        expected, loaded = dp.slim(random, space, masks), buffer.load(masks)
+        assert OrderedDict(expected.state_dict()).keys() == loaded.state_dict().keys()
+        assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in expected.state_dict().items())
+        assert repr(expected) == repr(loaded)
         with torch.no_grad():
-            assert gap(forward(found, call), forward(wanted, call)) == 0
-            fold(found, pairs)
-            assert gap(forward(found, call), forward(wanted, call)) < 1e-9
+            assert gap(forward(loaded, call), forward(expected, call)) == 0
+            fold(loaded, pairs)
+            assert gap(forward(loaded, call), forward(expected, call)) < 1e-9
     assert all(torch.equal(value, random.state_dict()[key]) for key, value in before.items())
 
 
@@ -76,7 +77,7 @@ def test_the_same_accuracy_through_either(digits: Digits) -> None:
 
 @pytest.mark.parametrize("kind", ["slim", "masked"])
 def test_order_does_not_matter(digits: Digits, kind: str) -> None:
-    """Bit for bit: the result of a candidate is its own."""
+    """Bit for bit: the values of a candidate depend on its masks alone."""
     masks = [dp.Masks.random(digits.space, keep=k, seed=s) for s, k in enumerate((0.3, 0.9, 0.6))]
     names = ("loss", "agreement", "flops")
     forwards = digits.evaluator(objectives=names, executor=kind).many(masks)
@@ -89,7 +90,7 @@ def test_order_does_not_matter(digits: Digits, kind: str) -> None:
 
 # ------------------------------------------------------------------ folding
 class Twice(nn.Module):
-    """What the first layer makes is read by its batch norm, and by the sum as well."""
+    """The first layer's output is read by its batch norm, and by the sum if ``also``."""
 
     def __init__(self, also: bool) -> None:
         super().__init__()
@@ -101,9 +102,9 @@ class Twice(nn.Module):
         return self.last(self.bn(y) + y if self.also else self.bn(y))
 
 
-def test_only_what_batch_norm_alone_reads_is_folded() -> None:
+def test_only_layers_read_by_their_batch_norm_alone_are_folded() -> None:
     batch = (torch.randn(2, 3, 6, 6), torch.zeros(2))
-    call = dp.fitness.evaluator.default_forward
+    call = default_forward
     assert find_pairs(Twice(also=False).eval(), call, batch) == (("conv", "bn"), ("last.0", "last.1"))
     assert find_pairs(Twice(also=True).eval(), call, batch) == (("last.0", "last.1"),)
 
@@ -112,7 +113,7 @@ def test_every_batch_norm_of_a_residual_network_is_folded(digits: Digits) -> Non
     model = copy.deepcopy(digits.model).eval()
     batch = (digits.example, torch.zeros(1))
     names = {name for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
-    assert {second for _, second in find_pairs(model, dp.fitness.evaluator.default_forward, batch)} == names
+    assert {second for _, second in find_pairs(model, default_forward, batch)} == names
 
 
 # ------------------------------------------------------------------ precision, devices, messages
@@ -131,10 +132,10 @@ def test_bf16_only_where_the_processor_has_it(digits: Digits) -> None:
     assert digits.evaluator(precision="auto")(masks) == digits.evaluator()(masks)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 @pytest.mark.parametrize("kind", ["slim", "masked"])
 def test_cuda_executors(digits: Digits, kind: str) -> None:
-    """The graph that is replayed gives what the CPU gives, for every candidate and for a batch of another size."""
+    """The replayed graph gives the CPU's values, for every candidate and for a last batch of another size."""
     on_cpu = digits.evaluator(objectives=("loss", "flops"), batch_size=150)
     on_cuda = digits.evaluator(objectives=("loss", "flops"), batch_size=150, device="cuda", executor=kind)
     for seed in range(3):

@@ -17,7 +17,7 @@ from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 import deap_prune as dp
 from deap_prune.errors import DataError
 from deap_prune.fitness import OBJECTIVES
-from deap_prune.fitness.objectives import SHIFTS, judge, miou, shift_consistency, values_of
+from deap_prune.fitness.objectives import SHIFTS, batch_values, miou, reduced, shift_consistency
 
 Change = Callable[[Tensor], Tensor]
 
@@ -26,40 +26,46 @@ def never(change: Change) -> Any:
     raise RuntimeError("this objective runs no network")
 
 
-def judged(name: str, *batches: tuple[Any, Any]) -> float:
+def value_of(name: str, *batches: tuple[Any, Any]) -> float:
     objective = OBJECTIVES[name]
-    return judge(objective, [values_of(objective, (outputs, targets, None, never)) for outputs, targets in batches])
+    return reduced(
+        objective, [batch_values(objective, (outputs, targets, None, never)) for outputs, targets in batches]
+    )
 
 
 # ------------------------------------------------------------------ mIoU
 @pytest.mark.parametrize("shape", [(6, 5, 7), (9,), (4, 3, 4, 2)])
 @pytest.mark.parametrize("left_out", [255, -1])
 def test_miou_is_the_mean_jaccard_index(shape: tuple[int, ...], left_out: int) -> None:
-    """Of all positions of all batches at once (the mean of batches would differ), and scikit-learn's figure."""
+    """Over all positions of all batches together, unlike the mean over batches; equal to scikit-learn's value."""
     torch.manual_seed(0)
     scores, targets = torch.randn(shape[0], 4, *shape[1:]), torch.randint(0, 3, shape)
     targets[torch.rand(shape) < 0.2] = left_out
-    found = judged("miou", (scores[:2], targets[:2]), ({"out": scores[2:]}, targets[2:]))
-    known = targets != left_out
-    wanted = jaccard_score(targets[known], scores.argmax(1)[known], average="macro", labels=range(4), zero_division=0)
-    assert found == pytest.approx(float(wanted), abs=1e-12)
-    apart = [judged("miou", (scores[part], targets[part])) for part in (slice(0, 2), slice(2, None))]
-    assert found != pytest.approx(np.mean(apart), abs=1e-6)
+    value = value_of("miou", (scores[:2], targets[:2]), ({"out": scores[2:]}, targets[2:]))
+    labelled = targets != left_out
+    expected = jaccard_score(
+        targets[labelled], scores.argmax(1)[labelled], average="macro", labels=range(4), zero_division=0
+    )
+    assert value == pytest.approx(float(expected), abs=1e-12)
+    apart = [value_of("miou", (scores[part], targets[part])) for part in (slice(0, 2), slice(2, None))]
+    assert value != pytest.approx(np.mean(apart), abs=1e-6)
 
 
 def test_miou_counts_classes_that_occur() -> None:
     targets = torch.tensor([[0, 0, 0, 1]])
     scores = F.one_hot(torch.tensor([[0, 0, 2, 1]]), 5).movedim(-1, 1).float()
-    assert judged("miou", (scores, targets)) == pytest.approx((2 / 3 + 1 + 0) / 3)  # class 2 found in vain, 3, 4 absent
-    assert judged("miou", (F.one_hot(targets, 5).movedim(-1, 1).float(), targets)) == 1
+    assert value_of("miou", (scores, targets)) == pytest.approx(
+        (2 / 3 + 1 + 0) / 3
+    )  # class 2 is predicted but absent, 3 and 4 occur nowhere
+    assert value_of("miou", (F.one_hot(targets, 5).movedim(-1, 1).float(), targets)) == 1
 
 
 def test_miou_of_nothing_or_nan_is_nan() -> None:
-    """Which the evaluator turns into the worst value."""
+    """The evaluator replaces NaN by the worst value."""
     scores, targets = torch.randn(2, 3, 4), torch.randint(0, 3, (2, 4))
-    assert np.isnan(judged("miou", (scores, torch.full_like(targets, 255))))
+    assert np.isnan(value_of("miou", (scores, torch.full_like(targets, 255))))
     scores[1, 0, 0] = torch.nan
-    assert np.isnan(judged("miou", (scores, targets)))
+    assert np.isnan(value_of("miou", (scores, targets)))
 
 
 def test_miou_message() -> None:
@@ -80,7 +86,7 @@ class Squares:
                 where = (i, slice(row, row + side // 2), slice(column, column + side // 2))
                 self.labels[where] = label
                 self.images[i, :, where[1], where[2]] += torch.tensor([1.0, 2.0 - label, -1.0]).view(3, 1, 1)
-        self.labels[:, :2] = 255  # a border that nobody annotated
+        self.labels[:, :2] = 255  # a border without labels
 
 
 def test_lraspp_is_searched_for_miou() -> None:
@@ -108,15 +114,15 @@ def test_lraspp_is_searched_for_miou() -> None:
     solution = result.front.best(max_flops=0.9)
     with torch.no_grad():
         labels = torch.cat([result.slim(solution)(part)["out"].argmax(1) for part in data.images.tensor_split(3)])
-    known = data.labels != 255
-    wanted = jaccard_score(data.labels[known], labels[known], average="macro")
-    assert solution.values["miou"] == pytest.approx(wanted, abs=1e-6)
+    labelled = data.labels != 255
+    expected = jaccard_score(data.labels[labelled], labels[labelled], average="macro")
+    assert solution.values["miou"] == pytest.approx(expected, abs=1e-6)
     assert 0 < solution.values["agreement"] < 1e6
 
 
-# ------------------------------------------------------------------ the network again
+# ------------------------------------------------------------------ objectives that run the network again
 class Corner(nn.Module):
-    """Tells the brightness of one corner: a label that hangs on the place."""
+    """Its label is the sign of one corner pixel, so it depends on the position."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.one_hot((x[:, 0, 0, 0] > 0).long(), 10).float()
@@ -164,7 +170,7 @@ def test_shift_consistency_messages(outputs: Tensor, inputs: Tensor, message: st
 def own_objective() -> Iterator[None]:
     @dp.register_objective("unmoved", maximise=False, worst=1e6, needs_network=True, needs_dense=True)
     def unmoved(outputs: Tensor, targets: Tensor, dense: Tensor, rerun: Callable[[Change], Tensor]) -> Tensor:
-        """How far twice the contrast moves the outputs, beside how far pruning does."""
+        """Distance that twice the contrast moves the outputs, plus the distance that pruning does."""
         changed = rerun(lambda x: 2 * x if x.is_floating_point() else x)
         return (changed - outputs).abs().sum(1) + (dense - outputs).abs().sum(1)
 
@@ -174,7 +180,7 @@ def own_objective() -> Iterator[None]:
 
 @pytest.mark.usefixtures("own_objective")
 def test_an_objective_of_your_own_runs_the_network_again(digits: Digits) -> None:
-    """With the dense network's outputs, and through the user's own forward; targets that don't change stay."""
+    """It gets the dense network's outputs, and uses the user's own ``forward``; integer targets are not changed."""
     masks, (images, labels) = dp.Masks.random(digits.space, keep=0.7), digits.validation
 
     def named(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -188,16 +194,16 @@ def test_an_objective_of_your_own_runs_the_network_again(digits: Digits) -> None
     )
     small = plain.slim(masks)
     with torch.no_grad():
-        found, changed, dense = small(images), small(2 * images), digits.model(images)
-    wanted = ((changed - found).abs() + (dense - found).abs()).sum(1).mean()
-    assert plain(masks)[1] == pytest.approx(float(wanted), rel=1e-4)
-    assert own(masks)[0] == pytest.approx(float(wanted), rel=1e-4)
+        pruned, changed, dense = small(images), small(2 * images), digits.model(images)
+    expected = ((changed - pruned).abs() + (dense - pruned).abs()).sum(1).mean()
+    assert plain(masks)[1] == pytest.approx(float(expected), rel=1e-4)
+    assert own(masks)[0] == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_latency_is_measured_on_the_slim_network_and_names_the_device(
     digits: Digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The clock is ours here: every forward pass takes as many milliseconds as the network has filters in its stem."""
+    """By a fake clock: a forward pass takes one millisecond per filter of the first layer."""
     seconds, widths = [0.0], []
 
     def slow(model: nn.Module, batch: Any) -> Any:
