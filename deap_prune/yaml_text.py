@@ -25,7 +25,7 @@ class _Loader(yaml.SafeLoader):
         Raises:
             ConstructorError: If the limits are exceeded.
         """
-        event: Any = self.peek_event()
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         before = self._nodes
         self._depth += 1
         try:
