@@ -87,7 +87,7 @@ def test_temporary_names_can_not_be_guessed(tmp_path: Path, monkeypatch: pytest.
     assert (tmp_path / "victim").read_text() == "mine" and (tmp_path / "a").read_text() == "x"
     monkeypatch.setattr("secrets.token_hex", lambda n: "0" * 16)
     (tmp_path / f".b.{'0' * 16}.tmp").symlink_to(tmp_path / "victim")
-    with pytest.raises(RunError, match="can't write '.*b': File exists"):
+    with pytest.raises(RunError, match=r"can't write '.*b': File exists"):
         files.write_text(tmp_path / "b", "x")
     assert (tmp_path / "victim").read_text() == "mine"
 
