@@ -15,8 +15,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from deap_prune.errors import ConfigError, did_you_mean
+from deap_prune.files import read_text
 from deap_prune.options import SearchOptions, check_removed, described_options
 from deap_prune.training.recipe import Recipe
+from deap_prune.yaml_text import parse_yaml
 
 
 class _Section(BaseModel):
@@ -147,8 +149,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if not path.is_file():
         raise ConfigError(f"no config at '{path}'; give a YAML file or a run folder")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = parse_yaml(read_text(path)) or {}
+    except (yaml.YAMLError, ValueError, OSError) as error:
         raise ConfigError(f"'{path}' is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"'{path}' holds a {type(values).__name__}; a config is a mapping of sections")
@@ -171,7 +173,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise ConfigError(f"--set {override!r}: '{part}' is not a section")
     try:
-        values[last] = yaml.safe_load(text)
+        values[last] = parse_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from error
 

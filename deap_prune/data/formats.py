@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from deap_prune.data.image_files import check_shape, read_image
 from deap_prune.errors import DataError, did_you_mean
 
 TensorPair = tuple[Tensor, Tensor]
@@ -24,6 +24,9 @@ Channels = float | Sequence[float]
 """One number for all channels of an image, or one number for each."""
 
 Array = npt.NDArray[Any]
+
+MOST_SIDE = 10_000
+"""Size limit of a side of a decoded image, in pixels."""
 
 _TORCHVISION = ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST")
 
@@ -76,8 +79,8 @@ def npz(
         std: Standard deviation of the pixels, likewise; the result is divided by it.
         num_classes: Number of classes; default: the largest training label plus one.
     """
-    if num_classes is not None and not isinstance(num_classes, int):
-        raise DataError(f"num_classes is {num_classes!r}; give a whole number, or leave it out")
+    if num_classes is not None and (type(num_classes) is not int or num_classes < 1):
+        raise DataError(f"num_classes is {num_classes!r}; give a whole number above 0, or leave it out")
     halves = [(path, *_read_npz(path)) for path in (train, test) if path is not None]
     return _from_arrays(halves, mean, std, num_classes)
 
@@ -120,7 +123,7 @@ def image_folder(
 
     Args:
         train: Path of the training folder.
-        test: Path of the test folder, with the same classes.
+        test: Path of the test folder. Its classes follow the names in the training folder; it may lack some.
         size: Side of the centre crop, in pixels.
         resize: Shorter side before the crop, in pixels; default: size * 256 / 224.
         mean: Mean of the pixels, scaled to 0 .. 1, of each channel or of all; it is subtracted.
@@ -128,34 +131,26 @@ def image_folder(
     """
     from torchvision import datasets, transforms
 
-    def read(folder: str) -> tuple[Images, list[str]]:
+    def read(folder: str, classes: list[str] | None) -> tuple[Images, list[str]]:
         try:
             folders = datasets.ImageFolder(folder)
-        except (OSError, TypeError) as error:
+        except (OSError, TypeError, ValueError) as error:
             raise DataError(f"no image folder at '{folder}': {error}; give a folder with one folder a class") from error
-        decode = partial(_decode_files, [path for path, _ in folders.samples], shape, statistics)
-        return Images(torch.tensor(folders.targets), decode), folders.classes
+        names = classes or folders.classes
+        if unknown := sorted(set(folders.classes) - set(names)):
+            raise DataError(f"'{folder}' has classes that '{train}' lacks ({unknown[:5]}); give both the same names")
+        labels = [names.index(folders.classes[target]) for target in folders.targets]
+        decode = partial(_decode_files, [path for path, _ in folders.samples], shape, shorter, statistics)
+        return Images(torch.tensor(labels), decode), names
 
-    if not isinstance(size, int) or not isinstance(resize, (int, type(None))):
-        raise DataError(f"size is {size!r}, resize is {resize!r}; give whole numbers of pixels")
+    for name, pixels in (("size", size), ("resize", size if resize is None else resize)):
+        if type(pixels) is not int or not 1 <= pixels <= MOST_SIDE:
+            raise DataError(f"{name} is {pixels!r}; give a whole number of pixels from 1 to {MOST_SIDE}")
     statistics = _statistics(mean, std, 3)
-    shape = transforms.Compose(
-        [
-            transforms.Resize(resize or round(size * 256 / 224)),
-            transforms.CenterCrop(size),
-            transforms.PILToTensor(),
-        ]
-    )
-    images, classes = read(train)
-    if test is None:
-        return Source(images, None, len(classes))
-    test_images, test_classes = read(test)
-    if test_classes != classes:
-        unshared = sorted(set(classes) ^ set(test_classes))
-        raise DataError(
-            f"the classes of '{train}' and '{test}' differ ({unshared[:5]}): give both the same sub-folders"
-        )
-    return Source(images, test_images, len(classes))
+    shorter = resize or round(size * 256 / 224)
+    shape = transforms.Compose([transforms.Resize(shorter), transforms.CenterCrop(size), transforms.PILToTensor()])
+    images, classes = read(train, None)
+    return Source(images, None if test is None else read(test, classes)[0], len(classes))
 
 
 def digits() -> Source:
@@ -184,8 +179,10 @@ def _read_npz(path: str) -> tuple[Array, Array]:
     try:
         with np.load(path) as archive:
             return archive["images"], archive["labels"]
-    except (KeyError, ValueError, OSError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise DataError(f"'{path}' is no .npz with the keys images and labels: {error}") from error
+    except Exception as error:  # a damaged archive raises many kinds
+        raise DataError(
+            f"'{path}' is no .npz with the keys images and labels: {error or type(error).__name__}"
+        ) from error
 
 
 def _from_arrays(
@@ -196,6 +193,8 @@ def _from_arrays(
     for where, images, labels in halves:
         pixels, targets = _as_tensors(where, images, labels)
         decode = partial(_decode_pixels, pixels, _statistics(mean, std, pixels.shape[1]))
+        if num_classes is None and targets.max() > 1000 + 10 * len(targets):
+            raise DataError(f"{where}: labels reach {targets.max()} in {len(targets)} images; if so, give num_classes")
         classes = num_classes = int(targets.max()) + 1 if num_classes is None else num_classes
         if targets.min() < 0 or targets.max() >= classes:
             raise DataError(
@@ -208,7 +207,7 @@ def _from_arrays(
 
 def _as_tensors(where: str, images: Array, labels: Array) -> TensorPair:
     """Images as uint8 (N, C, H, W) and labels as int64 (N,), checked."""
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or not len(images):
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or not images.size:
         raise DataError(f"{where}: images are {images.dtype} {images.shape}; give uint8 (N, H, W, C) or (N, H, W)")
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(
@@ -224,12 +223,16 @@ def _statistics(mean: Channels, std: Channels, channels: int) -> TensorPair:
         pair = [torch.tensor(value, dtype=torch.float32).reshape(-1, 1, 1) for value in (mean, std)]
     except (TypeError, ValueError) as error:
         raise DataError(f"mean={mean!r}, std={std!r}: {error}; give a number for each channel, or one") from error
-    if any(len(value) not in (1, channels) for value in pair) or not (pair[1] > 0).all():
+    if any(len(value) not in (1, channels) for value in pair) or not _are_sound(*pair):
         raise DataError(
             f"mean={mean}, std={std} for images of {channels} channels; give one number for each channel or "
             "one for all, std above 0, in units of pixels scaled to 0 .. 1"
         )
     return pair[0], pair[1]
+
+
+def _are_sound(mean: Tensor, std: Tensor) -> bool:
+    return bool(mean.isfinite().all() and std.isfinite().all() and (std > 0).all())
 
 
 def _decode_pixels(pixels: Tensor, statistics: TensorPair, indices: Tensor) -> Tensor:
@@ -238,15 +241,14 @@ def _decode_pixels(pixels: Tensor, statistics: TensorPair, indices: Tensor) -> T
 
 
 def _decode_files(
-    paths: Sequence[str], shape: Callable[[Any], Tensor], statistics: TensorPair, indices: Tensor
+    paths: Sequence[str], shape: Callable[[Any], Tensor], shorter: int, statistics: TensorPair, indices: Tensor
 ) -> Tensor:
-    from torchvision.datasets.folder import default_loader
+    """Files at the indices (n,), decoded, resized and normalised."""
 
     def read(path: str) -> Tensor:
-        try:
-            return shape(default_loader(path))
-        except OSError as error:
-            raise DataError(f"cannot read the image '{path}': {error}; repair or remove it") from error
+        image = read_image(path)
+        check_shape(path, image.width, image.height, shorter)
+        return shape(image)
 
     return _decode_pixels(
         torch.stack([read(paths[i]) for i in indices.tolist()]), statistics, torch.arange(len(indices))

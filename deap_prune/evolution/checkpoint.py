@@ -5,26 +5,45 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from deap import tools
+from pydantic import BaseModel, Field
 
-from deap_prune.errors import RunError
+from deap_prune.evolution.compatibility import check_same_task
 from deap_prune.evolution.generation import Generation
-from deap_prune.files import write_text
+from deap_prune.files import make_folder, open_to_append, parse_json, read_text, remove_file, write_text, writing
 from deap_prune.randomness import random_states, restore_random_states
 
 KEPT = 3
-_OTHER = {
-    "settings": "other settings",
-    "model": "another model",
-    "data": "other data (a DataLoader needs shuffle=False to give the same again)",
-}
+
+
+class Mark(BaseModel):
+    """From where to where the lines of a journal count, in bytes, and their checksum."""
+
+    start: Annotated[int, Field(ge=0, strict=True)]
+    stop: Annotated[int, Field(ge=0, strict=True)]
+    sha256: str
+
+
+class Body(BaseModel):
+    """What a checkpoint stores."""
+
+    fingerprint: dict[str, str]
+    number: Annotated[int, Field(ge=0, strict=True)]
+    population: list[tuple[str, list[int], list[float]]]
+    archive: list[tuple[str, list[int], list[float]]]
+    logbook: list[dict[str, Any]]
+    memory: Any
+    random: Any
+    extra: dict[str, Any]
+    journal: Mark | None
 
 
 class Journal:
@@ -51,8 +70,9 @@ class Journal:
             self._written, self._start, self._hash = 0, self._stop, hashlib.sha256()  # it was emptied in between
         new = islice(self._entries.items(), self._written, None)
         data = "".join(self._pack(key, value) + "\n" for key, value in new).encode()
-        with self.path.open("ab") as file:
+        with writing(self.path), os.fdopen(open_to_append(self.path), "r+b") as file:
             file.truncate(self._stop)
+            file.seek(self._stop)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -64,6 +84,8 @@ class Journal:
         """The lines of a mark; None if they are damaged."""
         try:
             with self.path.open("rb") as file:
+                if mark["stop"] > os.fstat(file.fileno()).st_size:
+                    return None
                 file.seek(mark["start"])
                 data = file.read(mark["stop"] - mark["start"])
         except OSError:
@@ -102,7 +124,7 @@ class Checkpoints:
 
     def __call__(self, state: Generation) -> None:
         """Store a generation (a callback of the loop)."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         body = {
             "fingerprint": self.fingerprint,
             "number": state.number,
@@ -117,14 +139,15 @@ class Checkpoints:
         text = json.dumps(body)
         write_text(self._path(state.number), json.dumps({"sha256": _hash(text)}) + "\n" + text)
         for old in self.paths()[KEPT:]:
-            old.unlink()
+            remove_file(old)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:06d}.json"
 
     def paths(self) -> list[Path]:
-        """The files there are, newest first."""
-        return sorted(self.folder.glob("[0-9]*.json"), reverse=True)
+        """The files there are, newest first; other names in the folder are not the run's."""
+        numbers = [(int(p.stem), p) for p in self.folder.glob("*.json") if re.fullmatch(r"\d{6,9}\.json", p.name)]
+        return [path for _, path in sorted(numbers, reverse=True)]
 
     def load(
         self, individual: Callable[[Iterable[float]], Any], unpack: Callable[[dict[str, Any], list[str]], None]
@@ -138,12 +161,13 @@ class Checkpoints:
             unpack: Takes the extra and the journal's lines.
 
         Raises:
-            RunError: If it was written with other settings, another model or other data (named).
+            RunError: If it was written with another task: settings, network, functions or data (named).
         """
         body = self.newest()
         if body is None:
             for path in self.paths():  # out of the way: new ones have lower numbers, and the highest are kept
-                path.rename(path.with_suffix(".damaged"))
+                with writing(path.with_suffix(".damaged")):
+                    path.rename(path.with_suffix(".damaged"))
             return None
         logbook = tools.Logbook()
         for record in body["logbook"]:
@@ -162,7 +186,7 @@ class Checkpoints:
         One whose part of the journal is whole has precedence. Without a journal nobody is lost, only what was judged.
 
         Raises:
-            RunError: If it was written with other settings, another model or other data (named).
+            RunError: If it was written with another task: settings, network, functions or data (named).
         """
         journal, alone = self.journal, None
         for path in self.paths():
@@ -170,7 +194,7 @@ class Checkpoints:
             if body is None:
                 warnings.warn(f"checkpoint '{path}' is damaged; going back to the one before", stacklevel=3)
                 continue
-            self._check(body["fingerprint"], path)
+            check_same_task(body["fingerprint"], self.fingerprint, self.folder.parent)
             if journal is None:
                 return body
             if journal.read(body["journal"]) is not None:
@@ -182,27 +206,6 @@ class Checkpoints:
             lost = f"'{journal.path}' is lost or damaged; going on from generation {alone['number']} without it"
             warnings.warn(f"{lost}: networks are judged again, and what learns from them learns anew", stacklevel=3)
         return alone
-
-    def _check(self, stored: Mapping[str, str], path: Path) -> None:
-        differing = [_named(name, stored.get(name, ""), now) for name, now in self.fingerprint.items()]
-        if any(differing):
-            raise RunError(
-                f"'{path.parent.parent}' was run with {' and '.join(filter(None, differing))}; go on with the same, "
-                "or start a new run in another folder"
-            )
-
-
-def _named(name: str, then: str, now: str) -> str:
-    """What differs in a part of the fingerprint, in words; empty if nothing does."""
-    if then == now:
-        return ""
-    if name == "settings":
-        old, new = json.loads(then or "{}"), json.loads(now)
-        keys = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
-        if not keys:  # a setting that the run's version did not know yet, and that is off
-            return ""
-        return f"{_OTHER[name]}: {', '.join(f'{k} {old.get(k)!r}, now {new.get(k)!r}' for k in keys)}"
-    return f"{_OTHER[name]} [{then[:8]}, now {now[:8]}]"
 
 
 def _pack(individuals: list[Any]) -> list[Any]:
@@ -229,10 +232,12 @@ def _unpack(stored: list[Any], individual: Callable[[Iterable[float]], Any]) -> 
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """The body of a checkpoint, or None if it is damaged."""
+    """The body of a checkpoint, or None if it is damaged or no checkpoint."""
     try:
-        head, text = path.read_text(encoding="utf-8").split("\n", 1)
-        return json.loads(text) if json.loads(head)["sha256"] == _hash(text) else None
+        head, text = read_text(path).split("\n", 1)
+        if parse_json(head)["sha256"] != _hash(text):
+            return None
+        return Body.model_validate(parse_json(text, finite=False)).model_dump()
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

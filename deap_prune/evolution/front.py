@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
-import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deap_prune.errors import BudgetError, ConfigError, RunError
-from deap_prune.files import write_text
+from deap_prune.errors import BudgetError, ConfigError
+from deap_prune.evolution.front_files import read_front, save_front
 from deap_prune.structure.masks import Masks
 
 
@@ -71,10 +68,11 @@ class ParetoFront(Sequence[Solution]):
         dense: Mapping[str, Any],
         settings: Mapping[str, Any] | None = None,
     ) -> ParetoFront:
-        """The non-dominated ones of the given solutions; of equal values the first stays."""
+        """The non-dominated ones of the given solutions; of equal values the first stays, NaN is left out."""
         import moocore
 
-        found = list({tuple(s.values.values()): s for s in reversed(list(solutions))}.values())[::-1]
+        numbers = [s for s in solutions if not any(math.isnan(value) for value in s.values.values())]
+        found = list({tuple(s.values.values()): s for s in reversed(numbers)}.values())[::-1]
         kept = moocore.is_nondominated(_minimised(found, weights)) if found else []
         keep = [s for s, stays in zip(found, kept, strict=True) if stays]
         keep.sort(key=lambda s: (s.flops, tuple(s.values.values())))
@@ -116,6 +114,7 @@ class ParetoFront(Sequence[Solution]):
             s
             for s in self
             if all(limit is None or getattr(s, cost) <= limit * self.dense[cost] for cost, limit in limits.items())
+            and not math.isnan(s.values[name])
         ]
         if not inside:
             cheapest = min(self, key=lambda s: s.flops)
@@ -220,70 +219,26 @@ class ParetoFront(Sequence[Solution]):
         """Write masks/, front.csv and front.json into a run folder.
 
         front.json is replaced in one step; masks are named by their content, so the old front stays whole until then.
+        Of the files in masks/, only those that the previous front.json names are removed.
+
+        Raises:
+            RunError: If a file can't be written, or ``masks`` is a link.
         """
-        folder = Path(folder)
-        (folder / "masks").mkdir(parents=True, exist_ok=True)
-        entries = []
-        for number, solution in enumerate(self):
-            text = solution.masks.to_json()
-            path = f"masks/{number:04d}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.json"
-            write_text(folder / path, text)
-            entries.append(
-                {
-                    "values": dict(solution.values),
-                    "flops": solution.flops,
-                    "params": solution.params,
-                    "masks": path,
-                    "individual": list(solution.individual),
-                }
-            )
-        table = io.StringIO()
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(["masks", *self.weights, "multiply_adds", "parameters"])
-        for e, solution in zip(entries, self, strict=True):
-            writer.writerow([e["masks"], *solution.values.values(), solution.flops, solution.params])
-        write_text(folder / "front.csv", table.getvalue())
-        content = {
-            "objectives": [{"name": n, "maximise": w > 0} for n, w in self.weights.items()],
-            "dense": dict(self.dense),
-            "convention": "1 multiply-add = 1 flop (fvcore), one sample, eval mode",
-            "settings": dict(self.settings),
-            "solutions": entries,
-        }
-        write_text(folder / "front.json", json.dumps(content, indent=1))
-        for old in {p.name for p in (folder / "masks").iterdir()} - {Path(str(e["masks"])).name for e in entries}:
-            (folder / "masks" / old).unlink()
+        save_front(self, Path(folder))
 
     @classmethod
     def load(cls, folder: str | Path) -> ParetoFront:
         """Read the front of a run folder.
 
         Raises:
-            RunError: If there is none, or it can't be read.
+            RunError: If there is none, it can't be read, or its masks are not those that were written.
         """
-        path = Path(folder) / "front.json"
-        if not Path(folder).is_dir():
-            raise RunError(f"there is no folder '{folder}'")
-        if not path.is_file():
-            raise RunError(
-                f"'{folder}' holds no front.json; a run writes it when it is done (deap-prune resume goes on)"
-            )
-        try:
-            content = json.loads(path.read_text())
-            solutions = tuple(
-                Solution(
-                    entry["values"],
-                    Masks.from_json((path.parent / entry["masks"]).read_text()),
-                    entry["flops"],
-                    entry["params"],
-                    tuple(entry["individual"]),
-                )
-                for entry in content["solutions"]
-            )
-            weights = {o["name"]: 1.0 if o["maximise"] else -1.0 for o in content["objectives"]}
-            return cls(solutions, weights, content["dense"], content["settings"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"'{path}' can't be read as a front: {error!r}") from error
+        read = read_front(Path(folder))
+        solutions = (
+            Solution(entry["values"], masks, entry["flops"], entry["params"], tuple(entry["individual"]))
+            for entry, masks in read.solutions
+        )
+        return cls(tuple(solutions), read.weights, read.dense, read.settings)
 
 
 def _minimised(solutions: Sequence[Solution], weights: Mapping[str, float]) -> NDArray[np.float64]:

@@ -20,7 +20,7 @@ from deap_prune.errors import BudgetError, PruneError, RunError
 from deap_prune.evolution.front import ParetoFront, Solution
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.progress import track
-from deap_prune.search.folder import versions
+from deap_prune.search.fingerprint import versions
 from deap_prune.search.reopen import as_final, open_run
 
 if TYPE_CHECKING:

@@ -1,34 +1,27 @@
-"""The run folder, except for front and checkpoints: fingerprint, the cache's journal, the files of a result."""
+"""The run folder, except for front and checkpoints: the cache's journal, the files of a result."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import os
-import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from deap import tools
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from deap_prune.errors import RunError
 from deap_prune.evolution.checkpoint import Journal
 from deap_prune.evolution.front import ParetoFront
 from deap_prune.files import write_text
 from deap_prune.fitness.evaluator import Evaluator
-from deap_prune.options import SearchOptions
+from deap_prune.search.fingerprint import versions
+from deap_prune.search.lock import check_unused
 from deap_prune.structure.masks import Masks
-from deap_prune.structure.slim import unwrap
 from deap_prune.structure.space import PruningSpace
-from deap_prune.task import Task
 
 
 def check_folder(folder: Path) -> None:
@@ -37,37 +30,13 @@ def check_folder(folder: Path) -> None:
     Raises:
         RunError: If it is not.
     """
-    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
-        door = f"dp.resume('{folder}', model, example_inputs, calibration=..., validation=...)"
-        again = f", or go on with its run: deap-prune resume {folder}, or from Python {door}"
-        held = again if (folder / "config.yaml").is_file() else ""
-        raise RunError(f"'{folder}' exists and is not empty; choose another out folder{held}")
+    check_unused(folder)
     try:
         place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     except OSError as error:  # a name that is too long, for example
         raise RunError(f"'{folder}' can't be made: {error}; choose another out folder") from error
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise RunError(f"'{folder}' can't be made: '{place}' is no folder that you may write to; choose another out")
-
-
-def fingerprint(task: Task, options: SearchOptions) -> dict[str, str]:
-    """What a run depends on: settings as JSON, hashes of model and data. How long the run lasts is not part of it."""
-    weights = hashlib.sha256()
-    for name, tensor in sorted(unwrap(task.model).state_dict().items()):
-        weights.update(name.encode())
-        weights.update(_bytes(tensor))
-    images = hashlib.sha256()
-    for leaf in tree_leaves([task.calibration, task.validation]):
-        images.update(_bytes(leaf) if isinstance(leaf, Tensor) else repr(leaf).encode())
-    return {
-        "settings": json.dumps(options.fingerprint(), sort_keys=True),
-        "model": weights.hexdigest(),
-        "data": images.hexdigest(),
-    }
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def cache_journal(folder: Path, evaluator: Evaluator) -> Journal:
@@ -107,16 +76,6 @@ def restore_evaluator(extra: Mapping[str, Any], lines: Sequence[str], evaluator:
     rows = (json.loads(line) for line in lines)
     values = {unpack_masks(evaluator.space, text): tuple(numbers) for text, *numbers in rows}
     evaluator.restore(values, candidates=extra["candidates"], dense=extra["dense"])
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python, the machine and the packages that results depend on."""
-    packages = ("deap-prune", "torch", "torchvision", "deap", "numpy", "scikit-learn")
-    return {
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        **{name: version(name) for name in packages},
-    }
 
 
 def write_versions(folder: Path) -> None:

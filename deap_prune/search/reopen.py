@@ -13,7 +13,7 @@ from deap_prune.evolution.checkpoint import Checkpoints
 from deap_prune.evolution.front import ParetoFront, Solution
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.options import EndOptions
-from deap_prune.search.folder import fingerprint
+from deap_prune.search.fingerprint import fingerprint
 from deap_prune.search.from_config import OpenedConfig, open_config
 from deap_prune.structure.tracing.trace import trace
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,11 +24,12 @@ from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.randomness import random_states, restore_random_states
 from deap_prune.search.evolve import evolve, ray_workers, seeded_toolbox
 from deap_prune.search.final_front import Ending, final_front
+from deap_prune.search.finalists import final_front
+from deap_prune.search.fingerprint import fingerprint
 from deap_prune.search.folder import (
     cache_journal,
     check_folder,
     checkpoint_extra,
-    fingerprint,
     restore_evaluator,
     write_history,
     write_result,
@@ -35,6 +37,7 @@ from deap_prune.search.folder import (
 )
 from deap_prune.search.from_config import open_config
 from deap_prune.search.guard import Guard
+from deap_prune.search.lock import locked
 from deap_prune.search.prepare import Prepared, prepare
 from deap_prune.search.progress import SearchProgress
 from deap_prune.search.result import Result
@@ -94,7 +97,8 @@ def search(
     if folder is not None:
         check_folder(folder)
     task = Task(model, example_inputs, calibration, validation, forward, loss)
-    return _run(task, config, folder, callbacks, progress=progress, ray=ray)
+    with nullcontext() if folder is None else locked(folder, new=True):
+        return _run(task, config, folder, callbacks, progress=progress, ray=ray)
 
 
 def resume(
@@ -145,7 +149,8 @@ def resume(
         )
     else:
         task = Task(model, example_inputs, calibration, validation, forward, loss)
-    return _run(task, config, folder, callbacks, progress=progress, ray=ray)
+    with locked(folder, new=False):
+        return _run(task, config, folder, callbacks, progress=progress, ray=ray)
 
 
 @torch.inference_mode(False)  # the caller's inference mode would prevent gradients
@@ -205,7 +210,7 @@ def _evolved(
         if folder is not None:
             checkpoints = Checkpoints(
                 folder,
-                fingerprint(task, options),
+                fingerprint(task, options, prepared.genome.space),
                 partial(checkpoint_extra, evaluator),
                 cache_journal(folder, evaluator),
             )

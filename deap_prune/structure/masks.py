@@ -12,6 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from deap_prune.errors import MaskError
 
+MOST_FILTERS = 2**24
+"""Size limit of a group that is read from a file."""
+
 
 class Group(Protocol):
     """The properties of a filter group that masks use."""
@@ -145,9 +148,13 @@ class Masks(Mapping[str, NDArray[np.bool_]]):
             keep = {}
             for name, entry in json.loads(text)["masks"].items():
                 size, places = entry["size"], entry["keep"]
-                if size < 0 or not all(isinstance(i, int) and 0 <= i < size for i in places):
-                    raise ValueError(f"'{name}' keeps {places}; indices are whole numbers from 0 to {size - 1}")
+                if type(size) is not int or not 0 <= size <= MOST_FILTERS:
+                    raise ValueError(f"'{name}' has size {size!r:.40}; it is a whole number of at most {MOST_FILTERS}")
+                if type(places) is not list or not all(type(i) is int and 0 <= i < size for i in places):
+                    raise ValueError(f"'{name}' keeps {places!r:.80}; give a list of whole numbers below {size}")
+                if len(set(places)) < len(places):
+                    raise ValueError(f"'{name}' keeps a filter twice")
                 keep[name] = np.isin(np.arange(size), places)
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
             raise MaskError(f"not masks in JSON, as Masks.to_json writes them: {error!r}") from error
         return cls(keep)

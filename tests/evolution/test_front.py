@@ -193,7 +193,7 @@ def test_a_crash_while_saving_leaves_the_old_front_whole(tmp_path: Path, monkeyp
             raise KeyboardInterrupt
         write(path, text)
 
-    monkeypatch.setattr("deap_prune.evolution.front.write_text", crash)
+    monkeypatch.setattr("deap_prune.evolution.front_files.write_text", crash)
     with pytest.raises(KeyboardInterrupt):
         new.save(tmp_path)
     again = dp.ParetoFront.load(tmp_path)

@@ -220,9 +220,9 @@ def test_resume_with_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"was run with another model \[\w{8}, now \w{8}\]; go on with the same"):
         resume(out, other)
     for data in ((x, renamed), (x + 1e-6, y), iter([(x + 1e-6, y)])):
-        with pytest.raises(RunError, match=r"was run with other data \(a DataLoader needs shuffle=False"):
+        with pytest.raises(RunError, match=r"was run with other calibration data \(a DataLoader needs shuffle=False"):
             resume(out, calibration=data)
-    with pytest.raises(RunError, match=r"was run with another model .* and other data"):
+    with pytest.raises(RunError, match=r"was run with another model .* and other validation data"):
         resume(out, other, validation=images(5))
     config = out / "config.yaml"
     config.write_text(config.read_text().replace("seed: 0", "seed: 3", 1))
@@ -237,7 +237,7 @@ def test_one_shot_data_is_the_same_data(tmp_path: Path) -> None:
     x, y = images(0)
     out = tmp_path / "run"
     interrupted(out, 1, calibration=iter([(x, y)]))
-    with pytest.raises(RunError, match="was run with other data"):
+    with pytest.raises(RunError, match="was run with other calibration data"):
         resume(out, calibration=iter([(x + 1, y)]))
     resume(out, calibration=iter([(x, y)]))
 
@@ -256,7 +256,7 @@ def test_a_shuffled_loader_resumes_exactly(tmp_path: Path) -> None:
     try:
         result = resume(tmp_path / "run", calibration=loader())
     except RunError as error:
-        assert "other data" in str(error)
+        assert "other calibration data" in str(error)
         return
     assert [dict(s.values) for s in result.front] == [dict(s.values) for s in whole.front]
     assert list(result.logbook) == list(whole.logbook)
