@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check lint docs results clean
+.PHONY: help demo test test-all check lint docs options results clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ docs: $(READY) ## Build the documentation into site/; a broken link is an error
 	$(BIN)/mkdocs build --strict --quiet
 
 check: lint test ## ruff, mypy, tests
+
+options: $(READY) ## Write docs/options.md from the options, objectives, allocations and algorithms
+	$(BIN)/python docs/make_options.py
 
 results: $(READY) ## Write benchmarks/RESULTS.md from benchmarks/results/*.json
 	$(BIN)/python benchmarks/tables.py

@@ -92,7 +92,7 @@ def candidate_cost() -> str:
 
 def proxies() -> str:
     """Rank correlation with the loss after refinement, and seconds."""
-    found = read("proxies")["cifar100-resnet20"]
+    report = read("proxies")["cifar100-resnet20"]
     names = {
         "loss, compensated": "compensated",
         "closed-form error": "closed-form error",
@@ -100,7 +100,9 @@ def proxies() -> str:
         "loss, refined on 100 images": "refined on 100 images",
         "loss, refined on 250 images": "refined on 250 images",
     }
-    lines = [[label, f"{found['tau'][key]:.2f}", f"{found['seconds'].get(key, 0):.2f}"] for label, key in names.items()]
+    lines = [
+        [label, f"{report['tau'][key]:.2f}", f"{report['seconds'].get(key, 0):.2f}"] for label, key in names.items()
+    ]
     return markdown(["figure", "Kendall's tau", "CPU seconds a candidate"], lines)
 
 

@@ -34,8 +34,7 @@ def main() -> None:
             **images,
             objectives=("loss",),
             max_flops=share * cost / space.flops,  # of this network, which is smaller already
-            n_clusters=1,  # one layout for both networks, whatever their criteria agree on
-            candidates="medoid",
+            n_clusters=1,  # the same genes for both networks, whichever criteria agree on each
             population=12,
             generations=args.generations,
             warm_start=earlier,

@@ -1,7 +1,7 @@
 """The main job on real images, from a trained network to a Pareto front and a smaller network, in two to three minutes.
 
 Trains a small residual network on scikit-learn's digits (kept in .cache), evolves blends of pruning criteria with
-NSGA-II, shows the front beside every single criterion at the same FLOPs, slims the best network at half the FLOPs, and
+NSGA-II, compares the front with every single criterion at the same FLOPs, slims the best network at half the FLOPs, and
 fine-tunes it. Everything goes into a run folder. Run it with ``make demo``.
 """
 
@@ -41,10 +41,10 @@ def trained_network(data: Splits, path: Path) -> torch.nn.Module:
 
 
 def compare(result: dp.Result, rows: int = 9) -> list[tuple[float, float]]:
-    """Print solutions of the front beside every single criterion, at uniform widths and the same FLOPs.
+    """Print solutions of the front and every single criterion, at uniform widths and the same FLOPs.
 
     Returns:
-        (accuracy, FLOPs kept) of all the single criteria.
+        (accuracy, kept FLOPs) of all single criteria.
     """
     names = result.scores.criteria
     table = Table("FLOPs kept", "blend", *names, box=None, title="validation accuracy at the same FLOPs, no training")

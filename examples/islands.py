@@ -14,15 +14,15 @@ from deap_prune.data import load_data
 from deap_prune.zoo import digits_resnet
 
 
-def judge(individuals: list[Any], toolbox: base.Toolbox) -> None:
-    """Evaluate those that have no fitness yet."""
+def evaluate_new(individuals: list[Any], toolbox: base.Toolbox) -> None:
+    """Evaluate the individuals that have no fitness yet."""
     fresh = [ind for ind in individuals if not ind.fitness.valid]
     for individual, values in zip(fresh, toolbox.map(toolbox.evaluate, fresh), strict=True):
         individual.fitness.values = values
 
 
 def main() -> None:
-    """Train briefly, then evolve three islands at half of the FLOPs; every other generation their best move on."""
+    """Train briefly, then evolve three islands at half of the FLOPs; every other generation the best migrate."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--generations", type=int, default=6)
     parser.add_argument("--epochs", type=int, default=8)
@@ -40,15 +40,15 @@ def main() -> None:
     toolbox = dp.make_toolbox(genome, evaluate, seed=0)
     toolbox.register("migrate", tools.migRing, k=1, selection=tools.selBest, replacement=random.sample)
 
-    first, others = toolbox.population(n=6), [[toolbox.individual() for _ in range(6)] for _ in range(2)]
-    islands = [first, *others]  # a population begins with single criteria: on one island they are enough
+    first, random_islands = toolbox.population(n=6), [[toolbox.individual() for _ in range(6)] for _ in range(2)]
+    islands = [first, *random_islands]  # single criteria begin on one island alone
     for island in islands:
-        judge(island, toolbox)
+        evaluate_new(island, toolbox)
     for generation in range(1, args.generations + 1):
         for number, island in enumerate(islands):
             parents = [toolbox.clone(ind) for ind in tools.selTournament(island, len(island), tournsize=2)]
             children = algorithms.varAnd(parents, toolbox, cxpb=0.5, mutpb=0.8)
-            judge(children, toolbox)
+            evaluate_new(children, toolbox)
             islands[number] = toolbox.select(island + children, len(island))
         if generation % 2 == 0:
             toolbox.migrate(islands)

@@ -1,6 +1,6 @@
-"""A search whose candidates are judged on Ray: workers that hold network and data, here on this machine alone.
+"""A search whose candidates are evaluated by Ray workers, here on this machine alone.
 
-Needs the extra: pip install 'deap-prune[ray]'. A cluster's address in the place of "local" gives the same result.
+Needs the extra: pip install 'deap-prune[ray]'. A cluster's address instead of "local" gives the same result.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from deap_prune.zoo import digits_resnet
 
 
 def main() -> None:
-    """Train briefly, then judge on workers: in a stock DEAP loop, and in ``dp.search``."""
+    """Train briefly, then evaluate on workers: in a stock DEAP loop, and in ``dp.search``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--address", default="local")
     parser.add_argument("--workers", type=int, default=2)

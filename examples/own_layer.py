@@ -1,4 +1,4 @@
-"""A layer type of your own, described in six lines; ``dp.trace`` proves the description before it is believed."""
+"""A layer type of your own, described in six lines; ``dp.trace`` proves the description."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Affine(nn.Module):
 
 @dp.register_layer(Affine)
 def affine(layer: Affine) -> dp.LayerSpec:
-    """Output channel i is input channel i; both parameters have one entry a channel."""
+    """Output channel i is input channel i; both parameters have one entry per channel."""
     return dp.LayerSpec(
         in_channels=len(layer.gain),
         out_channels=len(layer.gain),

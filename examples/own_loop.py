@@ -1,4 +1,4 @@
-"""The DEAP way: a toolbox of your own, stock algorithms, and an operator replaced."""
+"""The DEAP way: a toolbox, a stock algorithm, and a mutation of your own."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from deap_prune.data import load_data
 from deap_prune.zoo import digits_resnet
 
 
-def mutOneLayer(individual: list[float], layout: dp.Layout) -> tuple[list[float]]:
-    """A mutation of your own: draw all genes of one layer anew."""
+def mutOneLayer(individual: list[float], layout: dp.operators.Layout) -> tuple[list[float]]:
+    """A mutation of your own: replace all genes of one layer by random ones."""
     start, stop = random.choice(layout.spans)
-    fresh = dp.initBlend(list, layout)
+    fresh = dp.operators.initBlend(list, layout)
     individual[start:stop] = fresh[start:stop]
     return (individual,)
 

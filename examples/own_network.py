@@ -23,7 +23,7 @@ class Own(nn.Module):
 
 data, model = load_data(format="digits"), Own()
 dp.finetune(model, data.train, epochs=10, recipe=dp.Recipe(lr=0.05, batch_size=64))
-print(dp.trace(model, data.calibration[0]))  # what can be pruned, what can't, and why
+print(dp.trace(model, data.calibration[0]))  # groups that can be pruned, and refusals with reasons
 result = dp.search(
     model, data.calibration[0], calibration=data.calibration, validation=data.validation, population=8, generations=2
 )

@@ -1,4 +1,4 @@
-"""An objective of your own: how sure the network is where it is wrong, beside accuracy and FLOPs."""
+"""An objective of your own: the confidence of wrong predictions, with accuracy and FLOPs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deap_prune.zoo import digits_resnet
 
 @dp.register_objective("wrong_and_sure", maximise=False, worst=1.0)
 def wrong_and_sure(outputs: torch.Tensor, targets: torch.Tensor, dense_outputs: None) -> torch.Tensor:
-    """Probability of the predicted class where it is not the target's; one value a sample, the mean is taken."""
+    """Probability of a wrong prediction, 0 for a right one; one value per sample, of which the mean is taken."""
     sure, predicted = outputs.softmax(1).max(1)
     return sure * (predicted != targets)
 

@@ -1,4 +1,4 @@
-"""An operator of your own: a plain function on a list, with the layout's help, in a run with callbacks and stops."""
+"""Operators of your own: plain functions on lists that use the layout, in a run with callbacks and stops."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from deap_prune.data import load_data
 from deap_prune.zoo import digits_resnet
 
 
-def cxWidths(ind1: list[float], ind2: list[float], layout: dp.Layout) -> tuple[list[float], list[float]]:
-    """A crossover of your own: one child gets the first parent's filters and the second one's widths."""
+def cxWidths(ind1: list[float], ind2: list[float], layout: dp.operators.Layout) -> tuple[list[float], list[float]]:
+    """A crossover of your own: the children exchange their widths and keep their filters."""
     for i in layout.of_kind("keep"):
         ind1[i], ind2[i] = ind2[i], ind1[i]
     return ind1, ind2
 
 
-def mutStage(individual: list[float], layout: dp.Layout, sigma: float = 0.1) -> tuple[list[float]]:
+def mutStage(individual: list[float], layout: dp.operators.Layout, sigma: float = 0.1) -> tuple[list[float]]:
     """A mutation of your own: all layers of one stage become wider or narrower together."""
     spans, step = random.choice(layout.stage_spans), random.gauss(0, sigma)
     for start, stop in spans:
@@ -29,13 +29,13 @@ def mutStage(individual: list[float], layout: dp.Layout, sigma: float = 0.1) -> 
     return (individual,)
 
 
-def report(state: dp.Generation) -> None:
+def report(state: dp.algorithms.Generation) -> None:
     """A callback: called after every generation."""
     print(f"generation {state.number}: hypervolume {state.logbook[-1]['hypervolume']:.4f}")
 
 
 def main() -> None:
-    """Train briefly, then run NSGA-II with both operators, until five generations bring nothing."""
+    """Train briefly, then run NSGA-II with both operators, until five generations bring no progress."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--generations", type=int, default=6)
     parser.add_argument("--epochs", type=int, default=8)
@@ -52,12 +52,13 @@ def main() -> None:
     toolbox = dp.make_toolbox(genome, evaluate, seed=0)
     toolbox.register("mate", cxWidths, layout=genome.layout)
     toolbox.register("mutate", mutStage, layout=genome.layout)
-    loop = dp.Loop("nsga2", toolbox, dp.Variation(children=12), callbacks=[report], stops=[dp.Patience(5)])
+    variation, stops = dp.algorithms.Variation(children=12), [dp.algorithms.Patience(5)]
+    loop = dp.algorithms.Loop("nsga2", toolbox, variation, callbacks=[report], stops=stops)
     state = loop.run(loop.start(12), args.generations)
     front = toolbox.front(state.archive)
     print(front)
     print("knee:", front.knee())
-    print("leaning to accuracy:", front.closest({"accuracy": 0.8, "flops": 0.2}))
+    print("mostly accuracy:", front.closest({"accuracy": 0.8, "flops": 0.2}))
 
 
 if __name__ == "__main__":

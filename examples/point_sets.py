@@ -1,7 +1,7 @@
-"""Pruning where there is no grid: digits as sets of points, classified by parametric continuous convolutions.
+"""Pruning without a grid: digits as sets of points, classified by parametric continuous convolutions.
 
-The layer is in deap_prune/zoo/continuous.py, and the few lines that teach it to deap_prune stand below it. Inputs are a
-pair (features, coordinates); all else is as for images.
+The layer is in deap_prune/zoo/continuous.py, with the lines that describe it to deap_prune below it. Inputs are a pair
+(features, coordinates); everything else is as for images.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Batch = tuple[tuple[Tensor, Tensor], Tensor]
 
 
 def as_points(pair: tuple[Tensor, Tensor]) -> list[Batch]:
-    """Batches ((features, coordinates), labels) of the 24 brightest pixels of each image; a DataLoader does as well."""
+    """Batches ((features, coordinates), labels) of the 24 brightest pixels of each image; a DataLoader works too."""
     images, labels = pair
     features, points = brightest_points(images, 24)
     parts = (values.split(64) for values in (features, points, labels))

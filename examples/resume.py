@@ -1,4 +1,4 @@
-"""A search that was stopped goes on, bit for bit as if it had not been; and longer than it was meant to."""
+"""Continue a stopped search, bit for bit as if it had never stopped, and for more generations than it began with."""
 
 import shutil
 
@@ -8,7 +8,7 @@ from deap_prune.zoo import digits_resnet
 
 data, model = load_data(format="digits"), digits_resnet(width=8)
 dp.finetune(model, data.train, epochs=3, recipe=dp.Recipe(lr=0.1, batch_size=64))
-shutil.rmtree("runs/resume", ignore_errors=True)  # a search begins in a new folder
+shutil.rmtree("runs/resume", ignore_errors=True)  # a search needs a new folder
 images = {"calibration": data.calibration, "validation": data.validation}
 first = dp.search(model, data.calibration[0], **images, population=8, generations=1, finalists=1, out="runs/resume")
 longer = dp.resume("runs/resume", model, data.calibration[0], **images, generations=3)

@@ -6,7 +6,7 @@ from torchvision.models import mobilenet_v3_small
 import deap_prune as dp
 
 model = mobilenet_v3_small(weights=None).eval()  # weights="DEFAULT" for trained ones
-images, labels = torch.randn(16, 3, 64, 64), torch.randint(1000, (16,))  # in place of yours: larger, and more of them
+images, labels = torch.randn(16, 3, 64, 64), torch.randint(1000, (16,))  # use your own: larger, and more of them
 data = {"calibration": (images[:8], labels[:8]), "validation": (images[8:], labels[8:])}
 options = {
     "criteria": ("l1", "fpgm", "bn_scale"),

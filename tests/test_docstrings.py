@@ -1,4 +1,4 @@
-"""The examples in docstrings run: the package's first, and each of the others on what it made."""
+"""The examples in docstrings run: first the package's, then each of the others with the names that it defines."""
 
 import doctest
 import importlib
@@ -13,11 +13,11 @@ from deap_prune.criteria import CRITERIA
 MODULES = [importlib.import_module(m.name) for m in pkgutil.walk_packages(dp.__path__, "deap_prune.")]
 FIND = doctest.DocTestFinder(exclude_empty=True, recurse=True)
 EXAMPLES = {t.name: t for m in MODULES for t in FIND.find(m, globs={}) if t.examples}
-VERBS = (dp.trace, dp.score, dp.cluster, dp.Genome, dp.Masks, dp.flops, dp.params, dp.slim, dp.masked, dp.make_toolbox)
+MAIN = (dp.trace, dp.score, dp.cluster, dp.Genome, dp.Masks, dp.flops, dp.params, dp.slim, dp.masked, dp.make_toolbox)
 
 
 def run(test, names):
-    """Run one docstring's examples; the names are theirs, and what they assign is added."""
+    """Run one docstring's examples in a dictionary of names, which they extend."""
     test.globs = names
     report = []
     doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=report.append, clear_globs=False)
@@ -26,13 +26,13 @@ def run(test, names):
 
 @pytest.fixture
 def names(tmp_path, monkeypatch):
-    """What the package's docstring makes, anew for each test."""
+    """The names that the package's docstring defines, new for each test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(CRITERIA, "_entries", dict(CRITERIA._entries))
     (first,) = FIND.find(dp, "deap_prune", globs={})[:1]
-    found = {}
-    run(first, found)
-    return found
+    defined = {}
+    run(first, defined)
+    return defined
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -42,5 +42,5 @@ def test_example(name, names):
     run(EXAMPLES[name], names)
 
 
-def test_the_main_verbs_have_one():
-    assert {f"{inspect.getmodule(verb).__name__}.{verb.__qualname__}" for verb in VERBS} <= EXAMPLES.keys()
+def test_the_main_functions_have_an_example():
+    assert {f"{inspect.getmodule(main).__name__}.{main.__qualname__}" for main in MAIN} <= EXAMPLES.keys()

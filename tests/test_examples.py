@@ -17,7 +17,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    """Runs an example in an empty folder, in this process (which has imported everything); gives what it prints."""
+    """A function that runs an example in an empty folder, in this process, and returns what it prints."""
 
     def program(name, *args):
         monkeypatch.chdir(tmp_path)
@@ -28,7 +28,7 @@ def run(tmp_path, monkeypatch, capsys):
 
 
 def run_apart(name, *args, cwd):
-    """In a process of its own: what it registers must not stay."""
+    """Run an example in a process of its own, so that its registrations are lost."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, brief.__file__, str(EXAMPLES / name), *args]
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
@@ -36,7 +36,7 @@ def run_apart(name, *args, cwd):
     return done.stdout
 
 
-# ------------------------------------------------------------------ ten things that a newcomer tries
+# ------------------------------------------------------------------ first steps
 def test_torchvision_network(run):
     lines = run("torchvision_network.py").splitlines()
     small, dense = (int(word.replace(",", "")) for word in lines[-1].split()[::2][:2])
@@ -44,8 +44,8 @@ def test_torchvision_network(run):
 
 
 def test_own_network(run):
-    found = run("own_network.py")
-    assert "2 groups, 40 filters" in found and "Own(" in found
+    output = run("own_network.py")
+    assert "2 groups, 40 filters" in output and "Own(" in output
 
 
 def test_budget(run):
@@ -53,8 +53,8 @@ def test_budget(run):
 
 
 def test_front(run, tmp_path):
-    found = run("front.py")
-    assert "best at half the cost" in found and "knee" in found and (tmp_path / "front.png").is_file()
+    output = run("front.py")
+    assert "best at half the cost" in output and "knee" in output and (tmp_path / "front.png").is_file()
 
 
 def test_own_loop(run):
@@ -63,10 +63,10 @@ def test_own_loop(run):
 
 @pytest.mark.slow
 def test_on_ray(tmp_path):
-    """Slow: starts a cluster twice; ``tests/evolution/test_distributed.py`` has one in every run of the tests."""
+    """Slow: it starts a cluster twice; the tests of evolution start one in every run."""
     pytest.importorskip("ray", reason="needs the extra 'ray'")
-    found = run_apart("on_ray.py", "--generations", "0", "--epochs", "1", cwd=tmp_path)
-    assert "candidates on 2 workers, 0 of them lost" in found and "dp.search:" in found
+    output = run_apart("on_ray.py", "--generations", "0", "--epochs", "1", cwd=tmp_path)
+    assert "candidates on 2 workers, 0 of them lost" in output and "dp.search:" in output
 
 
 def test_own_criterion(tmp_path):
@@ -77,7 +77,7 @@ def test_resume(run, tmp_path):
     first, longer = (int(number) for number in run("resume.py").splitlines()[0].split() if number.isdigit())
     history = (tmp_path / "runs/resume/history.csv").read_text().splitlines()
     assert [line.split(",")[1] for line in history] == ["nevals", "8", "8", "8", "8"]
-    assert 8 < first <= 16 < longer <= 32  # networks that two individuals stand for are judged once
+    assert 8 < first <= 16 < longer <= 32  # networks of two individuals are evaluated once
     assert longer == len((tmp_path / "runs/resume/cache.jsonl").read_text().splitlines())
 
 
@@ -93,29 +93,29 @@ def test_read_report(run, tmp_path):
     assert run("read_report.py").splitlines()[-1] == f"open {page.as_uri()}" and page.is_file()
 
 
-# ------------------------------------------------------------------ and more
+# ------------------------------------------------------------------ further examples
 def test_islands(run):
     assert "1 solution\n" in run("islands.py", "--generations", "2", "--epochs", "2")
 
 
 def test_own_operator(run):
-    found = run("own_operator.py", "--generations", "2", "--epochs", "2")
-    assert "generation 2: hypervolume" in found and "knee:" in found
+    output = run("own_operator.py", "--generations", "2", "--epochs", "2")
+    assert "generation 2: hypervolume" in output and "knee:" in output
 
 
 def test_own_objective(tmp_path):
-    found = run_apart("own_objective.py", "--generations", "1", "--epochs", "1", cwd=tmp_path)
-    assert "wrong_and_sure" in found and "least sure of its errors:" in found
+    output = run_apart("own_objective.py", "--generations", "1", "--epochs", "1", cwd=tmp_path)
+    assert "wrong_and_sure" in output and "least sure of its errors:" in output
 
 
 def test_other_tasks(run):
-    found = run("other_tasks.py", "--generations", "1", "--epochs", "2")
-    assert "mean squared error on new images: dense" in found and "with 40% of the FLOPs" in found
+    output = run("other_tasks.py", "--generations", "1", "--epochs", "2")
+    assert "mean squared error on new images: dense" in output and "with 40% of the FLOPs" in output
 
 
 def test_own_layer(tmp_path):
-    found = run_apart("own_layer.py", cwd=tmp_path)
-    assert "2 groups, 48 filters" in found and "outputs (2, 10)" in found
+    output = run_apart("own_layer.py", cwd=tmp_path)
+    assert "2 groups, 48 filters" in output and "outputs (2, 10)" in output
 
 
 def test_again(run):
@@ -125,7 +125,7 @@ def test_again(run):
 
 
 def test_shift_invariance(run):
-    """Whatever the training gives, shifts change no label of the polyphase network: untrained to fine-tuned."""
+    """Shifts change no label of the polyphase network, untrained, trained, pruned or fine-tuned."""
     lines = run("shift_invariance.py", "--generations", "0", "--epochs", "1").splitlines()
     figures = [line.split()[-2:] for line in lines if line.startswith("polyphase")]
     assert [consistency for consistency, _ in figures] == ["100.0%"] * 4
@@ -138,7 +138,7 @@ def test_point_sets(run):
 
 @pytest.mark.slow
 def test_demo(tmp_path, monkeypatch, capsys):
-    """The main job whole: trained, searched, compared, slimmed, fine-tuned; a second run gets its own folder."""
+    """The whole demo: trained, searched, compared, slimmed, fine-tuned; a second run gets its own folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["demo.py"])
     runpy.run_path(str(EXAMPLES / "demo.py"), run_name="__main__")
