@@ -61,6 +61,9 @@ class Recovery:
     layers: tuple[str, ...]
     seconds: float
 
+    def __str__(self) -> str:
+        return f"held-out loss {self.before:.4f} -> {self.after:.4f} in {self.steps} steps, {self.seconds:.0f} s"
+
 
 def recover(
     small: nn.Module,
@@ -132,13 +135,13 @@ def recover(
     narrow, dense = unwrap(small), unwrap(model)
     if {id(p) for p in narrow.parameters()} & {id(p) for p in dense.parameters()}:
         raise ModelError("small shares parameters with the dense network; give a copy (dp.slim, Evaluator.slim)")
-    place, forward = resolve_device(device), forward or default_forward
+    device, forward = resolve_device(device), forward or default_forward
     generator = torch.Generator().manual_seed(seed)
-    cuda = [place] if place.type == "cuda" else []
-    with torch.random.fork_rng(cuda), full_precision(), evaluating_on(place, dense):
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(cuda), full_precision(), evaluating_on(device, dense):
         torch.manual_seed(seed)  # for a forward function that draws
-        with evaluating_on(place, narrow, restore_modes=False):
-            batch = _joined(calibration, place)
+        with evaluating_on(device, narrow, restore_modes=False):
+            batch = _joined(calibration, device)
             used, held = _split(batch, held_out, batch_size, generator)
             names = layers_to_compare(narrow, dense, forward, samples_of(used, slice(2)), layers)
             if not names and not output_weight:
@@ -164,9 +167,9 @@ def _check_options(steps: int, lr: float, batch_size: int, held_out: float, outp
 
 
 # ------------------------------------------------------------------ images
-def _joined(calibration: Data, place: torch.device) -> Any:
+def _joined(calibration: Data, device: torch.device) -> Any:
     """All calibration samples as one batch on the device."""
-    batches = to_batches(calibration, name="calibration", device=place)
+    batches = to_batches(calibration, name="calibration", device=device)
     try:
         return join(batches)
     except (RuntimeError, TypeError, ValueError) as error:

@@ -266,6 +266,7 @@ def test_progress_shows_the_held_out_loss(capsys: pytest.CaptureFixture[str]) ->
     data = images, torch.zeros(40, dtype=torch.int64)
     record = recover(small, model, data, steps=2, device="cpu")
     assert isinstance(record, Recovery) and "held-out loss" in capsys.readouterr().err
+    assert str(record).startswith(f"held-out loss {record.before:.4f} -> {record.after:.4f} in {record.steps} steps")
     recover(small, model, data, **QUICK)
     assert not capsys.readouterr().err
 
