@@ -36,7 +36,7 @@ CHECKS = 10
 """Number of held-out checks, at equal distances over the steps."""
 
 PATIENCE = 3
-"""Number of checks without a lower held-out loss after which training stops."""
+"""Number of checks without a lower held-out loss after which training stops; the loss of step 0 does not count."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def recover(
     replaces the KL divergence. The values of the targets are never used.
 
     Some calibration images are held out. The loss on them is measured before the first step and ten times during
-    training, which stops after three measurements without improvement. The network gets the weights with the lowest
+    training, which stops if the last three are not below the earlier ones. The network gets the weights with the lowest
     held-out loss, which may be its first ones. It ends in eval mode, on its own device. Batch norms use and update
     batch statistics, unless their weight has ``requires_grad=False``; all other layers are in eval mode. On a CPU,
     equal seeds give equal weights.
@@ -250,7 +250,7 @@ def _train(
                     checks.append((step, _held_out_loss(distance, held, targets)))
                     if checks[-1][1] < checks[best][1]:
                         best, weights = len(checks) - 1, _copy_of(small)
-                    if len(checks) - 1 - best >= PATIENCE or not math.isfinite(checks[-1][1]):
+                    if patience_exhausted(checks):
                         break
                 report(completed=step, note=f"held-out loss {checks[0][1]:.4f}, best {checks[best][1]:.4f}")
     finally:
@@ -259,6 +259,16 @@ def _train(
             for tensor, value in zip(_tensors(small), weights, strict=True):
                 tensor.copy_(value)
     return [check for check in checks if math.isfinite(check[1])], step
+
+
+def patience_exhausted(checks: Sequence[tuple[int, float]]) -> bool:
+    """Whether the newest held-out loss is not finite, or the last PATIENCE ones are not below those before them.
+
+    The loss of step 0 does not count: the first steps of Adam often raise the loss, and later ones lower it again.
+    """
+    losses = [loss for _, loss in checks[1:]]
+    exhausted = len(losses) > PATIENCE and min(losses[-PATIENCE:]) >= min(losses[:-PATIENCE])
+    return exhausted or not math.isfinite(losses[-1])
 
 
 def _take_step(
