@@ -36,7 +36,7 @@ CHECKS = 10
 """Number of held-out checks, at equal distances over the steps."""
 
 PATIENCE = 3
-"""Number of checks without a lower held-out loss after which training stops."""
+"""Number of checks without a lower held-out loss after which training stops; the loss of step 0 does not count."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,9 @@ class Recovery:
     checks: tuple[tuple[int, float], ...]
     layers: tuple[str, ...]
     seconds: float
+
+    def __str__(self) -> str:
+        return f"held-out loss {self.before:.4f} -> {self.after:.4f} in {self.steps} steps, {self.seconds:.0f} s"
 
 
 def recover(
@@ -87,7 +90,7 @@ def recover(
     replaces the KL divergence. The values of the targets are never used.
 
     Some calibration images are held out. The loss on them is measured before the first step and ten times during
-    training, which stops after three measurements without improvement. The network gets the weights with the lowest
+    training, which stops if the last three are not below the earlier ones. The network gets the weights with the lowest
     held-out loss, which may be its first ones. It ends in eval mode, on its own device. Batch norms use and update
     batch statistics, unless their weight has ``requires_grad=False``; all other layers are in eval mode. On a CPU,
     equal seeds give equal weights.
@@ -132,13 +135,13 @@ def recover(
     narrow, dense = unwrap(small), unwrap(model)
     if {id(p) for p in narrow.parameters()} & {id(p) for p in dense.parameters()}:
         raise ModelError("small shares parameters with the dense network; give a copy (dp.slim, Evaluator.slim)")
-    place, forward = resolve_device(device), forward or default_forward
+    device, forward = resolve_device(device), forward or default_forward
     generator = torch.Generator().manual_seed(seed)
-    cuda = [place] if place.type == "cuda" else []
-    with torch.random.fork_rng(cuda), full_precision(), evaluating_on(place, dense):
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(cuda), full_precision(), evaluating_on(device, dense):
         torch.manual_seed(seed)  # for a forward function that draws
-        with evaluating_on(place, narrow, restore_modes=False):
-            batch = _joined(calibration, place)
+        with evaluating_on(device, narrow, restore_modes=False):
+            batch = _joined(calibration, device)
             used, held = _split(batch, held_out, batch_size, generator)
             names = layers_to_compare(narrow, dense, forward, samples_of(used, slice(2)), layers)
             if not names and not output_weight:
@@ -164,9 +167,9 @@ def _check_options(steps: int, lr: float, batch_size: int, held_out: float, outp
 
 
 # ------------------------------------------------------------------ images
-def _joined(calibration: Data, place: torch.device) -> Any:
+def _joined(calibration: Data, device: torch.device) -> Any:
     """All calibration samples as one batch on the device."""
-    batches = to_batches(calibration, name="calibration", device=place)
+    batches = to_batches(calibration, name="calibration", device=device)
     try:
         return join(batches)
     except (RuntimeError, TypeError, ValueError) as error:
@@ -247,7 +250,7 @@ def _train(
                     checks.append((step, _held_out_loss(distance, held, targets)))
                     if checks[-1][1] < checks[best][1]:
                         best, weights = len(checks) - 1, _copy_of(small)
-                    if len(checks) - 1 - best >= PATIENCE or not math.isfinite(checks[-1][1]):
+                    if patience_exhausted(checks):
                         break
                 report(completed=step, note=f"held-out loss {checks[0][1]:.4f}, best {checks[best][1]:.4f}")
     finally:
@@ -256,6 +259,16 @@ def _train(
             for tensor, value in zip(_tensors(small), weights, strict=True):
                 tensor.copy_(value)
     return [check for check in checks if math.isfinite(check[1])], step
+
+
+def patience_exhausted(checks: Sequence[tuple[int, float]]) -> bool:
+    """Whether the newest held-out loss is not finite, or the last PATIENCE ones are not below those before them.
+
+    The loss of step 0 does not count: the first steps of Adam often raise the loss, and later ones lower it again.
+    """
+    losses = [loss for _, loss in checks[1:]]
+    exhausted = len(losses) > PATIENCE and min(losses[-PATIENCE:]) >= min(losses[:-PATIENCE])
+    return exhausted or not math.isfinite(losses[-1])
 
 
 def _take_step(

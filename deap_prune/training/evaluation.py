@@ -45,10 +45,10 @@ def accuracy(
         DataError: If there is no batch, targets do not fit the inputs or the network, or the device does not exist.
         ModelError: If the network does not give logits (N, classes).
     """
-    place = resolve_device(device)
+    device = resolve_device(device)
     hits = count = 0
-    with evaluating_on(place, model), torch.no_grad():
-        for batch in stream(data, name="the data for the accuracy", batch_size=batch_size, device=place):
+    with evaluating_on(device, model), torch.no_grad():
+        for batch in stream(data, name="the data for the accuracy", batch_size=batch_size, device=device):
             logits, targets = (forward or default_forward)(model, batch)
             _check_classes(logits, targets)
             hits += int((logits.argmax(1) == targets).sum())
@@ -77,10 +77,10 @@ def loss_and_accuracy(
         DataError: If there is no batch, or targets do not fit.
         ModelError: If the outputs are not logits and no loss is given.
     """
-    place = resolve_device(device)
+    device = resolve_device(device)
     total, count, hits, labels, has_labels = 0.0, 0, 0, 0, True
-    with evaluating_on(place, model), torch.no_grad():
-        for batch in stream(data, name="the validation data", batch_size=500, device=place):
+    with evaluating_on(device, model), torch.no_grad():
+        for batch in stream(data, name="the validation data", batch_size=500, device=device):
             outputs, targets = (forward or default_forward)(model, batch)
             size = max(count_samples(batch), 1)
             total += float(target_loss(loss, in_fp32(outputs), targets)) * size

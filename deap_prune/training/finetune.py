@@ -93,20 +93,20 @@ def finetune(
         raise ConfigError(f"patience={recipe.patience} needs the validation accuracy (or loss); give validation data")
     if teacher is model:
         raise ModelError("the teacher is the network itself; give the dense one (copy.deepcopy before pruning)")
-    place = resolve_device(device)
+    device = resolve_device(device)
     generator = torch.Generator().manual_seed(seed)
     transform = shift_and_mirror if augment is True else augment or None
-    trainer = Trainer(model, teacher, recipe, epochs, forward or default_forward, transform, place, generator, loss)
-    cuda = [place] if place.type == "cuda" else []
-    with_teacher = evaluating_on(place, teacher) if teacher is not None else nullcontext()
-    with torch.random.fork_rng(cuda), evaluating_on(place, model, restore_modes=False), with_teacher:
+    trainer = Trainer(model, teacher, recipe, epochs, forward or default_forward, transform, device, generator, loss)
+    cuda = [device] if device.type == "cuda" else []
+    with_teacher = evaluating_on(device, teacher) if teacher is not None else nullcontext()
+    with torch.random.fork_rng(cuda), evaluating_on(device, model, restore_modes=False), with_teacher:
         torch.manual_seed(seed)
         if from_scratch:
             reset_weights(model)
         settings = {**asdict(recipe), "epochs": epochs, "seed": seed, "from_scratch": from_scratch}
         settings |= {"teacher": teacher is not None, "augment": transform is not None}
         settings |= {"loss": None if loss is None else _describe(loss)}
-        batches = shuffled_batches(train, recipe.batch_size, generator, place)
+        batches = shuffled_batches(train, recipe.batch_size, generator, device)
         saved = None if state is None else (Path(state), settings)
         return trainer.run(batches, validation, saved, progress)
 
@@ -119,7 +119,7 @@ def _describe(value: Any) -> str:
         return f"tensor {tuple(value.shape)} {float(value.double().sum())}"
     options: dict[str, Any] = {}
     if isinstance(value, partial):
-        options = {**{str(place): argument for place, argument in enumerate(value.args)}, **value.keywords}
+        options = {**{str(position): argument for position, argument in enumerate(value.args)}, **value.keywords}
     elif isinstance(value, nn.Module):
         attributes = {name: attribute for name, attribute in vars(value).items() if not name.startswith("_")}
         options = {**attributes, **dict(value.named_buffers())}

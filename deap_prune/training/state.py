@@ -80,7 +80,7 @@ class ShuffledBatches:
             yield self.inputs[indices], self.targets[indices.to(self.targets.device)]
 
 
-def shuffled_batches(data: Data, size: int, generator: torch.Generator, place: torch.device) -> Iterable[Any]:
+def shuffled_batches(data: Data, size: int, generator: torch.Generator, device: torch.device) -> Iterable[Any]:
     """Two tensors as shuffled batches; an iterable of batches as it is.
 
     On CUDA the tensors are moved to the device if they fit into a quarter of its free memory.
@@ -94,8 +94,8 @@ def shuffled_batches(data: Data, size: int, generator: torch.Generator, place: t
     if len(inputs) != len(targets) or not len(targets):
         raise DataError(f"{len(inputs)} inputs and {len(targets)} targets to train on; give equally many, at least 1")
     size_in_bytes = sum(tensor.numel() * tensor.element_size() for tensor in (inputs, targets))
-    if place.type == "cuda" and 4 * size_in_bytes < torch.cuda.mem_get_info(place)[0]:
-        inputs, targets = inputs.to(place), targets.to(place)
+    if device.type == "cuda" and 4 * size_in_bytes < torch.cuda.mem_get_info(device)[0]:
+        inputs, targets = inputs.to(device), targets.to(device)
     return ShuffledBatches(inputs, targets, size, generator)
 
 

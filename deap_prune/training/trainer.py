@@ -64,7 +64,7 @@ class Trainer:
         epochs: Number of passes through the data.
         forward: Function of (model, batch) to (outputs, targets).
         augment: Transforms the inputs of a batch, or None.
-        place: The device.
+        device: Device to train on.
         generator: Random numbers of the order and the augmentation.
         user_loss: The user's loss, or None for cross-entropy.
     """
@@ -75,7 +75,7 @@ class Trainer:
     epochs: int
     forward: Forward
     augment: Augment | None
-    place: torch.device
+    device: torch.device
     generator: torch.Generator
     user_loss: Loss | None = None
 
@@ -129,7 +129,7 @@ class Trainer:
             return None, None
         with average.applied() if average else nullcontext():
             return loss_and_accuracy(
-                self.model, validation, device=self.place, forward=self.forward, loss=self.user_loss
+                self.model, validation, device=self.device, forward=self.forward, loss=self.user_loss
             )
 
     def patience_exhausted(self, records: Sequence[EpochRecord]) -> bool:
@@ -151,7 +151,7 @@ class Trainer:
         for layer in self.model.modules():  # the statistics of a frozen batch norm do not change
             if isinstance(layer, _BatchNorm) and layer.affine and not layer.weight.requires_grad:
                 layer.eval()
-        steps, count, total = length_hint(batches), 0, torch.zeros((), device=self.place)
+        steps, count, total = length_hint(batches), 0, torch.zeros((), device=self.device)
         for number, batch in enumerate(batches):
             fraction = epoch + ((number + 0.5) / steps if steps else 0.5)
             set_rate(optimizer, self.recipe.rate(fraction, self.epochs))
@@ -173,7 +173,7 @@ class Trainer:
 
     def prepare(self, batch: Any) -> Any:
         """The batch on the device, augmented."""
-        batch = tree_map(lambda x: x.to(self.place) if isinstance(x, Tensor) else x, batch)
+        batch = tree_map(lambda x: x.to(self.device) if isinstance(x, Tensor) else x, batch)
         if self.augment is shift_and_mirror:
             _check_targets_are_no_maps(batch)
         if self.augment:
@@ -182,7 +182,7 @@ class Trainer:
 
     def in_layout(self, tensor: Tensor) -> Tensor:
         """The tensor in the memory format that convolutions are fastest in on this device."""
-        if tensor.dim() == 4 and self.place.type == "cuda" and self.recipe.precision == "bf16":
+        if tensor.dim() == 4 and self.device.type == "cuda" and self.recipe.precision == "bf16":
             return tensor.contiguous(memory_format=torch.channels_last)
         return tensor.contiguous()  # torch 2.15's oneDNN corrupts memory in some channels-last gradients (odd widths)
 
@@ -227,7 +227,7 @@ class Trainer:
     def autocast(self) -> torch.autocast:
         """Autocast to the recipe's precision; without a cache, from which a captured step would take old weights."""
         enabled = self.recipe.precision == "bf16"
-        return torch.autocast(self.place.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
 
 def _check_targets_are_no_maps(batch: Any) -> None:
