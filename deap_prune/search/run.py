@@ -24,7 +24,6 @@ from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.randomness import random_states, restore_random_states
 from deap_prune.search.evolve import evolve, ray_workers, seeded_toolbox
 from deap_prune.search.final_front import Ending, final_front
-from deap_prune.search.finalists import final_front
 from deap_prune.search.fingerprint import fingerprint
 from deap_prune.search.folder import (
     cache_journal,

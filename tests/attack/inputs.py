@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -81,7 +80,7 @@ def networks() -> dict[str, Attack]:
         "NaN statistics": with_weights(lambda m: m[1].running_mean.fill_(NAN)),
         "negative variance": with_weights(lambda m: m[1].running_var.fill_(-1)),
         "a lock": holding("lock", threading.Lock()),
-        "a file": holding("file", Path(__file__).open()),
+        "a file": holding("file", Path(__file__).open()),  # noqa: SIM115
         "a generator": holding("generator", numbers()),
         "refuses copies": NoCopy(*net()),
         "lazy": nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)),
