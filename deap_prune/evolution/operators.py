@@ -129,7 +129,7 @@ def _exchange(ind1: Ind, ind2: Ind, spans: Sequence[Span]) -> None:
 
 
 def _after_exchange(ind1: Ind, ind2: Ind, layout: Layout) -> list[int]:
-    """Exchange pairs of different candidates with probability 1/2; returns the places of the genes that can be mixed."""
+    """Exchange pairs of different candidates with probability 1/2; give the places of the genes to mix."""
     different = [span for span in layout.pairs if ind1[span[0]] != ind2[span[0]]]
     for candidate, factor in different:
         if random.random() < 0.5:
