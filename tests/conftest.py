@@ -1,4 +1,4 @@
-"""Fixtures: one trained network on real images, and what is made of it once for all tests."""
+"""Fixtures: a trained network on real images, shared by all tests, and small data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CRITERIA = ("l1", "l2", "fpgm", "bn_scale", "taylor_gate", "taylor_weight", "mea
 
 @dataclass(frozen=True)
 class Digits:
-    """A digits network, trained for a few seconds, with its images and what the search looks at."""
+    """A digits network, trained for a few seconds, with its images, scores and clusters."""
 
     model: nn.Module
     splits: Splits
@@ -71,9 +71,9 @@ def digits() -> Digits:
     splits = load_data(format="digits")
     recipe = dp.Recipe(lr=0.1, batch_size=64)
     dp.finetune(model, splits.train, epochs=4, recipe=recipe, device="cpu", progress=False)
-    found = Digits(model, splits)
-    assert dp.accuracy(model, found.validation, device="cpu") > 0.9
-    return found
+    digits = Digits(model, splits)
+    assert dp.accuracy(model, digits.validation, device="cpu") > 0.9
+    return digits
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""The registered algorithms beside (mu + lambda), and the baselines under the same interface."""
+"""The registered algorithms apart from (mu + lambda), and baselines with the same interface."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _by_directions(state: Generation, toolbox: base.Toolbox, children: list[Any]
 
 @register_algorithm("nsga3", reference="Deb and Jain 2014, doi 10.1109/TEVC.2013.2281535", survivors=_by_directions)
 def nsga3(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
-    """NSGA-III, for three or four objectives: parents at random, survivors along reference directions."""
+    """NSGA-III, for three or four objectives: random parents, survivors along reference directions."""
     parents = [toolbox.clone(random.choice(state.population)) for _ in range(variation.children)]
     return list(algorithms.varAnd(parents, toolbox, variation.cxpb, variation.mutpb))
 
@@ -41,12 +41,12 @@ def _oldest_leave(state: Generation, toolbox: base.Toolbox, children: list[Any])
 
 
 def aging(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
-    """Ageing evolution: the best of a quarter is mutated, the oldest leave; one child a generation is LeGR's loop."""
+    """Ageing evolution: the best of a random quarter is mutated, the oldest leave; with one child LeGR's loop."""
     return [_reborn(toolbox.mutate(child)[0]) for child in _tournaments(state, toolbox, variation)]
 
 
 def _tournaments(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
-    """Copies of the winners."""
+    """Copies of the winners of tournaments."""
     size = max(2, len(state.population) // 4)
     return [
         toolbox.clone(max(random.choices(state.population, k=size), key=lambda ind: ind.fitness))
@@ -60,10 +60,10 @@ def _reborn(child: Any) -> Any:
 
 
 def legr(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
-    """LeGR: ageing evolution; of a tenth of the layers the scales move by shrinking steps, the shifts by equal ones.
+    """LeGR: ageing evolution that mutates scale and shift of a tenth of the layers.
 
-    The steps are the published ones: exp(N(0, 1 - i / 500)) after i of 400 evaluations (the last one's from there on),
-    N(0, 1) standard deviations. A budget gene, which LeGR doesn't know, counts as a layer with a scale alone.
+    The published steps: a scale is multiplied by exp(N(0, 1 - i / 500)) after i evaluations (i at most 400), a shift
+    moves by N(0, 1) standard deviations. A budget gene, which LeGR does not have, counts as a layer without a shift.
     """
     layout = toolbox.layout
     places = layout.of_kind("scale", "budget")
@@ -93,8 +93,8 @@ def _only_children(state: Generation, toolbox: base.Toolbox, children: list[Any]
 def cma_es(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
     """CMA-ES on the continuous genes, by the first objective.
 
-    It starts around the best of the initial population, whose candidates stay. Genes are repaired to their bounds
-    before the distribution learns from them.
+    It starts around the best individual of the initial population; candidate genes keep its values. Genes are clipped
+    to their bounds before the distribution learns from them.
     """
     layout = toolbox.layout
     places = [i for i in layout.of_kind(*CONTINUOUS) if layout.high[i] > layout.low[i]]
@@ -117,7 +117,7 @@ def cma_es(state: Generation, toolbox: base.Toolbox, variation: Variation) -> li
 
 
 class _Row(list[float]):
-    """What cma.Strategy.update reads of an individual."""
+    """The part of an individual that cma.Strategy.update reads."""
 
     def __init__(self, genes: list[float], fitness: base.Fitness) -> None:
         super().__init__(genes)
@@ -128,7 +128,7 @@ ARRAYS = ("centroid", "pc", "ps", "C", "B", "diagD", "BD")
 
 
 def _strategy(state: Generation, places: list[int], low: Any, high: Any, children: int) -> cma.Strategy:
-    """The strategy as the state's memory has it; at first around the best individual, 0.3 of the ranges wide."""
+    """The strategy in the state's memory; at first around the best individual, with a sigma of 0.3 of the ranges."""
     if children < 4:
         raise ConfigError(f"cma with {children} children a generation can't estimate a distribution; give 4 or more")
     if "cma" not in state.memory:
@@ -150,13 +150,13 @@ def _remember(state: Generation, strategy: cma.Strategy) -> None:
 
 # ------------------------------------------------------------------ several budgets in one run
 def _moved(individual: Any, budget: float, toolbox: base.Toolbox) -> Any:
-    """A copy at another budget; its fitness goes if the budget is another one."""
-    other = toolbox.clone(individual)
+    """A copy with this budget; its fitness becomes invalid if the budget changes."""
+    copied = toolbox.clone(individual)
     (place,) = toolbox.layout.of_kind("budget")
-    if other[place] != budget:
-        other[place] = budget
-        del other.fitness.values
-    return other
+    if copied[place] != budget:
+        copied[place] = budget
+        del copied.fitness.values
+    return copied
 
 
 def _first_budget(toolbox: base.Toolbox, n: int, variation: Variation) -> list[Any]:
@@ -177,7 +177,7 @@ def _at_this_budget(state: Generation, toolbox: base.Toolbox, children: list[Any
     "successive", reference="ours; one run for several budgets", first=_first_budget, survivors=_at_this_budget
 )
 def successive(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
-    """One budget after the other, by the first objective: each begins with the survivors of the one before."""
+    """One budget after the other, by the first objective; each begins with the survivors of the previous one."""
 
     def budget(number: int) -> float:
         return variation.budgets[min(number // variation.generations_per_budget, len(variation.budgets) - 1)]
@@ -191,7 +191,7 @@ def successive(state: Generation, toolbox: base.Toolbox, variation: Variation) -
 # ------------------------------------------------------------------ baselines
 @register_algorithm("random", reference="Li and Talwalkar 2019, arXiv 1902.07638")
 def random_search(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
-    """Random search: every child is drawn anew; the best are kept."""
+    """Random search: all children are random individuals; the best survive."""
     return [toolbox.individual() for _ in range(variation.children)]
 
 
@@ -201,11 +201,11 @@ def _singles(toolbox: base.Toolbox, n: int, variation: Variation) -> list[Any]:
 
 @register_algorithm("singles", reference="the method's own baseline", first=_singles)
 def single_criteria(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
-    """Every single criterion (over a range of costs where the budget is free), and nothing more."""
+    """The single criteria alone, over a range of costs if the budget is free."""
     return []
 
 
 @register_algorithm("borda", reference="de Borda 1781", first=_singles, genome="borda")
 def mean_rank(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list[Any]:
-    """The mean rank of all criteria (over a range of costs where the budget is free), and nothing more."""
+    """The mean rank of all criteria alone, over a range of costs if the budget is free."""
     return []

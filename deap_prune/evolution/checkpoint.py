@@ -1,4 +1,4 @@
-"""Checkpoints: one JSON file a generation, written atomically, with a checksum; the newest few are kept."""
+"""Checkpoints: one JSON file per generation, written atomically, with a checksum; the newest three are kept."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ class Body(BaseModel):
 
 
 class Journal:
-    """A file of lines that only grows, for what would be too much to write anew in every checkpoint.
+    """A file of lines that only grows, for a cache that is too large to be written with every checkpoint.
 
-    A checkpoint stores a mark: from where to where the lines count, and their checksum. What a crash left behind the
-    mark is cut off when the run goes on.
+    A checkpoint stores a mark: first and last byte of the lines that count, and their checksum. Lines after the mark,
+    which a crash leaves, are removed when the run continues.
 
     Args:
         path: The file.
-        entries: What is journalled: a mapping that grows, and is now and then emptied.
-        pack: One line, without its end, for a key and its value.
+        entries: The mapping to write; it grows, and may be emptied.
+        pack: Function of a key and its value to a line, without its end.
     """
 
     def __init__(self, path: Path, entries: Mapping[Any, Any], pack: Callable[[Any, Any], str]) -> None:
@@ -64,10 +64,10 @@ class Journal:
         self._hash = hashlib.sha256()
 
     def append(self) -> dict[str, Any]:
-        """Write what is new, to the disk; gives the mark."""
+        """Append the new entries, sync the file to disk, and return the mark."""
         first = next(iter(self._entries), None)
         if len(self._entries) < self._written or (self._written and first is not self._first):
-            self._written, self._start, self._hash = 0, self._stop, hashlib.sha256()  # it was emptied in between
+            self._written, self._start, self._hash = 0, self._stop, hashlib.sha256()  # the mapping was emptied
         new = islice(self._entries.items(), self._written, None)
         data = "".join(self._pack(key, value) + "\n" for key, value in new).encode()
         with writing(self.path), os.fdopen(open_to_append(self.path), "r+b") as file:
@@ -81,7 +81,7 @@ class Journal:
         return {"start": self._start, "stop": self._stop, "sha256": self._hash.hexdigest()}
 
     def read(self, mark: Mapping[str, Any]) -> list[str] | None:
-        """The lines of a mark; None if they are damaged."""
+        """The lines of a mark, or None if they are damaged."""
         try:
             with self.path.open("rb") as file:
                 if mark["stop"] > os.fstat(file.fileno()).st_size:
@@ -93,7 +93,7 @@ class Journal:
         return data.decode().splitlines() if hashlib.sha256(data).hexdigest() == mark["sha256"] else None
 
     def go_on(self, mark: Mapping[str, Any], lines: Sequence[str]) -> None:
-        """Append behind this mark from now on; the entries are those of its lines."""
+        """Append after this mark from now on; the entries are those of its lines."""
         self._written, self._first = len(self._entries), next(iter(self._entries), None)
         self._start, self._stop = mark["start"], mark["stop"]
         self._hash = hashlib.sha256("".join(line + "\n" for line in lines).encode())
@@ -104,10 +104,10 @@ class Checkpoints:
 
     Args:
         folder: The run folder.
-        fingerprint: Name to text of what the run depends on (settings as JSON, hashes of model and data): a resume must
-            match.
-        extra: Gives more to store.
-        journal: Stored by its mark, and checked with the checkpoint.
+        fingerprint: What the run depends on (settings as JSON, hashes of model and data), by name; a resumed run must
+            have the same.
+        extra: Function to further content.
+        journal: A journal; the checkpoint stores its mark.
     """
 
     def __init__(
@@ -145,27 +145,27 @@ class Checkpoints:
         return self.folder / f"{number:06d}.json"
 
     def paths(self) -> list[Path]:
-        """The files there are, newest first; other names in the folder are not the run's."""
+        """The checkpoints, newest first; files with other names are not the run's."""
         numbers = [(int(p.stem), p) for p in self.folder.glob("*.json") if re.fullmatch(r"\d{6,9}\.json", p.name)]
         return [path for _, path in sorted(numbers, reverse=True)]
 
     def load(
         self, individual: Callable[[Iterable[float]], Any], unpack: Callable[[dict[str, Any], list[str]], None]
     ) -> Generation | None:
-        """The newest whole checkpoint, with the random generators set to it; None if there is none.
+        """The state of the newest undamaged checkpoint, or None; it sets the random generators.
 
-        Damaged files are renamed (``.damaged``) if no whole one is among them.
+        If all checkpoints are damaged, they are renamed to ``.damaged``.
 
         Args:
             individual: Makes an individual of genes.
-            unpack: Takes the extra and the journal's lines.
+            unpack: Function of the further content and the journal's lines.
 
         Raises:
             RunError: If it was written with another task: settings, network, functions or data (named).
         """
         body = self.newest()
         if body is None:
-            for path in self.paths():  # out of the way: new ones have lower numbers, and the highest are kept
+            for path in self.paths():  # new checkpoints have lower numbers, and only the highest are kept
                 with writing(path.with_suffix(".damaged")):
                     path.rename(path.with_suffix(".damaged"))
             return None
@@ -175,15 +175,16 @@ class Checkpoints:
         population, archive = (_unpack(body[name], individual) for name in ("population", "archive"))
         lines = None if self.journal is None else self.journal.read(body["journal"])
         unpack(body["extra"], lines or [])
-        if self.journal is not None and lines is not None:  # a lost journal begins anew
+        if self.journal is not None and lines is not None:  # without them a new journal begins
             self.journal.go_on(body["journal"], lines)
         restore_random_states(body["random"])
         return Generation(body["number"], population, archive, logbook, memory=body["memory"])
 
     def newest(self) -> dict[str, Any] | None:
-        """The newest whole checkpoint as it is stored; None if there is none.
+        """The content of the newest undamaged checkpoint, or None.
 
-        One whose part of the journal is whole has precedence. Without a journal nobody is lost, only what was judged.
+        A checkpoint whose journal segment is intact is preferred. Losing the journal loses cached evaluations, never
+        the population.
 
         Raises:
             RunError: If it was written with another task: settings, network, functions or data (named).
@@ -204,12 +205,12 @@ class Checkpoints:
             alone = alone or body
         if journal is not None and alone is not None:
             lost = f"'{journal.path}' is lost or damaged; going on from generation {alone['number']} without it"
-            warnings.warn(f"{lost}: networks are judged again, and what learns from them learns anew", stacklevel=3)
+            warnings.warn(f"{lost}: candidates are evaluated again, a learned surrogate is fitted anew", stacklevel=3)
         return alone
 
 
 def _pack(individuals: list[Any]) -> list[Any]:
-    """Each as [genes, places of whole numbers, values]; genes as bytes of doubles: decimal text takes far longer."""
+    """Each individual as [genes, places of integers, values]; hexadecimal doubles are read far faster than decimals."""
     return [
         [
             np.array(ind, dtype="<f8").tobytes().hex(),
@@ -221,14 +222,14 @@ def _pack(individuals: list[Any]) -> list[Any]:
 
 
 def _unpack(stored: list[Any], individual: Callable[[Iterable[float]], Any]) -> list[Any]:
-    found = []
+    individuals = []
     for text, whole, values in stored:
         genes = np.frombuffer(bytes.fromhex(text), dtype="<f8").tolist()
         for place in whole:
             genes[place] = int(genes[place])
-        found.append(individual(genes))
-        found[-1].fitness.values = tuple(values)
-    return found
+        individuals.append(individual(genes))
+        individuals[-1].fitness.values = tuple(values)
+    return individuals
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -21,10 +21,10 @@ class Solution:
     """One pruned network of a front.
 
     Attributes:
-        values: Objective name to value.
-        masks: The filters that stay.
-        flops: Multiply-adds of the slimmed network, one sample.
-        params: Its parameters.
+        values: Values by objective.
+        masks: The kept filters.
+        flops: Multiply-adds of the slimmed network, for one sample.
+        params: Number of its parameters.
         individual: The genes.
     """
 
@@ -44,10 +44,10 @@ class ParetoFront(Sequence[Solution]):
     """Mutually non-dominated solutions, cheapest first.
 
     Attributes:
-        solutions: No two have the same values.
-        weights: Objective name to +1 (maximised) or -1 (minimised).
+        solutions: The solutions; no two have the same values.
+        weights: +1 (maximised) or -1 (minimised) by objective.
         dense: ``flops`` and ``params`` of the dense network, and its ``values``.
-        settings: How the figures were judged (BN re-estimation, ...).
+        settings: How the networks were evaluated (compensation, BN statistics, refinement, ...).
 
     Examples:
         >>> front = dp.search(model, images, **data, population=4, generations=1, progress=False).front
@@ -68,7 +68,7 @@ class ParetoFront(Sequence[Solution]):
         dense: Mapping[str, Any],
         settings: Mapping[str, Any] | None = None,
     ) -> ParetoFront:
-        """The non-dominated ones of the given solutions; of equal values the first stays, NaN is left out."""
+        """The front of the given solutions: those that no other dominates, the first of equal values, none with NaN."""
         import moocore
 
         numbers = [s for s in solutions if not any(math.isnan(value) for value in s.values.values())]
@@ -94,16 +94,16 @@ class ParetoFront(Sequence[Solution]):
     def best(
         self, *, max_flops: float | None = None, max_params: float | None = None, by: str | None = None
     ) -> Solution:
-        """The best solution under a cost.
+        """The best solution within a budget.
 
         Args:
-            max_flops: Kept share of the dense network's multiply-adds.
-            max_params: Kept share of its parameters.
-            by: Objective; the first if left out.
+            max_flops: Largest kept share of the dense network's multiply-adds.
+            max_params: Largest kept share of its parameters.
+            by: Objective; the first by default.
 
         Raises:
             BudgetError: If no solution is that cheap (the message names the cheapest), a share is not in (0, 1], or the
-                objective unknown.
+                objective is unknown.
         """
         name = self._objective(by)
         limits = {"flops": max_flops, "params": max_params}
@@ -137,9 +137,10 @@ class ParetoFront(Sequence[Solution]):
             raise BudgetError("the front is empty: no individual has a valid fitness; evaluate the population first")
 
     def knee(self) -> Solution:
-        """The solution farthest below the line (plane) through the front's ends, objectives scaled to [0, 1].
+        """The solution with the smallest sum of minimised objectives, each scaled to [0, 1] over the front.
 
-        Das 1999, "On characterizing the knee of the Pareto curve"; the nearest to the ideal point where there is none.
+        With two objectives it lies farthest below the line through the front's ends: Das 1999, "On characterizing the
+        knee of the Pareto curve".
         """
         self._check_not_empty()
         points = _minimised(self.solutions, self.weights)
@@ -151,12 +152,12 @@ class ParetoFront(Sequence[Solution]):
         """The cheapest solution that is good enough.
 
         Args:
-            at_least: Value of the objective that must be reached (for a minimised one: not exceeded).
-            by: Objective; the first if left out.
+            at_least: Value that the objective must reach, or must not exceed if it is minimised.
+            by: Objective; the first by default.
             cost: ``"flops"`` or ``"params"``.
 
         Raises:
-            BudgetError: If no solution is that good (the message names the best), or the objective or cost unknown.
+            BudgetError: If no solution is that good (the message names the best), or objective or cost are unknown.
         """
         name = self._objective(by)
         if cost not in ("flops", "params"):
@@ -169,10 +170,10 @@ class ParetoFront(Sequence[Solution]):
         return min(good, key=lambda s: (getattr(s, cost), -weight * s.values[name]))
 
     def pseudo_weights(self) -> NDArray[np.float64]:
-        """How much each solution leans to each objective, shape (solutions, objectives); every row sums to 1.
+        """Pseudo-weights of the solutions, shape (solutions, objectives); every row sums to 1.
 
-        Deb 2001, "Multi-objective optimization using evolutionary algorithms": the relative distance to the worst
-        value of the front.
+        A solution's relative distance to the front's worst value of each objective: Deb 2001, "Multi-objective
+        optimization using evolutionary algorithms".
         """
         points = _minimised(self.solutions, self.weights)
         span = points.max(axis=0, initial=-np.inf) - points.min(axis=0, initial=np.inf)
@@ -181,10 +182,10 @@ class ParetoFront(Sequence[Solution]):
         return np.where(total > 0, distance / np.where(total > 0, total, 1), 1 / points.shape[1])
 
     def closest(self, weights: Mapping[str, float]) -> Solution:
-        """The solution whose pseudo-weights are nearest to the wished ones.
+        """The solution whose pseudo-weights are nearest to the given weights.
 
         Args:
-            weights: Objective name to weight; they count up to scale, objectives left out get 0.
+            weights: Weights by objective, up to scale; missing objectives get 0.
 
         Raises:
             BudgetError: If an objective is unknown, or no weight is above 0.
@@ -200,7 +201,7 @@ class ParetoFront(Sequence[Solution]):
 
     @property
     def reference(self) -> tuple[float, ...]:
-        """Of the hypervolume: 0 for what is maximised; for what is minimised 1, or twice a dense value above that."""
+        """Reference point of the hypervolume: 0 if maximised, else 1, or twice a dense value that is above 1."""
         dense = self.dense.get("values", {})
         worst = {name: 1.0 if value <= 1 else 2.0 * value for name, value in dense.items()}
         return tuple(0.0 if w > 0 else worst.get(name, 1.0) for name, w in self.weights.items())
@@ -209,8 +210,8 @@ class ParetoFront(Sequence[Solution]):
         """Hypervolume dominated by the front.
 
         Args:
-            reference: One value an objective, in the objective's own units; :attr:`reference` if left out, so that
-                (accuracy, flops) gives a figure in [0, 1].
+            reference: One value per objective, in the objective's own unit; by default :attr:`reference`, so that
+                (accuracy, flops) gives a value in [0, 1].
         """
         wanted = self.reference if reference is None else reference
         return hypervolume(_minimised(self.solutions, self.weights), list(self.weights.values()), wanted)
@@ -231,7 +232,7 @@ class ParetoFront(Sequence[Solution]):
         """Read the front of a run folder.
 
         Raises:
-            RunError: If there is none, it can't be read, or its masks are not those that were written.
+            RunError: If there is no front, it can't be read, or its masks were changed.
         """
         read = read_front(Path(folder))
         solutions = (
@@ -252,8 +253,8 @@ def hypervolume(points: NDArray[np.float64], weights: Sequence[float], reference
 
     Args:
         points: Shape (points, objectives), maximised objectives negated.
-        weights: +1 or -1 an objective.
-        reference: In the objectives' own units.
+        weights: +1 or -1 per objective.
+        reference: Reference point, in the objectives' own units.
 
     Raises:
         ConfigError: If the reference has another number of values.
@@ -270,17 +271,17 @@ def hypervolume(points: NDArray[np.float64], weights: Sequence[float], reference
 
 
 def best_per_bin(evaluate: Any, *, bins: int = 20) -> list[Solution]:
-    """The best network in every part of the range of FLOPs, of all that the evaluator's cache holds, cheapest first.
+    """The best evaluated network in each bin of FLOPs, cheapest first; bins without a network are left out.
 
-    What a front leaves out, because something cheaper was as good, is here; after Mouret and Clune 2015,
-    "Illuminating search spaces by mapping elites" (arXiv 1504.04909). Parts without a network are left out.
+    Unlike a front it also shows networks that a cheaper one dominates; after Mouret and Clune 2015, "Illuminating
+    search spaces by mapping elites" (arXiv 1504.04909).
 
     Args:
-        evaluate: The evaluator that drove a search (``result.fitness``).
-        bins: Equal parts of [0, 1], the kept share of the FLOPs.
+        evaluate: The evaluator that compared candidates (``result.compared_by``).
+        bins: Number of equal parts of [0, 1], the kept share of the FLOPs.
 
     Raises:
-        BudgetError: If there is not even one part.
+        BudgetError: If ``bins`` is below 1.
     """
     if bins < 1:
         raise BudgetError(f"bins is {bins}; give 1 or more")

@@ -10,29 +10,29 @@ from deap import base
 
 
 class BlendFitness(base.Fitness):  # type: ignore[misc]
-    """A DEAP fitness whose copies keep everything, such as the crowding distance that selTournamentDCD reads.
+    """A DEAP fitness whose copies keep all attributes, such as the crowding distance that selTournamentDCD reads.
 
-    DEAP's own copies only the values (DEAP/deap#420).
+    DEAP's own fitness copies only the values (DEAP/deap#420).
     """
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BlendFitness:
-        other = self.__class__()
-        other.__dict__.update(self.__dict__)
-        return other
+        copied = self.__class__()
+        copied.__dict__.update(self.__dict__)
+        return copied
 
 
 def fitness_class(weights: Sequence[float]) -> type[base.Fitness]:
     """The fitness class of these directions: ``FitnessMax``, ``FitnessMin``, ``FitnessMaxMin``, ...
 
     Args:
-        weights: +1 to maximise, -1 to minimise, one an objective.
+        weights: +1 to maximise, -1 to minimise, for each objective.
     """
     name = "Fitness" + "".join("Max" if w > 0 else "Min" for w in weights)
     return getattr(__import__(__name__, fromlist=[name]), name)
 
 
 def __getattr__(name: str) -> Any:
-    """Fitness classes come into being when first named, also when a worker unpickles one."""
+    """Fitness classes are made when they are first named, also when a worker unpickles one."""
     body = name.removeprefix("Fitness")
     if body == name or not body or body.replace("Max", "").replace("Min", ""):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -52,7 +52,7 @@ class BlendIndividual(list[float]):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BlendIndividual:
         """Genes are numbers: copying the list is enough, and much quicker (``toolbox.clone`` copies every child)."""
-        other = self.__class__.__new__(self.__class__)
-        other.extend(self)
-        other.__dict__.update(deepcopy(self.__dict__, memo))
-        return other
+        copied = self.__class__.__new__(self.__class__)
+        copied.extend(self)
+        copied.__dict__.update(deepcopy(self.__dict__, memo))
+        return copied

@@ -1,7 +1,7 @@
 """Operators for blends: plain functions on lists, with DEAP's signatures and DEAP's source of randomness.
 
-They need nothing but the :class:`~deap_prune.blending.layout.Layout`: usable in any ``toolbox.register``, on
-individuals of any list class. Genes outside their bounds (another operator's work) are clipped before they are used.
+They need only the :class:`~deap_prune.blending.layout.Layout`, so they work in any ``toolbox.register``, on individuals
+of any list class. Genes that another operator left outside their bounds are clipped first.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 Ind = TypeVar("Ind", bound=MutableSequence[float])
 CONTINUOUS = ("factor", "keep", "budget", "scale", "shift")
 WIDTHS = ("keep", "budget")
-LEAST = 0.01  # a width of 0 is multiplied from here on
+LEAST = 0.01  # smaller widths are multiplied as if they were this, so that a width of 0 can grow
 
 
 # ------------------------------------------------------------------ crossover
 def cxBlendLayers(ind1: Ind, ind2: Ind, layout: Layout, indpb: float = 0.5) -> tuple[Ind, Ind]:
-    """Uniform crossover by layer: all genes of a filter group change places together.
+    """Uniform crossover by layer: all genes of a filter group are exchanged together.
 
     Args:
         ind1: First parent, changed in place.
@@ -43,16 +43,16 @@ def cxBlendLayers(ind1: Ind, ind2: Ind, layout: Layout, indpb: float = 0.5) -> t
 
 
 def cxBlendWidths(ind1: Ind, ind2: Ind, layout: Layout, indpb: float = 0.5, alpha: float = 0.3) -> tuple[Ind, Ind]:
-    """Uniform crossover by layer, but widths (keep and budget genes) are mixed by BLX-alpha.
+    """Uniform crossover by layer, except that widths (keep and budget genes) are mixed by BLX-alpha.
 
-    Layers need widths that suit each other: between two balanced networks is a balanced one, a patchwork of them isn't.
+    The widths of layers depend on each other: a mixture of two balanced networks is balanced, a patchwork is not.
 
     Args:
         ind1: First parent, changed in place.
         ind2: Second parent, changed in place.
         layout: Kinds and bounds of the genes.
         indpb: Probability that a layer's other genes are exchanged.
-        alpha: How far beyond the parents a width may go, in their distance.
+        alpha: How far a width may leave the interval between the parents, in units of their distance.
     """
     clip(ind1, layout)
     clip(ind2, layout)
@@ -62,7 +62,7 @@ def cxBlendWidths(ind1: Ind, ind2: Ind, layout: Layout, indpb: float = 0.5, alph
 
 
 def cxBlendStages(ind1: Ind, ind2: Ind, layout: Layout, indpb: float = 0.5) -> tuple[Ind, Ind]:
-    """Uniform crossover by stage: the layers of one resolution change places together.
+    """Uniform crossover by stage: all layers of one resolution are exchanged together.
 
     Args:
         ind1: First parent, changed in place.
@@ -79,14 +79,14 @@ def cxBlendStages(ind1: Ind, ind2: Ind, layout: Layout, indpb: float = 0.5) -> t
 def cxBlendMix(ind1: Ind, ind2: Ind, layout: Layout, alpha: float = 0.3) -> tuple[Ind, Ind]:
     """BLX-alpha on continuous genes (Eshelman and Schaffer 1993).
 
-    Where the parents name different candidates, a factor means different things: candidate and factor then change
-    places together, or stay.
+    If the parents have different candidates in a cluster, their factors belong to different scores: candidate and
+    factor are then exchanged together or stay.
 
     Args:
         ind1: First parent, changed in place.
         ind2: Second parent, changed in place.
         layout: Kinds and bounds of the genes.
-        alpha: How far beyond the parents a gene may go, in their distance.
+        alpha: How far a gene may leave the interval between the parents, in units of their distance.
     """
     clip(ind1, layout)
     clip(ind2, layout)
@@ -95,21 +95,21 @@ def cxBlendMix(ind1: Ind, ind2: Ind, layout: Layout, alpha: float = 0.3) -> tupl
 
 
 def cxBlendSBX(ind1: Ind, ind2: Ind, layout: Layout, eta: float = 10.0) -> tuple[Ind, Ind]:
-    """Simulated binary crossover on continuous genes (Deb and Agrawal 1995), bounded; candidates as in ``cxBlendMix``.
+    """Bounded simulated binary crossover on continuous genes (Deb and Agrawal 1995); candidates as in ``cxBlendMix``.
 
     Args:
         ind1: First parent, changed in place.
         ind2: Second parent, changed in place.
         layout: Kinds and bounds of the genes.
-        eta: Crowding: higher, closer to the parents.
+        eta: Distribution index; larger values keep children closer to the parents.
     """
     clip(ind1, layout)
     clip(ind2, layout)
     places = _after_exchange(ind1, ind2, layout)
-    one, other = ([ind[i] for i in places] for ind in (ind1, ind2))
+    genes1, genes2 = ([ind[i] for i in places] for ind in (ind1, ind2))
     low, high = ([bound[i] for i in places] for bound in (layout.low, layout.high))
-    tools.cxSimulatedBinaryBounded(one, other, eta, low, high)
-    for i, a, b in zip(places, one, other, strict=True):
+    tools.cxSimulatedBinaryBounded(genes1, genes2, eta, low, high)
+    for i, a, b in zip(places, genes1, genes2, strict=True):
         ind1[i], ind2[i] = _clipped(a, layout, i), _clipped(b, layout, i)
     return ind1, ind2
 
@@ -117,9 +117,9 @@ def cxBlendSBX(ind1: Ind, ind2: Ind, layout: Layout, eta: float = 10.0) -> tuple
 def _mix(ind1: Ind, ind2: Ind, layout: Layout, places: Sequence[int], alpha: float) -> None:
     for i in places:
         share = (1 + 2 * alpha) * random.random() - alpha
-        one, other = ind1[i], ind2[i]
-        ind1[i] = _clipped((1 - share) * one + share * other, layout, i)
-        ind2[i] = _clipped(share * one + (1 - share) * other, layout, i)
+        gene1, gene2 = ind1[i], ind2[i]
+        ind1[i] = _clipped((1 - share) * gene1 + share * gene2, layout, i)
+        ind2[i] = _clipped(share * gene1 + (1 - share) * gene2, layout, i)
 
 
 def _exchange(ind1: Ind, ind2: Ind, spans: Sequence[Span]) -> None:
@@ -129,29 +129,28 @@ def _exchange(ind1: Ind, ind2: Ind, spans: Sequence[Span]) -> None:
 
 
 def _after_exchange(ind1: Ind, ind2: Ind, layout: Layout) -> list[int]:
-    """Swap the pairs of different candidates, half of the time; the places of the genes that can be mixed."""
-    apart = [span for span in layout.pairs if ind1[span[0]] != ind2[span[0]]]
-    for candidate, factor in apart:
+    """Exchange pairs of different candidates with probability 1/2; give the places of the genes to mix."""
+    different = [span for span in layout.pairs if ind1[span[0]] != ind2[span[0]]]
+    for candidate, factor in different:
         if random.random() < 0.5:
             _exchange(ind1, ind2, ((candidate, factor + 1),))
-    taken = {factor for _, factor in apart}
-    return [i for i in layout.of_kind(*CONTINUOUS) if i not in taken]
+    not_mixed = {factor for _, factor in different}
+    return [i for i in layout.of_kind(*CONTINUOUS) if i not in not_mixed]
 
 
 # ------------------------------------------------------------------ mutation
 def mutBlend(individual: Ind, layout: Layout, indpb: float = 0.1, sigma: float = 0.5) -> tuple[Ind]:
-    """Mutate single genes, each by its kind, at least one; and, in three of ten cases, the widths of all layers alike.
+    """Mutate at least one gene, by its kind; with probability 0.3 also all widths by a common factor.
 
-    A candidate becomes another member of its cluster; a factor is multiplied by exp(N(0, sigma)), now and then drawn
-    anew (a factor of 0 would stay 0), and so is a scale; widths (keep and budget genes) are multiplied by
-    exp(N(0, sigma)), single ones and all alike; other genes move by N(0, sigma / 5) of their range. All stay in their
-    bounds.
+    A candidate becomes another member of its cluster. Factors, scales and widths (keep and budget genes) are multiplied
+    by exp(N(0, sigma)). One factor or scale in ten is drawn anew, as is one of 0, which would stay 0. Other genes move
+    by N(0, sigma / 5) of their range. All genes stay within their bounds.
 
     Args:
         individual: Changed in place.
         layout: Kinds and bounds of the genes.
         indpb: Probability that a gene is mutated.
-        sigma: Step.
+        sigma: Standard deviation of the step.
     """
     _mutate(individual, layout, range(len(layout)), indpb, sigma)
     if random.random() < 0.3:
@@ -173,16 +172,16 @@ def mutBlendCandidates(individual: Ind, layout: Layout, indpb: float = 0.2) -> t
 
 
 def mutBlendTrade(individual: Ind, layout: Layout, indpb: float = 0.1, sigma: float = 0.5) -> tuple[Ind]:
-    """Trade FLOPs between layers: one keeps more, another less, by the same amount; what they cost together stays.
+    """Trade FLOPs between layers: one keeps more, another keeps less; their total cost stays the same.
 
-    Costs are first order: each group's FLOPs with all others dense. The decoder holds the budget exactly in any case.
+    Costs are first order: each group's FLOPs with all other groups dense. The decoder meets the budget in any case.
     Individuals with fewer than two keep genes are mutated by ``mutBlend``.
 
     Args:
         individual: Changed in place.
         layout: Kinds, bounds and costs of the genes.
-        indpb: Trades for each keep gene, on average; at least one is made.
-        sigma: Step: a trade moves up to N(0, sigma / 5) of the cheaper layer.
+        indpb: Expected number of trades per keep gene; at least one is made.
+        sigma: A trade moves |N(0, sigma / 5)| of the cheaper layer's cost, or less at a bound.
     """
     clip(individual, layout)
     keeps = [i for i in layout.of_kind("keep") if layout.costs[i] > 0]
@@ -224,7 +223,7 @@ def _mutated(gene: float, layout: Layout, i: int, sigma: float) -> float:
 
 
 def clip(individual: MutableSequence[float], layout: Layout) -> None:
-    """Bring genes inside their bounds, in place: DEAP's own operators may leave them, and some then fail.
+    """Clip genes to their bounds, in place: DEAP's unbounded operators leave them, and other operators then fail.
 
     Raises:
         ConfigError: If the individual has another length than the layout, or a gene is no real number.
@@ -238,15 +237,15 @@ def clip(individual: MutableSequence[float], layout: Layout) -> None:
         except TypeError as error:  # DEAP's mutPolynomialBounded makes complex numbers outside bounds
             raise ConfigError(
                 f"gene {i} of the individual is {gene!r}; genes are numbers (decorate your operators with "
-                "dp.bounded(layout), which clips before and after them)"
+                "dp.operators.bounded(layout), which clips before and after them)"
             ) from error
 
 
 def bounded(layout: Layout) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Clip the individuals before and after an operator, as a decorator for ``toolbox.decorate``.
 
-    DEAP's bounded operators expect genes inside the bounds (``mutPolynomialBounded`` makes complex numbers of others),
-    and its unbounded ones (``mutGaussian``, ``cxBlend``) leave them.
+    DEAP's bounded operators expect genes within the bounds: ``mutPolynomialBounded`` makes complex numbers of others.
+    DEAP's unbounded operators (``mutGaussian``, ``cxBlend``) leave the bounds.
 
     Args:
         layout: Kinds and bounds of the genes.
@@ -257,10 +256,10 @@ def bounded(layout: Layout) -> Callable[[Callable[..., Any]], Callable[..., Any]
         def wrapped(*individuals: Any, **options: Any) -> Any:
             for individual in individuals:
                 clip(individual, layout)
-            found = operator(*individuals, **options)
-            for individual in found:
-                clip(individual, layout)
-            return found
+            children = operator(*individuals, **options)
+            for child in children:
+                clip(child, layout)
+            return children
 
         return wrapped
 
@@ -268,7 +267,7 @@ def bounded(layout: Layout) -> Callable[[Callable[..., Any]], Callable[..., Any]
 
 
 def _clipped(gene: float, layout: Layout, i: int) -> float:
-    """Inside the bounds; a candidate gene whole; NaN, of which nothing is known, at the lower bound."""
+    """The gene clipped to its bounds, whole for a candidate; the lower bound for NaN."""
     inside = min(layout.high[i], max(layout.low[i], gene)) if gene == gene else layout.low[i]
     return round(inside) if layout.kinds[i] == "candidate" else inside
 
@@ -278,7 +277,7 @@ def initBlend(container: Callable[[Iterable[float]], Ind], layout: Layout) -> In
     """A random individual.
 
     Candidates and factors are uniform, scales log-normal. Keep genes scatter around a common share, so that a
-    population covers the range of costs and each member is balanced enough to work.
+    population covers the range of costs, and no layer of an individual is far narrower than the others.
 
     Args:
         container: Makes an individual of an iterable of genes.
@@ -306,13 +305,13 @@ def initBlendSingle(
     criterion: str | None = None,
     share: float | None = None,
 ) -> Ind:
-    """The individual of one criterion alone.
+    """The individual of a single criterion.
 
     Args:
         container: Makes an individual of an iterable of genes.
-        genome: Knows the criteria.
-        criterion: Drawn if left out.
-        share: Keep genes, or the budget gene; drawn from [0.25, 1] if left out.
+        genome: The genome.
+        criterion: Its name; drawn by default.
+        share: Value of the keep genes or of the budget gene; drawn from [0.25, 1] by default.
     """
     criterion = random.choice(genome.criteria) if criterion is None else criterion
     return container(genome.single(criterion, share=random.uniform(0.25, 1.0) if share is None else share))
@@ -324,15 +323,15 @@ def initBlendAffine(
     criterion: str | None = None,
     share: float | None = None,
 ) -> Ind:
-    """An individual with the widths of a random LeGR candidate: scales exp(N(0, 1)), shifts N(0, deviation).
+    """An individual with the widths of a random LeGR candidate (Chin et al. 2020, arXiv 1904.12368).
 
-    Chin et al. 2020 (arXiv 1904.12368); the allocation must have keep genes.
+    Scales are exp(N(0, 1)), shifts N(0, 1) standard deviations of the scores. The allocation must have keep genes.
 
     Args:
         container: Makes an individual of an iterable of genes.
-        genome: Knows the criteria and their scores.
-        criterion: Drawn if left out.
-        share: Kept share of the FLOPs; the genome's budget, or drawn from [0.25, 1], if left out.
+        genome: The genome.
+        criterion: Its name; drawn by default.
+        share: Kept share of the FLOPs, if the genome's budget is not fixed; drawn from [0.25, 1] by default.
     """
     criterion = random.choice(genome.criteria) if criterion is None else criterion
     scales = [math.exp(random.gauss(0, 1)) for _ in genome.space.groups]

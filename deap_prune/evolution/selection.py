@@ -1,4 +1,4 @@
-"""Selection: survivors and parents, in every stock DEAP loop."""
+"""Selection of survivors and parents, for every stock DEAP loop."""
 
 from __future__ import annotations
 
@@ -14,49 +14,49 @@ Survivors = Callable[[list[Any], int], list[Any]]
 
 
 def selBlend(individuals: list[Any], k: int) -> list[Any]:
-    """Survivors if there are more individuals than places, else parents: works in every stock DEAP loop.
+    """Select survivors if ``k`` is below the number of individuals, else parents: for every stock DEAP loop.
 
-    With fewer places than individuals (``eaMuPlusLambda``) the best survive: by NSGA-II with several objectives, by
-    fitness with one; individuals with the same fitness values go last. With as many places (``eaSimple``, where
-    selNSGA2 would select nothing) parents are drawn by binary tournament, on rank and crowding distance.
+    Survivors (``eaMuPlusLambda``) are selected by NSGA-II with several objectives, by fitness with one. Individuals
+    that repeat the fitness values of others are selected last. Parents (``eaSimple``, where selNSGA2 would select
+    nothing) are drawn by binary tournament on rank and crowding distance.
 
     Args:
-        individuals: With valid fitness.
-        k: Places.
+        individuals: Individuals with valid fitness.
+        k: Number of individuals to select.
     """
     return _selected(individuals, k, _by_nsga2)
 
 
 def selBlendNSGA3(individuals: list[Any], k: int) -> list[Any]:
-    """As ``selBlend``, survivors by NSGA-III (Deb and Jain 2014): spread along reference directions, for 3 or more.
+    """``selBlend`` with survivors by NSGA-III (Deb and Jain 2014), for three or more objectives.
 
-    Uniform reference points, as many as there are places at most. Draws from ``numpy.random``, as DEAP does.
+    There are at most ``k`` uniform reference points. It draws from ``numpy.random``, as DEAP does.
 
     Args:
-        individuals: With valid fitness.
-        k: Places.
+        individuals: Individuals with valid fitness.
+        k: Number of individuals to select.
     """
     return _selected(individuals, k, _by_nsga3)
 
 
 def selBlendFirst(individuals: list[Any], k: int) -> list[Any]:
-    """As ``selBlend``, but by the first objective; the others decide where it is equal.
+    """``selBlend`` by the first objective; the other objectives break ties.
 
     Args:
-        individuals: With valid fitness.
-        k: Places.
+        individuals: Individuals with valid fitness.
+        k: Number of individuals to select.
     """
     return _selected(individuals, k, tools.selBest)
 
 
 def selBlendParents(individuals: list[Any], k: int) -> list[Any]:
-    """Parents by binary tournament, on rank and crowding distance; any number of them.
+    """Any number of parents, by binary tournament on rank and crowding distance.
 
-    DEAP's ``selTournamentDCD`` needs a multiple of four, and crowding distances that somebody assigned.
+    DEAP's ``selTournamentDCD`` needs a multiple of four, and crowding distances that were assigned before.
 
     Args:
-        individuals: With valid fitness.
-        k: Parents drawn.
+        individuals: Individuals with valid fitness.
+        k: Number of parents to draw.
     """
     return _parents(individuals, k, _by_nsga2)
 
@@ -71,7 +71,7 @@ def _selected(individuals: list[Any], k: int, survivors: Survivors) -> list[Any]
     repeated = [ind for i, ind in enumerate(individuals) if first[ind.fitness.wvalues] != i]
     if len(distinct) <= k:
         chosen = distinct + repeated[: k - len(distinct)]
-        assignCrowdingDist(chosen)  # as selNSGA2 does: selTournamentDCD may come next
+        assignCrowdingDist(chosen)  # as selNSGA2 does, for a later selTournamentDCD
         return chosen
     return survivors(distinct, k)
 
@@ -92,7 +92,7 @@ def _by_nsga3(individuals: list[Any], k: int) -> list[Any]:
     objectives = len(individuals[0].fitness.wvalues)
     if objectives == 1:
         return tools.selBest(individuals, k)
-    if k >= len(individuals):  # an order for the tournament; nobody is dropped
+    if k >= len(individuals):  # all survive; the tournament needs their order
         return [ind for front in tools.sortLogNondominated(individuals, k) for ind in front]
     divisions = 1
     while math.comb(divisions + objectives, objectives - 1) <= k:

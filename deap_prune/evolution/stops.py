@@ -1,4 +1,4 @@
-"""When to stop: functions of a run's state. All but the clock give the same answer in a resumed run."""
+"""Functions of a run's state that say when to stop. All but MaxSeconds give the same answer in a resumed run."""
 
 from __future__ import annotations
 
@@ -12,20 +12,25 @@ NOT_MEASURED = {"gen", "nevals"}
 
 
 def _column(state: Generation, name: str) -> list[float]:
-    """A column of the logbook; callbacks may add one after the initial generation."""
-    found = [float(record[name]) for record in state.logbook if name in record]
-    if not found and len(state.logbook) > 1:
+    """A column of the logbook; callbacks may add columns after the initial generation.
+
+    Raises:
+        ConfigError: If there is no such column after the first generation.
+    """
+    values = [float(record[name]) for record in state.logbook if name in record]
+    if not values and len(state.logbook) > 1:
         columns = {column for record in state.logbook for column in record} - NOT_MEASURED
         raise ConfigError(f"the logbook has no column '{name}'; {did_you_mean(name, columns)}")
-    return found
+    return values
 
 
 @dataclass(frozen=True)
 class MaxSeconds:
-    """Stop when the time is up, counted from the making of this record.
+    """Stop after some time.
 
     Attributes:
-        seconds: Of this process; a resumed run counts anew.
+        seconds: Seconds since ``started``; in a resumed run they count anew.
+        started: ``time.monotonic()`` at the begin; the creation of this object by default.
     """
 
     seconds: float
@@ -38,10 +43,10 @@ class MaxSeconds:
 
 @dataclass(frozen=True)
 class MaxEvaluations:
-    """Stop when so many individuals were judged (also those that the cache answered).
+    """Stop after some number of evaluated individuals, including those answered from the cache.
 
     Attributes:
-        evaluations: Upper bound; the generation that reaches it is finished.
+        evaluations: That number; the generation that reaches it is finished.
     """
 
     evaluations: int
@@ -57,8 +62,8 @@ class Target:
 
     Attributes:
         column: An objective, or ``"hypervolume"`` (of several objectives).
-        value: To be reached.
-        maximise: From below (True) or from above.
+        value: The value to reach.
+        maximise: Whether larger values are better.
 
     Raises:
         ConfigError: When called after the first generation, if the logbook has no such column.
@@ -70,8 +75,8 @@ class Target:
 
     def __call__(self, state: Generation) -> bool:
         """Whether to stop."""
-        found = _column(state, self.column)
-        return bool(found) and (found[-1] >= self.value if self.maximise else found[-1] <= self.value)
+        values = _column(state, self.column)
+        return bool(values) and (values[-1] >= self.value if self.maximise else values[-1] <= self.value)
 
 
 @dataclass(frozen=True)
@@ -79,10 +84,10 @@ class Patience:
     """Early stopping: when a column of the logbook has not improved for some generations.
 
     Attributes:
-        generations: How many.
+        generations: Number of generations without improvement.
         column: An objective, or ``"hypervolume"`` (of several objectives).
-        maximise: Larger is better.
-        least: An improvement is more than this.
+        maximise: Whether larger values are better.
+        least: An improvement is larger than this.
 
     Raises:
         ConfigError: When called after the first generation, if the logbook has no such column.

@@ -1,7 +1,7 @@
-"""How a pruned network is run over the validation data: slim, or at full size under its mask.
+"""How a pruned network runs over the validation data: slim, or at full size under its mask.
 
-On a CPU time follows the multiply-adds, so the slim network is run, its batch norms folded. On CUDA the shapes of the
-full network stay the same from candidate to candidate, so its forward pass is captured once as a graph and replayed.
+On a CPU time follows the multiply-adds, so the slim network runs, with its batch norms folded. On CUDA the full network
+runs: its shapes are the same for all candidates, so its forward pass is captured once as a graph and replayed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,12 @@ class Executor(Protocol):
     """Runs one candidate after the other."""
 
     def load(self, small: nn.Module, masks: Masks) -> None:
-        """Take over a candidate: its slim network, ready to be judged (and from now on the executor's)."""
+        """Take over a candidate's slim network, which the executor may change.
+
+        Args:
+            small: The slim network, ready to be evaluated.
+            masks: Its masks.
+        """
 
     def __call__(self, batch: Any) -> tuple[Any, Any]:
         """(outputs, targets) of a batch."""
@@ -44,7 +49,7 @@ def make_executor(
     dtype: torch.dtype | None,
     device: torch.device,
 ) -> Executor:
-    """The executor of a kind: ``"slim"``, ``"masked"``, or what suits the device."""
+    """The executor of a kind: ``"slim"``, ``"masked"``, or ``"auto"``, by the device."""
     static = all(_keeps_shapes(network, entry.name, entry.inputs.max()) for entry in space.layers if entry.dim is None)
     if kind == "slim" or (kind == "auto" and not (device.type == "cuda" and static)):
         return SlimExecutor(forward, pairs, dtype, device)
@@ -53,12 +58,12 @@ def make_executor(
 
 
 def _keeps_shapes(network: nn.Module, name: str, highest: int) -> bool:
-    """Under a mask the layer sees tensors of the same shapes (or none of its inputs can be pruned)."""
+    """Whether the layer reads tensors of the same shapes under every mask, or none of its inputs can be pruned."""
     return highest < 0 or not spec_of(network.get_submodule(name)).whole
 
 
 class _Precise:
-    """The forward function, without gradients, cast where a dtype is given."""
+    """The forward function without gradients, under autocast if a dtype is given."""
 
     def __init__(self, forward: Forward, dtype: torch.dtype | None, device: torch.device) -> None:
         self._forward, self._dtype, self._device = forward, dtype, device
@@ -66,13 +71,13 @@ class _Precise:
     @torch.no_grad()
     def __call__(self, network: nn.Module, batch: Any) -> tuple[Any, Any]:
         enabled = self._dtype is not None
-        # The weights of a captured graph change under it, so no casts may be remembered.
+        # The weights of a captured graph change, so casts must not be cached.
         with torch.autocast(self._device.type, dtype=self._dtype, enabled=enabled, cache_enabled=False):
             return self._forward(network, batch)
 
 
 class SlimExecutor:
-    """Runs the slim network itself: batch norms folded, weights of convolutions with channels innermost."""
+    """Runs the slim network, with batch norms folded and weights of convolutions in channels_last."""
 
     def __init__(
         self, forward: Forward, pairs: tuple[Pair, ...], dtype: torch.dtype | None, device: torch.device
@@ -124,7 +129,7 @@ class _Twin:
 
     @torch.no_grad()
     def load(self, source: nn.Module) -> None:
-        """Write a network's values in."""
+        """Copy a network's parameters and buffers into the twin."""
         values = dict(chain(source.named_parameters(), source.named_buffers()))
         for first, second in self._pairs:
             pair = folded(source.get_submodule(first), source.get_submodule(second))

@@ -1,7 +1,7 @@
 """Batch-normalisation statistics of a pruned network, re-estimated on calibration data.
 
-Pruning changes the inputs of every BN layer, and stale statistics make a good candidate look bad (EagleEye, Li et al.
-2020, arXiv 2007.02491). The statistics are reset and become plain averages over the calibration batches.
+Pruning changes the inputs of every BN layer, so with the old statistics a good candidate gets a bad value (EagleEye, Li
+et al. 2020, arXiv 2007.02491). The statistics are reset to plain averages over the calibration batches.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def recalibrate_bn(model: nn.Module, batches: Iterable[Any], *, forward: Forward
     """Replace the running statistics of every BN layer, in place; all other layers stay in eval mode.
 
     Args:
-        model: The network; it ends in eval mode.
-        batches: Calibration batches on its device; the average is exact if they have equal sizes.
+        model: The network; it is in eval mode afterwards.
+        batches: Calibration batches on its device; the averages are exact if they have equal sizes.
         forward: Function of (model, batch) to (outputs, targets).
 
     Raises:

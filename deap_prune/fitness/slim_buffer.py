@@ -1,4 +1,4 @@
-"""One slim copy of the network that stays in memory; every candidate's kept weights are written into it."""
+"""A slim copy of the network that is kept in memory: the kept weights of each candidate are written into it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from deap_prune.structure.space import PruningSpace
 
 
 class SlimBuffer:
-    """The slim network of one candidate after the other.
+    """Holds the slim network of one candidate at a time.
 
-    Building a module tree anew for every candidate costs more than its weights do; here the modules stay, and only
-    tensors and widths change. Nothing of a candidate is left when the next one is loaded.
+    Building the modules anew for each candidate would take longer than copying its weights. Here the modules stay, and
+    only tensors and widths change. Nothing of a candidate remains when the next one is loaded.
 
     Args:
         dense: The dense network; never changed.
@@ -28,7 +28,7 @@ class SlimBuffer:
         self.space = space
         self.network = copy.deepcopy(dense)
         layers = {entry.name: dense.get_submodule(entry.name) for entry in space.layers if entry.dim is None}
-        # Layers that narrow themselves may do anything, to their children too: those are copied whole.
+        # Layers with a narrow function of their own may change anything, also in their children: they are copied.
         self._whole = [(layer, name) for name, layer in layers.items() if spec_of(layer).narrow]
         below = tuple(f"{name}." for _, name in self._whole)
         self._pairs = [
@@ -39,7 +39,7 @@ class SlimBuffer:
 
     @torch.no_grad()
     def load(self, masks: Masks) -> nn.Module:
-        """The slim network of the masks, equal to ``dp.slim``'s; good until the next call.
+        """The slim network of the masks, equal to that of ``dp.slim``; it is valid until the next call.
 
         Raises:
             MaskError: If the masks don't fit the space.
@@ -67,13 +67,13 @@ class SlimBuffer:
 
 
 def _restore(target: nn.Module, source: nn.Module, copies: dict[int, Tensor]) -> None:
-    """Make a layer what its dense original is, with tensors of its own; those that were shared stay shared."""
-    mine, theirs = vars(target), vars(source)
-    for name in mine.keys() - theirs.keys():
-        del mine[name]  # a forward of the folded layer's own
-    mine.update({name: value for name, value in theirs.items() if name != "_modules" and "hooks" not in name})
+    """Reset a layer to its dense original, with its own copies of tensors; shared tensors stay shared."""
+    mine, dense = vars(target), vars(source)
+    for name in mine.keys() - dense.keys():
+        del mine[name]  # the forward function of a folded batch norm
+    mine.update({name: value for name, value in dense.items() if name != "_modules" and "hooks" not in name})
     for store in ("_parameters", "_buffers"):
-        mine[store] = {name: _copy(value, copies) for name, value in theirs[store].items()}
+        mine[store] = {name: _copy(value, copies) for name, value in dense[store].items()}
 
 
 def _copy(tensor: Tensor | None, copies: dict[int, Tensor]) -> Tensor | None:

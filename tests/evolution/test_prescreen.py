@@ -43,13 +43,13 @@ def test_an_error_of_your_own_replaces_the_surrogate(digits: Digits) -> None:
     assert pick(masks, 1, lambda m: -dp.flops(digits.space, m)) == [1]
 
 
-def test_cost_objectives_count_as_much_as_the_error() -> None:
-    """Points by (error, cost): the second dominates the first, the third dominates none and is dominated by none."""
-    points = np.array([[2.0, 2.0], [1.0, 1.0], [3.0, 0.5], [1.0, 1.0]])
-    assert least_dominated(points, 1) == [1]  # of equals, the first
-    assert least_dominated(points, 2) == [1, 3]
-    assert least_dominated(points[[0, 2]], 1) == [1]  # not dominated, although its error is larger
-    assert least_dominated(points, 4) == [0, 1, 2, 3]
+def test_a_slot_takes_the_point_that_the_fewest_of_all_points_dominate() -> None:
+    """Points are (error, cost); points of other slots count too."""
+    good, dominated, cheap = (1.0, 1.0), (2.0, 2.0), (3.0, 0.5)
+    assert least_dominated(np.array([dominated, cheap, good, good]), 2) == [1, 2]
+    assert least_dominated(np.array([dominated, cheap]), 1) == [0]  # neither dominates: the smaller error
+    assert least_dominated(np.array([dominated, good, cheap, good]), 1) == [1]  # of equals, the first
+    assert least_dominated(np.array([dominated, good, cheap]), 3) == [0, 1, 2]
 
 
 # ------------------------------------------------------------------ proposals

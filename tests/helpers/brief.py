@@ -1,4 +1,4 @@
-"""Runs an example on few images, with few finalists: ``python tests/brief.py EXAMPLE [ARGUMENTS]``."""
+"""Run an example on few images, with few finalists: ``python tests/helpers/brief.py EXAMPLE [ARGUMENTS]``."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ load_data, search = deap_prune.data.load_data, deap_prune.search
 
 
 def few(**options: Any) -> deap_prune.data.Splits:
-    """``load_data`` with fewer calibration and validation images than it draws if it is left to itself."""
+    """``load_data`` with fewer calibration and validation images by default."""
     return load_data(**{"calibration": 120, "validation": 120, **options})
 
 
 def short(*args: Any, **options: Any) -> deap_prune.Result:
-    """``search`` that refines few single criteria beside its front."""
+    """``search`` that refines few single criteria in addition to its front."""
     return search(*args, **{"finalists": 1, **options})
 
 

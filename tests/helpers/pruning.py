@@ -1,4 +1,4 @@
-"""What several test files need: random masks, snapshots of a model, relative differences."""
+"""Random masks, outputs of pruned networks, snapshots of a model, relative differences."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ def prepare(example: Example, batch: int = 4) -> Prepared:
 
 
 def draw_masks(space: dp.PruningSpace, seed: int) -> dp.Masks:
-    """Each group its own number (every block the same), at random places; some groups are left out or dense."""
+    """A random number of filters per group (equal in all blocks), at random places; some groups are left out."""
     rng = np.random.default_rng(seed)
-    found = {}
+    masks = {}
     for group in space.groups:
         width = group.size // group.blocks
         number = rng.integers(1, width + 1)
         rank = rng.random((group.blocks, width)).argsort(axis=1).argsort(axis=1)
         if rng.random() < 0.9:
-            found[group.name] = (rank < number).reshape(-1)
-    return dp.Masks(found)
+            masks[group.name] = (rank < number).reshape(-1)
+    return dp.Masks(masks)
 
 
 def outputs_slim(model: nn.Module, space: dp.PruningSpace, masks: dp.Masks, call: Any) -> list[Tensor]:
@@ -71,7 +71,7 @@ def gap(a: list[Tensor], b: list[Tensor]) -> float:
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:
-    """All that may not change: weights (values and storage), modes, flags, gradients, hooks, forwards."""
+    """State that may not change: weights (values and storage), modes, flags, gradients, hooks, attributes."""
     return {
         "state": {k: v.clone() for k, v in model.state_dict().items()},
         "storage": {k: (id(p), p.data_ptr()) for k, p in model.named_parameters()},
@@ -96,6 +96,6 @@ def assert_unchanged(model: nn.Module, before: dict[str, Any]) -> None:
     for name, value in before["state"].items():
         assert torch.equal(now["state"][name], value), name
     for name, value in before["grads"].items():
-        found = now["grads"][name]
-        assert (found is None) == (value is None), name
-        assert value is None or (found[0] == value[0] and torch.equal(found[1], value[1])), name
+        gradient = now["grads"][name]
+        assert (gradient is None) == (value is None), name
+        assert value is None or (gradient[0] == value[0] and torch.equal(gradient[1], value[1])), name

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments: a run that was killed and resumed, again and again, ends as the one that was not.
+"""SIGKILL at random moments: a run that is killed and resumed several times equals an undisturbed one.
 
 All slow; ``test_resume.py`` kills at chosen moments, in every run of the tests.
 """
@@ -32,7 +32,7 @@ work(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
 
 
 def work(out: Path, seed: int, generations: int) -> None:
-    """Search or resume; untrained weights do, since killing asks nothing of the figures."""
+    """Search or resume, with untrained weights: the values do not matter here."""
     torch.manual_seed(0)
     model, digits = digits_resnet(width=8), load_data(format="digits")
     splits = {"calibration": digits.calibration, "validation": digits.validation}
@@ -59,13 +59,13 @@ def finish(out: Path, seed: int, generations: int) -> None:
 
 
 def whole_run(out: Path, seed: int, generations: int) -> float:
-    """A run of this process, that nobody kills; gives its seconds from the first file to the last."""
+    """An undisturbed run in this process; returns the seconds between its first and its last file."""
     work(out, seed, generations)
     return (out / "front.json").stat().st_mtime - (out / "config.yaml").stat().st_mtime
 
 
 def killed_run(out: Path, seed: int, kills: int, generations: int, seconds: float) -> int:
-    """A run with SIGKILLs at random moments after it has begun to work; gives how many hit."""
+    """A run with SIGKILLs at random moments after its first checkpoint; returns how many hit."""
     moments = random.Random(seed)
     hit = 0
     for _ in range(kills):

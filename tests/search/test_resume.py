@@ -1,4 +1,4 @@
-"""Law 5: one seed, one result; a run that was stopped and resumed is the run that was not."""
+"""Law 5: one seed, one result; a stopped and resumed run equals an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ from tests.helpers.runs import (
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dp.Result]:
-    """A run that nothing interrupts."""
+    """An uninterrupted run."""
     out = tmp_path_factory.mktemp("runs") / "whole"
     return out, search(out)
 
 
 def test_run_folder(whole: tuple[Path, dp.Result]) -> None:
     out, result = whole
-    found = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
-    assert {*FILES, "front.png", "cache.jsonl", "checkpoints/000004.json", "checkpoints/000003.json"} <= found
-    assert not [name for name in found if name.endswith((".tmp", ".pkl", ".pickle", ".pt"))]
-    assert len([name for name in found if name.startswith("checkpoints/")]) == 3
+    names = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
+    assert {*FILES, "front.png", "cache.jsonl", "checkpoints/000004.json", "checkpoints/000003.json"} <= names
+    assert not [name for name in names if name.endswith((".tmp", ".pkl", ".pickle", ".pt"))]
+    assert len([name for name in names if name.startswith("checkpoints/")]) == 3
     again = dp.ParetoFront.load(out)
     assert [(s.values, s.masks, s.flops) for s in again] == [(s.values, s.masks, s.flops) for s in result.front]
     assert len(result.logbook) == 5 and (out / "history.csv").read_text().count("\n") == 6
@@ -62,7 +62,7 @@ def test_callbacks_may_add_columns_later_on(tmp_path: Path) -> None:
     assert header.endswith(",size") and first.endswith(",") and second.endswith(",6")
 
 
-def test_figures_and_network_belong_together(whole: tuple[Path, dp.Result]) -> None:
+def test_values_and_networks_belong_together(whole: tuple[Path, dp.Result]) -> None:
     _, result = whole
     for solution in result.front:
         small = result.slim(solution)
@@ -70,7 +70,7 @@ def test_figures_and_network_belong_together(whole: tuple[Path, dp.Result]) -> N
         assert sum(p.numel() for p in small.parameters()) == solution.params
 
 
-def test_out_or_not_is_the_same_search(whole: tuple[Path, dp.Result]) -> None:
+def test_a_run_folder_does_not_change_the_search(whole: tuple[Path, dp.Result]) -> None:
     again, other = search(None), search(None, seed=1)
     assert [dict(s.values) for s in again.front] == [dict(s.values) for s in whole[1].front]
     assert list(again.logbook) == list(whole[1].logbook) != list(other.logbook)
@@ -165,7 +165,7 @@ def test_all_checkpoints_damaged_starts_again(tmp_path: Path, whole: tuple[Path,
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "flipped"])
 def test_a_lost_cache_loses_no_generation(damage: str, tmp_path: Path, whole: tuple[Path, dp.Result]) -> None:
-    """What was judged is judged again, to the same values; the journal begins anew, and is whole afterwards."""
+    """Candidates are evaluated again, to the same values; a new journal begins, and is whole afterwards."""
     out, seen = tmp_path / "run", []
     interrupted(out)
     journal = out / "cache.jsonl"
@@ -195,7 +195,7 @@ def test_a_journal_that_is_damaged_at_its_end_goes_back(tmp_path: Path, whole: t
 
 @pytest.mark.filterwarnings("ignore:checkpoint:UserWarning")
 def test_a_run_that_started_again_may_be_stopped_again(tmp_path: Path, whole: tuple[Path, dp.Result]) -> None:
-    """Its checkpoints have lower numbers than the damaged ones, and are kept."""
+    """Its checkpoints have lower numbers than the damaged ones, which are moved out of the way."""
     out, seen = tmp_path / "run", []
     interrupted(out)
     for path in (out / "checkpoints").iterdir():
@@ -207,7 +207,7 @@ def test_a_run_that_started_again_may_be_stopped_again(tmp_path: Path, whole: tu
 
 
 # ------------------------------------------------------------------ refusals
-def test_resume_with_something_else_is_refused(tmp_path: Path) -> None:
+def test_resuming_with_other_input_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "run"
     interrupted(out, 1)
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
@@ -233,7 +233,7 @@ def test_resume_with_something_else_is_refused(tmp_path: Path) -> None:
 
 
 def test_one_shot_data_is_the_same_data(tmp_path: Path) -> None:
-    """Batches from a generator: fingerprinted as what they hold, not as the nothing that is left of them."""
+    """Batches from a generator: the fingerprint is of their content, although they can be read only once."""
     x, y = images(0)
     out = tmp_path / "run"
     interrupted(out, 1, calibration=iter([(x, y)]))
@@ -243,7 +243,7 @@ def test_one_shot_data_is_the_same_data(tmp_path: Path) -> None:
 
 
 def test_a_shuffled_loader_resumes_exactly(tmp_path: Path) -> None:
-    """Whatever order the global generator gives: the same result, or a refusal; never another result in silence."""
+    """In any order of the images: the same result or an error, never another result."""
 
     def loader() -> DataLoader[Any]:
         return DataLoader(TensorDataset(*images(0)), batch_size=6, shuffle=True)
@@ -318,7 +318,7 @@ def test_global_random_state_is_restored(tmp_path: Path) -> None:
 
 
 def test_callbacks_may_draw_random_numbers_of_their_own(whole: tuple[Path, dp.Result]) -> None:
-    """The checkpoint stores the generators as they are after the callbacks, so that resuming is exact in any case."""
+    """The checkpoint stores the generators after the callbacks, so resuming is exact in any case."""
 
     def noisy(state: dp.algorithms.Generation) -> None:
         torch.rand(3)  # torch's generator takes no part in the search
