@@ -13,18 +13,19 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from deap_prune.config import ModelConfig, validated
 from deap_prune.data.batches import tensors_of
 from deap_prune.errors import ExportError, RegistryError, did_you_mean
-from deap_prune.files import write_text
+from deap_prune.files import parse_json, read_text, write_text
 from deap_prune.structure.inputs import Call, Inputs, as_call, first_line, forward
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import slim, unwrap
@@ -33,6 +34,20 @@ from deap_prune.weights import build_model, load_weights, save_weights
 
 FORMATS = ("safetensors", "torch", "onnx")
 WEIGHTS, RECIPE, PROGRAM, ONNX = "network.safetensors", "recipe.json", "network.pt2", "network.onnx"
+
+
+MOST_NUMBERS = 10**9
+"""Size limit of the example inputs that a recipe describes."""
+
+
+class RecipeFile(BaseModel):
+    """recipe.json."""
+
+    model: dict[str, Any] | None
+    dtype: Literal["float16", "bfloat16", "float32", "float64"]
+    inputs: Any
+    ignore: list[str]
+    masks: dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -149,11 +164,11 @@ def rebuild(folder: str | Path, *, model: nn.Module | None = None, example_input
     if not path.is_file():
         raise ExportError(f"no {RECIPE} in '{folder}'; export with the format 'safetensors' writes it")
     try:
-        recipe = json.loads(path.read_text(encoding="utf-8"))
-        source, inputs, ignore = recipe["model"], _zeros(recipe["inputs"]), recipe["ignore"]
-        dtype = getattr(torch, recipe["dtype"])
-        masks = Masks.from_json(json.dumps({"masks": recipe["masks"]}))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        recipe = RecipeFile.model_validate(parse_json(read_text(path)))
+        source, inputs, ignore = recipe.model, _zeros(recipe.inputs), recipe.ignore
+        dtype = getattr(torch, recipe.dtype)
+        masks = Masks.from_json(json.dumps({"masks": recipe.masks}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ExportError(f"'{path}' can't be read as a recipe of this version: {error!r}; export again") from error
     if model is None and source is None:
         raise ExportError(f"'{path}' names no factory; give rebuild(..., model=), the dense network with any weights")
@@ -229,7 +244,10 @@ def _outline(inputs: Any) -> Any:
 def _zeros(outline: Any) -> Any:
     """Tensors of zeros for the inputs that :func:`_outline` described."""
     if isinstance(outline, dict) and set(outline) == {"shape", "dtype"}:
-        return torch.zeros(outline["shape"], dtype=getattr(torch, outline["dtype"]))
+        shape, dtype = outline["shape"], getattr(torch, outline["dtype"])
+        if not all(type(side) is int and side >= 0 for side in shape) or math.prod(shape) > MOST_NUMBERS:
+            raise ValueError(f"it has example inputs of shape {shape!r:.80}")
+        return torch.zeros(shape, dtype=dtype)
     if isinstance(outline, dict):
         return {name: _zeros(part) for name, part in outline.items()}
     return [_zeros(part) for part in outline] if isinstance(outline, list) else outline

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -116,6 +117,30 @@ def remove_file(path: Path) -> None:
 def open_to_append(path: Path) -> int:
     """A file descriptor to write to a file of one's own, which is made if it is missing; links are not followed."""
     return os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINKS, 0o666)
+
+
+def sealed(line: str) -> str:
+    """A line of a journal with a checksum behind it."""
+    return f"{line}\t{hashlib.sha256(line.encode()).hexdigest()[:16]}"
+
+
+def unsealed(line: str) -> str | None:
+    """The inverse of :func:`sealed`; None if the line is damaged."""
+    content = line.rpartition("\t")[0]
+    return content if sealed(content) == line else None
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a file of one's own, and sync it; a link is not followed.
+
+    Raises:
+        RunError: If the operating system refuses.
+    """
+    with writing(path), os.fdopen(open_to_append(path), "r+b") as file:
+        file.seek(0, os.SEEK_END)
+        file.write(f"{line}\n".encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_text(path: Path, *, most: int = MOST_BYTES) -> str:

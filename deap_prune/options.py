@@ -107,14 +107,14 @@ class EvolutionOptions:
     indpb: Annotated[
         float | None, _of("probability that a gene mutates; null: 0.1, but at most six genes", ge=0, le=1)
     ] = None
-    sigma: Annotated[float, _of("mutation step", gt=0)] = 0.5
+    sigma: Annotated[float, _of("mutation step", gt=0, le=1e6)] = 0.5
     prescreen: Annotated[int, _of("children made for each that is evaluated; a surrogate picks one", ge=1)] = 1
     warm_start: Annotated[Path | None, _of("run folder whose front the search begins from")] = None
     max_seconds: Annotated[float | None, _of("stop after this time", gt=0)] = None
     patience: Annotated[
         int | None, _of("stop after so many generations without progress, on the guard images if there are any", ge=1)
     ] = None
-    seed: Annotated[int, _of("seed of everything", ge=0)] = 0
+    seed: Annotated[int, _of("seed of everything", ge=0, lt=2**42)] = 0
 
 
 @dataclass(frozen=True, kw_only=True)

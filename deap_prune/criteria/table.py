@@ -161,7 +161,7 @@ def _score_group(criterion: Criterion, group: FilterGroup, statistics: Statistic
     by_layer = [criterion.score(*tensors) for tensors in statistics.of(group, *criterion.needs)]
     if any(scores is None for scores in by_layer):
         raise DataError(f"criterion '{criterion.name}' gave None for '{group.name}'; return one score per filter")
-    layers = [torch.as_tensor(scores).double() for scores in by_layer]
+    layers = [torch.as_tensor(scores).detach().double() for scores in by_layer]
     for scores in layers:
         if scores.shape != (group.size,):
             raise DataError(

@@ -30,6 +30,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise DataError(f"unknown device '{device}'; use 'auto', 'cpu', 'cuda' or 'cuda:1'") from error
+    if chosen.type == "meta":
+        raise DataError("device='meta' has no values; use 'auto', 'cpu', 'cuda' or 'cuda:1'")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise DataError(f"device='{device}', but torch finds no CUDA device; use device='auto' or 'cpu'")
     return chosen
@@ -62,6 +64,7 @@ def stream(data: Data, *, name: str, batch_size: int = 250, device: torch.device
 
     Args:
         data: Two tensors (inputs, targets), which are split into batches; or an iterable of batches, used as they are.
+            Batches without samples are left out.
         name: Name of the data in messages.
         batch_size: Most samples a batch; used for two tensors only.
         device: Device of the batches.
@@ -71,6 +74,7 @@ def stream(data: Data, *, name: str, batch_size: int = 250, device: torch.device
     """
     if is_tensor_pair(data):
         inputs, targets = data
+        _check_dense(data, name)
         if len(inputs) != len(targets):
             raise DataError(f"{name}: {len(inputs)} inputs but {len(targets)} targets")
         parts = -(-len(inputs) // batch_size)  # of nearly equal size: one sample has no batch statistics
@@ -85,6 +89,9 @@ def stream(data: Data, *, name: str, batch_size: int = 250, device: torch.device
         if leaves and not tensors:
             kind = type(leaves[0]).__name__
             raise DataError(f"{name} holds no tensors but {kind}: convert it first (torch.from_numpy for NumPy arrays)")
+        _check_dense(tensors, name)
+        if tensors and not count_samples(batch):
+            continue  # a batch without samples
         empty = empty and not any(tensor.numel() for tensor in tensors)
         moved = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, batch)
         for leaf in tree_leaves(moved):
@@ -93,6 +100,13 @@ def stream(data: Data, *, name: str, batch_size: int = 250, device: torch.device
         yield moved
     if empty:
         raise DataError(f"{name} is empty: give (inputs, targets) tensors or an iterable of such batches")
+
+
+def _check_dense(tensors: Iterable[Tensor], name: str) -> None:
+    for tensor in tensors:
+        if tensor.is_meta or tensor.layout is not torch.strided:
+            kind = "on the meta device" if tensor.is_meta else "sparse"
+            raise DataError(f"{name} holds a tensor that is {kind}; give dense tensors with values (to_dense())")
 
 
 def iterable(data: Any, name: str) -> Iterable[Any]:
@@ -290,6 +304,8 @@ def check_labels(outputs: Any, targets: Any, *, name: str) -> None:
     """
     if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)) or targets.is_floating_point():
         return
+    if targets.is_complex():
+        raise DataError(f"{name} has complex targets; give real ones")
     if outputs.dim() != 2 or targets.dim() != 1 or not targets.numel():
         return  # maps of labels may mark positions to ignore
     low, high = int(targets.min()), int(targets.max())

@@ -16,6 +16,7 @@ import numpy as np
 from deap import tools
 from pydantic import BaseModel, Field
 
+from deap_prune.errors import RunError
 from deap_prune.evolution.compatibility import check_same_task
 from deap_prune.evolution.generation import Generation
 from deap_prune.files import make_folder, open_to_append, parse_json, read_text, remove_file, write_text, writing
@@ -125,6 +126,8 @@ class Checkpoints:
     def __call__(self, state: Generation) -> None:
         """Store a generation (a callback of the loop)."""
         make_folder(self.folder)
+        if state.logbook:
+            state.logbook[-1].update({name: _plain(name, value) for name, value in state.logbook[-1].items()})
         body = {
             "fingerprint": self.fingerprint,
             "number": state.number,
@@ -207,6 +210,24 @@ class Checkpoints:
             lost = f"'{journal.path}' is lost or damaged; going on from generation {alone['number']} without it"
             warnings.warn(f"{lost}: candidates are evaluated again, a learned surrogate is fitted anew", stacklevel=3)
         return alone
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A value of the logbook as JSON takes it: NumPy's and torch's numbers become Python's.
+
+    Raises:
+        RunError: If it is no number, text or list of such.
+    """
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return value.item()
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise RunError(
+            f"a callback put '{name}', a {type(value).__name__}, into the logbook, which is stored as JSON; put "
+            "numbers or text there"
+        ) from error
+    return value
 
 
 def _pack(individuals: list[Any]) -> list[Any]:

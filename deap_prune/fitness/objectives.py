@@ -136,9 +136,11 @@ def accuracy(outputs: Tensor, targets: Tensor, dense_outputs: None) -> Tensor:
 
 
 def _check_shape(scores: Tensor, targets: Tensor) -> None:
-    """Refuse labels of another shape: labels (N, 1), for example, would be compared with every sample."""
+    """Refuse labels of another shape or type: labels (N, 1), for example, would be compared with every sample."""
     if targets.shape != (expected := scores.shape[:1] + scores.shape[2:]):
         raise DataError(f"labels have shape {tuple(targets.shape)}; the network's outputs ask for {tuple(expected)}")
+    if targets.dtype.is_floating_point or targets.dtype.is_complex or targets.dtype == torch.bool:
+        raise DataError(f"labels are {targets.dtype}; class labels are whole numbers (labels.long())")
 
 
 def _where_finite(outputs: Tensor, values: Tensor) -> Tensor:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deap_prune.files import append_line, read_text, remove_file, sealed, unsealed
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.search.folder import pack_masks, unpack_masks
 from deap_prune.structure.masks import Masks
@@ -69,32 +69,36 @@ class RefinedNetworks:
         self._networks[decoded] = network
         if self._path is not None:
             masks = [pack_masks(self._space, m) for m in (decoded, network.masks)]
-            self._append(json.dumps([*masks, list(network.values), list(network.individual)]))
+            self._append(sealed(json.dumps([*masks, list(network.values), list(network.individual)])))
 
     def _read(self, path: Path) -> None:
         """Read the networks of whole lines; begin the file anew if they were evaluated otherwise."""
-        head, *lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else [""]
+        head, *lines = _lines(path)
         if head != self._head:
-            path.unlink(missing_ok=True)
+            remove_file(path)
             self._append(self._head)
             return
         for line in lines:
-            try:
-                decoded, kept, values, genes = json.loads(line)
-                network = Refined(tuple(genes), unpack_masks(self._space, kept), tuple(values))
-                self._networks[unpack_masks(self._space, decoded)] = network
-            except (ValueError, TypeError):  # the last line, if a kill cut it
+            content = unsealed(line)
+            if content is None:  # the last line, if a kill cut it
                 continue
+            decoded, kept, values, genes = json.loads(content)
+            network = Refined(tuple(genes), unpack_masks(self._space, kept), tuple(values))
+            self._networks[unpack_masks(self._space, decoded)] = network
         if lines and lines[-1]:
             self._append("")  # end the line that was cut
 
     def _append(self, line: str) -> None:
-        if self._path is None:
-            return
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        if self._path is not None:
+            append_line(self._path, line)
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a file; one empty line if it is missing or can't be read."""
+    try:
+        return read_text(path).split("\n")
+    except (OSError, ValueError):
+        return [""]
 
 
 def spread(items: Sequence[Any]) -> list[Any]:

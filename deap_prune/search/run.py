@@ -22,6 +22,7 @@ from deap_prune.evolution.problem import BlendProblem
 from deap_prune.files import write_text
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.randomness import random_states, restore_random_states
+from deap_prune.search.arguments import check_arguments, run_folder
 from deap_prune.search.evolve import evolve, ray_workers, seeded_toolbox
 from deap_prune.search.final_front import Ending, final_front
 from deap_prune.search.fingerprint import fingerprint
@@ -92,7 +93,7 @@ def search(
         if "ignore" in options:
             options["ignore"] = ignored_names(model, options["ignore"])
         config = Config(search=search_options(options))
-    folder = None if out is None else Path(out)
+    folder = None if out is None else run_folder(out)
     if folder is not None:
         check_folder(folder)
     task = Task(model, example_inputs, calibration, validation, forward, loss)
@@ -132,7 +133,7 @@ def resume(
     Raises:
         RunError: If the folder holds no run, or the run had other settings, another model or other data.
     """
-    folder = Path(out)
+    folder = run_folder(out)
     if not (folder / "config.yaml").is_file():
         raise RunError(f"'{folder}' holds no run (no config.yaml); start one with dp.search(..., out='{folder}')")
     config = load_config(folder)
@@ -163,6 +164,7 @@ def _run(
     ray: str | None,
 ) -> Result:
     """Run from the beginning, or from the newest checkpoint in the folder if there is one."""
+    check_arguments(task, callbacks)
     begun, states, threads = time.monotonic(), random_states(), torch.get_num_threads()
     config = _resolved(config)
     options, task = config.search, task.kept()

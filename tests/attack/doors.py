@@ -1,4 +1,4 @@
-"""Bad inputs at the doors of the package, and how each ends: our own error, a raw one, silence, or a hang."""
+"""Bad inputs at the doors of the package, and how each ends: an error of ours, a raw one, silence or a hang."""
 
 from __future__ import annotations
 

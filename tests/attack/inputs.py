@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,7 +80,7 @@ def networks() -> dict[str, Attack]:
         "NaN statistics": with_weights(lambda m: m[1].running_mean.fill_(NAN)),
         "negative variance": with_weights(lambda m: m[1].running_var.fill_(-1)),
         "a lock": holding("lock", threading.Lock()),
-        "a file": holding("file", Path(__file__).open()),  # noqa: SIM115
+        "a file": holding("file", sys.stdout),
         "a generator": holding("generator", numbers()),
         "refuses copies": NoCopy(*net()),
         "lazy": nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)),
@@ -163,6 +163,8 @@ def data() -> dict[str, Attack]:
         "of shape (N, 1)": Y[:, None],
         "NaN": Y * NAN,
     }
+    for first in ((X[:0], Y[:0]), (X[:0], Y[:0].float()), None, ()):
+        attacks[f"first batch {first!r:.20}"] = partial(search, validation=[first, (X, Y + 5)])
     for name, value in labels.items():
         attacks[f"validation labels {name}"] = partial(search, validation=(X, value))
         attacks[f"both labels {name}"] = partial(search, validation=(X, value), calibration=(X, value))
@@ -171,10 +173,10 @@ def data() -> dict[str, Attack]:
 
 def options() -> dict[str, Attack]:
     cases: dict[str, list[Any]] = {
-        "max_flops": [0, -1, NAN, INF, 1.5, "half", [], [0.7], [0.9, 0.2, 0.1], True, 1e-9],
+        "max_flops": [0, -1, NAN, INF, 1.5, "half", [], [0.7], [0.9, 0.2, 0.1], 1e-9],
         "population": [0, 1, -3, NAN, "many", None, 2.5, [4]],
         "generations": [-1, NAN, INF, "x", None, 1.5],
-        "seed": [-1, NAN, "x", None, 1.5],
+        "seed": [-1, NAN, "x", None, 1.5, 2**70],
         "criteria": ["l1", (), ("l3",), (3,), None, ("l1", None)],
         "objectives": ["accuracy", (), ("acc",), None, (3,), ("accuracy", "accuracy", "x")],
         "n_clusters": [0, -1, "many", NAN, None, 2.5],

@@ -17,6 +17,7 @@ from deap_prune.criteria.passes.layer_inputs import INPUT_STATISTICS, TAYLOR_STA
 from deap_prune.criteria.passes.layer_outputs import OUTPUT_STATISTICS, LayerOutputs
 from deap_prune.criteria.passes.weights import filter_rows
 from deap_prune.data.batches import count_samples
+from deap_prune.errors import DataError
 from deap_prune.progress import track
 from deap_prune.structure.space import Member
 
@@ -50,7 +51,7 @@ def forward_backward(calibration: Calibration, needs: frozenset[str]) -> Statist
                 collector.begin_batch(count_samples(batch))
             with torch.set_grad_enabled(backward):
                 if backward:
-                    calibration.loss_of(batch, number).backward()
+                    _backward(calibration.loss_of(batch, number))
                 else:
                     calibration.run(batch)
             for collector in collectors:
@@ -64,6 +65,20 @@ def forward_backward(calibration: Calibration, needs: frozenset[str]) -> Statist
         for group, by_statistic in collector.statistics().items():
             table.setdefault(group, {}).update(by_statistic)
     return table
+
+
+def _backward(loss: Tensor) -> None:
+    """The backward pass.
+
+    Raises:
+        DataError: If the loss has no gradient.
+    """
+    if not loss.requires_grad:
+        raise DataError(
+            "the loss has no gradient (detached, or computed outside torch?), which criteria on the loss need; return "
+            "a loss that depends on the outputs, or choose other criteria"
+        )
+    loss.backward()
 
 
 class ParameterGradients:

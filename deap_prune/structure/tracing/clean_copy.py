@@ -47,9 +47,12 @@ def pristine(network: nn.Module, *, keep_hooks: bool = False) -> nn.Module:
         )
     try:
         network = copied(network).eval()
-    except RuntimeError as error:
-        name = _attribute_with_graph(network)
-        reason = f"{name} is part of an autograd graph; detach it, or set it to None" if name else first_line(error)
+    except Exception as error:  # a copy runs the network's own code
+        reason = first_line(error)
+        if name := _attribute_with_graph(network):
+            reason = f"{name} is part of an autograd graph; detach it, or set it to None"
+        elif name := _attribute_without_copy(network):
+            reason = f"{name} ({reason}); make it inside forward, or set it to None"
         raise ModelError(f"the network can't be copied: {reason}") from error
     for module in network.modules():
         for hooks in HOOKS:
@@ -66,6 +69,19 @@ def _attribute_with_graph(network: nn.Module) -> str:
         for key, value in vars(module).items():
             if any(isinstance(leaf, Tensor) and leaf.grad_fn is not None for leaf in tree_leaves(value)):
                 return f"'{name}.{key}'" if name else f"'{key}'"
+    return ""
+
+
+def _attribute_without_copy(network: nn.Module) -> str:
+    """Name and type of an attribute that can't be copied (a lock, a file, ...); empty if there is none."""
+    for name, module in network.named_modules():
+        for key, value in vars(module).items():
+            if isinstance(value, (nn.Module, Tensor)) or key in ("_modules", "_parameters", "_buffers"):
+                continue
+            try:
+                copy.deepcopy(value)
+            except Exception:
+                return f"'{name}.{key}' is a {type(value).__name__}" if name else f"'{key}' is a {type(value).__name__}"
     return ""
 
 
@@ -144,11 +160,15 @@ def _same(expected: list[Tensor], outputs: list[Tensor]) -> bool:
 
 
 def check_finite(network: nn.Module) -> None:
-    """Refuse weights or statistics that are NaN or infinite.
+    """Refuse weights or statistics that are NaN or infinite, have no values, or are variances below 0.
 
     Raises:
         ModelError: If there is such a tensor; the message names the first one.
     """
     for name, tensor in network.state_dict().items():
+        if isinstance(tensor, Tensor) and tensor.is_meta:
+            raise ModelError(f"'{name}' is on the meta device, without values; load the trained weights")
+        if name.endswith("running_var") and tensor.is_floating_point() and bool((tensor < 0).any()):
+            raise ModelError(f"'{name}' holds variances below 0; load the trained weights again")
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ModelError(f"'{name}' holds values that are not finite; load the trained weights again")

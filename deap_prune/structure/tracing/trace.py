@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from deap_prune.data.batches import tensors_of
 from deap_prune.errors import ModelError, did_you_mean
 from deap_prune.structure.inputs import Call, Inputs, as_call, first_line, on_device, training_branches
 from deap_prune.structure.slim import unwrap
@@ -61,6 +62,8 @@ def trace(
     """
     network = pristine(unwrap(model))
     check_finite(network)
+    if any(tensor.is_meta or not tensor.numel() for tensor in tensors_of(example_inputs)):
+        raise ModelError("the example inputs hold a tensor without values; give at least one real sample")
     call = on_device(as_call(example_inputs), next(network.parameters(), torch.empty(0)).device)
     samples = learn_samples(network, call) if batched is None else chosen_samples(network, call, batched)
     inputs = samples.first(call)
@@ -85,6 +88,8 @@ def trace(
         space = second if second.min_flops < space.min_flops else space
     if proof.cost_varies_known:
         space = replace(space, cost_varies=True)
+    if space.groups and not space.flops:
+        raise ModelError("no multiply-adds were counted: the network returns no tensor that depends on its inputs")
     if not space.groups:
         reasons = "; ".join(sorted({f"{r.layer or 'the only layer'}: {r.reason}" for r in space.refused})[:5])
         raise ModelError(

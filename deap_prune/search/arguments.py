@@ -1,0 +1,47 @@
+"""Arguments of ``search`` and ``resume`` that have no schema, checked before anything is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deap_prune.errors import ConfigError, RunError
+from deap_prune.task import Task
+
+
+def run_folder(out: Any) -> Path:
+    """The path of a run folder.
+
+    Raises:
+        RunError: If it is no path.
+    """
+    try:
+        folder = Path(out)
+        with suppress(OSError):  # a name that is too long, for example: reported where the folder is made
+            folder.lstat()
+    except (TypeError, ValueError) as error:
+        raise RunError(f"out is {out!r}, which is no path ({error}); give the name of a folder") from error
+    return folder
+
+
+def check_arguments(task: Task, callbacks: Any) -> None:
+    """Check the functions that a search is given, and torch's default device.
+
+    Raises:
+        ConfigError: If one can't be called, or tensors would be made on another device than the CPU.
+    """
+    if not isinstance(callbacks, Iterable) or not all(callable(callback) for callback in callbacks):
+        raise ConfigError(f"callbacks is {callbacks!r}; give several functions of a Generation, such as [log], or ()")
+    for name, function in task.functions.items():
+        if function is not None and not callable(function):
+            raise ConfigError(f"{name} is {function!r}; give a function, or leave it out")
+    device = torch.get_default_device()
+    if device.type != "cpu":
+        raise ConfigError(
+            f"torch.set_default_device('{device}') is in force, which also moves what a search makes on the CPU; end "
+            "it by torch.set_default_device(None) and use device="
+        )
