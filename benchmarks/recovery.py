@@ -30,7 +30,6 @@ from torch import nn
 import deap_prune as dp
 from deap_prune.data import Splits, load_data
 from deap_prune.files import write_text
-from deap_prune.reconstruction.recovery import recover
 from deap_prune.training.evaluation import loss_and_accuracy
 from deap_prune.weights import load_weights
 from deap_prune.zoo import cifar100_resnet20
@@ -89,7 +88,7 @@ def row(model: nn.Module, start: nn.Module, splits: Splits, arm: str, seed: int)
             if isinstance(layer, nn.BatchNorm2d):
                 layer.requires_grad_(False)
     options = {**BASE, **ARMS[arm]}
-    record = recover(small, model, splits.calibration, **options, seed=seed, device="cpu", progress=False)
+    record = dp.recover(small, model, splits.calibration, **options, seed=seed, device="cpu", progress=False)
     seconds = time.process_time() - begin
     held_out = {"held-out loss before": record.before, "held-out loss after": record.after}
     held_out = {name: round(value, 5) for name, value in held_out.items()}
