@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deap_prune.structure.layers import narrow_layer, replace_tensor, spec_of
+from deap_prune.structure.layers import narrow_layer, replace_tensor, spec_of, tensor_named
 from deap_prune.structure.masks import Masks
+from deap_prune.structure.slim import rewrite_widths
 from deap_prune.structure.space import PruningSpace
 
 
@@ -60,9 +61,10 @@ class SlimBuffer:
                 narrow_layer(self.network.get_submodule(entry.name), ins, outs)
             else:
                 path, _, leaf = entry.name.rpartition(".")
-                value = self.network.get_parameter(entry.name)
+                value = tensor_named(self.network, entry.name)
                 index = torch.as_tensor(outs, device=value.device)
                 replace_tensor(self.network.get_submodule(path), leaf, value.detach().index_select(entry.dim, index))
+        rewrite_widths(self.network, self.space, kept)
         return self.network
 
 

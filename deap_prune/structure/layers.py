@@ -164,6 +164,13 @@ def selection(
     return tuple(slice(None) if axis is None else index[axis] for axis in dims)
 
 
+def tensor_named(network: nn.Module, name: str) -> Tensor:
+    """A parameter or buffer by its qualified name."""
+    path, _, leaf = name.rpartition(".")
+    tensor: Tensor = getattr(network.get_submodule(path), leaf)
+    return tensor
+
+
 def replace_tensor(layer: nn.Module, name: str, value: Tensor) -> None:
     """Replace a parameter or buffer by a tensor of another shape."""
     old = getattr(layer, name)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deap_prune.structure.inputs import in_order
-from deap_prune.structure.layers import Indices, LayerSpec, narrow_layer, selection, spec_of
+from deap_prune.structure.layers import Indices, LayerSpec, narrow_layer, selection, spec_of, tensor_named
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import check_network, unwrap
 from deap_prune.structure.space import PruningSpace
@@ -56,9 +56,9 @@ def masked(
             ins, outs = np.flatnonzero(kept[entry.inputs]), np.flatnonzero(kept[entry.outputs])
             if entry.dim is not None:
                 if state is not None:
-                    parameter = network.get_parameter(entry.name)
                     index = [slice(None)] * entry.dim + [outs]
-                    _overwrite(parameter, tuple(index), state.get_parameter(entry.name), saved)
+                    value = tensor_named(state, entry.name)
+                    _overwrite(tensor_named(network, entry.name), tuple(index), value, saved)
                 continue
             layer = network.get_submodule(entry.name)
             spec = spec_of(layer)
@@ -70,7 +70,7 @@ def masked(
         if state is not None:
             traced = {entry.name for entry in space.layers}
             for name, value in state.named_buffers():  # statistics of layers outside of the space
-                if name.rpartition(".")[0] not in traced:
+                if name.rpartition(".")[0] not in traced and name not in traced:
                     _overwrite(network.get_buffer(name), (), value, saved)
         yield model
     finally:

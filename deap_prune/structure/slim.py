@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from deap_prune.errors import MaskError
 from deap_prune.structure.inputs import copied
-from deap_prune.structure.layers import describe_layer, narrow_layer, spec_of
+from deap_prune.structure.layers import describe_layer, narrow_layer, replace_tensor, spec_of, tensor_named
 
 if TYPE_CHECKING:
     from deap_prune.structure.masks import Masks
@@ -51,7 +51,9 @@ def slim(model: nn.Module, space: PruningSpace, masks: Masks) -> nn.Module:
     """
     small = narrowed_copy(model, space, masks)
     alike = {entry.name for entry in space.idle_layers}
-    widths = {len(ids) for entry in _narrowed(space, space.kept(masks)) for ids in (entry.inputs, entry.outputs)}
+    kept = space.kept(masks)
+    sides = [ids for entry in _narrowed(space, kept) for ids in (entry.inputs, entry.outputs)]
+    widths = {len(ids) for ids in sides if not kept[ids].all()}
     network = unwrap(model)
     unchanged = [name for name in space.idle if name not in alike and widths & _widths(network.get_submodule(name))]
     if unchanged:
@@ -87,7 +89,26 @@ def narrowed_copy(model: nn.Module, space: PruningSpace, masks: Masks) -> nn.Mod
             _narrow_parameter(small, entry.name, entry.dim, outs)
         else:
             narrow_layer(small.get_submodule(entry.name), ins, outs)
+    rewrite_widths(small, space, kept)
     return small
+
+
+def rewrite_widths(small: nn.Module, space: PruningSpace, kept: NDArray[np.bool_]) -> None:
+    """Set the attributes of a slimmed network that hold widths.
+
+    Args:
+        small: The slimmed network.
+        space: Its pruning space.
+        kept: True for the channel ids that stay, as from ``space.kept(masks)``.
+    """
+    for width in space.widths:
+        owner, count = small.get_submodule(width.module), int(kept[width.ids].sum())
+        if width.index is None:
+            setattr(owner, width.attribute, count)
+            continue
+        values = list(getattr(owner, width.attribute))
+        values[width.index] = count
+        setattr(owner, width.attribute, type(getattr(owner, width.attribute))(values))
 
 
 def _tensors_to_narrow(network: nn.Module, entries: Iterable[LayerChannels]) -> dict[int, Any]:
@@ -95,7 +116,7 @@ def _tensors_to_narrow(network: nn.Module, entries: Iterable[LayerChannels]) -> 
     memo: dict[int, Any] = {}
     for entry in entries:
         if entry.dim is not None:
-            tensors: list[Tensor] = [network.get_parameter(entry.name)]
+            tensors: list[Tensor] = [tensor_named(network, entry.name)]
         else:
             layer = network.get_submodule(entry.name)
             spec = spec_of(layer)
@@ -127,6 +148,6 @@ def check_network(network: nn.Module, space: PruningSpace) -> None:
 
 def _narrow_parameter(model: nn.Module, name: str, dim: int, outs: np.ndarray) -> None:
     path, _, leaf = name.rpartition(".")
-    owner, old = model.get_submodule(path), model.get_parameter(name)
+    old = tensor_named(model, name)
     value = old.detach().index_select(dim, torch.as_tensor(outs, device=old.device))
-    setattr(owner, leaf, nn.Parameter(value, requires_grad=old.requires_grad))
+    replace_tensor(model.get_submodule(path), leaf, value)

@@ -96,6 +96,27 @@ class LayerChannels:
 
 
 @dataclass(frozen=True, eq=False)
+class WidthAttribute:
+    """An attribute of a module that holds a number of channels; slim rewrites it.
+
+    Attributes:
+        module: Qualified module name.
+        attribute: Name of the attribute, an integer or a tuple or list of them.
+        index: Position in the tuple or list; None for an integer.
+        ids: The channels that it counts (-1: dense).
+    """
+
+    module: str
+    attribute: str
+    index: int | None
+    ids: Ids
+
+    def __str__(self) -> str:
+        place = "" if self.index is None else f"[{self.index}]"
+        return ".".join(filter(None, (self.module, self.attribute))) + place
+
+
+@dataclass(frozen=True, eq=False)
 class PruningSpace:
     """All groups of a network. ``print(space)`` explains the couplings and the refusals.
 
@@ -108,6 +129,7 @@ class PruningSpace:
         uncounted: Operators that fvcore does not count, with the number of calls.
         cost_varies: Whether the cost depends on values (the number of detections); it is that of the example inputs.
         idle: Layers that ran neither in eval mode nor in training.
+        widths: Attributes of modules that hold a width and are rewritten by slim.
         idle_layers: Channels of the idle layers that slim narrows like their siblings; the others it leaves unchanged.
     """
 
@@ -120,6 +142,7 @@ class PruningSpace:
     idle: tuple[str, ...] = ()
     cost_varies: bool = False
     idle_layers: tuple[LayerChannels, ...] = ()
+    widths: tuple[WidthAttribute, ...] = ()
 
     @cached_property
     def sizes(self) -> NDArray[np.int64]:
@@ -140,6 +163,11 @@ class PruningSpace:
     def min_flops(self) -> int:
         """Multiply-adds if every group keeps one filter per block."""
         return int(self.flops_of([g.blocks for g in self.groups]))
+
+    @cached_property
+    def half_flops(self) -> int:
+        """Multiply-adds if every group keeps half of its filters (at least one per block)."""
+        return int(self.flops_of([g.blocks * max(1, round(g.size / g.blocks / 2)) for g in self.groups]))
 
     @cached_property
     def prunable_flops(self) -> int:
@@ -194,7 +222,8 @@ class PruningSpace:
     def __str__(self) -> str:
         lines = [
             f"{len(self.groups)} groups, {int(self.sizes.sum())} filters; {self.flops:,} flops "
-            f"(1 multiply-add = 1 flop; at least {self.min_flops / self.flops:.1%} stay), {self.params:,} parameters"
+            f"(1 multiply-add = 1 flop; {self.half_flops / self.flops:.1%} stay with half of every group, at least "
+            f"{self.min_flops / self.flops:.1%}), {self.params:,} parameters"
         ]
         lines += [f"  {group}" for group in self.groups]
         reasons: dict[str, list[Refusal]] = {}
@@ -210,6 +239,8 @@ class PruningSpace:
             )
         if self.cost_varies:
             lines.append("  the cost depends on values; it was counted on the example inputs")
+        if self.widths:
+            lines.append(f"  attributes that slim rewrites: {', '.join(map(str, self.widths))}")
         alike = [entry.name for entry in self.idle_layers]
         if alike:
             lines.append(f"  did not run, narrowed like their siblings: {', '.join(alike)}")

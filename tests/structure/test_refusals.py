@@ -43,7 +43,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     ),
     "width in a formula": (lambda x: x * x.shape[1], "masked and slimmed outputs differ"),
     "functional convolution": (nets.OwnParameter(), "is read by 'convolution', which can't be narrowed"),
-    "buffer": (nets.FixedGain(), "meets values of fixed width in 'mul'"),
+    "tensor attribute": (nets.FixedGain(), "meets values of fixed width in 'mul'"),
     "parametrization": (nets.weight_normed(), "is parametrized: call torch.nn.utils"),
     "functional norm": (lambda x: F.group_norm(x, 2), "is mixed with other channels by 'native_group_norm'"),
     "split by size": (

@@ -285,7 +285,7 @@ class Detections(nn.Module):
 
 def test_costs_that_depend_on_values() -> None:
     space = check_laws(Detections(), torch.randn(IMAGE), count=False)
-    assert [group.name for group in space.groups] == ["body.0", "body.2"]
+    assert [group.name for group in space.groups] == ["body.0", "body.2", "describe"]
     assert space.cost_varies
     assert "the cost depends on values; it was counted on the example inputs" in str(space)
     assert not dp.trace(NETWORKS["plain"]().model, torch.randn(IMAGE)).cost_varies

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 from deap_prune.structure.cost import CostPolynomial, Term
-from deap_prune.structure.layers import spec_of
+from deap_prune.structure.layers import spec_of, tensor_named
 from deap_prune.structure.space import FilterGroup, LayerChannels, Member, PruningSpace, Refusal
 from deap_prune.structure.tracing.idle import idle_channels
 from deap_prune.structure.tracing.labels import Labels, LabelTracer, LayerCall
@@ -60,6 +61,32 @@ def build_space(network: nn.Module, tracer: LabelTracer, total: int, uncounted: 
         idle=idle,
         idle_layers=tuple(alike),
     )
+
+
+def settle_tensors(tracer: LabelTracer) -> None:
+    """Find the channel dimension of parameters and buffers that meet channels outside of layers.
+
+    A tensor with one label per element can be narrowed along a dimension if all elements at one position of it meet the
+    same channel; elements that meet no channel follow their position. Other tensors that meet channels stay dense.
+    """
+    classes = classes_of(tracer)
+    sizes = np.bincount(classes)
+    for name, labels in tracer.elements.items():
+        own = classes[labels]
+        shared = sizes[own] > np.bincount(own.reshape(-1), minlength=len(sizes))[own]
+        if not shared.any():
+            continue
+        for dim in sorted(range(own.ndim), key=lambda d: -own.shape[d]):
+            rows = np.moveaxis(own, dim, 0).reshape(own.shape[dim], -1)
+            used = np.moveaxis(shared, dim, 0).reshape(own.shape[dim], -1)
+            if len(rows) > 1 and all(len(np.unique(row[mask])) <= 1 for row, mask in zip(rows, used, strict=True)):
+                every = torch.from_numpy(np.moveaxis(labels, dim, 0).reshape(own.shape[dim], -1))
+                first = every[torch.arange(len(every)), torch.from_numpy(used.argmax(1))]
+                tracer.tie(every, first[:, None], f"meets '{name}', which stays dense")
+                tracer.vectors[name] = (dim, first.numpy())
+                break
+        else:
+            tracer.freeze(torch.from_numpy(labels), f"meets '{name}' in more than one of its dimensions")
 
 
 def _refusals(
@@ -232,7 +259,9 @@ def _costs(
 
 def _parameter_terms(network: nn.Module, layer: LayerChannels) -> list[Term]:
     if layer.dim is not None:
-        return [(network.get_parameter(layer.name).numel() / len(layer.outputs), layer.outputs, None)]
+        tensor = tensor_named(network, layer.name)
+        count = tensor.numel() if isinstance(tensor, nn.Parameter) else 0
+        return [(count / len(layer.outputs), layer.outputs, None)]
     module = network.get_submodule(layer.name)
     terms: list[Term] = []
     for name, dims in spec_of(module).tensors.items():

@@ -36,6 +36,7 @@ from deap_prune.structure.tracing.operator_rules import DENSE, RULES, UNIFORM, S
 
 Labels = NDArray[np.int64]
 RULES.update(table(*ROWS))
+MOST_ELEMENTS = 2**18  # of a tensor whose elements get labels: position embeddings, but not the weights of attention
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class LabelTracer(LayerWatch):
 
     Attributes:
         calls: Uses of layers, in order.
-        vectors: Parameter used outside of a known layer to its channel dimension and labels.
+        vectors: Parameter or buffer used outside of a known layer to its channel dimension and labels.
+        elements: The same for tensors with several dimensions: a label for each element.
         ties: Pairs of label arrays that must be pruned together.
         frozen: Labels that stay dense, with the reason.
         counted: Cost of operators outside of the layers: FLOPs per label, the labels, and the step.
@@ -73,6 +75,8 @@ class LabelTracer(LayerWatch):
         super().__init__(model)
         self.calls: list[LayerCall] = []
         self.vectors: dict[str, tuple[int, Labels]] = {}
+        self.elements: dict[str, Labels] = {}
+        self._used: set[str] = set()
         self.ties: list[tuple[Labels, Labels]] = []
         self.frozen: list[tuple[Labels, str]] = []
         self.counted: list[tuple[float, Labels, int]] = []
@@ -87,7 +91,7 @@ class LabelTracer(LayerWatch):
         self._constants: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._causes: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._modules = {id(module): name for name, module in model.named_modules()}
-        self._parameters = {id(p): name for name, p in model.named_parameters()}
+        self._parameters = {id(p): name for name, p in [*model.named_buffers(), *model.named_parameters()]}
         self._made: dict[str, tuple[Labels, Labels]] = {}
         self._to_measure: dict[int, tuple[nn.Module, tuple[int, ...]]] = {}
         self.counting = True
@@ -143,8 +147,9 @@ class LabelTracer(LayerWatch):
         return torch.arange(self.size - n, self.size)
 
     def idle(self) -> list[str]:
-        """Known layers that have not run."""
-        return [name for name in self.layers if name not in self._made]
+        """Known layers that have not run, and whose parameters nothing else has used (as attention does)."""
+        used = {name.rpartition(".")[0] for name in self._used}
+        return [name for name in self.layers if name not in self._made and name not in used]
 
     def freeze(self, labels: Tensor | None, reason: str) -> None:
         """Keep these channels dense."""
@@ -231,6 +236,7 @@ class LabelTracer(LayerWatch):
         """Apply the operator to the labels of its arguments."""
         step = Step(self, func, args, kwargs, result)
         self.flow.record(step.tensors, step.outputs, func)
+        self._used |= {name for t in step.tensors if (name := self._parameters.get(id(t)))}
         if any(self.of(tensor) is not None for tensor in step.tensors):
             follow(step)
         elif step.name in UNIFORM or (step.tensors and all(tensor in self._constants for tensor in step.tensors)):
@@ -241,12 +247,16 @@ class LabelTracer(LayerWatch):
                 self._causes[tensor] = causes[0]
 
     def of(self, tensor: Tensor) -> Tensor | None:
-        """Labels of a tensor, or None. A vector parameter that is used outside of a layer gets new labels."""
+        """Labels of a tensor, or None. A parameter or buffer that is used outside of a layer gets new labels."""
         if tensor in self._labels:
             return self._labels[tensor]
         name = self._parameters.get(id(tensor))
-        if name is None or max(tensor.shape, default=0) != tensor.numel() or tensor.numel() < 2:
+        if name is None or not 2 <= tensor.numel() <= MOST_ELEMENTS or not tensor.is_floating_point():
             return None
+        if max(tensor.shape) != tensor.numel():
+            self._labels[tensor] = self.fresh(tensor.numel()).view(tensor.shape)
+            self.elements[name] = self._labels[tensor].numpy()
+            return self._labels[tensor]
         dim = int(np.argmax(tensor.shape))
         self._labels[tensor] = self.fresh(tensor.numel()).view(tensor.shape)
         self.vectors[name] = (dim, self._labels[tensor].reshape(-1).numpy())

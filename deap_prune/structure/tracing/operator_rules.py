@@ -220,14 +220,12 @@ def pad(step: Step) -> None:
 
 
 def split(step: Step) -> None:
-    """Tie parts of equal width position by position; freeze parts of unequal width."""
+    """Tie parts of equal width position by position; parts of unequal width need sizes that follow the width."""
     step.tracer.note_split(step.source[1])
     for tensor, part in zip(step.out, step.on_labels(), strict=True):
         step.tracer.attach(tensor, part)
     labels = [label for t in step.out if (label := step.tracer.of(t)) is not None]
-    if len({label.shape for label in labels}) > 1:
-        step.tracer.freeze(step.source[1], "is split into parts of unequal width")
-    elif not all(torch.equal(label, labels[0]) for label in labels):
+    if len({label.shape for label in labels}) == 1 and not all(torch.equal(label, labels[0]) for label in labels):
         for label in labels[1:]:
             step.tracer.tie(label, labels[0], "is split beside channels that stay dense")
 

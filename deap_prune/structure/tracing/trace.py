@@ -19,10 +19,11 @@ from deap_prune.structure.slim import unwrap
 from deap_prune.structure.space import PruningSpace
 from deap_prune.structure.tracing.clean_copy import check_finite, pristine, settle_hooks
 from deap_prune.structure.tracing.fvcore_count import count_flops, without_fast_paths
-from deap_prune.structure.tracing.grouping import build_space, classes_of
+from deap_prune.structure.tracing.grouping import build_space, classes_of, settle_tensors
 from deap_prune.structure.tracing.labels import LabelTracer
 from deap_prune.structure.tracing.proof import Proof
 from deap_prune.structure.tracing.samples import chosen_samples, learn_samples
+from deap_prune.structure.tracing.widths import WidthSearch, declared_widths
 
 
 @torch.inference_mode(False)  # inference mode does not decompose composite operators
@@ -33,6 +34,7 @@ def trace(
     *,
     ignore: Iterable[str | nn.Module] = (),
     batched: Iterable[int | str] | None = None,
+    widths: Mapping[str, str] | None = None,
 ) -> PruningSpace:
     """Find the filter groups of a network and prove them.
 
@@ -48,6 +50,8 @@ def trace(
             (``"backbone.*"``).
         batched: Positions or names of the arguments whose first dimension is the batch; empty if the example inputs are
             one sample as they are. None: learned from runs on parts of the batch.
+        widths: Attributes of modules that hold a width: ``"block.channels"`` to the name of the layer whose output
+            channels it counts (``"block.conv:in"``: input channels). The trace finds most of them on its own.
 
     Examples:
         >>> print(dp.trace(model, images))
@@ -78,7 +82,8 @@ def trace(
     total, uncounted = count_flops(network, inputs, consume=usual)
     in_training = _follow_training(network, tracer, inputs)
     proof = Proof.of(network, inputs, samples=samples, in_training=in_training)
-    attempt = partial(_proven, network, proof=proof, ignored=ignored, total=total, uncounted=uncounted)
+    search = WidthSearch(network, proof, declared_widths(network, widths or {}))
+    attempt = partial(_proven, network, proof=proof, search=search, ignored=ignored, total=total, uncounted=uncounted)
     space = attempt(tracer)
     if lines := _refused_folds(space, tracer):  # channels that are folded into two dimensions may shrink in either
         other = LabelTracer(network, folding_last=lines)
@@ -104,6 +109,7 @@ def _proven(
     tracer: LabelTracer,
     *,
     proof: Proof,
+    search: WidthSearch,
     ignored: set[str],
     total: int,
     uncounted: Mapping[str, int],
@@ -111,16 +117,20 @@ def _proven(
     """The space of a traced network without the groups that the proof refuses."""
     _ignore(tracer, ignored)
     _freeze_shared(network, tracer)
-    space = build_space(network, tracer, total, uncounted)
-    if _check_size_splits(space, tracer, proof):
-        space = build_space(network, tracer, total, uncounted)
+    settle_tensors(tracer)
+    space = search.extended(build_space(network, tracer, total, uncounted))
+    if _check_size_splits(space, tracer, proof, search):
+        space = search.extended(build_space(network, tracer, total, uncounted))
     while space.groups and (failures := proof.failing_groups(space)):
+        if any(search.repair(space, name) for name in failures):
+            space = search.extended(space)
+            continue
         for name, reason in failures.items():
             for member in space.group(name).members:
                 use = next(c for c in tracer.calls if c.name == member.layer)
                 if member.role != "reader":
                     tracer.freeze(torch.from_numpy(use.outputs[member.positions.reshape(-1)]), reason)
-        space = build_space(network, tracer, total, uncounted)
+        space = search.extended(build_space(network, tracer, total, uncounted))
     return space
 
 
@@ -146,7 +156,7 @@ def _follow_training(network: nn.Module, tracer: LabelTracer, inputs: Call) -> b
     return False
 
 
-def _check_size_splits(space: PruningSpace, tracer: LabelTracer, proof: Proof) -> bool:
+def _check_size_splits(space: PruningSpace, tracer: LabelTracer, proof: Proof, search: WidthSearch) -> bool:
     """Freeze the labels that a line of code splits at fixed sizes; True if there were any.
 
     One group of each line is proven alone. This saves the bisection for the other groups that the same line splits.
@@ -159,7 +169,8 @@ def _check_size_splits(space: PruningSpace, tracer: LabelTracer, proof: Proof) -
         for group in space.groups:
             made = group.layers("filter") or group.layers("other")
             if split & set(classes[outputs[made[0].layer][made[0].positions[:, 0]]].tolist()):
-                if proof.failure(space, [group.name]):
+                space = search.extended(space)
+                if proof.failure(space, [group.name]) and not search.repair(space, group.name):
                     tracer.freeze(torch.from_numpy(labels), f"is split at fixed positions ({line})")
                     frozen = True
                 break

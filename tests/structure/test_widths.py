@@ -1,0 +1,148 @@
+"""Widths outside of layers: attributes, split sizes, position embeddings, buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import deap_prune as dp
+from deap_prune.errors import ModelError
+from tests.helpers.networks import IMAGE, conv
+from tests.structure.laws import check_laws
+
+
+class Checked(nn.Module):
+    """Upsampling that checks its input's width, as in diffusers."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.channels, self.conv = width, conv(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[1] == self.channels
+        return self.conv(F.interpolate(x, scale_factor=2.0))
+
+
+class Scales(nn.Module):
+    """Res2Net: parts of a width in an attribute."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width // 2
+        self.wide, self.inner, self.last = conv(width, width), conv(width // 2, width // 2), conv(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = torch.split(F.relu(self.wide(x)), self.width, 1)
+        return F.relu(self.last(torch.cat([left, F.relu(self.inner(left + right))], 1)))
+
+
+class Partial(nn.Module):
+    """FasterNet: a convolution of the first channels only."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.sizes = [width // 4, width - width // 4]
+        self.wide, self.part, self.last = conv(width, width), conv(width // 4, width // 4), conv(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, rest = torch.split(F.relu(self.wide(x)), self.sizes, dim=1)
+        return F.relu(self.last(torch.cat([F.relu(self.part(first)), rest], 1)))
+
+
+class Viewed(nn.Module):
+    """Tokens of a width in an attribute."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.dim, self.up, self.down = width, nn.Linear(width, 12), nn.Linear(12, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.permute(0, 2, 3, 1).reshape(len(x), -1, self.dim)
+        return self.down(F.relu(self.up(tokens))).transpose(1, 2).reshape(x.shape[0], -1, *x.shape[2:])
+
+
+class Stack(nn.Module):
+    def __init__(self, block: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.stem, self.one, self.two = conv(3, 8), block(8), block(8)
+        self.out, self.fc = conv(8, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.out(self.two(self.one(F.relu(self.stem(x)))))).mean((2, 3)))
+
+
+BLOCKS: dict[str, tuple[Callable[[int], nn.Module], str]] = {
+    "checked": (Checked, "one.channels, two.channels"),
+    "scales": (Scales, "one.width, two.width"),
+    "partial": (Partial, "one.sizes[0], one.sizes[1], two.sizes[0], two.sizes[1]"),
+    "viewed": (Viewed, "one.dim, two.dim"),
+}
+
+
+@pytest.mark.parametrize("case", BLOCKS)
+def test_attributes_are_rewritten(case: str) -> None:
+    block, attributes = BLOCKS[case]
+    model = Stack(block)
+    space = check_laws(model, torch.randn(IMAGE))
+    assert f"attributes that slim rewrites: {attributes}" in str(space)
+    assert {r.layer for r in space.refused} == {"fc"}
+    assert [getattr(model.one, name) for name in ("channels", "width", "dim") if hasattr(model.one, name)] in (
+        [[8], [4], []]
+    )
+
+
+class Scaled(nn.Module):
+    """The attribute is no width of any layer: four times the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc, self.width = conv(3, 8), conv(8, 6), nn.Linear(6, 4), 8
+        self.rows = 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.b(F.relu(self.a(x)).view(-1, self.width, 8, 8))).mean((2, 3)))
+
+
+def test_declared_attributes() -> None:
+    space = check_laws(Scaled(), torch.randn(IMAGE), widths={"width": "a"})
+    assert [str(width) for width in space.widths] == ["width"]
+    with pytest.raises(ModelError, match="widths names 'breadth', which is no attribute"):
+        dp.trace(Scaled(), torch.randn(IMAGE), widths={"breadth": "a"})
+    with pytest.raises(ModelError, match="widths names 'aa', which is no layer"):
+        dp.trace(Scaled(), torch.randn(IMAGE), widths={"width": "aa"})
+
+
+# ------------------------------------------------------------------ parameters and buffers
+class Embedded(nn.Module):
+    """Position embeddings of tokens, and of images; a class token; a buffer of gains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.up, self.down, self.fc = conv(3, 8), nn.Linear(8, 12), nn.Linear(12, 8), nn.Linear(8, 4)
+        self.positions, self.token = nn.Parameter(torch.randn(1, 70, 8)), nn.Parameter(torch.randn(1, 1, 8))
+        self.image = nn.Parameter(torch.randn(1, 8, 4, 4))
+        self.register_buffer("gain", torch.rand(8, 1, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x) * self.gain + F.interpolate(self.image, size=(8, 8), mode="bicubic")
+        tokens = torch.cat([self.token.expand(len(x), -1, -1), x.flatten(2).transpose(1, 2)], 1)
+        tokens = tokens + self.positions[:, : tokens.shape[1]]
+        return self.fc((tokens + self.down(F.relu(self.up(tokens))))[:, 0])
+
+
+def test_position_embeddings_are_narrowed() -> None:
+    space = check_laws(Embedded(), torch.randn(IMAGE))
+    assert [group.name for group in space.groups] == ["stem", "up"]
+    small = dp.slim(Embedded(), space, dp.Masks.random(space, keep=0.5))
+    assert (small.positions.shape, small.image.shape, small.gain.shape) == ((1, 70, 4), (1, 4, 4, 4), (4, 1, 1))
+
+
+def test_half_of_every_group() -> None:
+    space = check_laws(Stack(Viewed), torch.randn(IMAGE))
+    masks = dp.Masks.random(space, keep=0.5)
+    assert space.half_flops == dp.flops(space, masks)
+    assert f"{space.half_flops / space.flops:.1%} stay with half of every group" in str(space)
