@@ -172,7 +172,7 @@ def rebuild(folder: str | Path, *, model: nn.Module | None = None, example_input
         raise ExportError(f"'{path}' can't be read as a recipe of this version: {error!r}; export again") from error
     if model is None and source is None:
         raise ExportError(f"'{path}' names no factory; give rebuild(..., model=), the dense network with any weights")
-    network = model if model is not None else build_model(validated(ModelConfig, source)).to(dtype)
+    network = model if model is not None else build_model(validated(ModelConfig, source or {})).to(dtype)
     inputs = inputs if example_inputs is None else example_inputs
     small = slim(network, trace(network, inputs, ignore=tuple(ignore)), masks)
     load_weights(small, path.parent / WEIGHTS)
