@@ -59,7 +59,9 @@ def test_a_lock_of_another_host_is_not_taken(tmp_path: Path) -> None:
     assert (tmp_path / LOCK).exists()
 
 
-@pytest.mark.parametrize("pid", [2**22 + 5, 10**30, -1, "x", None, os.getpid()])
+@pytest.mark.parametrize(
+    "pid", [2**22 + 5, 10**30, -1, "x", None, os.getpid()], ids=["none", "huge", "negative", "text", "null", "own"]
+)
 def test_without_locks_of_the_system_the_process_id_decides(
     pid: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
