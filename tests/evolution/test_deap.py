@@ -160,7 +160,7 @@ def test_repeated_values_survive_last() -> None:
 def test_parents_are_drawn_by_rank() -> None:
     individuals = individuals_of([(i / 10, 0.5) for i in range(10)])
     random.seed(0)
-    drawn = [ind[0] for _ in range(200) for ind in dp.operators.selBlend(individuals, 10)]
+    drawn = [int(ind[0]) for _ in range(200) for ind in dp.operators.selBlend(individuals, 10)]
     counts = np.bincount(drawn, minlength=10)
     assert counts[9] > 3 * counts[1] and np.corrcoef(counts, range(10))[0, 1] > 0.95
     assert all(any(ind is p for p in individuals) for ind in dp.operators.selBlend(individuals, 10))
