@@ -36,8 +36,7 @@ FORMATS = ("safetensors", "torch", "onnx")
 WEIGHTS, RECIPE, PROGRAM, ONNX = "network.safetensors", "recipe.json", "network.pt2", "network.onnx"
 
 
-MOST_NUMBERS = 10**9
-"""Size limit of the example inputs that a recipe describes."""
+MOST_NUMBERS = 10**9  # of the example inputs that a recipe describes
 
 
 class RecipeFile(BaseModel):
@@ -245,7 +244,7 @@ def _zeros(outline: Any) -> Any:
     """Tensors of zeros for the inputs that :func:`_outline` described."""
     if isinstance(outline, dict) and set(outline) == {"shape", "dtype"}:
         shape, dtype = outline["shape"], getattr(torch, outline["dtype"])
-        if not all(type(side) is int and 0 <= side for side in shape) or math.prod(shape) > MOST_NUMBERS:
+        if not all(type(side) is int and side >= 0 for side in shape) or math.prod(shape) > MOST_NUMBERS:
             raise ValueError(f"it has example inputs of shape {shape!r:.80}")
         return torch.zeros(shape, dtype=dtype)
     if isinstance(outline, dict):
