@@ -36,8 +36,7 @@ FORMATS = ("safetensors", "torch", "onnx")
 WEIGHTS, RECIPE, PROGRAM, ONNX = "network.safetensors", "recipe.json", "network.pt2", "network.onnx"
 
 
-MOST_NUMBERS = 10**9
-"""Size limit of the example inputs that a recipe describes."""
+MOST_NUMBERS = 10**9  # of the example inputs that a recipe describes
 
 
 class RecipeFile(BaseModel):

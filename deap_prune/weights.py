@@ -58,7 +58,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             "better as safetensors"
         ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise ModelError(f"'{path}' is no state dict of tensors")
     return {name.removeprefix("module."): value for name, value in state.items()}
 
@@ -69,8 +69,13 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     Raises:
         ModelError: If names or shapes don't fit.
     """
+    state, places = read_weights(path), unwrap(model).state_dict()
+    if mixed := [
+        name for name in places if name in state and state[name].is_complex() and not places[name].is_complex()
+    ]:
+        raise ModelError(f"the weights in '{path}' don't fit the network: '{mixed[0]}' is complex")
     try:
-        unwrap(model).load_state_dict(read_weights(path))
+        unwrap(model).load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:600]
         raise ModelError(f"the weights in '{path}' don't fit the network: {reason}") from error
