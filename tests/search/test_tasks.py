@@ -207,7 +207,7 @@ def test_a_criterion_that_gives_nothing(digits: Digits) -> None:
         """No return."""
 
     try:
-        with pytest.raises(DataError, match=r"criterion 'forgetful' gave None for .*; it returns one score a filter"):
+        with pytest.raises(DataError, match=r"criterion 'forgetful' gave None for .*; return one score per filter"):
             dp.score(digits.model, digits.space, criteria=("forgetful",))
     finally:
         CRITERIA.remove("forgetful")

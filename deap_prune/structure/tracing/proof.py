@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import cast
@@ -17,7 +17,7 @@ from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import narrowed_copy
 from deap_prune.structure.space import PruningSpace
 from deap_prune.structure.tracing.fvcore_count import count_flops, default_dtype
-from deap_prune.structure.tracing.randomised import LEVELS, random_calls, randomised
+from deap_prune.structure.tracing.randomised import LEVELS, RANDOM_CALLS, randomised
 from deap_prune.structure.tracing.samples import Samples
 
 __all__ = ["Proof", "difference", "randomised"]
@@ -93,7 +93,7 @@ class Proof:
     tolerance: float
     samples: Samples
     in_training: bool = False
-    _cache: dict[str, bool] = field(default_factory=dict, repr=False)
+    _comparisons: dict[str, bool] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, network: nn.Module, call: Call, *, samples: Samples | None = None, in_training: bool = False) -> Proof:
@@ -109,8 +109,8 @@ class Proof:
         fallback = None
         for level in range(LEVELS):
             model = randomised(network, level=level)
-            for random_call in random_calls(call):
-                proof, finite = cls._settled(network, model, random_call, samples, in_training)
+            for draw in RANDOM_CALLS:
+                proof, finite = cls._settled(network, model, draw, call, samples, in_training)
                 fallback = proof if fallback is None else fallback
                 if finite:
                     return proof
@@ -118,7 +118,13 @@ class Proof:
 
     @classmethod
     def _settled(
-        cls, network: nn.Module, model: nn.Module, call: Call, samples: Samples, in_training: bool
+        cls,
+        network: nn.Module,
+        model: nn.Module,
+        draw: Callable[[Call], Call],
+        call: Call,
+        samples: Samples,
+        in_training: bool,
     ) -> tuple[Proof, bool]:
         """The proof in the finest precision that works, and whether all its outputs are finite."""
         own = [*network.parameters(), *network.buffers()]
@@ -128,7 +134,7 @@ class Proof:
             for tensor, original in zip([*model.parameters(), *model.buffers()], own, strict=True):
                 if tensor.is_floating_point():
                     tensor.data = tensor.to(dtype or original.dtype)
-            proof = cls(model, as_precise(samples.repeated(call, count), model), tolerance, samples, in_training)
+            proof = cls(model, as_precise(draw(samples.repeated(call, count)), model), tolerance, samples, in_training)
             try:
                 with torch.no_grad(), default_dtype(dtype or torch.float32):
                     outputs = forward(model, proof.call)
@@ -201,14 +207,14 @@ class Proof:
         Args:
             flops: FLOPs of the network with its own weights, for the example inputs.
         """
-        if "varies" not in self._cache:
-            self._cache["varies"] = count_flops(self.model, self.one)[0] != flops
-        return self._cache["varies"]
+        if "varies" not in self._comparisons:
+            self._comparisons["varies"] = count_flops(self.model, self.one)[0] != flops
+        return self._comparisons["varies"]
 
     @property
     def cost_varies_known(self) -> bool:
         """Whether a comparison of costs has shown that the cost depends on values."""
-        return self._cache.get("varies", False)
+        return self._comparisons.get("varies", False)
 
     def _described(self, gap: float) -> str:
         if math.isfinite(gap):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -65,20 +65,33 @@ def _uniform(like: Tensor, low: float, high: float, generator: torch.Generator) 
     return drawn.repeat(-(-count // max(len(drawn), 1)))[:count].view(like.shape).to(like.device)
 
 
-def random_calls(call: Call) -> Iterator[Call]:
-    """The call with random real inputs: normal, then positive, then between 0.9 and 1.1 times the example's."""
+def normal_call(call: Call) -> Call:
+    """The call with real inputs drawn from the standard normal distribution."""
+    return _drawn(call, _normal)
+
+
+def positive_call(call: Call) -> Call:
+    """The call with positive real inputs, a third of the absolute values of normal ones."""
+    return _drawn(call, lambda x, noise: _normal(x, noise).abs() / 3)
+
+
+def similar_call(call: Call) -> Call:
+    """The call with real inputs between 0.9 and 1.1 times its own."""
+    return _drawn(call, lambda x, noise: x.double() * _uniform(x, 0.9, 1.1, noise))
+
+
+RANDOM_CALLS: tuple[Callable[[Call], Call], ...] = (normal_call, positive_call, similar_call)
+
+
+def _drawn(call: Call, make: Callable[[Tensor, torch.Generator], Tensor]) -> Call:
     noise = torch.Generator().manual_seed(2)
 
-    def drawn(make: Callable[[Tensor], Tensor]) -> Call:
-        def draw(x: object) -> object:
-            return make(x) if isinstance(x, Tensor) and x.is_floating_point() else x
+    def draw(x: object) -> object:
+        return make(x, noise) if isinstance(x, Tensor) and x.is_floating_point() else x
 
-        changed: Call = tree_map(draw, call)
-        return changed
+    changed: Call = tree_map(draw, call)
+    return changed
 
-    def normal(x: Tensor) -> Tensor:
-        return torch.randn(x.shape, generator=noise, dtype=torch.float64).to(x.device)
 
-    yield drawn(normal)
-    yield drawn(lambda x: normal(x).abs() / 3)
-    yield drawn(lambda x: x.double() * _uniform(x, 0.9, 1.1, noise))
+def _normal(x: Tensor, noise: torch.Generator) -> Tensor:
+    return torch.randn(x.shape, generator=noise, dtype=torch.float64).to(x.device)
