@@ -135,7 +135,9 @@ def test_resume_of_a_finished_run_and_beyond(run, home, monkeypatch):
     assert (run / "front.json").read_bytes() == before
     here("search", "run.yaml", "--out", "runs/longer", "--quiet", "--set", "search.generations=3")
     assert here("resume", run, "--generations", "3", "--quiet").exit_code == 0
-    assert (run / "front.json").read_bytes() == (home / "runs/longer/front.json").read_bytes()
+    resumed, whole = dp.ParetoFront.load(run), dp.ParetoFront.load(home / "runs/longer")
+    assert resumed.hypervolume() >= whole.hypervolume()  # it also keeps what its earlier end refined
+    assert (run / "history.csv").read_bytes() == (home / "runs/longer/history.csv").read_bytes()
 
 
 @pytest.mark.parametrize(

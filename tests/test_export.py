@@ -152,8 +152,8 @@ def test_errors_of_rebuild(small, tmp_path):
     older = json.loads((tmp_path / "recipe.json").read_text())
     del older["dtype"]
     (tmp_path / "recipe.json").write_text(json.dumps(older))
-    with pytest.raises(ExportError, match=r"can't be read as a recipe of this version: KeyError.*; export again"):
+    with pytest.raises(ExportError, match=r"(?s)can't be read as a recipe of this version: .*dtype.*; export again"):
         dp.rebuild(tmp_path, model=digits_resnet())
     (tmp_path / "recipe.json").write_text("{}")
-    with pytest.raises(ExportError, match="can't be read as a recipe of this version: KeyError"):
+    with pytest.raises(ExportError, match="can't be read as a recipe of this version: "):
         dp.rebuild(tmp_path, model=digits_resnet())

@@ -112,7 +112,7 @@ def test_other_runs_share_the_axes(copy, run, tmp_path):
     front = json.loads((other / "front.json").read_text())
     for change, message in (
         ({"dense": {**front["dense"], "flops": 7}}, "has 7 multiply-adds"),
-        ({"objectives": front["objectives"][:1]}, "has the objectives accuracy, not accuracy, flops"),
+        ({"objectives": front["objectives"][:1]}, r"solution 0 has values of \['accuracy', 'flops'\], not of"),
     ):
         (other / "front.json").write_text(json.dumps({**front, **change}))
         with pytest.raises(RunError, match=message):
@@ -154,13 +154,6 @@ def test_an_incomplete_folder(copy, tmp_path):
     assert facts["progress"]["points"] == [] and facts["agreement"] == [] and len(facts["solutions"]) > 1
     assert "No criteria in this report: no config at" in text and "the run stored none" in text
     assert {p.stem for p in (copy / "report").iterdir()} == {"front", "kept"}
-
-
-def test_a_value_that_is_not_finite_becomes_null(copy, run):
-    front = json.loads((copy / "front.json").read_text())
-    front["dense"]["values"]["accuracy"] = float("nan")
-    (copy / "front.json").write_text(json.dumps(front))
-    assert content(dp.report(copy, network=False))["dense"]["values"]["accuracy"] is None
 
 
 def test_one_objective(digits, tmp_path):

@@ -147,9 +147,13 @@ class LabelTracer(LayerWatch):
         return torch.arange(self.size - n, self.size)
 
     def idle(self) -> list[str]:
-        """Known layers that have not run, and whose parameters nothing else has used (as attention does)."""
+        """Known layers that have not run, and whose parameters nothing else has used (as attention does).
+
+        Layers inside a known layer belong to it.
+        """
         used = {name.rpartition(".")[0] for name in self._used}
-        return [name for name in self.layers if name not in self._made and name not in used]
+        inside = {name for name in self.layers if any(parent in self.layers for parent in _parents(name))}
+        return [name for name in self.layers if name not in self._made and name not in used | inside]
 
     def freeze(self, labels: Tensor | None, reason: str) -> None:
         """Keep these channels dense."""
@@ -307,3 +311,9 @@ class LabelTracer(LayerWatch):
             if labels.shape[d] > 1 and bool((labels == labels.narrow(d, 0, 1)).all()):
                 labels = labels.narrow(d, 0, 1)
         self._labels[tensor] = labels.contiguous()
+
+
+def _parents(name: str) -> list[str]:
+    """The names of the modules around a module: ``a`` and ``a.b`` for ``a.b.c``."""
+    parts = name.split(".")
+    return [".".join(parts[:k]) for k in range(1, len(parts))]
