@@ -7,18 +7,16 @@ import hashlib
 import io
 import json
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictInt, ValidationError
 
 from deap_prune.errors import RunError
 from deap_prune.files import make_folder, parse_json, read_text, remove_file, write_text
 from deap_prune.structure.masks import Masks
-
-if TYPE_CHECKING:
-    from deap_prune.evolution.front import ParetoFront
 
 MASK_NAME = re.compile(r"masks/\d{4,9}-([0-9a-f]{8})\.json")
 PENDING = ".pending.json"
@@ -71,7 +69,7 @@ class FrontFile(_File):
 
 @dataclass(frozen=True, eq=False)
 class ReadFront:
-    """What front.json holds, checked.
+    """The checked content of front.json.
 
     Attributes:
         weights: Objective name to +1 (maximised) or -1 (minimised).
@@ -86,7 +84,34 @@ class ReadFront:
     solutions: list[tuple[dict[str, Any], Masks]]
 
 
-def save_front(front: ParetoFront, folder: Path) -> None:
+class Saved(Protocol):
+    """The part of a ``Solution`` that files hold."""
+
+    @property
+    def values(self) -> Mapping[str, float]: ...  # noqa: D102
+    @property
+    def masks(self) -> Masks: ...  # noqa: D102
+    @property
+    def flops(self) -> int: ...  # noqa: D102
+    @property
+    def params(self) -> int: ...  # noqa: D102
+    @property
+    def individual(self) -> tuple[float, ...]: ...  # noqa: D102
+
+
+class Front(Protocol):
+    """The part of a ``ParetoFront`` that files hold."""
+
+    @property
+    def weights(self) -> Mapping[str, float]: ...  # noqa: D102
+    @property
+    def dense(self) -> Mapping[str, Any]: ...  # noqa: D102
+    @property
+    def settings(self) -> Mapping[str, Any]: ...  # noqa: D102
+    def __iter__(self) -> Iterator[Saved]: ...
+
+
+def save_front(front: Front, folder: Path) -> None:
     """Write masks/, front.csv and front.json.
 
     front.json is replaced in one step; masks are named by their content, so the old front stays whole until then.
@@ -111,7 +136,7 @@ def save_front(front: ParetoFront, folder: Path) -> None:
     remove_file(masks / PENDING)
 
 
-def _content(front: ParetoFront, names: list[str]) -> dict[str, Any]:
+def _content(front: Front, names: list[str]) -> dict[str, Any]:
     return {
         "objectives": [{"name": name, "maximise": weight > 0} for name, weight in front.weights.items()],
         "dense": dict(front.dense),
@@ -130,7 +155,7 @@ def _content(front: ParetoFront, names: list[str]) -> dict[str, Any]:
     }
 
 
-def _table(front: ParetoFront, names: list[str]) -> str:
+def _table(front: Front, names: list[str]) -> str:
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["masks", *front.weights, "multiply_adds", "parameters"])
