@@ -28,34 +28,6 @@ Number = StrictInt | FiniteFloat
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 
 
-class Entry(Protocol):
-    """What is saved of a solution."""
-
-    @property
-    def values(self) -> Mapping[str, float]: ...  # noqa: D102
-    @property
-    def masks(self) -> Masks: ...  # noqa: D102
-    @property
-    def flops(self) -> int: ...  # noqa: D102
-    @property
-    def params(self) -> int: ...  # noqa: D102
-    @property
-    def individual(self) -> tuple[float, ...]: ...  # noqa: D102
-
-
-class Front(Protocol):
-    """What is saved of a front."""
-
-    @property
-    def weights(self) -> Mapping[str, float]: ...  # noqa: D102
-    @property
-    def dense(self) -> Mapping[str, Any]: ...  # noqa: D102
-    @property
-    def settings(self) -> Mapping[str, Any]: ...  # noqa: D102
-
-    def __iter__(self) -> Iterator[Entry]: ...
-
-
 class _File(BaseModel):
     model_config = ConfigDict(strict=True)
 
@@ -97,7 +69,7 @@ class FrontFile(_File):
 
 @dataclass(frozen=True, eq=False)
 class ReadFront:
-    """What front.json holds, checked.
+    """The checked content of front.json.
 
     Attributes:
         weights: Objective name to +1 (maximised) or -1 (minimised).
@@ -110,6 +82,33 @@ class ReadFront:
     dense: dict[str, Any]
     settings: dict[str, Any]
     solutions: list[tuple[dict[str, Any], Masks]]
+
+
+class Saved(Protocol):
+    """The part of a ``Solution`` that files hold."""
+
+    @property
+    def values(self) -> Mapping[str, float]: ...  # noqa: D102
+    @property
+    def masks(self) -> Masks: ...  # noqa: D102
+    @property
+    def flops(self) -> int: ...  # noqa: D102
+    @property
+    def params(self) -> int: ...  # noqa: D102
+    @property
+    def individual(self) -> tuple[float, ...]: ...  # noqa: D102
+
+
+class Front(Protocol):
+    """The part of a ``ParetoFront`` that files hold."""
+
+    @property
+    def weights(self) -> Mapping[str, float]: ...  # noqa: D102
+    @property
+    def dense(self) -> Mapping[str, Any]: ...  # noqa: D102
+    @property
+    def settings(self) -> Mapping[str, Any]: ...  # noqa: D102
+    def __iter__(self) -> Iterator[Saved]: ...
 
 
 def save_front(front: Front, folder: Path) -> None:

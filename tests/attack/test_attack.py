@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import deap_prune as dp
-from tests.attack import damage, inputs
+from tests.attack import damage, inputs, weight_files
 from tests.attack.doors import Attack, outcome, table
 
 ALL: Counter[str] = Counter()
@@ -54,7 +54,7 @@ def test_configs(tmp_path: Path) -> None:
 
 
 def test_weights(tmp_path: Path) -> None:
-    check(damage.weights(tmp_path / "weights"))
+    check(weight_files.weights(tmp_path / "weights"))
 
 
 def test_recipes(run: Path, tmp_path: Path) -> None:

@@ -8,25 +8,38 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-if TYPE_CHECKING:
-    from deap_prune.structure.tracing.labels import LabelTracer
+from deap_prune.structure.tracing.dataflow import Dataflow
 
 _TORCH, _HERE = str(Path(torch.__file__).parent), str(Path(__file__).parent)
 _BY_SIZE: tuple[Any, ...] = (torch.split, Tensor.split, torch.split_with_sizes, Tensor.split_with_sizes)
 _BY_SIZE += (Tensor.__getitem__, Tensor.narrow, torch.narrow)
 
 
+class Tracer(Protocol):
+    """The part of a ``LabelTracer`` that observed functions use."""
+
+    inside: int
+    split_at: str | None
+    flow: Dataflow
+
+    def of(self, tensor: Tensor) -> Tensor | None: ...  # noqa: D102
+    def freeze(self, labels: Tensor | None, reason: str) -> None: ...  # noqa: D102
+    def attach(self, tensor: Any, labels: Tensor) -> None: ...  # noqa: D102
+    def charge(self, tensor: Tensor, per_element: float) -> None: ...  # noqa: D102
+    def where(self) -> str: ...  # noqa: D102
+
+
 class FunctionWatch(TorchFunctionMode):
     """Observe torch functions before they are decomposed into operators."""
 
-    def __init__(self, tracer: LabelTracer) -> None:
+    def __init__(self, tracer: Tracer) -> None:
         super().__init__()
         self.tracer = tracer
 
@@ -64,7 +77,7 @@ class FunctionWatch(TorchFunctionMode):
         return out
 
 
-def _circular_pad(tracer: LabelTracer, given: dict[str, Any], out: Tensor) -> None:
+def _circular_pad(tracer: Tracer, given: dict[str, Any], out: Tensor) -> None:
     """Circular padding over space keeps the channels."""
     label = tracer.of(given["input"])
     if label is None:
@@ -76,7 +89,7 @@ def _circular_pad(tracer: LabelTracer, given: dict[str, Any], out: Tensor) -> No
         tracer.attach(out, label)
 
 
-def _attention(tracer: LabelTracer, given: dict[str, Any], out: Tensor) -> None:
+def _attention(tracer: Tracer, given: dict[str, Any], out: Tensor) -> None:
     """Attention contracts the channels of queries and keys, and keeps those of values."""
     for name in ("query", "key", "attn_mask"):
         if isinstance(given.get(name), Tensor):

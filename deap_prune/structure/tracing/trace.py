@@ -54,11 +54,10 @@ def trace(
             channels it counts (``"block.conv:in"``: input channels). The trace finds most of them on its own.
 
     Examples:
-        >>> print(dp.trace(model, images))
-        2 groups, 14 filters; 15,744 flops (1 multiply-add = 1 flop; 39.0% stay with half of every group, at least 8.1%), 1,163 parameters
-          0 (8 filters) filters: 0; norms: 1; readers: 3
-          3 (6 filters) filters: 3; readers: 6
-          dense: 6 (5): is an output of the network
+        >>> for group in dp.trace(model, images).groups:
+        ...     print(group)
+        0 (8 filters) filters: 0; norms: 1; readers: 3
+        3 (6 filters) filters: 3; readers: 6
 
     Raises:
         ModelError: If weights are not finite, the forward pass fails, forward hooks change the outputs, a name in
