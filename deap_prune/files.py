@@ -82,13 +82,13 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def make_folder(folder: Path) -> None:
-    """Make a sub-folder of a run; a link is refused, since files behind it are not the run's.
+def make_folder(folder: Path, *, may_be_link: bool = False) -> None:
+    """Make a folder. For sub-folders of a run links are refused, since files behind them are not the run's.
 
     Raises:
         RunError: If the name is a link or a file, or the folder can't be made.
     """
-    if folder.is_symlink():
+    if folder.is_symlink() and not may_be_link:
         raise RunError(f"'{folder}' is a link; files behind links are not touched: put a folder there")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

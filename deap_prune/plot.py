@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from deap_prune.blending.clusters import CriteriaClusters
 from deap_prune.evolution.front import ParetoFront
+from deap_prune.files import write_bytes
 
 INK, BLUE = "#1b1f24", "#1f6feb"
 OTHERS = ("#d9622b", "#7a3fd0", "#1a7f43")
@@ -57,7 +59,14 @@ def plot_front(
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right", fontsize=8)
-    figure.savefig(path)
+    _save(figure, Path(path))
+
+
+def _save(figure: Any, path: Path) -> None:
+    """Write a figure in the format of the path's suffix, in one step."""
+    image = io.BytesIO()
+    figure.savefig(image, format=path.suffix[1:] or "png")
+    write_bytes(path, image.getvalue())
 
 
 def _logarithmic(axes: Any) -> None:
@@ -115,7 +124,7 @@ def plot_agreement(clusters: CriteriaClusters, path: str | Path, *, title: str =
         table[np.ix_(rows_used, rows_used)] = group.correlation[np.ix_(index, index)]
         _heat(panel, table[np.ix_(order, order)])
         panel.set_title(name, fontsize=5, color=INK, pad=2)
-    figure.savefig(path)
+    _save(figure, Path(path))
 
 
 def _heat(axes: Any, values: NDArray[np.float64]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from deap_prune.config import ModelConfig, import_factory
 from deap_prune.errors import ConfigError, ModelError
+from deap_prune.files import make_folder, write_bytes
 from deap_prune.structure.slim import unwrap
 from deap_prune.structure.tracing.clean_copy import check_finite
 
@@ -82,9 +84,23 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
 
 def save_weights(model: nn.Module, path: str | Path) -> None:
-    """Write a state dict as safetensors."""
-    from safetensors.torch import save_file
+    """Write a state dict in one step, as safetensors, or as a torch file if the suffix is .pth or .pt.
 
+    Raises:
+        ModelError: If the suffix is another.
+        RunError: If the file can't be written.
+    """
+    from safetensors.torch import save
+
+    path = Path(path)
     state = {name: value.detach().cpu().contiguous().clone() for name, value in unwrap(model).state_dict().items()}
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    save_file(state, str(path))
+    if path.suffix == ".safetensors":
+        data = save(state)
+    elif path.suffix in (".pth", ".pt"):
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        data = buffer.getvalue()
+    else:
+        raise ModelError(f"weights are written to .safetensors, .pth or .pt files, not to '{path.name}'")
+    make_folder(path.parent, may_be_link=True)
+    write_bytes(path, data)

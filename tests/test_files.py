@@ -53,6 +53,8 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     front_of(solution(0.7, 0.3)).save(run)
     assert (tmp_path / "precious/a.txt").read_text() == "mine" and not (run / "front.json").is_symlink()
     assert len(dp.ParetoFront.load(run)) == 1
+    (tmp_path / "linked").symlink_to(run)
+    front_of(solution(0.7, 0.3)).save(tmp_path / "linked")  # the user's own name for the folder
 
 
 def test_masks_of_an_unfinished_save_are_removed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

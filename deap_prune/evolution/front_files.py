@@ -120,7 +120,7 @@ def save_front(front: Front, folder: Path) -> None:
     Raises:
         RunError: If a file can't be written, or ``masks`` is a link.
     """
-    make_folder(folder)
+    make_folder(folder, may_be_link=True)
     masks = folder / "masks"
     make_folder(masks)
     texts = [solution.masks.to_json() for solution in front]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def check_arguments(task: Task, callbacks: Any) -> None:
     Raises:
         ConfigError: If one can't be called, or tensors would be made on another device than the CPU.
     """
-    if not isinstance(callbacks, Iterable) or not all(callable(callback) for callback in callbacks):
+    if not isinstance(callbacks, Sequence) or not all(callable(callback) for callback in callbacks):
         raise ConfigError(f"callbacks is {callbacks!r}; give several functions of a Generation, such as [log], or ()")
     for name, function in task.functions.items():
         if function is not None and not callable(function):

@@ -15,6 +15,7 @@ from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.options import EndOptions
 from deap_prune.search.fingerprint import fingerprint
 from deap_prune.search.from_config import OpenedConfig, open_config
+from deap_prune.structure.space import flops, params
 from deap_prune.structure.tracing.trace import trace
 
 
@@ -54,9 +55,12 @@ def open_solution(
     solution: Solution = front[number] if number is not None else front.best(max_flops=max_flops)
     opened = open_run(run, overrides)
     options, task = opened.config.search, opened.task
+    space = trace(task.model, task.example_inputs, ignore=options.ignore)
+    if (flops(space, solution.masks), params(space, solution.masks)) != (solution.flops, solution.params):
+        raise RunError(f"front.json in '{run}' was changed: FLOPs or parameters are not those of the masks")
     evaluator = Evaluator(
         task.model,
-        trace(task.model, task.example_inputs, ignore=options.ignore),
+        space,
         calibration=task.calibration,
         validation=hold_out(task.validation, options.guard)[0],
         **options.evaluator_settings(),

@@ -16,6 +16,7 @@ from tests.attack.doors import Attack
 
 _GENERATOR = torch.Generator().manual_seed(0)
 X, Y = torch.randn(12, 3, 6, 6, generator=_GENERATOR), torch.arange(12) % 3
+DATA: dict[str, Any] = {"calibration": (X, Y), "validation": (X, Y)}
 NAN, INF = float("nan"), float("inf")
 
 
@@ -26,7 +27,7 @@ def net() -> nn.Sequential:
 
 
 def search(model: Any = None, example: Any = None, **options: Any) -> Any:
-    given: dict[str, Any] = {"calibration": (X, Y), "validation": (X, Y), "population": 2, "generations": 0}
+    given: dict[str, Any] = {**DATA, "population": 2, "generations": 0}
     given |= {"criteria": ("l1", "fpgm"), "device": "cpu", "progress": False, "refine": False, "finalists": 0}
     return dp.search(net() if model is None else model, X[:1] if example is None else example, **{**given, **options})
 

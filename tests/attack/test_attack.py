@@ -105,3 +105,12 @@ def test_fuzzed_bytes(data: st.DataObject, run: Path, tmp_path: Path) -> None:
     (folder / name).write_bytes(content)
     kind, message = outcome(lambda: dp.ParetoFront.load(folder), 20)
     assert kind == "own" or (kind == "silent" and name == "front.json"), message
+
+
+def test_what_is_whole_is_accepted(run: Path, tmp_path: Path) -> None:
+    """The doors refuse what is damaged, and nothing else."""
+    damage._load(run, tmp_path / "run", lambda folder: None)
+    newest = max((run / "checkpoints").glob("*.json"))
+    damage._newest(tmp_path / "one", newest.read_bytes())
+    again = dp.resume(run, inputs.net(), inputs.X[:1], progress=False, **inputs.DATA)
+    assert [s.masks for s in again.front] == [s.masks for s in dp.ParetoFront.load(run)]
