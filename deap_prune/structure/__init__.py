@@ -1,6 +1,7 @@
 """Structure of a network for pruning: filter groups, masks, exact cost, and surgery."""
 
 from deap_prune.structure import layer_types as _torch_layers  # noqa: F401 - registers them
+from deap_prune.structure import norm_types as _norms  # noqa: F401 - registers them
 from deap_prune.structure.layers import LayerSpec, register_layer
 from deap_prune.structure.masking import masked
 from deap_prune.structure.masks import Masks

@@ -77,7 +77,8 @@ def register_layer(*types: type[nn.Module] | str) -> Callable[[Describe], Descri
     against slimmed), so a wrong description is refused.
 
     Args:
-        types: Classes, or full names of classes (``"package.module.Class"``) whose package need not be installed.
+        types: Classes, or full names of classes (``"package.module.Class"``) whose package need not be installed,
+            or ``"*.Class"`` for classes of that name in any package.
 
     Raises:
         RegistryError: If a type is registered already, or is neither an ``nn.Module`` subclass nor a full name.
@@ -98,8 +99,12 @@ def register_layer(*types: type[nn.Module] | str) -> Callable[[Describe], Descri
 
 def describe_layer(layer: nn.Module) -> LayerSpec | None:
     """The layer's spec, or None if neither its type nor a base class is registered."""
-    for kind in type(layer).__mro__:
+    kinds = type(layer).__mro__
+    for kind in kinds:
         if describe := _TYPES.get(kind) or _TYPES.get(f"{kind.__module__}.{kind.__qualname__}"):
+            return describe(layer)
+    for kind in kinds:  # a bare name comes last: a base class that is registered says more
+        if not kind.__module__.startswith("torch.") and (describe := _TYPES.get(f"*.{kind.__name__}")):
             return describe(layer)
     return None
 

@@ -288,7 +288,10 @@ class LabelTracer(LayerWatch):
         while frame is not None:
             module = frame.f_locals.get("self")
             if isinstance(module, nn.Module) and self._modules.get(id(module)):
-                return f" (in '{self._modules[id(module)]}', {type(module).__name__})"
+                kind = type(module)
+                custom = not kind.__module__.startswith("torch.") and not list(module.children())
+                advice = f"; describe it with @dp.register_layer({kind.__name__})" if custom else ""
+                return f" (in '{self._modules[id(module)]}', {kind.__name__}{advice})"
             frame = frame.f_back
         return ""
 

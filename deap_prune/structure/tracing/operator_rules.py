@@ -145,11 +145,21 @@ def pointwise(step: Step) -> None:
             continue
         if result is not None:
             tracer.tie(result, label, f"meets values of fixed width in '{step.name}'{suffix}{tracer.where()}")
-            label = torch.maximum(*torch.broadcast_tensors(result, label))
+            label = _simpler(result, label)
         result = label
     for leaf in step.outputs:
         if result is not None and leaf.dim() == len(shape):
             tracer.attach(leaf, result)
+
+
+def _simpler(a: Tensor, b: Tensor) -> Tensor:
+    """One of two tied label tensors: the one that varies along fewer dimensions, if it is not dense."""
+    a_free, b_free = (bool((x != DENSE).all()) for x in (a, b))
+    if a_free and b_free and a.dim() == b.dim():
+        for x, y in ((a, b), (b, a)):
+            if sum(n > 1 for n in x.shape) < sum(n > 1 for n in y.shape):
+                return x
+    return torch.maximum(*torch.broadcast_tensors(a, b))
 
 
 def view(step: Step) -> None:
@@ -234,7 +244,8 @@ def pick(step: Step) -> None:
     """Slices and selections: equal parts of the channels are tied, as for a split; other parts of channels freeze."""
     tensor, label = step.source
     dim = step.argument("dim", 0) % tensor.dim()
-    if label.shape[dim] > 1 and step.out.shape != tensor.shape:
+    several = sum(n > 1 for n in label.shape) > 1  # tokens or branches with different labels; the proof decides
+    if label.shape[dim] > 1 and step.out.shape != tensor.shape and not several:
         parts = _equal_parts(step, label, dim)
         if parts is None:
             step.tracer.freeze(label, f"is indexed by fixed positions{step.tracer.where()}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeGuard
@@ -14,7 +15,8 @@ from deap_prune.structure.layers import describe_layer
 from deap_prune.structure.space import Ids, LayerChannels, PruningSpace, WidthAttribute
 from deap_prune.structure.tracing.proof import Proof
 
-MOST_TRIALS = 30  # proofs of one trace that look for attributes
+MOST_TRIALS, MOST_CANDIDATES = 12, 4  # proofs of one trace, and for one group, that look for attributes
+NO_WIDTHS = re.compile("kernel|stride|pad|dilat|head|class|patch|img|image|window|pool|grid|depth|groups|scale|ratio")
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,8 @@ class WidthSearch:
     def repair(self, space: PruningSpace, group: str) -> bool:
         """Look for a pattern that makes the proof of a failing group hold; True if there is one."""
         channels = {entry.name: entry for entry in space.layers if entry.dim is None}
-        candidates = [p for p in self._candidates(space, group, channels) if p not in self.patterns]
-        options = [[p] for p in candidates] + ([candidates] if 1 < len(candidates) <= 8 else [])
+        candidates = [p for p in self._candidates(space, group, channels) if p not in self.patterns][:MOST_CANDIDATES]
+        options = [[p] for p in candidates] + ([candidates] if len(candidates) > 1 else [])
         for option in options:
             if (set(option) <= self._tried and len(option) == 1) or self._trials >= MOST_TRIALS:
                 continue
@@ -114,7 +116,11 @@ class WidthSearch:
             if describe_layer(module) is not None:
                 continue
             for attribute, value in vars(module).items():
-                if attribute.startswith("_") or not (_is_width(value) or isinstance(value, (tuple, list))):
+                if (
+                    attribute.startswith("_")
+                    or NO_WIDTHS.search(attribute)
+                    or not (_is_width(value) or isinstance(value, (tuple, list)))
+                ):
                     continue
                 for layer in members:
                     relative = _relative(name, layer)
