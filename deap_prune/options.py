@@ -39,6 +39,7 @@ class BlendOptions:
         "taylor_weight",
         "mean_activation",
         "apoz",
+        "elimination",
     )
     n_clusters: Annotated[int | str, _of("clusters per group, or 'auto' (silhouette)")] = 3
     labels: Annotated[bool, _of("false: criteria on the loss compare with the network's own outputs")] = True
