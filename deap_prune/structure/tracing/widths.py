@@ -15,7 +15,7 @@ from deap_prune.structure.layers import describe_layer
 from deap_prune.structure.space import Ids, LayerChannels, PruningSpace, WidthAttribute
 from deap_prune.structure.tracing.proof import Proof
 
-MOST_TRIALS, MOST_CANDIDATES = 12, 4  # proofs of one trace, and for one group, that look for attributes
+MOST_TRIALS, MOST_CANDIDATES = 4, 4  # proofs of one trace, and for one group, that look for attributes
 NO_WIDTHS = re.compile("kernel|stride|pad|dilat|head|class|patch|img|image|window|pool|grid|depth|groups|scale|ratio")
 
 
