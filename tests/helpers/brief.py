@@ -19,8 +19,8 @@ def few(**options: Any) -> deap_prune.data.Splits:
 
 
 def short(*args: Any, **options: Any) -> deap_prune.Result:
-    """``search`` that refines few single criteria in addition to its front."""
-    return search(*args, **{"finalists": 1, **options})
+    """``search`` that refines few single criteria in addition to its front, and selects no filters."""
+    return search(*args, **{"finalists": 1, "select": None, **options})
 
 
 def run(program: str, *args: str) -> None:
