@@ -61,7 +61,7 @@ def test_no_torch_in_blending_and_operators(folder: str) -> None:
 
 
 ROOMS = ("data", "structure", "reconstruction", "criteria", "blending", "fitness", "evolution")
-ABOVE_ROOMS = ("task", "options", "config", "weights", "search", "report", "plot", "export", "interop", "cli")
+ABOVE_ROOMS = ("task", "options", "config", "weights", "search", "report", "export", "interop", "cli")
 ALLOWED = {
     "data": (),
     "structure": ("data",),
@@ -72,7 +72,7 @@ ALLOWED = {
     "evolution": ("structure", "blending"),
 }
 """The other rooms that a room may import."""
-BASE = ("errors", "registry", "files", "randomness", "precision", "progress", "cuda_graphs")
+BASE = ("errors", "registry", "files", "randomness", "precision", "progress", "cuda_graphs", "display", "plot")
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -88,7 +88,7 @@ def test_rooms_import_only_the_rooms_below_them(room: str) -> None:
             (f"{name}.py", (*ROOMS, *ABOVE_ROOMS))
             for name in ("errors", "registry", "files", "randomness", "precision")
         ),
-        ("progress.py", (*ROOMS, *ABOVE_ROOMS)),
+        *((f"{name}.py", (*ROOMS, *ABOVE_ROOMS)) for name in ("progress", "display", "plot")),
         ("training", (*(room for room in ROOMS if room != "data"), *ABOVE_ROOMS)),
         ("task.py", ("reconstruction", "criteria", "blending", "fitness", "evolution", *ABOVE_ROOMS[1:])),
         ("options.py", ("task", *ABOVE_ROOMS[2:])),

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from deap_prune.display import html_table, short
 from deap_prune.errors import ConfigError, RegistryError, did_you_mean
 
 Scores = NDArray[np.float64]
@@ -105,10 +106,21 @@ class CriteriaClusters:
         return names, np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
 
     def __str__(self) -> str:
-        return "\n".join(
-            f"{name}: " + " | ".join(", ".join(members) for members in group.members)
-            for name, group in self.groups.items()
-        )
+        return "\n".join(f"{name}: {' | '.join(parts)}" for name, parts in self._members())
+
+    def __repr__(self) -> str:
+        lines = (f"  {name}: {' | '.join(parts)}" for name, parts in self._members())
+        return short([f"CriteriaClusters: {len(self.groups)} groups", *lines], "print(clusters)")
+
+    def _repr_html_(self) -> str:
+        table = self._members()
+        columns = range(1, 1 + max((len(parts) for _, parts in table), default=0))
+        rows = [[name, *parts, *[""] * (len(columns) - len(parts))] for name, parts in table]
+        return html_table("Clusters of criteria, the medoid first", ("group", *map(str, columns)), rows)
+
+    def _members(self) -> list[tuple[str, list[str]]]:
+        """Each group's name, and the criteria of its clusters as texts."""
+        return [(name, [", ".join(names) for names in group.members]) for name, group in self.groups.items()]
 
 
 def cluster(scores: Scored, *, n_clusters: int | str = 3, method: str = "kmeans", seed: int = 0) -> CriteriaClusters:

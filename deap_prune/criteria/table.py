@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from deap_prune.criteria.passes.collect import Statistics, collect
 from deap_prune.criteria.registry import CRITERIA, Criterion
 from deap_prune.data.batches import Data, Forward, Loss, cross_entropy
-from deap_prune.errors import DataError
+from deap_prune.display import html_table, short
+from deap_prune.errors import DataError, did_you_mean
 from deap_prune.structure.space import FilterGroup, PruningSpace
 
 Scores = NDArray[np.float64]
@@ -49,6 +51,39 @@ class ScoreTable:
 
     def __str__(self) -> str:
         return f"{len(self.scores)} groups scored by {', '.join(self.criteria)}"
+
+    def __repr__(self) -> str:
+        groups = [f"  {name}: {', '.join(by_criterion)}" for name, by_criterion in self.scores.items()]
+        return short([f"ScoreTable: {self}", *groups], "scores[GROUP][CRITERION] are the scores")
+
+    def _repr_html_(self) -> str:
+        names = self.criteria
+        rows = [
+            [group, str(max(map(len, by.values()), default=0)), *("yes" if name in by else "" for name in names)]
+            for group, by in self.scores.items()
+        ]
+        return html_table(f"Scores: {self}", ("group", "filters", *names), rows)
+
+    def plot(self, group: str | None = None, axes: Any = None) -> Any:
+        """Draw how each criterion ranks the filters of a group; columns are ordered by the mean rank.
+
+        Args:
+            group: Name of the group; default: the one with the most criteria, and of these with the most filters.
+            axes: matplotlib axes to draw on; new ones if left out.
+
+        Returns:
+            The matplotlib axes.
+
+        Raises:
+            DataError: If there is no such group, or no criterion applies to it.
+        """
+        from deap_prune.plot import draw_ranks, new_axes
+
+        if group is None:
+            group = max(self.scores, key=lambda name: (len(self[name]), *map(len, list(self[name].values())[:1])))
+        if not self.scores.get(group):
+            raise DataError(f"no criterion applies to a group '{group}'; {did_you_mean(group, self.scores)}")
+        return draw_ranks(new_axes() if axes is None else axes, self[group], title=group)
 
     def save(self, path: str | Path) -> None:
         """Write the table to an .npz file (no pickle)."""

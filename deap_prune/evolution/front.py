@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deap_prune.display import html_table, short, text_table
 from deap_prune.errors import BudgetError, ConfigError
 from deap_prune.evolution.front_files import read_front, save_front
+from deap_prune.evolution.front_table import as_rows, as_table, rounded
 from deap_prune.structure.masks import Masks
 
 
@@ -37,6 +41,13 @@ class Solution:
     def __str__(self) -> str:
         values = ", ".join(f"{name} {value:.4f}" for name, value in self.values.items())
         return f"{values} ({self.flops:,} multiply-adds)"
+
+    def __repr__(self) -> str:
+        return f"Solution({self}, {self.params:,} parameters; .masks, .individual)"
+
+    def _repr_html_(self) -> str:
+        columns = (*self.values, "multiply-adds", "parameters")
+        return html_table("Solution", columns, [[*rounded(self.values), f"{self.flops:,}", f"{self.params:,}"]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +99,40 @@ class ParetoFront(Sequence[Solution]):
         return iter(self.solutions)
 
     def __str__(self) -> str:
-        lines = [f"  {s.flops / self.dense['flops']:.3f} of the flops: {s}" for s in self]
-        return "\n".join([f"{len(self)} solution{'s' * (len(self) != 1)}", *lines])
+        return "\n".join([self._title(), *text_table(*as_table(self))])
+
+    def __repr__(self) -> str:
+        columns, rows = as_table(self)
+        return short([f"ParetoFront: {self._title()}", *text_table(columns, [*rows[-1:], *rows[:-1]])], "print(front)")
+
+    def _repr_html_(self) -> str:
+        return html_table(f"Pareto front: {self._title()}", *as_table(self))
+
+    def _title(self) -> str:
+        return f"{len(self)} solution{'s' * (len(self) != 1)}"
+
+    def to_frame(self) -> Any:
+        """A row for each solution: its place, objectives, multiply-adds and parameters with their kept shares.
+
+        Returns:
+            A pandas DataFrame if pandas is installed, else a list of dicts.
+        """
+        rows = as_rows(self)
+        return rows if find_spec("pandas") is None else import_module("pandas").DataFrame(rows)
+
+    def plot(self, axes: Any = None, *, points: Mapping[str, Sequence[tuple[float, float]]] | None = None) -> Any:
+        """Draw the front's first objective against its second, or against the kept FLOPs if there is one objective.
+
+        Args:
+            axes: matplotlib axes to draw on; new ones if left out.
+            points: Other results on the same axes: label to pairs of (first, second) objective.
+
+        Returns:
+            The matplotlib axes.
+        """
+        from deap_prune.plot import draw_front, new_axes
+
+        return draw_front(new_axes() if axes is None else axes, self, points=points)
 
     def best(
         self, *, max_flops: float | None = None, max_params: float | None = None, by: str | None = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
+from typing import Any
 
 from deap import tools
 from torch import nn
@@ -10,6 +12,7 @@ from torch import nn
 from deap_prune.blending.baselines import AnyGenome
 from deap_prune.blending.clusters import CriteriaClusters
 from deap_prune.criteria.table import ScoreTable
+from deap_prune.display import MOST_LINES
 from deap_prune.evolution.front import ParetoFront, Solution
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.structure.masks import Masks
@@ -40,8 +43,36 @@ class Result:
     evaluator: Evaluator
     compared_by: Evaluator
 
+    def __str__(self) -> str:
+        return f"{self.front}\n{self._summary}"
+
     def __repr__(self) -> str:
-        return f"{self.front}\n({self.evaluations} evaluations; .front, .best, .slim(solution), .logbook, .space)"
+        return "\n".join([*repr(self.front).splitlines()[: MOST_LINES - 1], self._summary])
+
+    def _repr_html_(self) -> str:
+        return f"{self.front._repr_html_()}<p>{escape(self._summary)}</p>"
+
+    @property
+    def _summary(self) -> str:
+        return f"{self.evaluations} evaluations; .front, .best, .slim(solution), .plot(), .logbook, .space"
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the front over all candidates; with one objective, its best value by generation.
+
+        Args:
+            axes: matplotlib axes to draw on; new ones if left out.
+
+        Returns:
+            The matplotlib axes.
+        """
+        from deap_prune.plot import draw_history, new_axes
+
+        first, *others = self.front.weights
+        if not others:
+            axes = new_axes() if axes is None else axes
+            return draw_history(axes, [(record["gen"], record[first]) for record in self.logbook], label=first)
+        candidates = [(values[0], values[1]) for values in self.compared_by.cache.values()]
+        return self.front.plot(axes, points={"candidates, as they were compared": candidates})
 
     @property
     def best(self) -> Solution:

@@ -87,7 +87,9 @@ class Masks(Mapping[str, NDArray[np.bool_]]):
         return Masks, (dict(self._keep),)  # so that copies are read-only too
 
     def __repr__(self) -> str:
-        return f"Masks({', '.join(f'{name}: {keep.sum()}/{len(keep)}' for name, keep in self._keep.items())})"
+        parts = [f"{name}: {keep.sum()}/{len(keep)}" for name, keep in self._keep.items()]
+        more = [f"... {len(parts)} groups"] if len(parts) > 40 else []
+        return f"Masks({', '.join([*parts[:40], *more])})"
 
     @classmethod
     def of_rows(cls, names: Sequence[str], rows: Sequence[NDArray[np.bool_]]) -> list[Masks]:

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from deap_prune.display import html_table, short
 from deap_prune.errors import MaskError, did_you_mean
 from deap_prune.structure.cost import CostPolynomial
 from deap_prune.structure.masks import Masks
@@ -61,6 +62,9 @@ class FilterGroup:
         parts = [f"{r}s: {', '.join(m.layer for m in self.layers(r))}" for r in roles if self.layers(r)]
         blocks = f" in {self.blocks} blocks" if self.blocks > 1 else ""
         return f"{self.name} ({self.size} filters{blocks}) " + "; ".join(parts)
+
+    def __repr__(self) -> str:
+        return short([f"FilterGroup({self})"], "print(group)")
 
 
 @dataclass(frozen=True)
@@ -219,12 +223,28 @@ class PruningSpace:
             counts[number] = _count(self.groups[number] if number >= 0 else self.group(name), keep)
         return counts
 
-    def __str__(self) -> str:
-        lines = [
+    def __repr__(self) -> str:
+        dense = sum(refusal.channels for refusal in self.refused)
+        head = [f"PruningSpace: {self._summary()}", f"  {dense} channels of {len(self.refused)} layers stay dense"]
+        return short([*head, *(f"  {group}" for group in self.groups)], "print(space), which gives reasons too")
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [g.name, str(g.size), *(", ".join(m.layer for m in g.layers(r)) for r in ("filter", "norm", "reader"))]
+            for g in self.groups
+        ]
+        rows += [[r.layer, f"{r.channels}, dense", r.reason, "", ""] for r in self.refused]
+        return html_table(self._summary(), ("group", "filters", "filter layers", "norms", "readers"), rows)
+
+    def _summary(self) -> str:
+        return (
             f"{len(self.groups)} groups, {int(self.sizes.sum())} filters; {self.flops:,} flops "
             f"(1 multiply-add = 1 flop; {self.half_flops / self.flops:.1%} stay with half of every group, at least "
             f"{self.min_flops / self.flops:.1%}), {self.params:,} parameters"
-        ]
+        )
+
+    def __str__(self) -> str:
+        lines = [self._summary()]
         lines += [f"  {group}" for group in self.groups]
         reasons: dict[str, list[Refusal]] = {}
         for refusal in self.refused:
