@@ -20,6 +20,7 @@ def report(
     network: bool = True,
     beside: Sequence[str | Path] = (),
     progress: bool = False,
+    overrides: Sequence[str] = (),
 ) -> Path:
     """Write ``report.html`` and the folder ``report`` (each picture as PNG and SVG) into a run folder.
 
@@ -35,6 +36,7 @@ def report(
         network: If False, only read the folder; the factory in its config is not imported.
         beside: Folders of other runs of the same network, such as a baseline; their fronts share the axes.
         progress: Show a progress bar.
+        overrides: ``key.sub=value`` each, for the run's config, such as ``model.factory=module:function``.
 
     Returns:
         Path of the page.
@@ -51,6 +53,14 @@ def report(
     if singles < 0:
         raise RunError(f"singles is {singles}; give the number of budgets, or 0 for none")
     source = plotly_source()
-    facts = gather(folder, result=result, singles=singles, network=network, progress=progress, beside=beside)
+    facts = gather(
+        folder,
+        result=result,
+        singles=singles,
+        network=network,
+        progress=progress,
+        beside=beside,
+        overrides=overrides,
+    )
     draw(facts, folder / "report")
     return render(facts, source, folder / "report.html")

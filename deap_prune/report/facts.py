@@ -119,6 +119,7 @@ def gather(
     network: bool,
     progress: bool,
     beside: Sequence[str | Path] = (),
+    overrides: Sequence[str] = (),
 ) -> Facts:
     """Read a run folder, and compute facts from its network.
 
@@ -129,6 +130,7 @@ def gather(
         network: Compute facts from the network.
         progress: Show progress bars.
         beside: Folders of other runs of the same network.
+        overrides: ``key.sub=value`` each, for the run's config.
 
     Raises:
         RunError: If there is no front, it can't be read, or a run in ``beside`` has another network or objectives.
@@ -139,7 +141,7 @@ def gather(
     insight, why = None, "the network was not opened (network=False, --no-network)"
     if network:
         try:
-            insight, layers = _insight(folder, front, result, singles, progress)
+            insight, layers = _insight(folder, front, result, singles, progress, overrides)
         except PruneError as error:
             why = str(error)
     stored = folder / "versions.json"
@@ -209,7 +211,12 @@ def _number(text: str | None) -> float | None:
 
 
 def _insight(
-    folder: Path, front: ParetoFront, result: Result | None, singles: int, progress: bool
+    folder: Path,
+    front: ParetoFront,
+    result: Result | None,
+    singles: int,
+    progress: bool,
+    overrides: Sequence[str],
 ) -> tuple[Insight, dict[str, int]]:
     """Facts from the network, and its layers (name to number of filters) in order of execution."""
     from deap_prune.search import prepare
@@ -217,7 +224,7 @@ def _insight(
     if result is not None:
         genome, evaluator, scores = result.genome, result.evaluator, result.scores
     else:
-        opened = open_run(folder)
+        opened = open_run(folder, overrides)
         options = opened.config.search
         prepared = prepare(opened.task, options, progress=progress)
         genome, scores = prepared.genome, prepared.scores

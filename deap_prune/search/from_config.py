@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from deap_prune.config import Config
+from deap_prune.config import Config, load_config
 from deap_prune.data import Splits, load_data
 from deap_prune.errors import ConfigError
+from deap_prune.search.kept import kept_task
 from deap_prune.task import Task
 from deap_prune.weights import build_model
 
@@ -44,3 +47,22 @@ def open_config(config: Config) -> OpenedConfig:
     shape = config.model.input_shape
     example = torch.zeros(1, *shape) if shape else splits.calibration[0][:1]
     return OpenedConfig(config, Task(model, example, splits.calibration, splits.validation), splits)
+
+
+def open_folder(folder: str | Path, overrides: Sequence[str] = ()) -> OpenedConfig:
+    """Network and data of a run folder; of a run that was started from Python, what its folder keeps.
+
+    Args:
+        folder: The run folder.
+        overrides: ``key.sub=value`` each, for the config. A ``data`` section for a run that was started from Python
+            gives training and test images only.
+
+    Raises:
+        RunError: If the run was started from Python, and its folder lacks the factory or the data.
+        PruneError: As for :func:`open_config`.
+    """
+    config = load_config(folder, overrides)
+    if load_config(folder).data is not None:
+        return open_config(config)
+    task, splits = kept_task(Path(folder), config.model)
+    return OpenedConfig(config, task, splits if config.data is None else load_data(**config.data.model_dump()))

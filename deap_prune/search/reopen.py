@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deap_prune.config import load_config
 from deap_prune.data.hold_out import hold_out
 from deap_prune.errors import RunError
 from deap_prune.evolution.checkpoint import Checkpoints
@@ -14,7 +13,7 @@ from deap_prune.evolution.front import ParetoFront, Solution
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.options import EndOptions
 from deap_prune.search.fingerprint import fingerprint
-from deap_prune.search.from_config import OpenedConfig, open_config
+from deap_prune.search.from_config import OpenedConfig, open_folder
 from deap_prune.structure.space import flops, params
 from deap_prune.structure.tracing.trace import trace
 
@@ -35,14 +34,22 @@ class OpenedSolution:
 
 
 def open_solution(
-    run: str | Path, *, max_flops: float | None = None, number: int | None = None, overrides: Sequence[str] = ()
+    run: str | Path,
+    *,
+    max_flops: float | None = None,
+    max_params: float | None = None,
+    knee: bool = False,
+    number: int | None = None,
+    overrides: Sequence[str] = (),
 ) -> OpenedSolution:
     """A solution of a run whose config names its network and data.
 
     Args:
         run: The run folder.
         max_flops: The best solution with at most this kept share of the FLOPs; the best of all by default.
-        number: The solution's place in front.json, in the place of ``max_flops``.
+        max_params: Likewise of the parameters.
+        knee: The solution at the front's knee, in the place of a budget.
+        number: The solution's place in front.json, in the place of a budget.
         overrides: ``key.sub=value`` each, for the config (of fine-tuning, for example).
 
     Raises:
@@ -52,7 +59,11 @@ def open_solution(
     front = ParetoFront.load(run)
     if number is not None and not 0 <= number < len(front):
         raise RunError(f"'{run}' has solutions 0 to {len(front) - 1}; number is {number}")
-    solution: Solution = front[number] if number is not None else front.best(max_flops=max_flops)
+    solution: Solution
+    if number is not None:
+        solution = front[number]
+    else:
+        solution = front.knee() if knee else front.best(max_flops=max_flops, max_params=max_params)
     opened = open_run(run, overrides)
     options, task = opened.config.search, opened.task
     space = trace(task.model, task.example_inputs, ignore=options.ignore)
@@ -83,16 +94,10 @@ def open_run(run: str | Path, overrides: Sequence[str] = ()) -> OpenedConfig:
         overrides: ``key.sub=value`` each, for the config (of fine-tuning, for example).
 
     Raises:
-        RunError: If the run was started from Python, or with another model or other data.
+        RunError: If the run was started from Python and its folder lacks factory or data, or the run had another
+            model or other data.
     """
-    config = load_config(run, overrides)
-    if config.model is None or config.data is None:
-        raise RunError(
-            f"'{run}' was started from Python, so its config.yaml names no model; there, use result.slim(solution), or "
-            f"front = dp.ParetoFront.load('{run}') and dp.Evaluator(model, space, calibration=..., validation=..., "
-            "objectives=tuple(front.weights), **front.settings).slim(front.best(max_flops=...).masks)"
-        )
-    opened = open_config(config)
-    checkpoints = Checkpoints(Path(run), fingerprint(opened.task, config.search))
+    opened = open_folder(run, overrides)
+    checkpoints = Checkpoints(Path(run), fingerprint(opened.task, opened.config.search))
     checkpoints.newest()  # raises an error that names what differs, if weights or data do
     return opened

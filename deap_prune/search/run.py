@@ -35,8 +35,9 @@ from deap_prune.search.folder import (
     write_result,
     write_versions,
 )
-from deap_prune.search.from_config import open_config
+from deap_prune.search.from_config import open_folder
 from deap_prune.search.guard import Guard
+from deap_prune.search.kept import DATA, Keeper, checked_factory
 from deap_prune.search.lock import locked
 from deap_prune.search.prepare import Prepared, prepare
 from deap_prune.search.progress import SearchProgress
@@ -60,6 +61,8 @@ def search(
     progress: bool = True,
     ray: str | None = None,
     config: Config | None = None,
+    factory: str | None = None,
+    keep_data: bool = False,
     **options: Any,
 ) -> Result:
     """Search blends of criteria for the best pruned networks.
@@ -80,6 +83,9 @@ def search(
         progress: Show progress bars.
         ray: Evaluate on a Ray cluster: its address, or "local"; the result is the same (see ``dp.distributed``).
         config: A whole config (of the command line); its ``search`` section replaces ``options``.
+        factory: "module:function" that makes the network without arguments, so that commands can open the run folder;
+            without it they need ``--model``. The folder holds the weights.
+        keep_data: Store calibration and validation tensors in the run folder, which commands need.
         **options: Fields of :class:`deap_prune.options.SearchOptions`: criteria, allocation, objectives, max_flops,
             population, generations, seed, ...
 
@@ -92,11 +98,14 @@ def search(
     if config is None:
         if "ignore" in options:
             options["ignore"] = ignored_names(model, options["ignore"])
-        config = Config(search=search_options(options))
+        source = None if factory is None else checked_factory(factory, model)
+        config = Config(search=search_options(options), model=source)
     folder = None if out is None else run_folder(out)
     if folder is not None:
         check_folder(folder)
-    task = Task(model, example_inputs, calibration, validation, forward, loss)
+    task = Task(model, example_inputs, calibration, validation, forward, loss).kept()
+    if folder is not None and config.data is None:
+        callbacks = [Keeper(folder, task, data=keep_data), *callbacks]
     with nullcontext() if folder is None else locked(folder, new=True):
         return _run(task, config, folder, callbacks, progress=progress, ray=ray)
 
@@ -119,7 +128,8 @@ def resume(
 
     Args:
         out: The run folder.
-        model: The network; may be left out if the run's config.yaml names model and data (command-line runs).
+        model: The network; may be left out if the run folder has model and data: runs of the command line, and runs
+            with ``factory=`` and ``keep_data=True``.
         example_inputs: As for :func:`search`.
         calibration: The same data as before.
         validation: The same data as before.
@@ -140,8 +150,8 @@ def resume(
     if generations is not None:
         longer = search_options({**vars(config.search), "generations": generations})
         config = config.model_copy(update={"search": longer})
-    if model is None and config.model is not None and config.data is not None:
-        task = open_config(config).task
+    if model is None and config.model is not None and (config.data is not None or (folder / DATA).is_file()):
+        task = open_folder(folder).task
     elif model is None or example_inputs is None or calibration is None or validation is None:
         raise RunError(
             f"'{folder}' was started from Python: pass model, example_inputs, calibration= and validation= "

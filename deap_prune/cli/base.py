@@ -1,0 +1,105 @@
+"""The application, its console, and the options that commands share."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from deap_prune.errors import PruneError, RunError
+
+if TYPE_CHECKING:
+    from deap_prune.search.reopen import OpenedSolution
+
+app = typer.Typer(
+    help="Prune the filters of CNNs by blending pruning criteria, evolved with DEAP.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console()
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML config, or a run folder.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY.SUB=VALUE", help="Override a config value.")]
+Ray = Annotated[str | None, typer.Option("--ray", metavar="ADDRESS|local", help="Evaluate on a Ray cluster.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Overwrite what an earlier run or command wrote there.")]
+Factory = Annotated[
+    str | None,
+    typer.Option("--model", metavar="MODULE:FUNCTION", help="Makes the network of a run that Python started."),
+]
+MaxFlops = Annotated[float | None, typer.Option(help="Best solution with at most this share of the FLOPs.")]
+MaxParams = Annotated[float | None, typer.Option(help="Best solution with at most this share of the parameters.")]
+Knee = Annotated[bool, typer.Option("--knee", help="The solution at the front's knee.")]
+Number = Annotated[int | None, typer.Option(help="Solution by its place in front.json.")]
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Register a command; our own errors become one line and exit code 2, our own warnings one line."""
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> None:
+        errors = Console(stderr=True, soft_wrap=True)
+        shown: set[str] = set()
+
+        def show(message: Warning | str, *_: Any, **__: Any) -> None:
+            if str(message) in shown:
+                return
+            shown.add(str(message))
+            errors.print(f"[bold yellow]warning:[/] {plain(str(message))}", highlight=False)
+
+        with warnings.catch_warnings():
+            warnings.showwarning = show
+            try:
+                function(*args, **kwargs)
+            except PruneError as error:
+                errors.print(f"[bold red]error:[/] {plain(str(error))}", highlight=False)
+                raise typer.Exit(2) from None
+
+    return app.command()(run)
+
+
+def plain(text: str) -> str:
+    """The text without rich's markup."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def say(text: str) -> None:
+    """Print a text as it is."""
+    out.print(plain(text), highlight=False, soft_wrap=True)
+
+
+def model_override(factory: str | None, overrides: Sequence[str] | None = None) -> list[str]:
+    """The overrides of a config, with that of ``--model``."""
+    return [*(overrides or ()), *([] if factory is None else [f"model.factory={factory}"])]
+
+
+def chosen(
+    run: Path,
+    *,
+    max_flops: float | None,
+    max_params: float | None,
+    knee: bool,
+    number: int | None,
+    overrides: Sequence[str] = (),
+) -> OpenedSolution:
+    """The solution that the options choose, with its evaluator and data.
+
+    Raises:
+        RunError: If the options exclude each other, or as for ``open_solution``.
+        BudgetError: If no solution is that cheap.
+    """
+    from deap_prune.search.reopen import open_solution
+
+    budget = max_flops is not None or max_params is not None
+    if budget + knee + (number is not None) > 1:
+        raise RunError("--number, --knee and a budget (--max-flops, --max-params) exclude each other; give one of them")
+    return open_solution(run, max_flops=max_flops, max_params=max_params, knee=knee, number=number, overrides=overrides)

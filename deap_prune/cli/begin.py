@@ -1,0 +1,148 @@
+"""Commands for a network and images of one's own: ``init | prune``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deap_prune.cli.base import Overrides, Quiet, Yes, app, command, say
+from deap_prune.cli.runs import show_result
+
+if TYPE_CHECKING:
+    from deap_prune.search import Result
+    from deap_prune.search.from_config import OpenedConfig
+
+Data = Annotated[
+    Path, typer.Option("--data", metavar="FOLDER", help="Images, one sub-folder a class (or train and test in it).")
+]
+Weights = Annotated[
+    Path | None, typer.Option(help="State dict of the network; torchvision's pretrained weights if left out.")
+]
+Budget = Annotated[float, typer.Option(help="Kept share of the FLOPs.")]
+Seconds = Annotated[float, typer.Option(help="Time limit of the search.")]
+
+
+@app.callback(invoke_without_command=True)
+def main(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Prune the filters of CNNs by blending pruning criteria, evolved with DEAP."""
+    if version:
+        from importlib.metadata import version as of
+
+        say(f"deap-prune {of('deap-prune')}")
+        raise typer.Exit()
+    if context.invoked_subcommand is None:
+        say(context.get_help())
+        raise typer.Exit(2)
+
+
+@command
+def init(
+    model: Annotated[str, typer.Option("--model", help="module:function, or a name in torchvision.models.")],
+    data: Data,
+    weights: Weights = None,
+    max_flops: Budget = 0.5,
+    max_seconds: Seconds = 900,
+    target: Annotated[Path, typer.Option("--out", help="The config.")] = Path("config.yaml"),
+    yes: Yes = False,
+) -> None:
+    """Write a commented config for a network and images of one's own."""
+    from deap_prune.errors import ConfigError
+    from deap_prune.files import write_text
+    from deap_prune.search.first_config import commented, first_config
+
+    sections = first_config(model, data, weights=weights, max_flops=max_flops, max_seconds=max_seconds)
+    if target.exists() and not yes:
+        raise ConfigError(f"'{target}' exists; give another --out, or --yes to overwrite it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_text(target, commented(sections, f"deap-prune search {target}; all keys: deap-prune options"))
+    say(f"{target}; next: deap-prune search {target}")
+
+
+@command
+def prune(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="module:function, or a name in torchvision.models.")],
+    data: Data,
+    weights: Weights = None,
+    max_flops: Budget = 0.5,
+    max_seconds: Seconds = 900,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Run folder; a numbered one in runs if left out.")
+    ] = None,
+    set: Overrides = None,
+    yes: Yes = False,
+    quiet: Quiet = False,
+) -> None:
+    """From a network to a smaller one: search, export to OUT/slim (dp.load reads it), and write the report."""
+    from deap_prune.config import config_of, reach_factories
+    from deap_prune.search import search as run
+    from deap_prune.search.first_config import first_config
+    from deap_prune.search.folder import check_folder
+    from deap_prune.search.from_config import open_config
+    from deap_prune.search.run_names import numbered, remove_run
+
+    sections = first_config(model, data, weights=weights, max_flops=max_flops, max_seconds=max_seconds)
+    target = folder or numbered(Path("runs"), model.rpartition(":")[2])
+    config = reach_factories(config_of({**sections, "out": str(target)}, set or ()), (Path(),))
+    config.search.check()
+    if yes:
+        remove_run(target)
+    check_folder(target)
+    opened = open_config(config)
+    task = opened.task
+    result = run(
+        task.model,
+        task.example_inputs,
+        calibration=task.calibration,
+        validation=task.validation,
+        out=target,
+        config=config,
+        progress=not quiet,
+    )
+    show_result(result, target)
+    _write_slim(result, opened, target / "slim")
+    _write_report(result, target, progress=not quiet)
+
+
+def _write_slim(result: Result, opened: OpenedConfig, folder: Path) -> None:
+    """Export the best network in all formats whose packages are there, and print its accuracy beside the dense one."""
+    from deap_prune.export import export
+    from deap_prune.training import accuracy
+
+    formats = ["safetensors", "torch"]
+    formats += ["onnx"] * all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
+    task, config = opened.task, opened.config
+    small = result.slim(result.best)
+    written = export(
+        small,
+        opened.splits.validation[0][:32],
+        folder,
+        formats=formats,
+        dense=task.model,
+        masks=result.best.masks,
+        model=config.model,
+        ignore=config.search.ignore,
+    )
+    say(str(written))
+    if config.search.labels:
+        sets: Sequence[tuple[str, Any]] = (("validation", opened.splits.validation), ("test", opened.splits.test))
+        for name, images in sets:
+            if images is not None:
+                dense, slim = (accuracy(network, images) for network in (task.model, small))
+                say(f"{name} accuracy: dense {dense:.4f}, slim {slim:.4f} ({len(images[1])} images)")
+    say(f'in Python: dp.load("{folder}")')
+
+
+def _write_report(result: Result, folder: Path, *, progress: bool) -> None:
+    from deap_prune.report import report
+
+    if find_spec("plotly") is None:
+        say("no report: pip install 'deap-prune[report]', then deap-prune report " + str(folder))
+        return
+    say(f"report: {report(folder, result=result, singles=2, progress=progress)}")

@@ -1,0 +1,127 @@
+"""Commands that make, continue and describe runs: ``search | resume | report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deap_prune.cli.base import (
+    ConfigPath,
+    Factory,
+    Overrides,
+    Quiet,
+    Ray,
+    RunPath,
+    Yes,
+    command,
+    model_override,
+    out,
+    say,
+)
+
+if TYPE_CHECKING:
+    from deap_prune.search import Result
+
+
+@command
+def search(
+    config: ConfigPath,
+    set: Overrides = None,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Run folder; the config's 'out', or a numbered one in runs.")
+    ] = None,
+    yes: Yes = False,
+    quiet: Quiet = False,
+    ray: Ray = None,
+) -> None:
+    """Search blends for the config's network, and write a run folder."""
+    from deap_prune.config import load_config
+    from deap_prune.search import search as run
+    from deap_prune.search.folder import check_folder
+    from deap_prune.search.from_config import open_config
+    from deap_prune.search.run_names import numbered, remove_run
+
+    loaded = load_config(config, set or ())
+    configured = None if loaded.out is None else Path(loaded.out)
+    target = folder or configured or numbered(Path("runs"), config.stem)
+    loaded.search.check()
+    if yes:
+        remove_run(target)
+    check_folder(target)
+    loaded = loaded.model_copy(update={"out": str(target)})
+    task = open_config(loaded).task
+    result = run(
+        task.model,
+        task.example_inputs,
+        calibration=task.calibration,
+        validation=task.validation,
+        out=target,
+        config=loaded,
+        progress=not quiet,
+        ray=ray,
+    )
+    show_result(result, target)
+
+
+@command
+def resume(
+    run: RunPath,
+    generations: Annotated[int | None, typer.Option(help="A new last generation, to run longer.")] = None,
+    model: Factory = None,
+    quiet: Quiet = False,
+    ray: Ray = None,
+) -> None:
+    """Continue a run from its newest checkpoint, bit for bit as if it had never stopped."""
+    from deap_prune.search import resume as go_on
+    from deap_prune.search.from_config import open_folder
+
+    if model is None:
+        result = go_on(run, generations=generations, progress=not quiet, ray=ray)
+    else:
+        task = open_folder(run, model_override(model)).task
+        result = go_on(
+            run,
+            task.model,
+            task.example_inputs,
+            calibration=task.calibration,
+            validation=task.validation,
+            generations=generations,
+            progress=not quiet,
+            ray=ray,
+        )
+    show_result(result, run)
+
+
+@command
+def report(
+    run: RunPath,
+    singles: Annotated[int, typer.Option(help="Budgets at which single criteria and baselines are evaluated.")] = 6,
+    network: Annotated[bool, typer.Option(help="Open the config's network and data, which imports code.")] = True,
+    beside: Annotated[list[Path] | None, typer.Option(help="Another run to draw on the same axes.")] = None,
+    model: Factory = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write a run's report.html (one page, opened in any browser), and its pictures as PNG and SVG in RUN/report."""
+    from deap_prune.report import report as write
+
+    path = write(
+        run, singles=singles, network=network, beside=beside or (), progress=not quiet, overrides=model_override(model)
+    )
+    say(f"{path}, pictures in {run / 'report'}")
+
+
+def show_result(result: Result, folder: Path) -> None:
+    """Print the front as a table with the dense network in its last row, and the run folder."""
+    from rich.table import Table
+
+    front, dense = result.front, result.front.dense
+    table = Table("solution", *front.weights, "multiply-adds", "parameters", box=None)
+    rows = [(str(number), s.values, s.flops, s.params) for number, s in enumerate(front)]
+    for name, values, flops, params in [*rows, ("dense", dense["values"], dense["flops"], dense["params"])]:
+        costs = f"{flops:,} ({flops / dense['flops']:.1%})", f"{params:,} ({params / dense['params']:.1%})"
+        table.add_row(name, *(f"{value:.4f}" for value in values.values()), *costs)
+    out.print(table)
+    summary = f"{len(front)} solution{'s' * (len(front) != 1)} after {result.evaluations} evaluations, in {folder}"
+    say(f"{summary}; next: deap-prune slim {folder}")
