@@ -5,9 +5,11 @@ A config's ``factory`` imports code: treat a config, and the config.yaml of a ru
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from importlib import import_module
+from importlib import import_module, invalidate_caches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,6 +69,7 @@ class Config(_Section):
     search: SearchOptions = SearchOptions()
     finetune: FinetuneConfig = FinetuneConfig()
     out: str | None = Field(default=None, description="run folder")
+    imports: str | None = Field(default=None, description="folder that holds the modules of the factories")
 
 
 def describe_options() -> list[tuple[str, str, str]]:
@@ -154,11 +157,45 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"'{path}' is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"'{path}' holds a {type(values).__name__}; a config is a mapping of sections")
+    return reach_factories(config_of(values, overrides), (path.parent, Path()))
+
+
+def config_of(values: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """A config from plain values.
+
+    Args:
+        values: The sections.
+        overrides: ``key.sub=value`` each; values are YAML.
+
+    Raises:
+        ConfigError: If a key is unknown or a value illegal.
+    """
     for override in overrides:
         _override(values, override)
     if isinstance(search := values.get("search"), Mapping):
         check_removed(search)
     return validated(Config, values)
+
+
+def reach_factories(config: Config, folders: Sequence[Path]) -> Config:
+    """Put the folder of the factories' modules on Python's path, if they can't be imported without.
+
+    Args:
+        config: The config.
+        folders: Folders that may hold the modules, beside the config's ``imports``.
+
+    Returns:
+        The config, which names that folder.
+    """
+    extra = config.data.model_extra if config.data is not None else None
+    paths = [config.model.factory if config.model is not None else "", str((extra or {}).get("factory", ""))]
+    for module in {path.partition(":")[0].partition(".")[0] for path in paths} - {""}:
+        for folder in [*([Path(config.imports)] if config.imports else []), *folders]:
+            if find_spec(module) is None and ((folder / f"{module}.py").is_file() or (folder / module).is_dir()):
+                sys.path.append(str(folder.resolve()))
+                invalidate_caches()
+                config = config.model_copy(update={"imports": str(folder.resolve())})
+    return config
 
 
 def _override(values: dict[str, Any], override: str) -> None:

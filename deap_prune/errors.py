@@ -10,6 +10,10 @@ class PruneError(Exception):
     """Base class of all errors that deap_prune raises deliberately."""
 
 
+class PruneWarning(Warning):
+    """A choice that is legal and probably not what was meant."""
+
+
 class ModelError(PruneError, ValueError):
     """The network cannot be traced or pruned: no prunable filters, weights that are not finite, ..."""
 

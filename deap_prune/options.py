@@ -6,6 +6,7 @@ docs/options.md list them.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -15,7 +16,7 @@ from pydantic import ConfigDict, Field
 from deap_prune.blending.allocation import ALLOCATIONS
 from deap_prune.blending.clusters import check_clusters
 from deap_prune.criteria.registry import CRITERIA
-from deap_prune.errors import ConfigError, RegistryError, did_you_mean
+from deap_prune.errors import ConfigError, PruneWarning, RegistryError, did_you_mean
 from deap_prune.evolution.loop import ALGORITHMS
 from deap_prune.evolution.operators import CROSSOVERS, MUTATIONS
 from deap_prune.fitness.objectives import OBJECTIVES
@@ -204,6 +205,14 @@ class SearchOptions(EndOptions, EvolutionOptions, FitnessOptions, BudgetOptions,
             raise ConfigError(f"prescreen works with mu_plus_lambda and successive, not with '{self.algorithm}'")
         if self.cxpb + self.mutpb > 1:
             raise ConfigError(f"cxpb {self.cxpb} + mutpb {self.mutpb} is above 1; they are shares of the children")
+        if isinstance(self.max_flops, (int, float)) and "flops" in self.objectives and len(self.objectives) > 1:
+            warnings.warn(
+                f"max_flops={self.max_flops:g} is the cost of every candidate, so with the objective 'flops' the front "
+                "has hardly more than one point: give a range, such as max_flops=(0.3, 0.6), or leave 'flops' out of "
+                "the objectives",
+                PruneWarning,
+                stacklevel=2,
+            )
         if len(self.objectives) == 1 and self.max_flops is None and not OBJECTIVES[self.objectives[0]].of_masks:
             raise ConfigError(
                 f"'{self.objectives[0]}' alone and max_flops=None: the dense network would win; set max_flops "

@@ -20,7 +20,7 @@ from deap_prune.zoo.cifar_resnet import (
 )
 from deap_prune.zoo.cifar_vgg import CifarVGG, vgg16, vgg19
 from deap_prune.zoo.continuous import ContinuousConv, PointClassifier, brightest_points
-from deap_prune.zoo.digits import digits_resnet
+from deap_prune.zoo.digits import digits_resnet, trained_digits_resnet
 from deap_prune.zoo.polyphase import AdaptivePolyphase
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "digits_resnet",
     "resnet20",
     "resnet56",
+    "trained_digits_resnet",
     "vgg16",
     "vgg19",
 ]
