@@ -35,7 +35,7 @@ from deap_prune.criteria import ScoreTable, register_criterion, score
 from deap_prune.errors import PruneError
 from deap_prune.evolution import ParetoFront, Solution, make_toolbox
 from deap_prune.evolution import workers as distributed
-from deap_prune.export import export, rebuild
+from deap_prune.export import export, load
 from deap_prune.fitness import OBJECTIVES as _OBJECTIVES
 from deap_prune.fitness import Evaluator, register_objective
 from deap_prune.interop import BlendedImportance
@@ -100,12 +100,12 @@ __all__ = [
     "export",
     "finetune",
     "flops",
+    "load",
     "make_toolbox",
     "masked",
     "objectives",
     "operators",
     "params",
-    "rebuild",
     "recover",
     "refine",
     "register_allocation",

@@ -26,6 +26,7 @@ from deap_prune.config import ModelConfig, validated
 from deap_prune.data.batches import tensors_of
 from deap_prune.errors import ExportError, RegistryError, did_you_mean
 from deap_prune.files import parse_json, read_text, write_text
+from deap_prune.onnx_files import onnx_session, write_onnx
 from deap_prune.structure.inputs import Call, Inputs, as_call, first_line, forward
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import slim, unwrap
@@ -95,10 +96,11 @@ def export(
         network: A network from ``result.slim``, fine-tuned or not; it is not changed.
         example_inputs: Two or more real samples to check the files with: the network's inputs, as for ``dp.trace``.
         folder: Folder to write to; it is created.
-        formats: ``"safetensors"`` (weights and recipe.json: see :func:`rebuild`), ``"torch"`` (torch.export's .pt2),
+        formats: ``"safetensors"`` (weights and recipe.json: see :func:`load`), ``"torch"`` (torch.export's .pt2),
             ``"onnx"``.
         masks: Masks of the network, for the recipe.
-        model: Factory of the dense network, for the recipe; without it ``rebuild`` needs the dense network.
+        model: Factory of the dense network, for the recipe; without it ``load`` needs the dense network, or the
+            format "torch".
         ignore: Names of modules that were left dense, as given to ``dp.trace``.
         dense: The unpruned network, for a comparison of times.
         tolerance: Largest difference allowed, relative to the largest output.
@@ -106,8 +108,8 @@ def export(
 
     Examples:
         >>> done = dp.export(small, images, "exported", formats=("safetensors",), masks=masks)
-        >>> rebuilt = dp.rebuild("exported", model=model, example_inputs=images)
-        >>> torch.equal(rebuilt(images), small(images))
+        >>> again = dp.load("exported", model=model, example_inputs=images)
+        >>> torch.equal(again(images), small(images))
         True
 
     Raises:
@@ -134,21 +136,23 @@ def export(
         difference["torch"] = _compare(plain, call, lambda c: _arrays(forward(run, c)), tolerance, folder / PROGRAM)
         files.append(folder / PROGRAM)
     if "onnx" in formats:
-        _write_onnx(program, folder / ONNX)
-        session = _session(folder / ONNX)
+        write_onnx(program, folder / ONNX)
+        session = onnx_session(folder / ONNX)
         difference["onnx"] = _compare(plain, call, lambda c: _run(session, c), tolerance, folder / ONNX)
         files.append(folder / ONNX)
         milliseconds = _time(session, dense, call, repeats)
     return Exported(tuple(files), difference, milliseconds)
 
 
-def rebuild(folder: str | Path, *, model: nn.Module | None = None, example_inputs: Inputs | None = None) -> nn.Module:
-    """Rebuild a network from the safetensors file and recipe of ``export``: its class from a factory, no pickle.
+def load(folder: str | Path, *, model: nn.Module | None = None, example_inputs: Inputs | None = None) -> nn.Module:
+    """Load the network that ``export`` wrote into a folder, in this or another process; no pickle is read.
 
-    A recipe's factory imports code: treat recipe.json as code, or give the dense network.
+    With a recipe (format ``safetensors``) it is a network of its own class, which can be trained further. Without one,
+    or if the recipe names no factory and no model is given, it is the program of the format ``torch``, for inference. A
+    recipe's factory imports code: treat recipe.json as code, or give the dense network.
 
     Args:
-        folder: Folder that contains recipe.json.
+        folder: Folder that contains recipe.json or network.pt2.
         model: The dense network, with any weights. Default: built by the recipe's factory.
         example_inputs: As for ``dp.trace``. Default: zeros of the exported shape.
 
@@ -156,11 +160,13 @@ def rebuild(folder: str | Path, *, model: nn.Module | None = None, example_input
         The slimmed network in eval mode.
 
     Raises:
-        ExportError: If there is no recipe, or it names no factory and no model is given.
+        ExportError: If there is neither a usable recipe nor a program.
         PruneError: If network, masks and weights do not belong together.
     """
     path = Path(folder) / RECIPE
     if not path.is_file():
+        if model is None and (path.parent / PROGRAM).is_file():
+            return _load_program(path.parent / PROGRAM)
         raise ExportError(f"no {RECIPE} in '{folder}'; export with the format 'safetensors' writes it")
     try:
         recipe = RecipeFile.model_validate(parse_json(read_text(path)))
@@ -170,12 +176,22 @@ def rebuild(folder: str | Path, *, model: nn.Module | None = None, example_input
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ExportError(f"'{path}' can't be read as a recipe of this version: {error!r}; export again") from error
     if model is None and source is None:
-        raise ExportError(f"'{path}' names no factory; give rebuild(..., model=), the dense network with any weights")
+        if (path.parent / PROGRAM).is_file():
+            return _load_program(path.parent / PROGRAM)
+        raise ExportError(f"'{path}' names no factory; give load(..., model=), the dense network with any weights")
     network = model if model is not None else build_model(validated(ModelConfig, source or {})).to(dtype)
     inputs = inputs if example_inputs is None else example_inputs
     small = slim(network, trace(network, inputs, ignore=tuple(ignore)), masks)
     load_weights(small, path.parent / WEIGHTS)
     return small.eval()
+
+
+def _load_program(path: Path) -> nn.Module:
+    try:
+        module: nn.Module = torch.export.load(path).module()
+    except Exception as error:
+        raise ExportError(f"'{path}' can't be read as a torch.export program: {first_line(error)}") from error
+    return module
 
 
 def _check(formats: Sequence[str], masks: Masks | None) -> None:
@@ -211,7 +227,7 @@ def _call(inputs: Inputs) -> Call:
 def _recipe(network: nn.Module, masks: Masks, model: ModelConfig | None, ignore: Sequence[str], call: Call) -> str:
     """The text of recipe.json."""
     recipe = {
-        "what": "a network slimmed by deap_prune; deap_prune.rebuild(FOLDER) makes it",
+        "what": "a network slimmed by deap_prune; deap_prune.load(FOLDER) makes it",
         "weights": WEIGHTS,
         "model": None if model is None else model.model_copy(update={"weights": None}).model_dump(mode="json"),
         "dtype": _short(next(network.parameters()).dtype),
@@ -267,32 +283,6 @@ def _program(network: nn.Module, call: Call) -> Any:
         ) from error
 
 
-def _write_onnx(program: Any, path: Path) -> None:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(program, (), str(path), dynamo=True, external_data=False, verbose=False)
-    except Exception as error:
-        raise ExportError(
-            f"the network can't be written as ONNX ({first_line(error)}); leave 'onnx' out of formats"
-        ) from error
-
-
-def _session(path: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        path.unlink()
-        raise ExportError(
-            f"ONNX Runtime can't run this network ({first_line(error)}); export network.float() with float inputs, or "
-            "leave 'onnx' out of formats"
-        ) from error
-
-
 def _arrays(tensors: Sequence[Tensor]) -> list[NDArray[Any]]:
     return [(t.float() if t.dtype == torch.bfloat16 else t).detach().numpy() for t in tensors]  # NumPy has no bfloat16
 
@@ -338,8 +328,8 @@ def _time(session: Any, dense: nn.Module | None, call: Call, repeats: int) -> di
     with TemporaryDirectory() as folder:
         sessions = {"slim": session}
         if dense is not None:
-            _write_onnx(_program(_plain(dense), call), Path(folder) / ONNX)
-            sessions = {"dense": _session(Path(folder) / ONNX), **sessions}
+            write_onnx(_program(_plain(dense), call), Path(folder) / ONNX)
+            sessions = {"dense": onnx_session(Path(folder) / ONNX), **sessions}
     seconds: dict[str, list[float]] = {name: [] for name in sessions}
     for turn in range(repeats + 3):
         for name, timed in sessions.items():

@@ -39,7 +39,9 @@ def build_model(config: ModelConfig) -> nn.Module:
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read a state dict from a file.
+    """Read a state dict from a file, alone or as ``state_dict``, ``model`` or ``model_state_dict`` of a checkpoint.
+
+    The prefixes of DataParallel (``module.``) and torch.compile (``_orig_mod.``) are removed.
 
     Raises:
         ModelError: If there is no such file, or it contains anything other than tensors.
@@ -59,10 +61,20 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             f"'{path}' can't be read as a plain state dict ({type(error).__name__}); save model.state_dict(), "
             "better as safetensors"
         ) from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    state = _inner_state(state)
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise ModelError(f"'{path}' is no state dict of tensors")
-    return {name.removeprefix("module."): value for name, value in state.items()}
+    names = [name.replace("_orig_mod.", "") for name in state]
+    if all(name.startswith("module.") for name in names):
+        names = [name.removeprefix("module.") for name in names]
+    return dict(zip(names, state.values(), strict=True))
+
+
+def _inner_state(content: Any) -> Any:
+    """The state dict in a checkpoint that holds it beside other entries, or the content itself."""
+    keys = ("state_dict", "model", "model_state_dict")
+    inner = [content[key] for key in keys if isinstance(content, dict) and isinstance(content.get(key), dict)]
+    return inner[0] if inner else content
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:

@@ -123,7 +123,7 @@ def test_inspect_criteria_slim_finetune(run, home, monkeypatch):
     options = ("--number", "0", "--format", "safetensors", "--weights", run / "finetuned.safetensors")
     done = here("export", run, *options)
     assert done.exit_code == 0, done.stderr
-    tuned = dp.rebuild(run / "export").state_dict()
+    tuned = dp.load(run / "export").state_dict()
     expected = read_weights(run / "finetuned.safetensors")
     assert all(torch.equal(value, tuned[name]) for name, value in expected.items())
 

@@ -27,10 +27,10 @@ def test_rebuilt_from_recipe_and_safetensors(small, tmp_path):
     source = ModelConfig(factory="deap_prune.zoo:digits_resnet")
     done = dp.export(network, images, tmp_path, formats=("safetensors",), masks=masks, model=source)
     assert [f.name for f in done.files] == ["network.safetensors", "recipe.json"] and done.milliseconds == {}
-    rebuilt = dp.rebuild(tmp_path)
+    rebuilt = dp.load(tmp_path)
     with torch.no_grad():
         assert torch.equal(rebuilt(images), network(images))
-    from_model = dp.rebuild(tmp_path, model=digits_resnet(), example_inputs=images[:1])
+    from_model = dp.load(tmp_path, model=digits_resnet(), example_inputs=images[:1])
     assert all(
         torch.equal(a, b) for a, b in zip(from_model.state_dict().values(), network.state_dict().values(), strict=True)
     )
@@ -98,10 +98,10 @@ def test_keyword_inputs_of_any_precision(tmp_path):
         small, folder = dp.slim(model, space, masks), tmp_path / str(dtype)
         done = dp.export(small, inputs, folder, formats=("safetensors", "torch"), masks=masks)
         assert done.difference["torch"] < 1e-5
-        from_model = dp.rebuild(folder, model=Keyword().to(dtype))
+        from_model = dp.load(folder, model=Keyword().to(dtype))
         source = ModelConfig(factory=f"{__name__}:Keyword")
         dp.export(small, inputs, folder, formats=("safetensors",), masks=masks, model=source)
-        from_factory = dp.rebuild(folder)
+        from_factory = dp.load(folder)
         assert all(torch.equal(a, b) for a, b in zip(from_factory.parameters(), small.parameters(), strict=True))
         with torch.no_grad():
             assert torch.equal(from_model(**inputs), small(**inputs))
@@ -139,21 +139,21 @@ def test_errors(small, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_errors_of_rebuild(small, tmp_path):
+def test_errors_of_load(small, tmp_path):
     network, masks, images = small
     with pytest.raises(ExportError, match=r"no recipe\.json in"):
-        dp.rebuild(tmp_path)
+        dp.load(tmp_path)
     dp.export(network, images, tmp_path, formats=("safetensors",), masks=masks)
-    with pytest.raises(ExportError, match="names no factory; give rebuild"):
-        dp.rebuild(tmp_path)
+    with pytest.raises(ExportError, match="names no factory; give load"):
+        dp.load(tmp_path)
     (tmp_path / "network.safetensors").unlink()
     with pytest.raises(ModelError, match="no weights at"):
-        dp.rebuild(tmp_path, model=digits_resnet())
+        dp.load(tmp_path, model=digits_resnet())
     older = json.loads((tmp_path / "recipe.json").read_text())
     del older["dtype"]
     (tmp_path / "recipe.json").write_text(json.dumps(older))
     with pytest.raises(ExportError, match=r"(?s)can't be read as a recipe of this version: .*dtype.*; export again"):
-        dp.rebuild(tmp_path, model=digits_resnet())
+        dp.load(tmp_path, model=digits_resnet())
     (tmp_path / "recipe.json").write_text("{}")
     with pytest.raises(ExportError, match="can't be read as a recipe of this version: "):
-        dp.rebuild(tmp_path, model=digits_resnet())
+        dp.load(tmp_path, model=digits_resnet())

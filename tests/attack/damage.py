@@ -299,7 +299,7 @@ def _rebuild(exported: Path, scratch: Path, damage: Write, model: nn.Module) -> 
     shutil.rmtree(scratch, ignore_errors=True)
     shutil.copytree(exported, scratch)
     damage(scratch)
-    dp.rebuild(scratch, model=model)
+    dp.load(scratch, model=model)
 
 
 def everything(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
