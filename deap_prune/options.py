@@ -205,18 +205,21 @@ class SearchOptions(EndOptions, EvolutionOptions, FitnessOptions, BudgetOptions,
             raise ConfigError(f"prescreen works with mu_plus_lambda and successive, not with '{self.algorithm}'")
         if self.cxpb + self.mutpb > 1:
             raise ConfigError(f"cxpb {self.cxpb} + mutpb {self.mutpb} is above 1; they are shares of the children")
+        if len(self.objectives) == 1 and self.max_flops is None and not OBJECTIVES[self.objectives[0]].of_masks:
+            raise ConfigError(
+                f"'{self.objectives[0]}' alone and max_flops=None: the dense network would win; set max_flops "
+                "(0.5 keeps half of the FLOPs), or add an objective such as 'flops'"
+            )
+
+    def warn_if_degenerate(self) -> None:
+        """Warn if the front has hardly more than one point, because its cost is fixed."""
         if isinstance(self.max_flops, (int, float)) and "flops" in self.objectives and len(self.objectives) > 1:
             warnings.warn(
                 f"max_flops={self.max_flops:g} is the cost of every candidate, so with the objective 'flops' the front "
                 "has hardly more than one point: give a range, such as max_flops=(0.3, 0.6), or leave 'flops' out of "
                 "the objectives",
                 PruneWarning,
-                stacklevel=2,
-            )
-        if len(self.objectives) == 1 and self.max_flops is None and not OBJECTIVES[self.objectives[0]].of_masks:
-            raise ConfigError(
-                f"'{self.objectives[0]}' alone and max_flops=None: the dense network would win; set max_flops "
-                "(0.5 keeps half of the FLOPs), or add an objective such as 'flops'"
+                stacklevel=3,
             )
 
     def fingerprint(self) -> dict[str, Any]:

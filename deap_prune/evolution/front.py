@@ -83,9 +83,9 @@ class ParetoFront(Sequence[Solution]):
         import moocore
 
         numbers = [s for s in solutions if not any(math.isnan(value) for value in s.values.values())]
-        found = list({tuple(s.values.values()): s for s in reversed(numbers)}.values())[::-1]
-        kept = moocore.is_nondominated(_minimised(found, weights)) if found else []
-        keep = [s for s, stays in zip(found, kept, strict=True) if stays]
+        distinct = list({tuple(s.values.values()): s for s in reversed(numbers)}.values())[::-1]
+        kept = moocore.is_nondominated(_minimised(distinct, weights)) if distinct else []
+        keep = [s for s, stays in zip(distinct, kept, strict=True) if stays]
         keep.sort(key=lambda s: (s.flops, tuple(s.values.values())))
         return cls(tuple(keep), dict(weights), dict(dense), dict(settings or {}))
 
@@ -256,8 +256,8 @@ class ParetoFront(Sequence[Solution]):
             reference: One value per objective, in the objective's own unit; by default :attr:`reference`, so that
                 (accuracy, flops) gives a value in [0, 1].
         """
-        wanted = self.reference if reference is None else reference
-        return hypervolume(_minimised(self.solutions, self.weights), list(self.weights.values()), wanted)
+        point = self.reference if reference is None else reference
+        return hypervolume(_minimised(self.solutions, self.weights), list(self.weights.values()), point)
 
     def save(self, folder: str | Path) -> None:
         """Write masks/, front.csv and front.json into a run folder.

@@ -92,13 +92,13 @@ class ReconstructionError:
         fit = refit(gram, keep, self._ridge)
         if fit is None:
             return 0.0
-        wanted = fit.energy
-        left = wanted - (fit.weight * (fit.cross + fit.target)).sum(dim=(1, 3)) - fit.won
+        energy = fit.energy
+        left = energy - (fit.weight * (fit.cross + fit.target)).sum(dim=(1, 3)) - fit.won
         if gram.shortcut is not None:  # what meets it counts, not what the layer alone makes
             scale = gram.shortcut.slope.gather(1, fit.outputs).square()
             unmade = 0 if fit.lost is None else gram.shortcut.unmade.gather(1, fit.outputs) * fit.lost
-            wanted, left = wanted * scale + unmade, left * scale + unmade
-        error = left.sum() / wanted.sum().clamp_min(torch.finfo(wanted.dtype).tiny)
+            energy, left = energy * scale + unmade, left * scale + unmade
+        error = left.sum() / energy.sum().clamp_min(torch.finfo(energy.dtype).tiny)
         return float(error.clamp(0, 1))
 
 
@@ -119,16 +119,16 @@ def _weights(errors: NDArray[np.float64], values: NDArray[np.float64]) -> NDArra
 
     low, high = np.quantile(values, (0.25, 0.75))
     values = np.minimum(values, high + 3 * (high - low))
-    centred, wanted = errors - errors.mean(axis=0), values - values.mean()
+    centred, target = errors - errors.mean(axis=0), values - values.mean()
     scale = centred.std(axis=0).mean()
     if not scale > 0:
         return np.ones(errors.shape[1])
     centred /= scale
     together = centred.sum(axis=1)
-    equal = max(0.0, float(together @ wanted) / max(float(together @ together), np.finfo(np.float64).tiny))
+    equal = max(0.0, float(together @ target) / max(float(together @ together), np.finfo(np.float64).tiny))
     prior = np.sqrt(PRIOR) * np.eye(errors.shape[1])
-    found, _ = nnls(np.concatenate((centred, prior)), np.concatenate((wanted, prior.sum(axis=1) * equal)))
-    return np.asarray(found) if found.any() else np.ones(errors.shape[1])
+    weights, _ = nnls(np.concatenate((centred, prior)), np.concatenate((target, prior.sum(axis=1) * equal)))
+    return np.asarray(weights) if weights.any() else np.ones(errors.shape[1])
 
 
 def reconstruction_error(space: PruningSpace, masks: Masks, grams: Grams, *, ridge: float = RIDGE) -> float:

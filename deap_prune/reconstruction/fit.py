@@ -1,4 +1,4 @@
-"""One layer, with the batch normalisation after it, fitted to wanted outputs by ridge regression."""
+"""One layer, with the batch normalisation after it, fitted to target outputs by ridge regression."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ class _Rows:
 
     Attributes:
         x: Features, (blocks, rows, n).
-        wanted: Outputs, (blocks, rows, outputs).
+        target: Outputs, (blocks, rows, outputs).
         floor: What is below it is as good as it, since a rectifier reads the outputs; None without one.
     """
 
     x: Tensor
-    wanted: Tensor
+    target: Tensor
     floor: Tensor | None
 
     def part(self, rows: slice) -> _Rows:
-        return _Rows(self.x[:, rows], self.wanted[:, rows], None if self.floor is None else self.floor[:, rows])
+        return _Rows(self.x[:, rows], self.target[:, rows], None if self.floor is None else self.floor[:, rows])
 
     def aim(self, made: Tensor) -> Tensor:
-        """The outputs nearest to those that are made, of all that are as good as the wanted ones."""
+        """The outputs nearest to ``made`` among all that are as good as the targets."""
         if self.floor is None:
-            return self.wanted
-        return torch.where(self.wanted > self.floor, self.wanted, torch.minimum(made, self.floor))
+            return self.target
+        return torch.where(self.target > self.floor, self.target, torch.minimum(made, self.floor))
 
     def error(self, fit: Map) -> float:
         """Summed squared error."""
@@ -60,29 +60,29 @@ class _Rows:
 
 @dataclass(frozen=True, eq=False)
 class _RowSums:
-    """Sums over rows of features, wanted outputs and their products; sums of two parts can be added."""
+    """Sums over rows of features, target outputs and their products; the sums of two parts can be added."""
 
     rows: int
     first: Tensor
-    wanted: Tensor
+    target: Tensor
     square: Tensor
     cross: Tensor
 
     @classmethod
-    def of(cls, x: Tensor, wanted: Tensor) -> _RowSums:
-        first, level = x.sum(dim=1, keepdim=True), wanted.sum(dim=1, keepdim=True)
-        return cls(x.shape[1], first, level, x.transpose(1, 2) @ x, x.transpose(1, 2) @ wanted)
+    def of(cls, x: Tensor, target: Tensor) -> _RowSums:
+        first, level = x.sum(dim=1, keepdim=True), target.sum(dim=1, keepdim=True)
+        return cls(x.shape[1], first, level, x.transpose(1, 2) @ x, x.transpose(1, 2) @ target)
 
     def __add__(self, other: _RowSums) -> _RowSums:
         rows = self.rows + other.rows
-        return _RowSums(rows, *(getattr(self, n) + getattr(other, n) for n in ("first", "wanted", "square", "cross")))
+        return _RowSums(rows, *(getattr(self, n) + getattr(other, n) for n in ("first", "target", "square", "cross")))
 
-    def aimed(self, x: Tensor, wanted: Tensor) -> _RowSums:
+    def aimed(self, x: Tensor, target: Tensor) -> _RowSums:
         """Of the same features with other outputs."""
-        return replace(self, wanted=wanted.sum(dim=1, keepdim=True), cross=x.transpose(1, 2) @ wanted)
+        return replace(self, target=target.sum(dim=1, keepdim=True), cross=x.transpose(1, 2) @ target)
 
     def moments(self, intercept: bool) -> _CentredMoments:
-        mean, level = self.first / self.rows, self.wanted / self.rows
+        mean, level = self.first / self.rows, self.target / self.rows
         if not intercept:
             mean, level = torch.zeros_like(mean), torch.zeros_like(level)
         square = self.square / self.rows - mean.transpose(1, 2) @ mean
@@ -91,10 +91,10 @@ class _RowSums:
 
 @dataclass(frozen=True, eq=False)
 class _CentredMoments:
-    """Centred moments of features and wanted outputs (raw ones, means of zero, where there is no intercept)."""
+    """Centred moments of features and target outputs (raw moments and means of zero without an intercept)."""
 
     mean: Tensor
-    wanted: Tensor
+    target: Tensor
     square: Tensor
     cross: Tensor
 
@@ -102,53 +102,52 @@ class _CentredMoments:
         """The ridge regression that is drawn to the current weights."""
         change, _ = solve(self.square.clone(), self.cross - self.square @ current.weight, ridge)
         weight = current.weight + change
-        return Map(weight, self.wanted - self.mean @ weight if intercept else current.constant)
+        return Map(weight, self.target - self.mean @ weight if intercept else current.constant)
 
 
-def fit_layer(layer: Any, norm: Any, x: Tensor, wanted: Tensor, *, floor: Tensor | None = None) -> None:
-    """Fit a layer in place, so that what it makes (after the normalisation, if there is one) comes near what is wanted.
+def fit_layer(layer: Any, norm: Any, x: Tensor, target: Tensor, *, floor: Tensor | None = None) -> None:
+    """Fit a layer in place, so that its output (after the normalisation, if there is one) comes near the target.
 
-    The ridge is the smallest of ``RIDGES`` with which a fit on the other rows makes a smaller error on the last fifth
-    than the layer as it is; with none, nothing is changed. The fit that is judged so is that before the rounds below:
-    with them it takes a fifth longer, and chose otherwise in at most one layer of a network. (Which rule does better:
-    ``benchmarks/compensation.py --cases ridges``.)
+    The ridge is the smallest of ``RIDGES`` whose fit on the first four fifths of the rows has a smaller error on the
+    last fifth than the layer as it is. If there is none, nothing changes. The rounds below do not take part in this
+    choice: with them it takes a fifth longer and differs in at most one layer of a network.
 
-    With a floor the error is one-sided where no more than the floor is wanted: a rectifier makes the same of all that
-    is below. That is convex, and every round of fitting to the nearest outputs that are as good lowers it (with the
-    ridge's share). Zhang et al. (TPAMI 2016, arXiv 1505.06798) look through rectifiers by a penalty instead.
+    With a floor the error is one-sided where the target is at or below the floor, since a rectifier maps all values
+    below the floor to the same output. The problem is convex; every round fits to the nearest outputs that are as good
+    as the target, and lowers the error. Zhang et al. (TPAMI 2016, arXiv 1505.06798) use a penalty instead.
 
     Args:
-        layer: With weights that its patches are multiplied with.
+        layer: A layer whose output is its patches times its weight.
         norm: The batch normalisation that reads it, or None.
-        x: What it reads, (blocks, rows, features).
-        wanted: (rows, outputs).
+        x: Features that the layer reads, (blocks, rows, features).
+        target: Target outputs, (rows, outputs).
         floor: (rows, outputs), or None.
     """
-    rows = _Rows(x, _by_block(wanted, len(x)), None if floor is None else _by_block(floor, len(x)))
+    rows = _Rows(x, _by_block(target, len(x)), None if floor is None else _by_block(floor, len(x)))
     intercept = norm is not None or layer.bias is not None
     current = current_map(layer, norm)
     cut = max(1, round(x.shape[1] * (1 - HELD_OUT)))
     if cut == x.shape[1]:
         return
     fitted_on, held_out = rows.part(slice(cut)), rows.part(slice(cut, None))
-    sums = _RowSums.of(fitted_on.x, fitted_on.wanted)
+    sums = _RowSums.of(fitted_on.x, fitted_on.target)
     first = sums.moments(intercept)
     start = _restandardised(layer, norm, current, first)
     as_is = held_out.error(current)
     chosen = choose(((ridge, held_out.error(first.fit(start, ridge, intercept))) for ridge in RIDGES), as_is)
     if chosen is None:
         return
-    sums = sums + _RowSums.of(held_out.x, held_out.wanted)
+    sums = sums + _RowSums.of(held_out.x, held_out.target)
     moments = sums.moments(intercept)
-    found = moments.fit(start, chosen, intercept)
+    fitted = moments.fit(start, chosen, intercept)
     for _ in range(0 if floor is None else ROUNDS):
-        moments = sums.aimed(x, rows.aim(found(x))).moments(intercept)
-        found = moments.fit(start, chosen, intercept)
-    layer.weight.data.copy_(from_matrix(found.weight.unsqueeze(3), layer.weight, spec_of(layer), "full"))
+        moments = sums.aimed(x, rows.aim(fitted(x))).moments(intercept)
+        fitted = moments.fit(start, chosen, intercept)
+    layer.weight.data.copy_(from_matrix(fitted.weight.unsqueeze(3), layer.weight, spec_of(layer), "full"))
     if norm is not None:
-        _absorb(layer, norm, found, moments)
+        _absorb(layer, norm, fitted, moments)
     elif intercept:
-        layer.bias.data.copy_(found.constant.flatten())
+        layer.bias.data.copy_(fitted.constant.flatten())
 
 
 def _by_block(y: Tensor, blocks: int) -> Tensor:
@@ -194,18 +193,18 @@ def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor | float, Tensor | float]:
     return (1.0, 0.0) if norm.weight is None else (norm.weight.detach(), norm.bias.detach())
 
 
-def _absorb(layer: Any, norm: Any, found: Map, moments: _CentredMoments) -> None:
+def _absorb(layer: Any, norm: Any, fitted: Map, moments: _CentredMoments) -> None:
     """Let the normalisation be the identity plus the constant, its statistics being those of what it reads.
 
     So the network does not jump when it is trained on: in training, too, scale and shift are those of the fit.
     """
-    level = (moments.mean @ found.weight).flatten()
+    level = (moments.mean @ fitted.weight).flatten()
     if norm.weight is None:  # no scale to undo the statistics with: variance 1
-        norm.running_mean.copy_(level - moments.wanted.flatten() + (0 if layer.bias is None else layer.bias.detach()))
+        norm.running_mean.copy_(level - moments.target.flatten() + (0 if layer.bias is None else layer.bias.detach()))
         norm.running_var.fill_(1 - norm.eps)
         return
-    variance = (found.weight * (moments.square @ found.weight)).sum(dim=1).clamp_min(0).flatten()
+    variance = (fitted.weight * (moments.square @ fitted.weight)).sum(dim=1).clamp_min(0).flatten()
     norm.running_mean.copy_(level if layer.bias is None else level + layer.bias.detach())
     norm.running_var.copy_(variance)
     norm.weight.data.copy_((variance + norm.eps).sqrt())
-    norm.bias.data.copy_(moments.wanted.flatten())
+    norm.bias.data.copy_(moments.target.flatten())

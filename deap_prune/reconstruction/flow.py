@@ -28,7 +28,7 @@ class Step:
 
     Attributes:
         key: The layer's qualified name or the operator's, and how many steps of that name came before. A pruned network
-            takes the same steps, save some that depend on shapes alone (memory formats); so they are told by key.
+            takes the same steps, save some that depend on shapes alone (memory formats); so they are compared by key.
         sources: The steps whose results it read (-1: the network's inputs, parameters, constants).
         is_layer: Whether ``name`` is a layer.
         shapes: Of the tensors it read.
@@ -108,24 +108,24 @@ class Flow:
 
     @cached_property
     def _readers(self) -> Mapping[int, tuple[int, ...]]:
-        found: dict[int, tuple[int, ...]] = {}
+        readers: dict[int, tuple[int, ...]] = {}
         for number, step in enumerate(self.steps):
             for source in step.sources:
-                found[source] = (*found.get(source, ()), number)
-        return found
+                readers[source] = (*readers.get(source, ()), number)
+        return readers
 
     @cached_property
     def _calls(self) -> Mapping[str, tuple[int, ...]]:
-        found: dict[str, tuple[int, ...]] = {}
+        calls: dict[str, tuple[int, ...]] = {}
         for number, step in enumerate(self.steps):
             if step.is_layer:
-                found[step.name] = (*found.get(step.name, ()), number)
-        return found
+                calls[step.name] = (*calls.get(step.name, ()), number)
+        return calls
 
     def call(self, layer: str) -> int | None:
         """The number of a layer's step; None if it ran twice or not at all."""
-        found = self._calls.get(layer, ())
-        return found[0] if len(found) == 1 else None
+        calls = self._calls.get(layer, ())
+        return calls[0] if len(calls) == 1 else None
 
     def norm_after(self, network: nn.Module, layer: str) -> str | None:
         """The batch normalisation that reads a layer's output, if nothing else does (and it is used once)."""

@@ -49,16 +49,16 @@ def fingerprint(task: Task, options: SearchOptions, space: PruningSpace | None =
 
 def _functions(task: Task, options: SearchOptions) -> dict[str, str]:
     """The user's functions, and what else of a registry the options name."""
-    found = {"loss": code_of(task.loss), "forward": code_of(task.forward)}
+    parts = {"loss": code_of(task.loss), "forward": code_of(task.forward)}
     for name in options.criteria:
-        found[f"criterion {name}"] = code_of(CRITERIA[name].score, CRITERIA[name].needs)
+        parts[f"criterion {name}"] = code_of(CRITERIA[name].score, CRITERIA[name].needs)
     for name in options.objectives:
         kind = OBJECTIVES[name]
         settings = (kind.maximise, kind.worst, kind.finish, kind.needs_dense, kind.needs_network)
-        found[f"objective {name}"] = code_of(kind.batch or kind.of_masks or kind.of_network, settings)
-    found["allocation"] = hash_of(vars(ALLOCATIONS[options.allocation]))[:16]
-    found["mate"], found["mutate"] = code_of(CROSSOVERS[options.mate]), code_of(MUTATIONS[options.mutate])
-    return found
+        parts[f"objective {name}"] = code_of(kind.batch or kind.of_masks or kind.of_network, settings)
+    parts["allocation"] = hash_of(vars(ALLOCATIONS[options.allocation]))[:16]
+    parts["mate"], parts["mutate"] = code_of(CROSSOVERS[options.mate]), code_of(MUTATIONS[options.mutate])
+    return parts
 
 
 def _numerics(device: str) -> dict[str, str]:

@@ -42,6 +42,7 @@ def prepare(task: Task, options: SearchOptions, *, progress: bool = False) -> Pr
     check_budget(options.genome_budget, 0.0)
     space = trace(task.model, task.example_inputs, ignore=options.ignore)
     check_budget(options.genome_budget, space.min_flops / space.flops)
+    options.warn_if_degenerate()
     validation, guard = hold_out(task.validation, options.guard)
     evaluator = Evaluator(
         task.model,
