@@ -98,6 +98,8 @@ class Saved(Protocol):
     def params(self) -> int: ...  # noqa: D102
     @property
     def individual(self) -> tuple[float, ...]: ...  # noqa: D102
+    @property
+    def latency(self) -> float | None: ...  # noqa: D102
 
 
 class Front(Protocol):

@@ -67,8 +67,10 @@ def open_solution(
     solution: Solution
     if number is not None:
         solution = front[number]
+    elif knee:
+        solution = front.knee()
     else:
-        solution = front.knee() if knee else front.best(**limits)
+        solution = front.best(**limits)
     opened = open_run(run, overrides)
     options, task = opened.config.search, opened.task
     space = traced(task, options)
