@@ -30,6 +30,7 @@ from importlib.metadata import version as _version
 from deap_prune import algorithms, errors, operators
 from deap_prune.blending import ALLOCATIONS as _ALLOCATIONS
 from deap_prune.blending import CriteriaClusters, Genome, cluster, register_allocation
+from deap_prune.costs import latency_table, register_cost
 from deap_prune.criteria import CRITERIA as _CRITERIA
 from deap_prune.criteria import ScoreTable, register_criterion, score
 from deap_prune.errors import PruneError
@@ -100,6 +101,7 @@ __all__ = [
     "export",
     "finetune",
     "flops",
+    "latency_table",
     "load",
     "make_toolbox",
     "masked",
@@ -109,6 +111,7 @@ __all__ = [
     "recover",
     "refine",
     "register_allocation",
+    "register_cost",
     "register_criterion",
     "register_layer",
     "register_objective",

@@ -14,7 +14,9 @@ from typing import Annotated, Any, Literal, get_type_hints
 from pydantic import ConfigDict, Field
 
 from deap_prune.blending.allocation import ALLOCATIONS
+from deap_prune.blending.budget import MaxFlops
 from deap_prune.blending.clusters import check_clusters
+from deap_prune.costs.latency import LatencyTable
 from deap_prune.criteria.registry import CRITERIA
 from deap_prune.errors import ConfigError, PruneWarning, RegistryError, did_you_mean
 from deap_prune.evolution.loop import ALGORITHMS
@@ -54,13 +56,23 @@ class BudgetOptions:
     """What a pruned network may cost, and what stays dense."""
 
     max_flops: Annotated[
-        float | tuple[float, ...] | None,
+        float | str | tuple[float, ...] | None,
         _of(
-            "kept share of the FLOPs; [lowest, highest] leaves it free in that range, null everywhere; with algorithm "
-            "'successive' a list of shares, searched one after the other"
+            "kept share of the FLOPs, or an amount such as '150M'; [lowest, highest] leaves it free in that range, "
+            "null everywhere; with algorithm 'successive' a list of shares, searched one after the other"
         ),
     ] = None
-    round_to: Annotated[int, _of("kept counts are multiples of this", ge=1)] = 1
+    max_params: Annotated[float | str | None, _of("kept share of the parameters, or an amount such as '2M'")] = None
+    max_latency: Annotated[
+        float | str | None, _of("kept share of the latency, or an amount such as '4 ms'; needs latency_table")
+    ] = None
+    latency_table: Annotated[
+        Path | None, _of("JSON file that deap-prune latency writes; the objective latency is predicted from it")
+    ] = None
+    round_to: Annotated[
+        Annotated[int, Field(ge=1)] | Literal["auto"],
+        _of("kept counts are multiples of this; auto: of the steps in latency_table"),
+    ] = 1
     min_keep: Annotated[
         float | dict[str, float], _of("least share that a group keeps: for all, or by names of groups or modules")
     ] = 0.0
@@ -153,12 +165,17 @@ class SearchOptions(EndOptions, EvolutionOptions, FitnessOptions, BudgetOptions,
         """Kept shares that ``successive`` searches one after the other; empty for other algorithms."""
         if self.algorithm != "successive" or self.max_flops is None:
             return ()
-        return self.max_flops if isinstance(self.max_flops, tuple) else (self.max_flops,)
+        return self.max_flops if isinstance(self.max_flops, tuple) else ()
 
     @property
-    def genome_budget(self) -> float | tuple[float, ...] | None:
+    def genome_budget(self) -> MaxFlops:
         """The genome's ``max_flops``: the range of the budgets for ``successive``."""
         return (min(self.budgets), max(self.budgets)) if self.budgets else self.max_flops
+
+    @property
+    def limits(self) -> dict[str, MaxFlops]:
+        """The genome's budgets by name of the cost."""
+        return {"flops": self.genome_budget, "params": self.max_params, "latency": self.max_latency}
 
     def evaluator_settings(self) -> dict[str, Any]:
         """The options of the Evaluator that compares candidates."""
@@ -205,7 +222,14 @@ class SearchOptions(EndOptions, EvolutionOptions, FitnessOptions, BudgetOptions,
             raise ConfigError(f"prescreen works with mu_plus_lambda and successive, not with '{self.algorithm}'")
         if self.cxpb + self.mutpb > 1:
             raise ConfigError(f"cxpb {self.cxpb} + mutpb {self.mutpb} is above 1; they are shares of the children")
-        if len(self.objectives) == 1 and self.max_flops is None and not OBJECTIVES[self.objectives[0]].of_masks:
+        for name, needs_table in (("max_latency", self.max_latency is not None), ("round_to", self.round_to == "auto")):
+            if needs_table and self.latency_table is None:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}, which needs a latency table: make one with 'deap-prune "
+                    "latency CONFIG --out table.json' (or dp.latency_table), and give latency_table='table.json'"
+                )
+        unlimited = all(limit is None for limit in self.limits.values())
+        if len(self.objectives) == 1 and unlimited and not OBJECTIVES[self.objectives[0]].of_masks:
             raise ConfigError(
                 f"'{self.objectives[0]}' alone and max_flops=None: the dense network would win; set max_flops "
                 "(0.5 keeps half of the FLOPs), or add an objective such as 'flops'"
@@ -226,7 +250,8 @@ class SearchOptions(EndOptions, EvolutionOptions, FitnessOptions, BudgetOptions,
         """The options that a resumed run must share, as JSON takes them; how long it runs may change."""
         free = ("generations", "max_seconds", "patience")
         warm_start = None if self.warm_start is None else str(self.warm_start)
-        settings = asdict(self) | {"warm_start": warm_start}
+        table = None if self.latency_table is None else LatencyTable.load(self.latency_table).digest
+        settings = asdict(self) | {"warm_start": warm_start, "latency_table": table}
         return {name: value for name, value in settings.items() if name not in free}
 
 

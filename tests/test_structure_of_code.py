@@ -50,7 +50,7 @@ def offenders(folder: str, forbidden: tuple[str, ...]) -> list[str]:
 
 
 # ------------------------------------------------------------------ directions
-@pytest.mark.parametrize("folder", ["data", "structure", "reconstruction", "criteria", "blending", "fitness"])
+@pytest.mark.parametrize("folder", ["data", "structure", "costs", "reconstruction", "criteria", "blending", "fitness"])
 def test_no_deap_below_evolution(folder: str) -> None:
     assert offenders(folder, ("deap",)) == []
 
@@ -60,16 +60,17 @@ def test_no_torch_in_blending_and_operators(folder: str) -> None:
     assert offenders(folder, ("torch", "torchvision")) == []
 
 
-ROOMS = ("data", "structure", "reconstruction", "criteria", "blending", "fitness", "evolution")
+ROOMS = ("data", "structure", "costs", "reconstruction", "criteria", "blending", "fitness", "evolution")
 ABOVE_ROOMS = ("task", "options", "config", "weights", "search", "report", "export", "interop", "cli")
 ALLOWED = {
     "data": (),
     "structure": ("data",),
+    "costs": ("data", "structure"),
     "reconstruction": ("data", "structure"),
-    "blending": ("structure",),
+    "blending": ("structure", "costs"),
     "criteria": ("data", "structure", "reconstruction"),
-    "fitness": ("data", "structure", "reconstruction"),
-    "evolution": ("structure", "blending"),
+    "fitness": ("data", "structure", "costs", "reconstruction"),
+    "evolution": ("structure", "costs", "blending"),
 }
 """The other rooms that a room may import."""
 BASE = ("errors", "registry", "files", "randomness", "precision", "progress", "cuda_graphs", "display", "plot")
@@ -90,7 +91,7 @@ def test_rooms_import_only_the_rooms_below_them(room: str) -> None:
         ),
         *((f"{name}.py", (*ROOMS, *ABOVE_ROOMS)) for name in ("progress", "display", "plot")),
         ("training", (*(room for room in ROOMS if room != "data"), *ABOVE_ROOMS)),
-        ("task.py", ("reconstruction", "criteria", "blending", "fitness", "evolution", *ABOVE_ROOMS[1:])),
+        ("task.py", ("costs", "reconstruction", "criteria", "blending", "fitness", "evolution", *ABOVE_ROOMS[1:])),
         ("options.py", ("task", *ABOVE_ROOMS[2:])),
         ("config.py", ("task", *ABOVE_ROOMS[3:])),
         ("search", ("report", "export", "interop", "cli")),

@@ -1,8 +1,8 @@
-"""How many filters each group keeps: always inside the FLOPs budget, and tight.
+"""How many filters each group keeps: always inside all budgets, and tight.
 
 An allocation is a path: a function of one scalar t in [0, 1] that returns the kept counts, from the fewest (t = 0) to
-all filters (t = 1), never decreasing. The budget cuts the path at the last point that fits. The rest of the budget is
-spent one filter at a time.
+all filters (t = 1), never decreasing. The budgets cut the path at the last point that is inside all of them. What is
+left of them is spent one filter at a time.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from deap_prune.costs.registry import BoundCost
 from deap_prune.registry import Registry
-from deap_prune.structure.cost import CostPolynomial
 
 STEP = 0.25  # largest distance of a group's kept share from the mean kept share, in "binary"
 
@@ -164,14 +164,14 @@ class Widths:
     Attributes:
         sizes: Number of filters of each group, shape (groups,).
         steps: Kept counts are multiples of the step, or dense, shape (groups,).
-        flops: Function from kept counts (..., groups) to multiply-adds (...).
+        costs: The costs that have a budget.
         minimum: Lower bound of each group's kept count, shape (groups,); need not be admissible.
         stages: Groups with equal numbers widen together, shape (groups,); None if each group widens alone.
     """
 
     sizes: Counts
     steps: Counts
-    flops: CostPolynomial
+    costs: tuple[BoundCost, ...]
     minimum: Counts
     stages: Counts | None = None
 
@@ -194,42 +194,50 @@ class Widths:
         return np.minimum((counts // self.steps + 1) * self.steps, self.sizes)
 
     def fit(self, paths: Sequence[Path], budgets: NDArray[np.float64]) -> Counts:
-        """The widest point of each path inside its budget, then filled until no admissible step fits.
+        """The widest point of each path inside its budgets, then filled until no admissible step fits all of them.
 
         Args:
             paths: One per individual.
-            budgets: Multiply-adds, shape (individuals,).
+            budgets: Amounts of the costs, shape (individuals, costs); ``fewest`` is inside all of them.
 
         Returns:
             Kept counts, shape (individuals, groups).
         """
         low, high = np.zeros(len(paths)), np.ones(len(paths))
         dense = self.admissible(_points(paths, high))
-        fits = self.flops(dense) <= budgets
+        fits = self._inside(dense, budgets)
         low[fits] = 1.0
         counts = np.where(fits[:, None], dense, self.fewest)
         while (rows := np.flatnonzero((high - low > 1e-5) & (low < 1))).size:
             middle = (low[rows] + high[rows]) / 2
             trial = self.admissible(_points([paths[i] for i in rows.tolist()], middle))
-            inside = self.flops(trial) <= budgets[rows]
+            inside = self._inside(trial, budgets[rows])
             low[rows[inside]], high[rows[~inside]] = middle[inside], middle[~inside]
             counts[rows[inside]] = trial[inside]
         fill = self._fill if self.stages is None else self._fill_stages
         return fill(counts, _points(paths, high), budgets)
 
+    def _inside(self, counts: Counts, budgets: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Whether all costs of kept counts (..., groups) are inside the budgets (..., costs); shape (...)."""
+        fits = np.ones(counts.shape[:-1], dtype=np.bool_)
+        for place, cost in enumerate(self.costs):
+            fits &= cost(counts) <= budgets[..., place]
+        return fits
+
     def _fill(self, counts: Counts, target: NDArray[np.float64], budgets: NDArray[np.float64]) -> Counts:
-        """Spend the rest of the budget one step at a time, first in the group farthest below its target.
+        """Spend the rest of the budgets one step at a time, first in the group farthest below its target.
 
         Args:
             counts: Inside the budgets, shape (individuals, groups).
             target: The path's end, shape (individuals, groups).
-            budgets: Multiply-adds, shape (individuals,).
+            budgets: Amounts of the costs, shape (individuals, costs).
         """
         rows = np.arange(len(counts))
         while rows.size:
             wider = self.following(counts[rows])
-            cost = self.flops.widened(counts[rows], wider)
-            fits = (wider > counts[rows]) & (cost <= budgets[rows, None])
+            fits = wider > counts[rows]
+            for place, cost in enumerate(self.costs):
+                fits &= cost.widened(counts[rows], wider) <= budgets[rows, None, place]
             unfilled = fits.any(axis=1)
             rows, wider, fits = rows[unfilled], wider[unfilled], fits[unfilled]
             missing = np.where(fits, (target[rows] - counts[rows]) / self.sizes, -np.inf)
@@ -243,7 +251,7 @@ class Widths:
         members = [self.stages == number for number in dict.fromkeys(np.asarray(self.stages).tolist())]
         while rows.size:
             wider = np.stack([self._widen_stage(counts[rows], inside) for inside in members], axis=1)
-            fits = (wider > counts[rows, None]).any(axis=2) & (self.flops(wider) <= budgets[rows, None])
+            fits = (wider > counts[rows, None]).any(axis=2) & self._inside(wider, budgets[rows, None])
             unfilled = fits.any(axis=1)
             rows, wider, fits = rows[unfilled], wider[unfilled], fits[unfilled]
             short = (target[rows] - counts[rows]) / self.sizes

@@ -10,13 +10,11 @@ evolution of widths may begin.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from deap_prune.blending.allocation import ALLOCATIONS
-from deap_prune.blending.budget import Budget
 from deap_prune.blending.decoding import Matrix, Planner
 from deap_prune.structure.masks import Masks
 
@@ -49,7 +47,7 @@ class WidthCurves:
         alone[:, range(groups), range(groups)] = np.array(LEVELS)[:, None]
         wishes = alone.reshape(-1, groups)
         rows = [np.broadcast_to(scores, (len(wishes), scores.shape[1])) for scores in importance]
-        free = replace(planner, allocation=ALLOCATIONS["evolved"], budget=Budget())  # the shares are the widths
+        free = planner.free()
         counts = np.diagonal(free.widths.admissible(space.sizes * wishes).reshape(alone.shape), axis1=1, axis2=2)
         lost = np.array([error(masks) for masks in free.masks(rows, wishes, None)]).reshape(counts.shape)
         return cls._joined(planner, list(counts.T), list(lost.T))
@@ -63,7 +61,7 @@ class WidthCurves:
             errors: By group name, the error after each number of removed filters of a block, from none to all, shape
                 (filters of a block + 1,). A group without a curve stays dense until all others are at their narrowest.
         """
-        free = replace(planner, allocation=ALLOCATIONS["evolved"], budget=Budget())
+        free = planner.free()
         counts, lost = [], []
         for number, group in enumerate(planner.space.groups):
             curve = np.asarray(errors.get(group.name, np.zeros(2)), dtype=np.float64)[:-1]

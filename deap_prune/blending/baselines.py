@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deap_prune.blending.allocation import ALLOCATIONS
-from deap_prune.blending.budget import Budget, MaxFlops
+from deap_prune.blending.budget import Budget, Limit, MaxFlops, budgets_on
 from deap_prune.blending.clusters import CriteriaClusters, Scored, Scores, cluster
-from deap_prune.blending.decoding import Decoding, GeneSpec, Matrix, MinKeep, Planner
+from deap_prune.blending.decoding import Decoding, GeneSpec, Matrix, MinKeep, Planner, RoundTo
 from deap_prune.blending.genome import NORMALISERS, Genome
 from deap_prune.errors import RegistryError, did_you_mean
 
@@ -53,6 +53,8 @@ class AffineGenome(Decoding):
         scores: Scores of every group.
         clusters: Clusters of the criteria.
         max_flops: As for ``Genome``; with None a budget gene determines the cost.
+        max_params: As for ``Genome``.
+        max_latency: As for ``Genome``.
         round_to: As for ``Genome``.
         min_keep: As for ``Genome``.
         criterion: Registry name; it ranks the filters. Default: the first one that applies to every group.
@@ -68,7 +70,9 @@ class AffineGenome(Decoding):
         clusters: CriteriaClusters,
         *,
         max_flops: MaxFlops | Budget = None,
-        round_to: int = 1,
+        max_params: Limit = None,
+        max_latency: Limit = None,
+        round_to: RoundTo = 1,
         min_keep: MinKeep = 0.0,
         criterion: str | None = None,
     ) -> None:
@@ -80,7 +84,8 @@ class AffineGenome(Decoding):
             raise RegistryError(f"criterion '{criterion}' was not scored in every group; {hint}")
         self.criteria = (criterion,)
         self._scores = [by[criterion] / (np.abs(by[criterion]).max() or 1.0) for by in tables]
-        planner = Planner(space, ALLOCATIONS["global"], Budget.of(max_flops), round_to, min_keep)
+        budget, *others = budgets_on(space, {"flops": max_flops, "params": max_params, "latency": max_latency})
+        planner = Planner(space, ALLOCATIONS["global"], budget, round_to, min_keep, tuple(others))
         super().__init__(space, clusters, planner)
 
     def _gene_specs(self) -> Iterator[GeneSpec]:
@@ -116,7 +121,8 @@ class AffineGenome(Decoding):
 
 def affine(space: PruningSpace, scores: Scored, clusters: CriteriaClusters, **options: Any) -> AffineGenome:
     """LeGR's genome from the options of ``Genome``; options on blends and allocations are ignored."""
-    used = {name: options[name] for name in ("max_flops", "round_to", "min_keep", "criterion") if name in options}
+    names = ("max_flops", "max_params", "max_latency", "round_to", "min_keep", "criterion")
+    used = {name: options[name] for name in names if name in options}
     return AffineGenome(space, scores, clusters, **used)
 
 

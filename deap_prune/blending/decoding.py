@@ -7,14 +7,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deap_prune.blending.allocation import Allocation, AllocationInputs, Counts, Widths
+from deap_prune.blending.allocation import ALLOCATIONS, Allocation, AllocationInputs, Counts, Widths
 from deap_prune.blending.budget import FEWEST, Budget, MaxFlops, check_budget
 from deap_prune.blending.layout import Layout, stages_of
+from deap_prune.costs.registry import BoundCost, bound_cost
 from deap_prune.errors import ConfigError, did_you_mean
 from deap_prune.structure.masks import Masks
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 Matrix = NDArray[np.float64]
 MinKeep = float | Mapping[str, float]
+RoundTo = int | Literal["auto"]
 CHUNK = 256  # individuals decoded together: bounds the memory, and keeps the arrays in the processor's cache
 
 
@@ -56,47 +58,63 @@ def _is_number(gene: Any) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Planner:
-    """Turns the importance of all filters into masks: within the budget, tight, in admissible steps.
+    """Turns the importance of all filters into masks: within all budgets, tight, in admissible steps.
 
     Attributes:
         space: The pruning space.
         allocation: Rule that distributes the kept filters over the groups.
-        budget: Limit on the kept share of the FLOPs.
-        round_to: Kept counts are multiples of this, or dense.
+        budget: The first budget: of the FLOPs, or of another cost if the FLOPs are free; a budget gene is of this cost.
+        round_to: Kept counts are multiples of this, or dense; ``"auto"``: of each group's step in the latency table.
         min_keep: Smallest kept share of a group, in [0, 1]: one number for all groups, or a mapping from names of
             groups, or of modules that contain them, to numbers.
+        others: Further budgets, all fixed.
 
     Raises:
-        BudgetError: If the budget is below the smallest reachable share of the FLOPs.
+        BudgetError: If a budget is below the smallest reachable share of its cost.
         ConfigError: If ``round_to`` is not a positive whole number, or ``min_keep`` is not a share or names no group.
     """
 
     space: PruningSpace
     allocation: Allocation
     budget: Budget
-    round_to: int
+    round_to: RoundTo
     min_keep: MinKeep = 0.0
+    others: tuple[Budget, ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.round_to, int) or self.round_to < 1:
-            raise ConfigError(f"round_to is {self.round_to!r}; give a whole number from 1 up")
+        if self.round_to == "auto" and self.space.latency_of is None:
+            raise ConfigError("round_to='auto' reads a latency table; give latency_table, or a whole number")
+        if self.round_to != "auto" and (not isinstance(self.round_to, int) or self.round_to < 1):
+            raise ConfigError(f"round_to is {self.round_to!r}; give a whole number from 1 up, or 'auto'")
         if (self.widths.steps == self.space.sizes).all():
             raise ConfigError(
                 f"round_to is {self.round_to}, which leaves every group dense: the widest has "
                 f"{self.space.sizes.max()} filters; give a smaller one"
             )
-        kept = FEWEST if self.round_to == 1 else f"{self.round_to} filters a group (round_to)"
-        if self.min_keep and self.min_flops > replace(self, budget=Budget(), min_keep=0.0).min_flops:
+        kept = FEWEST if self.round_to in (1, "auto") else f"{self.round_to} filters a group (round_to)"
+        if self.min_keep and self.min_flops > replace(self, budget=Budget(), min_keep=0.0, others=()).min_flops:
             kept = "the shares that min_keep demands"
-        check_budget(self.budget, self.min_flops, kept)
+        for budget, cost in zip((self.budget, *self.others), self.costs, strict=True):
+            check_budget(budget, float(cost(self.widths.fewest)) / cost.dense, kept)
+
+    def free(self) -> Planner:
+        """The planner without budgets and with widths from keep genes: the keep genes are the widths."""
+        return replace(self, allocation=ALLOCATIONS["evolved"], budget=Budget(), others=())
+
+    @cached_property
+    def costs(self) -> tuple[BoundCost, ...]:
+        """The cost of each budget."""
+        return tuple(bound_cost(budget.cost, self.space) for budget in (self.budget, *self.others))
 
     @cached_property
     def widths(self) -> Widths:
         """The admissible kept counts of every group."""
-        steps = [min(math.lcm(self.round_to, group.blocks), group.size) for group in self.space.groups]
+        groups, model = self.space.groups, self.space.latency_of
+        liked = model.steps.tolist() if self.round_to == "auto" and model is not None else [self.round_to] * len(groups)
+        steps = [min(math.lcm(step, group.blocks), group.size) for step, group in zip(liked, groups, strict=True)]
         minimum = np.ceil(_minimum_shares(self.space, self.min_keep) * self.space.sizes - 1e-9).astype(np.int64)
         stages = self.leaders if self.allocation.by_stage else None
-        return Widths(self.space.sizes, np.array(steps, dtype=np.int64), self.space.flops_of, minimum, stages)
+        return Widths(self.space.sizes, np.array(steps, dtype=np.int64), self.costs, minimum, stages)
 
     @cached_property
     def leaders(self) -> Counts:
@@ -129,7 +147,8 @@ class Planner:
         Args:
             importance: Scores of each group's filters, shape (individuals, filters) each; larger = keep.
             shares: Keep genes, shape (individuals, groups).
-            budgets: Budget genes (kept shares of the FLOPs), shape (individuals,); None if there is no such gene.
+            budgets: Budget genes (kept shares of the first budget's cost), shape (individuals,); None if there is no
+                such gene.
         """
         counts = self.counts(importance, shares, budgets)
         kept = [
@@ -147,7 +166,10 @@ class Planner:
         inputs = [
             AllocationInputs(self.space.sizes, rows[:-1], rows[-1]) for rows in zip(*importance, shares, strict=True)
         ]
-        return self.widths.fit([self.allocation.path(each) for each in inputs], budgets * self.space.flops)
+        dense = [cost.dense for cost in self.costs]
+        fixed = [np.full(len(shares), budget.highest, dtype=np.float64) for budget in self.others]
+        limits = np.stack([share * amount for share, amount in zip((budgets, *fixed), dense, strict=True)], axis=1)
+        return self.widths.fit([self.allocation.path(one) for one in inputs], limits)
 
 
 GeneSpec = tuple[str, float, float, int]
@@ -168,20 +190,21 @@ class Decoding(ABC):
         space: The pruning space.
         clusters: Clusters of the criteria.
         layout: Kind and bounds of every gene.
-        budget: Limit on the kept share of the FLOPs.
+        budget: The first budget: of the FLOPs, or of another cost if the FLOPs are free.
+        other_budgets: Further budgets, all fixed.
         min_flops: Smallest share of the FLOPs that can be reached, in (0, 1].
     """
 
     def __init__(self, space: PruningSpace, clusters: CriteriaClusters, planner: Planner) -> None:
         self.space, self.clusters, self._planner = space, clusters, planner
-        self.budget, self.min_flops = planner.budget, planner.min_flops
+        self.budget, self.other_budgets, self.min_flops = planner.budget, planner.others, planner.min_flops
         bounds = planner.budget_bounds
         budget_gene: list[GeneSpec] = [] if bounds is None else [("budget", *bounds, -1)]
         self.layout = Layout.of(space, [*self._gene_specs(), *budget_gene])
 
     @property
     def max_flops(self) -> MaxFlops:
-        """The budget as users write it: a kept share, a pair (lowest, highest), or None."""
+        """The budget of the FLOPs as users write it: a kept share, a pair (lowest, highest), or None."""
         return self.budget.max_flops
 
     @abstractmethod

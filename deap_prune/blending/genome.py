@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from deap_prune.blending.allocation import ALLOCATIONS
 from deap_prune.blending.balance import WidthCurves
-from deap_prune.blending.budget import Budget, MaxFlops
+from deap_prune.blending.budget import Budget, Limit, MaxFlops, budgets_on
 from deap_prune.blending.clusters import CriteriaClusters, Scored
-from deap_prune.blending.decoding import Decoding, GeneSpec, Matrix, MinKeep, Planner, genes_of
+from deap_prune.blending.decoding import Decoding, GeneSpec, Matrix, MinKeep, Planner, RoundTo, genes_of
 from deap_prune.errors import ConfigError, RegistryError, did_you_mean
 from deap_prune.structure.masks import Masks
 
@@ -56,11 +56,15 @@ class Genome(Decoding):
         scores: Scores of every group.
         clusters: Clusters of the criteria, from the same scores.
         allocation: ``"uniform"``, ``"stage"``, ``"global"``, ``"binary"``, ``"evolved"``, or another registered name.
-        max_flops: Kept share of the FLOPs, in (0, 1]. With a pair (lowest, highest), a budget gene chooses the share in
-            that range. With None the keep genes determine it, or a budget gene if the allocation has no keep genes. A
-            :class:`~deap_prune.blending.budget.Budget` is accepted too.
+        max_flops: Kept share of the FLOPs, in (0, 1], or an amount ("150M"). With a pair (lowest, highest), a budget
+            gene chooses the share in that range. With None the keep genes determine it, or a budget gene if the
+            allocation has no keep genes. A :class:`~deap_prune.blending.budget.Budget` is accepted too.
+        max_params: Kept share of the parameters, or an amount ("2M"); None: free.
+        max_latency: Kept share of the latency, or an amount ("4 ms"); the space needs a latency table.
+        budgets: Budgets of other registered costs.
         normaliser: ``"max"``, ``"sum"``, ``"standard"`` or ``"rank"``, within each group.
-        round_to: Kept counts are multiples of this (8 or 16 on hardware that needs it), or dense.
+        round_to: Kept counts are multiples of this (8 or 16 on hardware that needs it), or dense. ``"auto"``: of each
+            group's step in the latency table.
         min_keep: Smallest kept share of a group, in [0, 1]: one number for all groups, or a mapping from names of
             groups or modules to numbers.
         candidates: ``"evolved"``: a gene chooses each cluster's candidate. ``"medoid"``: the candidate is the cluster's
@@ -73,7 +77,7 @@ class Genome(Decoding):
         True
 
     Raises:
-        BudgetError: If the budget is outside (0, 1], or cannot be reached (the message names the minimum).
+        BudgetError: If a budget is illegal, or cannot be reached (the message names the minimum).
         RegistryError: If the allocation or the normaliser is unknown.
         ConfigError: If the scores and clusters do not belong to this space, or another option is illegal.
     """
@@ -86,8 +90,11 @@ class Genome(Decoding):
         *,
         allocation: str = "evolved",
         max_flops: MaxFlops | Budget = None,
+        max_params: Limit = None,
+        max_latency: Limit = None,
+        budgets: Sequence[Budget] = (),
         normaliser: str = "max",
-        round_to: int = 1,
+        round_to: RoundTo = 1,
         min_keep: MinKeep = 0.0,
         candidates: str = "evolved",
     ) -> None:
@@ -108,7 +115,10 @@ class Genome(Decoding):
             [np.stack([normalise(scores.scores[name][c]) for c in members]) for members in self._members[name]]
             for name in names
         ]
-        planner = Planner(space, self.allocation, Budget.of(max_flops), round_to, min_keep)
+        further = {budget.cost: budget for budget in budgets}
+        limits = {"flops": max_flops, "params": max_params, "latency": max_latency, **further}
+        budget, *others = budgets_on(space, limits)
+        planner = Planner(space, self.allocation, budget, round_to, min_keep, tuple(others))
         super().__init__(space, clusters, planner)
 
     def _gene_specs(self) -> Iterator[GeneSpec]:
@@ -212,7 +222,7 @@ class Genome(Decoding):
             RegistryError: If the criterion scored no group.
         """
         self._check_keep_genes()
-        planner = replace(self._planner, allocation=ALLOCATIONS["global"], budget=Budget(highest=1.0))
+        planner = replace(self._planner, allocation=ALLOCATIONS["global"], budget=Budget(highest=1.0), others=())
         share = min(1.0, max(self.budget.fixed_or(share), self.min_flops))
         importance = []
         for group, tables, scale, shift in zip(self.space.groups, self._tables, scales, shifts, strict=True):

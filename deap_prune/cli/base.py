@@ -34,8 +34,9 @@ Factory = Annotated[
     str | None,
     typer.Option("--model", metavar="MODULE:FUNCTION", help="Makes the network of a run that Python started."),
 ]
-MaxFlops = Annotated[float | None, typer.Option(help="Best solution with at most this share of the FLOPs.")]
-MaxParams = Annotated[float | None, typer.Option(help="Best solution with at most this share of the parameters.")]
+MaxFlops = Annotated[str | None, typer.Option(help="Best solution with at most this share of the FLOPs (or '150M').")]
+MaxParams = Annotated[str | None, typer.Option(help="The same for the parameters (a share, or '2M').")]
+MaxLatency = Annotated[str | None, typer.Option(help="The same for the latency (a share, or '4 ms').")]
 Knee = Annotated[bool, typer.Option("--knee", help="The solution at the front's knee.")]
 Number = Annotated[int | None, typer.Option(help="Solution by its place in front.json.")]
 
@@ -85,8 +86,9 @@ def model_override(factory: str | None, overrides: Sequence[str] | None = None) 
 def chosen(
     run: Path,
     *,
-    max_flops: float | None,
-    max_params: float | None,
+    max_flops: str | None,
+    max_params: str | None,
+    max_latency: str | None,
     knee: bool,
     number: int | None,
     overrides: Sequence[str] = (),
@@ -99,7 +101,7 @@ def chosen(
     """
     from deap_prune.search.reopen import open_solution
 
-    budget = max_flops is not None or max_params is not None
-    if budget + knee + (number is not None) > 1:
+    limits: dict[str, Any] = {"max_flops": max_flops, "max_params": max_params, "max_latency": max_latency}
+    if any(limit is not None for limit in limits.values()) + knee + (number is not None) > 1:
         raise RunError("--number, --knee and a budget (--max-flops, --max-params) exclude each other; give one of them")
-    return open_solution(run, max_flops=max_flops, max_params=max_params, knee=knee, number=number, overrides=overrides)
+    return open_solution(run, **limits, knee=knee, number=number, overrides=overrides)

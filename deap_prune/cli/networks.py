@@ -12,6 +12,7 @@ from deap_prune.cli.base import (
     Factory,
     Knee,
     MaxFlops,
+    MaxLatency,
     MaxParams,
     Number,
     Overrides,
@@ -33,6 +34,7 @@ def slim(
     run: RunPath,
     max_flops: MaxFlops = None,
     max_params: MaxParams = None,
+    max_latency: MaxLatency = None,
     knee: Knee = False,
     number: Number = None,
     target: Annotated[
@@ -47,7 +49,8 @@ def slim(
     from deap_prune.weights import save_weights
 
     overrides = model_override(model)
-    choice = chosen(run, max_flops=max_flops, max_params=max_params, knee=knee, number=number, overrides=overrides)
+    limits = {"max_flops": max_flops, "max_params": max_params, "max_latency": max_latency}
+    choice = chosen(run, **limits, knee=knee, number=number, overrides=overrides)
     solution, opened = choice.solution, choice.opened
     small = choice.evaluator.slim(solution.masks)
     target = target or run / "slim.safetensors"
@@ -73,6 +76,7 @@ def finetune(
     run: RunPath,
     max_flops: MaxFlops = None,
     max_params: MaxParams = None,
+    max_latency: MaxLatency = None,
     knee: Knee = False,
     number: Number = None,
     epochs: Annotated[
@@ -95,7 +99,8 @@ def finetune(
     from deap_prune.weights import save_weights
 
     overrides = _data_override(data) + model_override(model, set)
-    choice = chosen(run, max_flops=max_flops, max_params=max_params, knee=knee, number=number, overrides=overrides)
+    limits = {"max_flops": max_flops, "max_params": max_params, "max_latency": max_latency}
+    choice = chosen(run, **limits, knee=knee, number=number, overrides=overrides)
     options, splits, task = choice.opened.config.finetune, choice.opened.splits, choice.opened.task
     small = choice.evaluator.slim(choice.solution.masks)
     images, test = splits.train, splits.test
@@ -153,6 +158,7 @@ def export(
     run: RunPath,
     max_flops: MaxFlops = None,
     max_params: MaxParams = None,
+    max_latency: MaxLatency = None,
     knee: Knee = False,
     number: Number = None,
     weights: Annotated[
@@ -170,7 +176,8 @@ def export(
     from deap_prune.weights import load_weights
 
     overrides = model_override(model)
-    choice = chosen(run, max_flops=max_flops, max_params=max_params, knee=knee, number=number, overrides=overrides)
+    limits = {"max_flops": max_flops, "max_params": max_params, "max_latency": max_latency}
+    choice = chosen(run, **limits, knee=knee, number=number, overrides=overrides)
     solution, opened = choice.solution, choice.opened
     small = choice.evaluator.slim(solution.masks)
     if weights is not None:

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deap_prune.blending.budget import Limit
 from deap_prune.display import html_table, short, text_table
 from deap_prune.errors import BudgetError, ConfigError
+from deap_prune.evolution.front_costs import amounts_of, inside
 from deap_prune.evolution.front_files import read_front, save_front
 from deap_prune.evolution.front_table import as_rows, as_table, rounded
 from deap_prune.structure.masks import Masks
@@ -30,6 +32,7 @@ class Solution:
         flops: Multiply-adds of the slimmed network, for one sample.
         params: Number of its parameters.
         individual: The genes.
+        latency: Predicted milliseconds, if the search had a latency table.
     """
 
     values: Mapping[str, float]
@@ -37,6 +40,7 @@ class Solution:
     flops: int
     params: int
     individual: tuple[float, ...] = ()
+    latency: float | None = None
 
     def __str__(self) -> str:
         values = ", ".join(f"{name} {value:.4f}" for name, value in self.values.items())
@@ -57,7 +61,7 @@ class ParetoFront(Sequence[Solution]):
     Attributes:
         solutions: The solutions; no two have the same values.
         weights: +1 (maximised) or -1 (minimised) by objective.
-        dense: ``flops`` and ``params`` of the dense network, and its ``values``.
+        dense: ``flops`` and ``params`` of the dense network, its ``latency`` if there is a table, and its ``values``.
         settings: How the networks were evaluated (compensation, BN statistics, refinement, ...).
 
     Examples:
@@ -135,38 +139,33 @@ class ParetoFront(Sequence[Solution]):
         return draw_front(new_axes() if axes is None else axes, self, points=points)
 
     def best(
-        self, *, max_flops: float | None = None, max_params: float | None = None, by: str | None = None
+        self,
+        *,
+        max_flops: Limit = None,
+        max_params: Limit = None,
+        max_latency: Limit = None,
+        by: str | None = None,
     ) -> Solution:
-        """The best solution within a budget.
+        """The best solution within all budgets.
 
         Args:
-            max_flops: Largest kept share of the dense network's multiply-adds.
-            max_params: Largest kept share of its parameters.
+            max_flops: Largest kept share of the dense network's multiply-adds, or an amount such as "150M".
+            max_params: Largest kept share of its parameters, or an amount such as "2M".
+            max_latency: Largest kept share of its latency, or an amount such as "4 ms"; predicted if the search had a
+                latency table, measured if ``latency`` is an objective.
             by: Objective; the first by default.
 
         Raises:
-            BudgetError: If no solution is that cheap (the message names the cheapest), a share is not in (0, 1], or the
-                objective is unknown.
+            BudgetError: If no solution is that cheap (the message names the cheapest), a limit is illegal, latencies
+                are unknown, or the objective is.
         """
         name = self._objective(by)
-        limits = {"flops": max_flops, "params": max_params}
-        for cost, limit in limits.items():
-            if limit is not None and not 0 < limit <= 1:
-                raise BudgetError(f"max_{cost} is {limit!r}; it is the kept share, above 0 and at most 1 (0.5: half)")
-        inside = [
-            s
-            for s in self
-            if all(limit is None or getattr(s, cost) <= limit * self.dense[cost] for cost, limit in limits.items())
-            and not math.isnan(s.values[name])
-        ]
-        if not inside:
-            cheapest = min(self, key=lambda s: s.flops)
-            raise BudgetError(
-                f"no solution keeps at most {max_flops if max_flops is not None else max_params} of the cost; the "
-                f"cheapest keeps {cheapest.flops / self.dense['flops']:.4f} of the flops and "
-                f"{cheapest.params / self.dense['params']:.4f} of the parameters"
-            )
-        return max(inside, key=lambda s: (self.weights[name] * s.values[name], -s.flops))
+        limits = {"flops": max_flops, "params": max_params, "latency": max_latency}
+        fits = inside(self.solutions, self.weights, self.dense, limits)
+        fitting = [s for s, fit in zip(self, fits, strict=True) if fit and not math.isnan(s.values[name])]
+        if not fitting:
+            raise BudgetError(f"no solution within these budgets has a value of '{name}'")
+        return max(fitting, key=lambda s: (self.weights[name] * s.values[name], -s.flops))
 
     def _objective(self, name: str | None) -> str:
         name = next(iter(self.weights)) if name is None else name
@@ -197,20 +196,20 @@ class ParetoFront(Sequence[Solution]):
         Args:
             at_least: Value that the objective must reach, or must not exceed if it is minimised.
             by: Objective; the first by default.
-            cost: ``"flops"`` or ``"params"``.
+            cost: ``"flops"``, ``"params"``, ``"latency"``, or an objective that is minimised.
 
         Raises:
             BudgetError: If no solution is that good (the message names the best), or objective or cost are unknown.
         """
         name = self._objective(by)
-        if cost not in ("flops", "params"):
-            raise BudgetError(f"cost is {cost!r}; it is 'flops' or 'params'")
-        weight = self.weights[name]
-        good = [s for s in self if weight * s.values[name] >= weight * at_least]
+        weight, amounts = self.weights[name], amounts_of(self.solutions, self.weights, self.dense, cost)[0].tolist()
+        good = [
+            (amount, s) for amount, s in zip(amounts, self, strict=True) if weight * s.values[name] >= weight * at_least
+        ]
         if not good:
             best = self.best(by=name).values[name]
             raise BudgetError(f"no solution reaches {name} {at_least:g}; the best has {best:g}")
-        return min(good, key=lambda s: (getattr(s, cost), -weight * s.values[name]))
+        return min(good, key=lambda entry: (entry[0], -weight * entry[1].values[name]))[1]
 
     def pseudo_weights(self) -> NDArray[np.float64]:
         """Pseudo-weights of the solutions, shape (solutions, objectives); every row sums to 1.
@@ -279,7 +278,10 @@ class ParetoFront(Sequence[Solution]):
         """
         read = read_front(Path(folder))
         solutions = (
-            Solution(entry["values"], masks, entry["flops"], entry["params"], tuple(entry["individual"]))
+            Solution(
+                *(entry["values"], masks, entry["flops"], entry["params"], tuple(entry["individual"])),
+                entry.get("latency"),
+            )
             for entry, masks in read.solutions
         )
         return cls(tuple(solutions), read.weights, read.dense, read.settings)

@@ -40,6 +40,7 @@ class SolutionEntry(_File):
     params: Count
     masks: Annotated[str, Field(pattern=f"^{MASK_NAME.pattern}$")]
     individual: list[Number]
+    latency: Number | None = None
 
 
 class ObjectiveEntry(_File):
@@ -97,6 +98,8 @@ class Saved(Protocol):
     def params(self) -> int: ...  # noqa: D102
     @property
     def individual(self) -> tuple[float, ...]: ...  # noqa: D102
+    @property
+    def latency(self) -> float | None: ...  # noqa: D102
 
 
 class Front(Protocol):
@@ -149,6 +152,7 @@ def _content(front: Front, names: list[str]) -> dict[str, Any]:
                 "params": solution.params,
                 "masks": name,
                 "individual": list(solution.individual),
+                **({} if solution.latency is None else {"latency": solution.latency}),
             }
             for name, solution in zip(names, front, strict=True)
         ],
@@ -158,9 +162,11 @@ def _content(front: Front, names: list[str]) -> dict[str, Any]:
 def _table(front: Front, names: list[str]) -> str:
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["masks", *front.weights, "multiply_adds", "parameters"])
+    timed = any(solution.latency is not None for solution in front)
+    writer.writerow(["masks", *front.weights, "multiply_adds", "parameters", *(["milliseconds"] if timed else [])])
     for name, solution in zip(names, front, strict=True):
-        writer.writerow([name, *solution.values.values(), solution.flops, solution.params])
+        times = [solution.latency] if timed else []
+        writer.writerow([name, *solution.values.values(), solution.flops, solution.params, *times])
     return table.getvalue()
 
 

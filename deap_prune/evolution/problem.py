@@ -128,7 +128,9 @@ def front_of(
         counts = space.kept_counts(kept)
         plain = tuple(gene.item() if isinstance(gene, np.generic) else gene for gene in genes)
         named = dict(zip(names, its_values, strict=True))
-        solutions.append(Solution(named, kept, int(space.flops_of(counts)), int(space.params_of(counts)), plain))
+        costs = int(space.flops_of(counts)), int(space.params_of(counts))
+        latency = None if space.latency_of is None else float(space.latency_of(counts))
+        solutions.append(Solution(named, kept, *costs, plain, latency))
     weights = dict(zip(names, evaluator.weights, strict=True))
     return ParetoFront.of(solutions, weights, evaluator.dense, evaluator.settings)
 

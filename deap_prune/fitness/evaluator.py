@@ -21,7 +21,7 @@ from deap_prune.fitness.candidate import CandidateBuilder
 from deap_prune.fitness.execution import Executor, make_executor
 from deap_prune.fitness.fold import find_pairs
 from deap_prune.fitness.objective_set import ObjectiveSet, Values, forwarded
-from deap_prune.fitness.objectives import OBJECTIVES, with_loss
+from deap_prune.fitness.objectives import OBJECTIVES, on_space, with_loss
 from deap_prune.fitness.settings import Counters, Settings
 from deap_prune.precision import full_precision
 from deap_prune.structure.inputs import evaluating
@@ -70,7 +70,7 @@ class Evaluator:
     ) -> None:
         self.options = Settings.of(options)
         self.space = space
-        self.objectives = tuple(with_loss(OBJECTIVES[name], loss) for name in self.options.objectives)
+        self.objectives = tuple(on_space(with_loss(OBJECTIVES[name], loss), space) for name in self.options.objectives)
         self.forward = forward or default_forward
         self.device = resolve_device(self.options.device)
         self.counters = Counters()
@@ -114,6 +114,8 @@ class Evaluator:
         """The dense network: ``flops``, ``params``, its ``values`` (own BN statistics); the ``device`` of latencies."""
         values = dict(zip(self.names, self.measure(self.network, Masks({})), strict=True))
         facts = {"flops": self.space.flops, "params": self.space.params, "values": values}
+        if self.space.latency_of is not None:
+            facts["latency"] = float(self.space.latency_of(self.space.sizes))
         return facts | ({"device": name_of(self.device)} if self.is_timed else {})
 
     @property

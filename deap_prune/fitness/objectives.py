@@ -13,13 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deap_prune.costs import COSTS, Cost, bound_cost
 from deap_prune.data.batches import Loss, check_map, count_samples, cross_entropy, logits_of
 from deap_prune.errors import DataError
 from deap_prune.registry import Registry
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
-from deap_prune.structure.space import flops as count_flops
-from deap_prune.structure.space import params as count_params
 
 PerSample = Callable[..., Tensor]
 Rerun = Callable[[Callable[[Tensor], Tensor]], Any]
@@ -69,7 +68,25 @@ class Objective:
         return 1.0 if self.maximise else -1.0
 
 
-OBJECTIVES: Registry[Objective] = Registry("objective", "objectives")
+def of_cost(cost: Cost) -> Objective | None:
+    """The objective that a cost is: its kept share, minimised; None for ``latency``, which may be measured instead."""
+    if cost.name == "latency":
+        return None
+    return Objective(
+        name=cost.name,
+        maximise=False,
+        worst=1.0,
+        summary=f"Kept share of the cost: {cost.summary[:1].lower()}{cost.summary[1:]}",
+        reference=cost.reference,
+        of_masks=partial(_kept_share, cost.name),
+    )
+
+
+def _kept_share(name: str, space: PruningSpace, masks: Masks) -> float:
+    return bound_cost(name, space).share(masks)
+
+
+OBJECTIVES: Registry[Objective] = Registry("objective", "objectives", COSTS, of_cost)
 
 
 def register_objective(
@@ -259,20 +276,6 @@ def shift_consistency(outputs: Tensor, targets: Any, dense_outputs: None, rerun:
     return _where_finite(outputs, same.float())
 
 
-@register_objective(
-    "flops", maximise=False, worst=1.0, cost=True, reference="fvcore's convention: 1 multiply-add = 1 flop"
-)
-def flops(space: PruningSpace, masks: Masks) -> float:
-    """Kept share of the dense network's multiply-adds, in [0, 1]."""
-    return count_flops(space, masks) / space.flops
-
-
-@register_objective("params", maximise=False, worst=1.0, cost=True)
-def params(space: PruningSpace, masks: Masks) -> float:
-    """Kept share of the dense network's parameters, in [0, 1]."""
-    return count_params(space, masks) / space.params
-
-
 REPEATS = 15
 TIMED = 16
 """Samples in the forward pass that ``latency`` times."""
@@ -280,8 +283,9 @@ TIMED = 16
 
 @register_objective("latency", maximise=False, worst=1e6, measured=True)
 def latency(run: Callable[[], Any], device: torch.device) -> float:
-    """Milliseconds of one forward pass of 16 samples (or all there are) through the slimmed network, on its device.
+    """Milliseconds of one forward pass of the slimmed network: predicted from a latency table, or else measured.
 
+    Measured on 16 samples (or all there are), on the network's device.
     The median of 15 passes after 3 to warm up. A search measures each candidate once and stores the value; two runs
     differ by the noise of the machine.
     """
@@ -293,6 +297,17 @@ def latency(run: Callable[[], Any], device: torch.device) -> float:
         synchronise(device)
         times.append(1e3 * (time.perf_counter() - start))
     return statistics.median(times[3:])
+
+
+def on_space(objective: Objective, space: PruningSpace) -> Objective:
+    """The objective for the networks of a space: ``latency`` is predicted if a latency table is attached to it."""
+    if objective.name != "latency" or space.latency_of is None:
+        return objective
+    return replace(objective, of_network=None, of_masks=_predicted_latency)
+
+
+def _predicted_latency(space: PruningSpace, masks: Masks) -> float:
+    return float(bound_cost("latency", space)(space.kept_counts(masks)))
 
 
 def synchronise(device: torch.device) -> None:

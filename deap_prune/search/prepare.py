@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deap_prune.blending.baselines import GENOMES, AnyGenome
-from deap_prune.blending.budget import check_budget
+from deap_prune.blending.budget import check_budgets, check_limits
 from deap_prune.blending.clusters import cluster
+from deap_prune.costs.latency import LatencyTable
 from deap_prune.criteria.table import ScoreTable, score
 from deap_prune.data.batches import cross_entropy
 from deap_prune.data.hold_out import hold_out
 from deap_prune.evolution.loop import ALGORITHMS
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.options import SearchOptions
+from deap_prune.structure.space import PruningSpace
 from deap_prune.structure.tracing.trace import trace
 from deap_prune.task import Task
 
@@ -32,6 +34,17 @@ class Prepared:
     scores: ScoreTable
 
 
+def traced(task: Task, options: SearchOptions) -> PruningSpace:
+    """The network's space, with the latencies of the options' table if there is one.
+
+    Raises:
+        ModelError: If the network can't be traced.
+        ConfigError: If the table can't be read, or was measured on another network.
+    """
+    space = trace(task.model, task.example_inputs, ignore=options.ignore)
+    return space if options.latency_table is None else LatencyTable.load(options.latency_table).on(space)
+
+
 def prepare(task: Task, options: SearchOptions, *, progress: bool = False) -> Prepared:
     """Trace, score, cluster, and make the genome and the fitness. Bad input raises its error here.
 
@@ -39,9 +52,9 @@ def prepare(task: Task, options: SearchOptions, *, progress: bool = False) -> Pr
         PruneError: A subclass that says what is wrong.
     """
     options.check()
-    check_budget(options.genome_budget, 0.0)
-    space = trace(task.model, task.example_inputs, ignore=options.ignore)
-    check_budget(options.genome_budget, space.min_flops / space.flops)
+    check_limits(options.limits)
+    space = traced(task, options)
+    check_budgets(space, options.limits)
     options.warn_if_degenerate()
     validation, guard = hold_out(task.validation, options.guard)
     evaluator = Evaluator(
@@ -70,6 +83,8 @@ def prepare(task: Task, options: SearchOptions, *, progress: bool = False) -> Pr
         cluster(scores, n_clusters=options.n_clusters, seed=options.seed),
         allocation=options.allocation,
         max_flops=options.genome_budget,
+        max_params=options.max_params,
+        max_latency=options.max_latency,
         round_to=options.round_to,
         min_keep=options.min_keep,
     )

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from deap_prune.blending.budget import Limit
 from deap_prune.data.hold_out import hold_out
 from deap_prune.errors import RunError
 from deap_prune.evolution.checkpoint import Checkpoints
@@ -14,8 +16,8 @@ from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.options import EndOptions
 from deap_prune.search.fingerprint import fingerprint
 from deap_prune.search.from_config import OpenedConfig, open_folder
+from deap_prune.search.prepare import traced
 from deap_prune.structure.space import flops, params
-from deap_prune.structure.tracing.trace import trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +38,9 @@ class OpenedSolution:
 def open_solution(
     run: str | Path,
     *,
-    max_flops: float | None = None,
-    max_params: float | None = None,
+    max_flops: Limit = None,
+    max_params: Limit = None,
+    max_latency: Limit = None,
     knee: bool = False,
     number: int | None = None,
     overrides: Sequence[str] = (),
@@ -46,8 +49,9 @@ def open_solution(
 
     Args:
         run: The run folder.
-        max_flops: The best solution with at most this kept share of the FLOPs; the best of all by default.
-        max_params: Likewise of the parameters.
+        max_flops: The best solution within this limit (a kept share, or an amount such as "150M"); None: no limit.
+        max_params: The same for the parameters.
+        max_latency: The same for the latency.
         knee: The solution at the front's knee, in the place of a budget.
         number: The solution's place in front.json, in the place of a budget.
         overrides: ``key.sub=value`` each, for the config (of fine-tuning, for example).
@@ -59,14 +63,17 @@ def open_solution(
     front = ParetoFront.load(run)
     if number is not None and not 0 <= number < len(front):
         raise RunError(f"'{run}' has solutions 0 to {len(front) - 1}; number is {number}")
+    limits: dict[str, Any] = {"max_flops": max_flops, "max_params": max_params, "max_latency": max_latency}
     solution: Solution
     if number is not None:
         solution = front[number]
+    elif knee:
+        solution = front.knee()
     else:
-        solution = front.knee() if knee else front.best(max_flops=max_flops, max_params=max_params)
+        solution = front.best(**limits)
     opened = open_run(run, overrides)
     options, task = opened.config.search, opened.task
-    space = trace(task.model, task.example_inputs, ignore=options.ignore)
+    space = traced(task, options)
     if (flops(space, solution.masks), params(space, solution.masks)) != (solution.flops, solution.params):
         raise RunError(f"front.json in '{run}' was changed: FLOPs or parameters are not those of the masks")
     evaluator = Evaluator(

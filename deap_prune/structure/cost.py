@@ -1,4 +1,4 @@
-"""FLOPs and parameters of a pruned network in closed form, exact and without running the network.
+"""FLOPs, parameters and activations of a pruned network in closed form, without running the network.
 
 A cost is a sum of products of two widths. A width is a sum over the groups that feed it. So both costs are polynomials
 in the numbers of filters that the groups keep. One multiply-add is one flop (fvcore's convention), counted in eval mode
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -82,3 +84,54 @@ class CostPolynomial:
                 fixed[k, t] = counts[0]
                 slopes[k, t] = counts[1:] / np.maximum(np.asarray(sizes), 1)
         return cls(constant, np.array([t[0] for t in terms], dtype=np.float64), fixed, slopes)
+
+
+@dataclass(frozen=True, eq=False)
+class Activations:
+    """Bytes of the activations of one sample, as functions of the kept counts.
+
+    Attributes:
+        fixed: Bytes that do not depend on the kept filters, shape (buffers,).
+        slopes: Bytes that one kept filter of a group adds, shape (buffers, groups).
+        spans: First and last step that uses the buffer, shape (buffers, 2).
+        writes: How many operators between the layers write the buffer, shape (buffers,).
+    """
+
+    fixed: NDArray[np.float64]
+    slopes: NDArray[np.float64]
+    spans: NDArray[np.int64]
+    writes: NDArray[np.int64]
+
+    def peak(self, kept: ArrayLike) -> NDArray[np.float64]:
+        """Most bytes that are in use at one step, for kept counts of shape (..., groups); shape (...)."""
+        fixed, slopes = self._steps
+        return np.asarray((fixed + np.asarray(kept, dtype=np.float64) @ slopes.T).max(axis=-1))
+
+    def written(self, kept: ArrayLike) -> NDArray[np.float64]:
+        """Bytes that the operators between the layers write, for kept counts of shape (..., groups); shape (...)."""
+        fixed, slopes = self._written
+        return np.asarray(fixed + np.asarray(kept, dtype=np.float64) @ slopes)
+
+    @cached_property
+    def _steps(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Bytes in use at each step at which a buffer begins: fixed (steps,), and slopes (steps, groups)."""
+        first, last = self.spans.T
+        steps = np.unique(first)
+        used = ((first <= steps[:, None]) & (steps[:, None] <= last)).astype(np.float64)
+        rows = np.unique(np.column_stack([used @ self.fixed, used @ self.slopes]), axis=0)
+        return rows[:, 0], rows[:, 1:]
+
+    @cached_property
+    def _written(self) -> tuple[float, NDArray[np.float64]]:
+        return float(self.writes @ self.fixed), np.asarray(self.writes @ self.slopes, dtype=np.float64)
+
+
+class LatencyModel(Protocol):
+    """Predicted latency of a pruned network; :mod:`deap_prune.costs.latency` makes one from a table."""
+
+    @property
+    def steps(self) -> NDArray[np.int64]:
+        """Width step of each group that the device likes, shape (groups,)."""
+
+    def __call__(self, kept: ArrayLike) -> NDArray[np.float64]:
+        """Milliseconds for kept counts of shape (..., groups), whole or not; shape (...)."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from deap_prune.display import html_table, short
 from deap_prune.errors import MaskError, did_you_mean
-from deap_prune.structure.cost import CostPolynomial
+from deap_prune.structure.cost import Activations, CostPolynomial, LatencyModel
 from deap_prune.structure.masks import Masks
 
 Ids = NDArray[np.intp]
@@ -135,6 +135,8 @@ class PruningSpace:
         idle: Layers that ran neither in eval mode nor in training.
         widths: Attributes of modules that hold a width and are rewritten by slim.
         idle_layers: Channels of the idle layers that slim narrows like their siblings; the others it leaves unchanged.
+        activations: Bytes of the activations of one sample in eval mode, from kept counts.
+        latency_of: Milliseconds from kept counts, if a latency table is attached (``table.on(space)``).
     """
 
     groups: tuple[FilterGroup, ...]
@@ -147,6 +149,8 @@ class PruningSpace:
     cost_varies: bool = False
     idle_layers: tuple[LayerChannels, ...] = ()
     widths: tuple[WidthAttribute, ...] = ()
+    activations: Activations | None = None
+    latency_of: LatencyModel | None = None
 
     @cached_property
     def sizes(self) -> NDArray[np.int64]:

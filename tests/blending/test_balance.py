@@ -18,6 +18,7 @@ import deap_prune as dp
 from deap_prune.blending.allocation import ALLOCATIONS
 from deap_prune.blending.balance import WidthCurves
 from deap_prune.blending.baselines import AffineGenome, Table, borda
+from deap_prune.blending.budget import Budget
 from deap_prune.blending.decoding import Planner
 from deap_prune.errors import ConfigError
 from deap_prune.evolution import StartingPoints
@@ -88,7 +89,7 @@ def test_errors_at_every_width_are_curves_too(name: str) -> None:
     planner = make(name)._planner if name in SPACES else None
     space = prepared(name).space
     if planner is None:
-        planner = Planner(space, ALLOCATIONS["evolved"], None, 1)
+        planner = Planner(space, ALLOCATIONS["evolved"], Budget(), 1)
     rng = np.random.default_rng(0)
     errors = {
         group.name: np.cumsum([0.0, *rng.uniform(0, 1, group.size // group.blocks)])

@@ -18,6 +18,7 @@ import deap_prune as dp
 import deap_prune.blending
 from deap_prune.blending import ALLOCATIONS, Layout
 from deap_prune.blending.allocation import AllocationInputs
+from deap_prune.costs import COSTS
 from deap_prune.criteria import CRITERIA
 from deap_prune.errors import RegistryError
 from deap_prune.evolution import ALGORITHMS
@@ -297,11 +298,13 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "objective": OBJECTIVES,
     "allocation": ALLOCATIONS,
     "algorithm": ALGORITHMS,
+    "cost": COSTS,
 }
 REGISTER: dict[str, tuple[str, Callable[[str], object]]] = {
     "criterion": ("l1", lambda name: dp.register_criterion(name, needs="weight")(lambda weight: weight.sum(1))),
     "objective": ("accuracy", lambda name: dp.register_objective(name, maximise=True, worst=0)(lambda o, t, d: o)),
     "allocation": ("uniform", lambda name: dp.register_allocation(name)(lambda inputs: lambda t: t * inputs.sizes)),
+    "cost": ("flops", lambda name: dp.register_cost(name)(lambda space: space.flops_of)),
     "algorithm": ("random", lambda name: dp.algorithms.register_algorithm(name)(lambda state, toolbox, variation: [])),
 }
 
@@ -321,7 +324,7 @@ def test_registry(kind: str) -> None:
     assert "brand_new" not in registry
     described = registry.describe()
     listings = {"criterion": dp.criteria, "objective": dp.objectives, "allocation": dp.allocations}
-    assert described == {**listings, "algorithm": dp.algorithms.describe}[kind]()
+    assert described == {**listings, "algorithm": dp.algorithms.describe, "cost": COSTS.describe}[kind]()
     assert all(
         line.endswith(f"[{registry[name].reference}]") or not registry[name].reference
         for name, line in described.items()

@@ -50,7 +50,7 @@ def test_best_under_a_cost() -> None:
     assert front.best(max_params=0.4, max_flops=0.5).values["accuracy"] == 0.6
     assert front.best(by="flops").values["flops"] == 0.2
     with pytest.raises(
-        BudgetError, match=r"no solution keeps at most 0.1 .*cheapest keeps 0.2000 of the flops and 0.1000"
+        BudgetError, match=r"no solution is within max_flops 0.1; the cheapest keeps 0.2000 of the flops$"
     ):
         front.best(max_flops=0.1)
     with pytest.raises(BudgetError, match="the front has no objective 'acc'; it has accuracy, flops"):
@@ -78,7 +78,7 @@ def test_the_reference_of_a_minimised_objective_is_twice_the_dense_value() -> No
 def test_a_budget_is_a_share(limit: float) -> None:
     front = front_of(solution(0.9, 0.9))
     for cost in ("flops", "params"):
-        with pytest.raises(BudgetError, match=rf"max_{cost} is .*the kept share, above 0 and at most 1"):
+        with pytest.raises(BudgetError, match=rf"max_{cost} is .*the kept share of the .*, above 0 and at most 1"):
             front.best(**{f"max_{cost}": limit})
 
 
@@ -95,7 +95,7 @@ def test_cheapest_solution_that_is_good_enough() -> None:
     assert front.cheapest(at_least=0.4, by="flops").values["accuracy"] == 0.6
     with pytest.raises(BudgetError, match=r"no solution reaches accuracy 0.95; the best has 0.9"):
         front.cheapest(at_least=0.95)
-    with pytest.raises(BudgetError, match="cost is 'latency'; it is 'flops' or 'params'"):
+    with pytest.raises(BudgetError, match="the front does not hold the cost 'latency' of its networks; it is"):
         front.cheapest(at_least=0.5, cost="latency")
 
 

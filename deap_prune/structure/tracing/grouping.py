@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,16 +50,18 @@ def build_space(network: nn.Module, tracer: LabelTracer, total: int, uncounted: 
     ]
     idle = tuple(tracer.idle())
     alike = idle_channels(network, layers, idle)
-    flops, params = _costs(network, tracer, classes, ids, [*layers, *alike], groups, total)
+    sizes = [group.size for group in groups]
+    group_of = np.concatenate([np.full(n, i) for i, n in enumerate(sizes)] + [[-1]]).astype(np.int64)
     return PruningSpace(
         groups=tuple(groups),
         refused=refused,
         layers=tuple(layers),
-        flops_of=flops,
-        params_of=params,
+        flops_of=_flops(tracer, classes, ids, group_of, sizes, total),
+        params_of=_params(network, [*layers, *alike], group_of, sizes),
         uncounted=dict(uncounted),
         idle=idle,
         idle_layers=tuple(alike),
+        activations=tracer.buffers.activations(ids[classes], group_of, sizes),
     )
 
 
@@ -227,34 +229,29 @@ def _blocks(
     return (blocks, "") if len(order) % blocks == 0 else (1, "its layers have blocks of sizes that don't nest")
 
 
-def _costs(
-    network: nn.Module,
-    tracer: LabelTracer,
-    classes: Labels,
-    ids: Labels,
-    layers: list[LayerChannels],
-    groups: list[FilterGroup],
-    total: int,
-) -> tuple[CostPolynomial, CostPolynomial]:
-    sizes = [g.size for g in groups]
-    group_of = np.concatenate([np.full(g.size, i) for i, g in enumerate(groups)] + [[-1]]).astype(np.int64)
-    flops: list[Term] = []
+def _flops(
+    tracer: LabelTracer, classes: Labels, ids: Labels, group_of: Labels, sizes: Sequence[int], total: int
+) -> CostPolynomial:
+    terms: list[Term] = []
     for call in tracer.calls:
         sides = {"in": ids[classes[call.inputs]], "out": ids[classes[call.outputs]]}
         for powers, coefficient in call.flops:
             factors = [sides[axis] for axis in powers.split("*") if axis != "1"]
             first, second = [*factors, None, None][:2]
-            flops.append((coefficient, first, second))
-    flops += [(charge, ids[classes[labels]], None) for charge, labels, _ in tracer.counted]
-    flops_of = CostPolynomial.build(flops, group_of, sizes)
+            terms.append((coefficient, first, second))
+    terms += [(charge, ids[classes[labels]], None) for charge, labels, _ in tracer.counted]
+    flops_of = CostPolynomial.build(terms, group_of, sizes)
     # Operators on dense channels only (attention, functional layers) cost a constant: the rest of the dense count.
-    flops_of = CostPolynomial.build(flops, group_of, sizes, total - int(flops_of(sizes)))
-    parameters: list[Term] = []
+    return CostPolynomial.build(terms, group_of, sizes, total - int(flops_of(sizes)))
+
+
+def _params(network: nn.Module, layers: list[LayerChannels], group_of: Labels, sizes: Sequence[int]) -> CostPolynomial:
+    terms: list[Term] = []
     for layer in layers:
-        parameters += _parameter_terms(network, layer)
-    params_of = CostPolynomial.build(parameters, group_of, sizes)
+        terms += _parameter_terms(network, layer)
+    params_of = CostPolynomial.build(terms, group_of, sizes)
     dense = sum(p.numel() for p in network.parameters())
-    return flops_of, CostPolynomial.build(parameters, group_of, sizes, dense - int(params_of(sizes)))
+    return CostPolynomial.build(terms, group_of, sizes, dense - int(params_of(sizes)))
 
 
 def _parameter_terms(network: nn.Module, layer: LayerChannels) -> list[Term]:

@@ -27,6 +27,7 @@ from deap_prune.data.batches import tensors_of
 from deap_prune.structure.inputs import Call, first_line
 from deap_prune.structure.layers import LayerSpec, spec_of
 from deap_prune.structure.outputs import open_outputs
+from deap_prune.structure.tracing.buffers import Buffers
 from deap_prune.structure.tracing.channelwise_rules import ROWS
 from deap_prune.structure.tracing.dataflow import Dataflow
 from deap_prune.structure.tracing.function_watch import FunctionWatch, caller
@@ -69,6 +70,7 @@ class LabelTracer(LayerWatch):
         size: Number of labels so far.
         dead: Layers that ran in the first pass without any use of their result.
         counting: Whether costs of this pass are recorded.
+        buffers: Memory of the activations of the pass whose costs are recorded.
     """
 
     def __init__(self, model: nn.Module, *, folding_last: Collection[str] = ()) -> None:
@@ -82,6 +84,7 @@ class LabelTracer(LayerWatch):
         self.counted: list[tuple[float, Labels, int]] = []
         self.dead: list[str] = []
         self.flow = Dataflow()
+        self.buffers = Buffers()
         self.size_splits: dict[str, list[Labels]] = {}
         self.split_at: str | None = None
         self.size = 1
@@ -109,6 +112,9 @@ class LabelTracer(LayerWatch):
             counting: Record costs.
         """
         self.counting, self.flow = counting, Dataflow()
+        inputs = tensors_of((args, kwargs))
+        if counting:
+            self.buffers.start(inputs)
         with self.watching(), FunctionWatch(self):
             result = model(*args, **kwargs)
         outputs = open_outputs(result)
@@ -120,6 +126,7 @@ class LabelTracer(LayerWatch):
             reason = f"may leave the network in an object that can't be opened ({hidden}); return tensors instead"
             self.freeze(self._labels[tensor], reason)
         if counting:
+            self.buffers.keep([*inputs, *outputs.tensors, *remaining], self.flow.last)
             self._settle_costs([*outputs.tensors, *remaining])
         return result
 
@@ -195,6 +202,12 @@ class LabelTracer(LayerWatch):
             self._made.setdefault(name, (made.numpy(), made.numpy()))
             for tensor in outputs:
                 self._labels[tensor] = made.view([1] * tensor.dim())
+        self._record_buffers(step, sources, outputs, layer=True)
+
+    def _record_buffers(self, step: int, inputs: list[Tensor], outputs: list[Tensor], *, layer: bool) -> None:
+        if self.counting:
+            labels = [self._labels[x].reshape(-1).numpy() if x in self._labels else None for x in outputs]
+            self.buffers.record(step, inputs, zip(outputs, labels, strict=True), layer=layer)
 
     def _of_any(self, tensor: Tensor) -> Tensor:
         labels = self.of(tensor)
@@ -239,7 +252,7 @@ class LabelTracer(LayerWatch):
     def after_operator(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Apply the operator to the labels of its arguments."""
         step = Step(self, func, args, kwargs, result)
-        self.flow.record(step.tensors, step.outputs, func)
+        number = self.flow.record(step.tensors, step.outputs, func)
         self._used |= {name for t in step.tensors if (name := self._parameters.get(id(t)))}
         if any(self.of(tensor) is not None for tensor in step.tensors):
             follow(step)
@@ -249,6 +262,7 @@ class LabelTracer(LayerWatch):
         elif causes := [self._causes[tensor] for tensor in step.tensors if tensor in self._causes]:
             for tensor in step.outputs:
                 self._causes[tensor] = causes[0]
+        self._record_buffers(number, step.tensors, step.outputs, layer=False)
 
     def of(self, tensor: Tensor) -> Tensor | None:
         """Labels of a tensor, or None. A parameter or buffer that is used outside of a layer gets new labels."""

@@ -1,0 +1,212 @@
+"""Runtimes that latency is measured on, and the clock: interleaved repeats, medians."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from deap_prune.data.batches import count_samples, tensors_of
+from deap_prune.errors import ConfigError, RegistryError, did_you_mean
+from deap_prune.structure.inputs import Call, as_call, first_line, on_device
+
+Run = Callable[[], Any]
+WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a latency depends on, besides the network.
+
+    Attributes:
+        runtime: ``"torch"`` (eager) or ``"onnxruntime"``.
+        batch: Samples of the batch that is timed.
+        threads: Threads on the CPU.
+        device: Torch's name of the device; ``"onnxruntime"`` runs on the CPU.
+
+    Raises:
+        RegistryError: If the runtime is unknown.
+        ConfigError: If it is not installed, or another value is illegal.
+    """
+
+    runtime: str = "torch"
+    batch: int = 1
+    threads: int = 1
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.runtime not in RUNTIMES:
+            raise RegistryError(f"unknown runtime '{self.runtime}'; {did_you_mean(self.runtime, RUNTIMES)}")
+        missing = [name for name in RUNTIMES[self.runtime].packages if find_spec(name) is None]
+        if missing:
+            raise ConfigError(
+                f"the runtime '{self.runtime}' needs {', '.join(missing)}: pip install 'deap-prune[onnx]'"
+            )
+        for name in ("batch", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give 1 or more")
+        if self.runtime != "torch" and self.device != "cpu":
+            raise ConfigError(f"device is '{self.device}'; the runtime '{self.runtime}' is timed on the CPU")
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The setting and the version of the runtime, as JSON takes them."""
+        return {**asdict(self), "version": version(self.runtime)}
+
+    def call(self, example_inputs: Any) -> Call:
+        """The example inputs as a batch of the setting's size: copies of the first sample."""
+        call = as_call(example_inputs)
+        count = count_samples(call)
+
+        def batched(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor) or not leaf.dim() or len(leaf) != count:
+                return leaf
+            return leaf[:1].detach().repeat(self.batch, *(1,) * (leaf.dim() - 1))
+
+        return on_device(tree_map(batched, call), torch.device(self.device))
+
+    def prepare(self, network: nn.Module, call: Call) -> Run:
+        """A function that runs the network once on this call."""
+        return RUNTIMES[self.runtime].prepare(network, call, self)
+
+
+class Clock:
+    """Times networks relative to an anchor: a small convolution that is timed in every turn.
+
+    The speed of a machine changes by tens of per cent within seconds if other processes share its cores; the ratio to
+    the anchor changes much less.
+
+    Args:
+        setting: Runtime, batch, threads and device.
+        repeats: Timed turns, after two to warm up.
+
+    Attributes:
+        setting: Runtime, batch, threads and device.
+        anchor: Milliseconds of the anchor in the fastest call so far.
+    """
+
+    def __init__(self, setting: Setting, repeats: int) -> None:
+        self.setting, self.anchor = setting, float("inf")
+        self._repeats, self._random = repeats, random.Random(0)
+        layers = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU())
+        images = torch.zeros(setting.batch, 32, 32, 32, device=setting.device)
+        self._anchor = setting.prepare(layers, ((images,), {}))
+        alone = setting.threads == 1 and setting.device == "cpu"
+        # The time of the only thread does not count what other processes do meanwhile.
+        self._now = time.thread_time if alone else time.perf_counter
+
+    def __call__(self, runs: Sequence[Run]) -> list[float]:
+        """Median time of each run, in units of the anchor's; the runs are timed in turn, which spreads the noise.
+
+        Args:
+            runs: Results of :meth:`Setting.prepare`.
+        """
+        ratios, anchors = [], []
+        with _threads(self.setting.threads), torch.inference_mode():
+            for _ in range(WARM_UP):
+                self._turn(runs)
+            for _ in range(self._repeats):
+                anchor, times = self._turn(runs)
+                anchors.append(anchor)
+                ratios.append([time / anchor for time in times])
+        self.anchor = min(self.anchor, 1e3 * statistics.median(anchors))
+        return [statistics.median(column) for column in zip(*ratios, strict=True)]
+
+    def _turn(self, runs: Sequence[Run]) -> tuple[float, list[float]]:
+        """Seconds of the anchor (its median between the runs), and of each run, in random order.
+
+        What runs before leaves its mark in the caches; a random order spreads that over all runs.
+        """
+        between = max(1, len(runs) // 4)
+        anchors, times = [self._timed(self._anchor)], [0.0] * len(runs)
+        for number, place in enumerate(self._random.sample(range(len(runs)), len(runs))):
+            times[place] = self._timed(runs[place])
+            if number % between == between - 1:
+                anchors.append(self._timed(self._anchor))
+        return statistics.median(anchors), times
+
+    def _timed(self, run: Run) -> float:
+        start = self._now()
+        run()
+        return self._now() - start
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A way to run networks.
+
+    Attributes:
+        prepare: Function of (network, call, setting) to a function that runs the network once.
+        packages: Packages that it needs.
+    """
+
+    prepare: Callable[[nn.Module, Call, Setting], Run]
+    packages: tuple[str, ...] = ()
+
+
+def _torch(network: nn.Module, call: Call, setting: Setting) -> Run:
+    args, kwargs = call
+    run = partial(network.to(setting.device).eval(), *args, **kwargs)
+    if not setting.device.startswith("cuda"):
+        return run
+
+    def synchronised() -> None:
+        run()
+        torch.cuda.synchronize(setting.device)
+
+    return synchronised
+
+
+def _onnxruntime(network: nn.Module, call: Call, setting: Setting) -> Run:
+    import onnxruntime
+
+    args, kwargs = call
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = setting.threads, 1
+    options.log_severity_level = 3
+    with TemporaryDirectory() as folder:
+        path = str(Path(folder) / "network.onnx")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the older exporter, which takes a tenth of the newer one's time
+                torch.onnx.export(
+                    network.eval(), (*args, kwargs) if kwargs else args, path, dynamo=False, verbose=False
+                )
+        except Exception as error:  # the exporter may raise anything
+            raise ConfigError(
+                f"a part of the network can't be written as ONNX ({first_line(error)}); use 'torch'"
+            ) from error
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_inputs()]
+    arrays = [tensor.numpy() for tensor in tensors_of(call)]
+    return partial(session.run, None, dict(zip(names, arrays, strict=False)))
+
+
+RUNTIMES: Mapping[str, Runtime] = {
+    "torch": Runtime(_torch),
+    "onnxruntime": Runtime(_onnxruntime, ("onnx", "onnxruntime")),
+}
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
