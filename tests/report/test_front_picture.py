@@ -25,10 +25,8 @@ def front_of(*solutions: dp.Solution) -> dp.ParetoFront:
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The figures that are saved."""
-    from matplotlib.figure import Figure
-
     figures: list[Any] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: figures.append(figure))
+    monkeypatch.setattr("deap_prune.plot._save", lambda figure, path: figures.append(figure))
     return figures
 
 
