@@ -42,7 +42,6 @@ def row_of(setup: Setup, args: argparse.Namespace) -> Row:
         augment=options.augment,
         max_flops=0.5,
         compare="drafts",
-        draft_images=250,
         prescreen=options.prescreen,
         indpb=options.indpb,
         sigma=options.sigma,

@@ -24,6 +24,9 @@ from deap_prune.evolution.operators import CROSSOVERS, MUTATIONS
 from deap_prune.fitness.objectives import OBJECTIVES
 from deap_prune.fitness.settings import Settings
 
+DRAFT_IMAGES = 250
+"""Calibration images that a draft is refined on."""
+
 
 def _of(text: str, **limits: Any) -> Any:
     return Field(description=text, **limits)
@@ -86,9 +89,8 @@ class FitnessOptions:
     objectives: Annotated[tuple[str, ...], _of("one, or several for a Pareto front")] = ("accuracy", "flops")
     compare: Annotated[
         Literal["compensated", "drafts"],
-        _of("how candidates are compared: compensated in closed form, or refined on few images (drafts)"),
+        _of("how candidates are compared: compensated in closed form, or refined on 250 images (drafts)"),
     ] = "compensated"
-    draft_images: Annotated[int, _of("calibration images that a draft is refined on", ge=2)] = 250
     compensate: Annotated[
         str | None, _of("re-fit layers that read pruned channels: auto (as memory allows), full, channel, null")
     ] = "auto"
@@ -97,7 +99,6 @@ class FitnessOptions:
     ] = "auto"
     augment: Annotated[bool, _of("evaluate on shifted and mirrored validation images")] = False
     guard: Annotated[int, _of("validation images held out, and logged every generation", ge=0)] = 0
-    precision: Annotated[str, _of("of the forward pass during the search: fp32, bf16, auto")] = "fp32"
     moment_memory: Annotated[int, _of("most MB that the moments of compensation may take", ge=1)] = 2048
     batch_size: Annotated[int, _of("samples per batch", ge=1)] = 250
     device: Annotated[str, _of("auto, cpu, cuda, cuda:1, ...; a run folder stores the one that was used")] = "auto"
@@ -111,8 +112,7 @@ class EvolutionOptions:
     algorithm: Annotated[str, _of("evolutionary algorithm or baseline; dp.algorithms.describe() lists them")] = (
         "mu_plus_lambda"
     )
-    population: Annotated[int, _of("individuals that survive", ge=2)] = 32
-    children: Annotated[int | None, _of("individuals made per generation; null: as many as survive", ge=1)] = None
+    population: Annotated[int, _of("individuals that survive, and children per generation", ge=2)] = 32
     generations: Annotated[int, _of("generations after the initial population", ge=0)] = 20
     mate: Annotated[str, _of("crossover: cxBlendWidths, cxBlendLayers, ...")] = "cxBlendWidths"
     mutate: Annotated[str, _of("mutation: mutBlend, mutBlendTrade, ...")] = "mutBlend"
@@ -180,8 +180,8 @@ class SearchOptions(EndOptions, EvolutionOptions, FitnessOptions, BudgetOptions,
     def evaluator_settings(self) -> dict[str, Any]:
         """The options of the Evaluator that compares candidates."""
         drafts = self.compare == "drafts"
-        images = self.draft_images if drafts else self.refine_images
-        shared = ("objectives", "recalibrate", "compensate", "moment_memory", "precision", "augment", "seed")
+        images = min(DRAFT_IMAGES, self.refine_images) if drafts else self.refine_images
+        shared = ("objectives", "recalibrate", "compensate", "moment_memory", "augment", "seed")
         names = (*shared, "batch_size", "device")
         how = {"refine": drafts, "refine_images": images, "select": drafts and self.select is not None}
         return {name: getattr(self, name) for name in names} | how
@@ -216,8 +216,6 @@ class SearchOptions(EndOptions, EvolutionOptions, FitnessOptions, BudgetOptions,
             raise ConfigError(
                 "compare='drafts' compares refined networks, so the front is refined too: leave refine=True"
             )
-        if self.compare == "drafts" and self.draft_images > self.refine_images:
-            raise ConfigError(f"draft_images is {self.draft_images}, above refine_images, {self.refine_images}")
         if self.prescreen > 1 and self.algorithm not in ("mu_plus_lambda", "successive"):
             raise ConfigError(f"prescreen works with mu_plus_lambda and successive, not with '{self.algorithm}'")
         if self.cxpb + self.mutpb > 1:
@@ -260,7 +258,9 @@ CONCERNS: tuple[type[Any], ...] = (BlendOptions, BudgetOptions, FitnessOptions, 
 REMOVED = {
     "budgets": "give them as max_flops, such as [0.7, 0.5, 0.3]",
     "candidates": "dp.Genome has it",
+    "children": "as many children are made as survive; dp.algorithms.Variation has it",
     "clustering": "dp.cluster has it, as method=",
+    "draft_images": "a draft is refined on 250 images",
     "executor": "dp.Evaluator has it",
     "fresh_duplicates": "dp.algorithms.Loop has it",
     "generations_per_budget": "each budget gets an equal part of the generations",
@@ -268,6 +268,7 @@ REMOVED = {
     "images": "give fewer validation images",
     "max_evaluations": "set generations; dp.algorithms.MaxEvaluations is a stop for loops of your own",
     "normaliser": "dp.Genome has it",
+    "precision": "dp.Evaluator has it",
     "racing": "prescreen saves more evaluations",
     "redraw": "all candidates of a run are compared on the same images",
     "reduction": "dp.score has it",

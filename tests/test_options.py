@@ -72,10 +72,6 @@ COMBINATIONS: dict[str, tuple[dict[str, Any], str]] = {
     "one budget": ({"algorithm": "successive", "max_flops": 0.5}, "algorithm 'successive' needs several budgets"),
     "no flops": ({**SUCCESSIVE, "objectives": ("accuracy",)}, "with several budgets the objectives end with 'flops'"),
     "drafts, not refined": ({"compare": "drafts", "refine": False}, "so the front is refined too: leave refine=True"),
-    "drafts on too many": (
-        {"compare": "drafts", "draft_images": 50, "refine_images": 40},
-        "draft_images is 50, above refine_images, 40",
-    ),
     "prescreen": ({"prescreen": 2, "algorithm": "nsga2"}, "prescreen works with mu_plus_lambda and successive, not wi"),
     "probabilities": ({"cxpb": 0.7, "mutpb": 0.7}, r"cxpb 0.7 \+ mutpb 0.7 is above 1"),
     "dense network": ({"objectives": ("loss",)}, "'loss' alone and max_flops=None: the dense network would win"),
@@ -110,10 +106,12 @@ def test_the_defaults_fit_together() -> None:
 
 # ------------------------------------------------------------------ what options become
 def test_drafts_are_evaluator_settings() -> None:
-    plain = SearchOptions(draft_images=20, refine_images=50).evaluator_settings()
-    drafts = SearchOptions(compare="drafts", draft_images=20, refine_images=50).evaluator_settings()
-    assert (plain["refine"], plain["refine_images"]) == (False, 50)
-    assert (drafts["refine"], drafts["refine_images"]) == (True, 20)
+    plain, drafts = (
+        SearchOptions(compare=c, refine_images=500).evaluator_settings() for c in ("compensated", "drafts")
+    )
+    assert (plain["refine"], plain["refine_images"]) == (False, 500)
+    assert (drafts["refine"], drafts["refine_images"]) == (True, 250)
+    assert SearchOptions(compare="drafts", refine_images=50).evaluator_settings()["refine_images"] == 50
 
 
 def test_several_budgets_are_the_range_of_the_genome() -> None:

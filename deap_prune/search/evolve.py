@@ -46,7 +46,7 @@ def variation(options: SearchOptions, problem: BlendProblem) -> Variation:
     """Number of children, and how they are varied."""
     budgets = options.budgets
     equal_part = -(-(options.generations + 1) // len(budgets)) if budgets else 1
-    shares = (options.children or options.population, options.cxpb, options.mutpb)
+    shares = (options.population, options.cxpb, options.mutpb)
     if options.prescreen == 1:
         return Variation(*shares, budgets, equal_part)
     return Variation(*shares, budgets, equal_part, Prescreen(problem, options.prescreen, propose=not budgets))

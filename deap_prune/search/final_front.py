@@ -194,7 +194,7 @@ def _not_refined(ending: Ending) -> FinalFront:
     """The front without refinement; evaluated again only if the search used other images or another precision."""
     evaluator, individuals = ending.evaluator, ending.state.archive
     options, space = evaluator.options, ending.problem.genome.space
-    if not options.augment and options.precision == "fp32" and not options.refine:
+    if not options.augment and not options.refine:
         masks = ending.problem.genome.decode_many(individuals)
         values = [ind.fitness.values for ind in individuals]
         return FinalFront(front_of(evaluator, space, individuals, masks, values), evaluator)

@@ -24,8 +24,8 @@ BASELINES = {"singles", "borda"}
 EXTRA: dict[str, dict[str, Any]] = {
     "successive": {"max_flops": (0.7, 0.5, 0.3), "generations": 5},
     "cma": {"max_flops": 0.5, "objectives": ("agreement",)},
-    "aging": {"max_flops": 0.5, "objectives": ("agreement",), "children": 3},
-    "legr": {"max_flops": 0.5, "objectives": ("agreement",), "children": 3},
+    "aging": {"max_flops": 0.5, "objectives": ("agreement",)},
+    "legr": {"max_flops": 0.5, "objectives": ("agreement",)},
     "nsga3": {"objectives": ("accuracy", "flops", "params")},
 }
 

@@ -13,7 +13,7 @@ from tests.helpers.runs import CRITERIA, labelled_data, labelled_search, problem
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "compensated": {"guard": 40},
-    "drafts": {"compare": "drafts", "draft_images": 20, "max_flops": 0.6, "objectives": ("loss",)},
+    "drafts": {"compare": "drafts", "max_flops": 0.6, "objectives": ("loss",)},
     "augmented": {"augment": True, "guard": 40},
     "not refined": {"augment": True, "refine": False},
 }

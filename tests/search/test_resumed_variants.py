@@ -16,7 +16,6 @@ from tests.helpers.runs import Interruption, at, labelled_data, labelled_search,
 VARIANTS: dict[str, dict[str, Any]] = {
     "drafts": {
         "compare": "drafts",
-        "draft_images": 20,
         "prescreen": 3,
         "max_flops": 0.6,
         "objectives": ("loss",),
