@@ -75,7 +75,7 @@ def test_the_run_folder_holds_all_files_and_no_pickle(run):
 
 def test_front_json_holds_the_values_of_the_networks(run, monkeypatch, home):
     """Each solution's slim network has the stated costs and values, and gives the masked network's outputs."""
-    from deap_prune.search.reopen import open_solution
+    from deap_prune.search.finished_run import open_solution
 
     monkeypatch.chdir(home)
     content = json.loads((run / "front.json").read_text())

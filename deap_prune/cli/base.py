@@ -14,7 +14,7 @@ from rich.console import Console
 from deap_prune.errors import PruneError, RunError
 
 if TYPE_CHECKING:
-    from deap_prune.search.reopen import OpenedSolution
+    from deap_prune.search.finished_run import OpenedSolution
 
 app = typer.Typer(
     help="Prune the filters of CNNs by blending pruning criteria, evolved with DEAP.",
@@ -99,7 +99,7 @@ def chosen(
         RunError: If the options exclude each other, or as for ``open_solution``.
         BudgetError: If no solution is that cheap.
     """
-    from deap_prune.search.reopen import open_solution
+    from deap_prune.search.finished_run import open_solution
 
     limits: dict[str, Any] = {"max_flops": max_flops, "max_params": max_params, "max_latency": max_latency}
     if any(limit is not None for limit in limits.values()) + knee + (number is not None) > 1:

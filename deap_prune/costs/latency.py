@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from deap_prune.errors import ConfigError
 from deap_prune.files import parse_json, read_text, write_text
-from deap_prune.structure.cost import Activations
+from deap_prune.structure.cost_polynomial import Activations
 
 if TYPE_CHECKING:
     from deap_prune.structure.space import LayerChannels, PruningSpace

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from deap_prune.errors import BudgetError, ConfigError
 from deap_prune.registry import Registry
-from deap_prune.structure.cost import CostPolynomial
+from deap_prune.structure.cost_polynomial import CostPolynomial
 
 if TYPE_CHECKING:
     from deap_prune.structure.masks import Masks

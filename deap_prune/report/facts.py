@@ -21,7 +21,7 @@ from deap_prune.evolution.front import ParetoFront, Solution
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.progress import track
 from deap_prune.search.fingerprint import versions
-from deap_prune.search.reopen import as_final, open_run
+from deap_prune.search.finished_run import as_final, open_run
 
 if TYPE_CHECKING:
     from deap_prune.search import Result

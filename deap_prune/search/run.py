@@ -22,7 +22,7 @@ from deap_prune.evolution.problem import BlendProblem
 from deap_prune.files import write_text
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.randomness import random_states, restore_random_states
-from deap_prune.search.arguments import check_arguments, run_folder
+from deap_prune.search.check_arguments import check_arguments, run_folder
 from deap_prune.search.evolve import evolve, ray_workers, seeded_toolbox
 from deap_prune.search.final_front import Ending, final_front
 from deap_prune.search.fingerprint import fingerprint

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from deap_prune.display import html_table, short
 from deap_prune.errors import MaskError, did_you_mean
-from deap_prune.structure.cost import Activations, CostPolynomial, LatencyModel
+from deap_prune.structure.cost_polynomial import Activations, CostPolynomial, LatencyModel
 from deap_prune.structure.masks import Masks
 
 Ids = NDArray[np.intp]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from deap_prune.structure.cost import Activations
+from deap_prune.structure.cost_polynomial import Activations
 
 Labels = NDArray[np.int64]
 DENSE_LABEL = np.zeros(1, dtype=np.int64)

@@ -14,7 +14,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import nn
 
-from deap_prune.structure.cost import CostPolynomial, Term
+from deap_prune.structure.cost_polynomial import CostPolynomial, Term
 from deap_prune.structure.layers import spec_of, tensor_named
 from deap_prune.structure.space import FilterGroup, LayerChannels, Member, PruningSpace, Refusal
 from deap_prune.structure.tracing.idle import idle_channels

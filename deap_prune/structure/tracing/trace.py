@@ -23,7 +23,7 @@ from deap_prune.structure.tracing.grouping import build_space, classes_of, settl
 from deap_prune.structure.tracing.labels import LabelTracer
 from deap_prune.structure.tracing.proof import Proof
 from deap_prune.structure.tracing.samples import chosen_samples, learn_samples
-from deap_prune.structure.tracing.widths import WidthSearch, declared_widths
+from deap_prune.structure.tracing.width_attributes import WidthSearch, declared_widths
 
 
 @torch.inference_mode(False)  # inference mode does not decompose composite operators
