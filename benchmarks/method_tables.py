@@ -1,4 +1,4 @@
-"""The tables of RESULTS.md that come from compare_methods.json: methods at a budget, differences, fronts, transfers."""
+"""The tables of RESULTS.md that come from compare_methods.json: methods at a budget, differences, fronts."""
 
 from __future__ import annotations
 
@@ -104,19 +104,3 @@ def fronts() -> str:
         label = arm.replace("ours", "search (`nsga2`)")
         lines.append([label, *(spread([row["hypervolume"]["test"] for row in part], 4) for part in rows)])
     return markdown(["hypervolume, test images", *PAIRS.values()], lines)
-
-
-def transfers() -> str:
-    """Blends used in another place as they are, minus a search in that place: refined, test top-1."""
-    small, deep = list(PAIRS)[:3], list(PAIRS)[3:]
-    places = [(pair, 0.5) for pair in deep] + [(pair, budget) for budget in (0.3, 0.7) for pair in small]
-    lines = []
-    for widths in ("uniform widths", "evolved widths"):
-        cells = []
-        for pair, budget in places:
-            origin = pair.replace("56", "20") if budget == 0.5 else "0.5"
-            values = {"budget": budget, "protocol": "refined", "pair": pair}
-            moved = by_seed(arm=f"from {origin}, {widths}", kind="transfer", **values)
-            cells.append(difference(moved, by_seed(arm=f"ours, {widths}, pre-screened", kind="arm", **values)))
-        lines.append([f"blend, {widths}", *cells])
-    return markdown(["used minus searched there", *(f"{PAIRS[pair]}, {budget:.0%}" for pair, budget in places)], lines)

@@ -13,10 +13,11 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-from method_tables import PAIRS, at_half, blend_worth, fronts, other_budgets, transfers
+from method_tables import PAIRS, at_half, blend_worth, fronts, other_budgets
 from table_format import markdown, read, spread
 
 FOLDER = Path(__file__).parent
+SELECTED_PAIRS = {name: label for name, label in PAIRS.items() if name != "digits"}
 
 
 def resnet56() -> str:
@@ -33,6 +34,42 @@ def resnet56() -> str:
         for row in read("notes")["resnet56"]["rows"]
     ]
     return markdown(["network", "method", "FLOPs, %", "evaluations", "refined", "trained (epochs)"], lines)
+
+
+SELECTION = (
+    ("L2, compensated", "l2", "compensated"),
+    ("elimination, compensated", "elimination", "compensated"),
+    ("L2, refined", "l2", "refined"),
+    ("elimination, refined", "elimination", "refined"),
+    ("L2, selected", "l2", "selected"),
+    ("elimination, selected", "elimination", "selected"),
+)
+
+
+def selection() -> str:
+    """Half of every block's inner filters, chosen in different ways."""
+    rows = read("selection")
+    lines = []
+    for label, criterion, stage in SELECTION:
+        alike = [row for row in rows if (row["criterion"], row["stage"]) == (criterion, stage)]
+        values = ([100 * row["test accuracy"] for row in alike if row["pair"] == pair] for pair in SELECTED_PAIRS)
+        lines.append([label, *(spread(column) for column in values)])
+    return markdown(["test top-1", *SELECTED_PAIRS.values()], lines)
+
+
+def selected_search() -> str:
+    """Searches with sequential selection."""
+    lines = [
+        [
+            f"{SELECTED_PAIRS[row['pair']]}, seed {row['seed']}",
+            f"{100 * row['flops']:.1f}",
+            str(row["evaluations"]),
+            f"{100 * row['refined']:.2f}",
+            f"{100 * row['recovered']:.2f} ({row['recover of']})" if "recovered" in row else "-",
+        ]
+        for row in read("selected_search")
+    ]
+    return markdown(["pair", "FLOPs, %", "evaluations", "refined", "recovered (steps)"], lines)
 
 
 def published() -> str:
@@ -123,17 +160,6 @@ def operators() -> str:
             cells += [f"{mean[k]:.3f} ± {deviation[k]:.3f}" for k in places]
         lines.append([label, *cells])
     return markdown(["hypervolume, n = 10", "digits: 100", "500", "ResNet-20, CIFAR-10: 100", "500"], lines)
-
-
-def bookkeeping() -> str:
-    """Seconds of one generation beside the evaluations."""
-    rows = read("bookkeeping")["rows"]
-    sizes = sorted({row["n"] for row in rows})
-    lines = [
-        [label, *(f"{row['seconds']['total']:.2f}" for row in rows if row["max_flops"] == budget)]
-        for label, budget in (("half of the FLOPs", 0.5), ("free budget", None))
-    ]
-    return markdown(["seconds, children a generation", *(f"{size:,}" for size in sizes)], lines)
 
 
 def coverage() -> str:
@@ -292,14 +318,14 @@ TABLES: dict[str, Callable[[], str]] = {
     "blend_worth": blend_worth,
     "other_budgets": other_budgets,
     "fronts": fronts,
-    "transfers": transfers,
     "resnet56": resnet56,
+    "selection": selection,
+    "selected_search": selected_search,
     "published": published,
     "restored": restored,
     "candidate_cost": candidate_cost,
     "proxies": proxies,
     "operators": operators,
-    "bookkeeping": bookkeeping,
     "coverage": coverage,
     "tracing_and_scoring": tracing_and_scoring,
     "latency": latency,
