@@ -85,15 +85,19 @@ def model_override(factory: str | None, overrides: Sequence[str] | None = None) 
 
 def chosen(
     run: Path,
-    *,
-    max_flops: str | None,
-    max_params: str | None,
-    max_latency: str | None,
+    budgets: tuple[str | None, str | None, str | None],
     knee: bool,
     number: int | None,
     overrides: Sequence[str] = (),
 ) -> OpenedSolution:
     """The solution that the options choose, with its evaluator and data.
+
+    Args:
+        run: The run folder.
+        budgets: Limits of FLOPs, parameters and latency.
+        knee: The solution at the front's knee.
+        number: The solution's place in front.json.
+        overrides: ``key.sub=value`` each, for the config.
 
     Raises:
         RunError: If the options exclude each other, or as for ``open_solution``.
@@ -101,7 +105,7 @@ def chosen(
     """
     from deap_prune.search.finished_run import open_solution
 
-    limits: dict[str, Any] = {"max_flops": max_flops, "max_params": max_params, "max_latency": max_latency}
-    if any(limit is not None for limit in limits.values()) + knee + (number is not None) > 1:
+    if any(budget is not None for budget in budgets) + knee + (number is not None) > 1:
         raise RunError("--number, --knee and a budget (--max-flops, --max-params) exclude each other; give one of them")
+    limits: dict[str, Any] = dict(zip(("max_flops", "max_params", "max_latency"), budgets, strict=True))
     return open_solution(run, **limits, knee=knee, number=number, overrides=overrides)

@@ -49,8 +49,7 @@ def slim(
     from deap_prune.weights import save_weights
 
     overrides = model_override(model)
-    limits = {"max_flops": max_flops, "max_params": max_params, "max_latency": max_latency}
-    choice = chosen(run, **limits, knee=knee, number=number, overrides=overrides)
+    choice = chosen(run, (max_flops, max_params, max_latency), knee, number, overrides)
     solution, opened = choice.solution, choice.opened
     small = choice.evaluator.slim(solution.masks)
     target = target or run / "slim.safetensors"
@@ -79,9 +78,7 @@ def finetune(
     max_latency: MaxLatency = None,
     knee: Knee = False,
     number: Number = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training images; the config's if left out.")
-    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images; default: the config's.")] = None,
     state: Annotated[Path | None, typer.Option(help="File to keep after every epoch, and to go on from.")] = None,
     target: Annotated[
         Path | None, typer.Option("--out", help="Weights file; RUN/finetuned.safetensors if left out.")
@@ -99,8 +96,7 @@ def finetune(
     from deap_prune.weights import save_weights
 
     overrides = _data_override(data) + model_override(model, set)
-    limits = {"max_flops": max_flops, "max_params": max_params, "max_latency": max_latency}
-    choice = chosen(run, **limits, knee=knee, number=number, overrides=overrides)
+    choice = chosen(run, (max_flops, max_params, max_latency), knee, number, overrides)
     options, splits, task = choice.opened.config.finetune, choice.opened.splits, choice.opened.task
     small = choice.evaluator.slim(choice.solution.masks)
     images, test = splits.train, splits.test
@@ -176,8 +172,7 @@ def export(
     from deap_prune.weights import load_weights
 
     overrides = model_override(model)
-    limits = {"max_flops": max_flops, "max_params": max_params, "max_latency": max_latency}
-    choice = chosen(run, **limits, knee=knee, number=number, overrides=overrides)
+    choice = chosen(run, (max_flops, max_params, max_latency), knee, number, overrides)
     solution, opened = choice.solution, choice.opened
     small = choice.evaluator.slim(solution.masks)
     if weights is not None:

@@ -23,6 +23,8 @@ from deap_prune.costs.measure import calibration_masks
 from deap_prune.costs.runtimes import Clock, Setting
 from deap_prune.costs.units import units_of
 from deap_prune.errors import BudgetError, ConfigError, RegistryError
+from deap_prune.weights import save_weights
+from deap_prune.zoo import digits_resnet
 from tests.helpers.latency import ABOUT, synthetic_table
 from tests.helpers.networks import conv
 from tests.helpers.pruning import prepared
@@ -201,10 +203,11 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deap_prune.costs.measure.PASSES", 1)
     search = {"population": 4, "generations": 1, "criteria": ["l1", "l2"], "objectives": ["agreement"], "refine": False}
     config = {
-        "model": {"factory": "deap_prune.zoo:digits_resnet", "kwargs": {"width": 8}},
+        "model": {"factory": "deap_prune.zoo:digits_resnet", "kwargs": {"width": 8}, "weights": "net.safetensors"},
         "data": {"format": "digits", "calibration": 40, "validation": 40},
         "search": {**search, "max_latency": 0.9, "max_params": 0.5, "finalists": 0},
     }
+    save_weights(digits_resnet(width=8), Path("net.safetensors"))
     Path("run.yaml").write_text(yaml.safe_dump(config))
 
     def run(*args: str) -> Any:
