@@ -118,10 +118,14 @@ def finetune(
     save_weights(small, target)
     _show_best(records, held_out=splits.held_out)
     if test is not None and before is not None:
-        what, place = ("loss", 0) if before[1] is None else ("accuracy", 1)
-        after = loss_and_accuracy(small, test)[place]
-        out.print(f"test {what} {before[place]:.4f} as pruned, {after:.4f} after fine-tuning (last epoch)")
+        _show_test(before, loss_and_accuracy(small, test))
     say(f"weights in {target}")
+
+
+def _show_test(before: tuple[float, float | None], after: tuple[float, float | None]) -> None:
+    """Print the test accuracy, or the test loss of a network without labels, before and after training."""
+    what, place = ("loss", 0) if before[1] is None else ("accuracy", 1)
+    out.print(f"test {what} {before[place]:.4f} as pruned, {after[place]:.4f} after fine-tuning (last epoch)")
 
 
 def _data_override(data: str | None) -> list[str]:

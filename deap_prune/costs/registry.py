@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -175,7 +176,7 @@ def limit_of(value: Any, cost: str) -> tuple[float | None, float | None]:
             number = float(parts[1])
             if not parts[2] and number <= 1:
                 return number, None
-            if parts[2] in units:
+            if parts[2] in units and math.isfinite(number * units[parts[2]]):
                 return None, number * units[parts[2]]
     elif isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) <= 1:
         return value, None  # type: ignore[return-value]

@@ -103,7 +103,10 @@ def search(
     folder = None if out is None else run_folder(out)
     if folder is not None:
         check_folder(folder)
-    task = Task(model, example_inputs, calibration, validation, forward, loss).kept()
+    task = Task(model, example_inputs, calibration, validation, forward, loss)
+    if keep_data:  # an iterator can be read only once
+        with torch.inference_mode(False), torch.random.fork_rng():
+            task = task.kept()
     if folder is not None and config.data is None:
         callbacks = [Keeper(folder, task, data=keep_data), *callbacks]
     with nullcontext() if folder is None else locked(folder, new=True):

@@ -28,7 +28,9 @@ def digits_resnet(num_classes: int = 10, width: int = 16, *, shift_invariant: bo
     return CifarResNet(2, num_classes, widths=widths, in_channels=1, shift_invariant=shift_invariant)
 
 
-def trained_digits_resnet(cache: str = ".cache/digits_resnet.safetensors", epochs: int = 15) -> CifarResNet:
+def trained_digits_resnet(
+    cache: str = ".cache/digits_resnet.safetensors", epochs: int = 15, width: int = 16
+) -> CifarResNet:
     """The digits network, trained on the digits; its weights are read from a file, which the first call writes.
 
     Training takes about half a minute on a CPU. It is seeded and leaves torch's global generators as they were.
@@ -36,6 +38,7 @@ def trained_digits_resnet(cache: str = ".cache/digits_resnet.safetensors", epoch
     Args:
         cache: The weights file.
         epochs: Passes over the training images.
+        width: Channels of the first stage.
 
     Returns:
         The trained network, in eval mode.
@@ -51,7 +54,7 @@ def trained_digits_resnet(cache: str = ".cache/digits_resnet.safetensors", epoch
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = digits_resnet()
+        model = digits_resnet(width=width)
         if Path(cache).is_file():
             load_weights(model, cache)
         else:

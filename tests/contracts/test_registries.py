@@ -119,6 +119,8 @@ def test_objective_contract(name: str, digits: Digits) -> None:
         assert all(0 <= v <= 1 for v in values)
     if name in {"flops", "params"}:
         assert values[0] == 1 and values[0] > values[1] > values[2]
+    elif name == "memory":  # a narrow layer may leave the peak as it is
+        assert values[0] == 1 and values[0] >= values[1] >= values[2]
     elif name not in {"shift_consistency", "latency"}:  # a constant prediction is consistent; times vary
         assert objective.weight * values[0] > objective.weight * values[2]
     assert objective.summary
