@@ -115,9 +115,9 @@ def test_objective_contract(name: str, digits: Digits) -> None:
         assert digits.evaluator(objectives=(name,))(half) == evaluate(half)
     assert evaluate.weights == (objective.weight,) == ((1.0,) if objective.maximise else (-1.0,))
     assert np.isfinite(objective.worst) and all(objective.weight * (v - objective.worst) >= 0 for v in values)
-    if name in {"accuracy", "miou", "shift_consistency", "flops", "params"}:
+    if name in {"accuracy", "miou", "shift_consistency", "flops", "params", "memory"}:
         assert all(0 <= v <= 1 for v in values)
-    if name in {"flops", "params"}:
+    if name in {"flops", "params", "memory"}:
         assert values[0] == 1 and values[0] > values[1] > values[2]
     elif name == "memory":  # a narrow layer may leave the peak as it is
         assert values[0] == 1 and values[0] >= values[1] >= values[2]
