@@ -52,7 +52,9 @@ def open_config(pair: str, seed: int, args: argparse.Namespace) -> Config:
     changes = [f"data.seed={seed}", *args.set]
     if weights:
         changes.append(f"model.weights={(args.out if pair == 'digits' else args.weights) / weights}")
-    if config.data.format != "digits":
+    if config.data.format == "digits":
+        changes.append("model.factory=deap_prune.zoo:digits_resnet")
+    else:
         changes += [f"data.{s}={args.data / Path(getattr(config.data, s)).name}" for s in ("train", "test")]
         changes += [f"data.calibration={args.calibration}", f"data.validation={args.validation}"]
     return load_config(path, changes)

@@ -56,7 +56,7 @@ def test_options_of_the_budget_page_exist():
     rows = text_of("docs/budgets.md")
     options = set(re.findall(r"`(\w+)=", rows)) | set(re.findall(r", (\w+)=", rows))
     assert {"max_flops", "round_to", "ignore"} <= options
-    assert options - {"at_least", "budgets", "highest"} <= SEARCH_KEYWORDS
+    assert options - {"at_least", "budgets", "cost", "highest"} <= SEARCH_KEYWORDS
 
 
 def test_the_options_page_is_generated(monkeypatch):

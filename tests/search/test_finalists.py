@@ -35,9 +35,9 @@ def test_final_values_are_those_of_the_delivered_networks(name: str) -> None:
 
 def test_drafts_are_compared_on_fewer_images_than_the_front_is_refined_on() -> None:
     """The front stores how its networks were refined, not how candidates were compared."""
-    result = labelled_search(**VARIANTS["drafts"], refine_images=30, generations=0)
-    assert result.compared_by.settings["refine"] and result.compared_by.settings["refine_images"] == 20
-    assert result.front.settings["refine"] and result.front.settings["refine_images"] == 30
+    result = labelled_search(**VARIANTS["drafts"], refine_images=300, generations=0)
+    assert result.compared_by.settings["refine"] and result.compared_by.settings["refine_images"] == 250
+    assert result.front.settings["refine"] and result.front.settings["refine_images"] == 300
 
 
 def search_digits(digits: Digits, **options: Any) -> dp.Result:
