@@ -17,7 +17,7 @@ from deap_prune.evolution.operators import initBlend
 from deap_prune.evolution.problem import BlendProblem, Decoder, Genes
 
 # Standard deviation of the logarithms of the group weights that random widths are balanced with, without and with
-# refined candidates; benchmarks/RESULTS.md names the measurement.
+# refined candidates; benchmarks/results/notes.json names the measurement.
 SPREAD, SPREAD_REFINED = 0.5, 2.0
 
 
