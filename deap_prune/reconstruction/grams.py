@@ -109,8 +109,8 @@ class LayerGram:
 def scarcity(features: int, rows: int) -> float:
     """Factor on the ridge of a fit, at least 1: moments of few rows fit their own noise.
 
-    Fitted on ResNet-20, CIFAR-10 (benchmarks/results/notes.json): with 0.5, 1, 2 and 4 rows per feature the loss is smallest at
-    600, 300, 60 and 10 times the usual ridge, with 20 rows at 1.
+    Fitted on ResNet-20, CIFAR-10 (benchmarks/results/notes.json): with 0.5, 1, 2 and 4 rows per feature the
+    loss is smallest at 600, 300, 60 and 10 times the usual ridge, with 20 rows at 1.
 
     Args:
         features: Number of features of a block.
