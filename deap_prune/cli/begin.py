@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deap_prune.cli.base import Overrides, Quiet, Yes, app, command, say
-from deap_prune.cli.runs import show_result
+from deap_prune.cli.runs import show_result, start
 
 if TYPE_CHECKING:
     from deap_prune.search import Result
@@ -81,30 +81,13 @@ def prune(
 ) -> None:
     """From a network to a smaller one: search, export to OUT/slim (dp.load reads it), and write the report."""
     from deap_prune.config import config_of, reach_factories
-    from deap_prune.search import search as run
     from deap_prune.search.first_config import first_config
-    from deap_prune.search.folder import check_folder
-    from deap_prune.search.from_config import open_config
-    from deap_prune.search.run_names import numbered, remove_run
+    from deap_prune.search.run_names import numbered
 
     sections = first_config(model, data, weights=weights, max_flops=max_flops, max_seconds=max_seconds)
     target = folder or numbered(Path("runs"), model.rpartition(":")[2])
     config = reach_factories(config_of({**sections, "out": str(target)}, set or ()), (Path(),))
-    config.search.check()
-    if yes:
-        remove_run(target)
-    check_folder(target)
-    opened = open_config(config)
-    task = opened.task
-    result = run(
-        task.model,
-        task.example_inputs,
-        calibration=task.calibration,
-        validation=task.validation,
-        out=target,
-        config=config,
-        progress=not quiet,
-    )
+    result, opened = start(config, target, replace=yes, progress=not quiet)
     show_result(result, target)
     _write_slim(result, opened, target / "slim")
     _write_report(result, target, progress=not quiet)

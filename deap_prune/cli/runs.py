@@ -22,7 +22,9 @@ from deap_prune.cli.base import (
 )
 
 if TYPE_CHECKING:
+    from deap_prune.config import Config
     from deap_prune.search import Result
+    from deap_prune.search.from_config import OpenedConfig
 
 
 @command
@@ -38,30 +40,12 @@ def search(
 ) -> None:
     """Search blends for the config's network, and write a run folder."""
     from deap_prune.config import load_config
-    from deap_prune.search import search as run
-    from deap_prune.search.folder import check_folder
-    from deap_prune.search.from_config import open_config
-    from deap_prune.search.run_names import numbered, remove_run
+    from deap_prune.search.run_names import numbered
 
     loaded = load_config(config, set or ())
     configured = None if loaded.out is None else Path(loaded.out)
     target = folder or configured or numbered(Path("runs"), config.stem)
-    loaded.search.check()
-    if yes:
-        remove_run(target)
-    check_folder(target)
-    loaded = loaded.model_copy(update={"out": str(target)})
-    task = open_config(loaded).task
-    result = run(
-        task.model,
-        task.example_inputs,
-        calibration=task.calibration,
-        validation=task.validation,
-        out=target,
-        config=loaded,
-        progress=not quiet,
-        ray=ray,
-    )
+    result, _ = start(loaded, target, replace=yes, progress=not quiet, ray=ray)
     show_result(result, target)
 
 
@@ -110,6 +94,36 @@ def report(
         run, singles=singles, network=network, beside=beside or (), progress=not quiet, overrides=model_override(model)
     )
     say(f"{path}, pictures in {run / 'report'}")
+
+
+def start(
+    config: Config, folder: Path, *, replace: bool, progress: bool, ray: str | None = None
+) -> tuple[Result, OpenedConfig]:
+    """Search in a new run folder. An earlier run there is removed only when the network and images have opened."""
+    from deap_prune.search import search as run
+    from deap_prune.search.folder import check_folder
+    from deap_prune.search.from_config import open_config
+    from deap_prune.search.run_names import remove_run
+
+    config.search.check()
+    if not replace:
+        check_folder(folder)
+    config = config.model_copy(update={"out": str(folder)})
+    opened = open_config(config)
+    if replace:
+        remove_run(folder)
+    task = opened.task
+    result = run(
+        task.model,
+        task.example_inputs,
+        calibration=task.calibration,
+        validation=task.validation,
+        out=folder,
+        config=config,
+        progress=progress,
+        ray=ray,
+    )
+    return result, opened
 
 
 def show_result(result: Result, folder: Path) -> None:

@@ -90,6 +90,10 @@ def test_init_writes_a_config_that_runs(place: Path) -> None:
     assert taken.exit_code == 2 and "exists and is not empty" in taken.stderr
     done = here("search", "config.yaml", "--quiet", "--out", "runs/0001-config", "--yes", *settings())
     assert done.exit_code == 0, done.output
+    (place / "photos").rename(place / "moved")
+    kept = here("search", "config.yaml", "--quiet", "--out", "runs/0001-config", "--yes", *settings())
+    assert kept.exit_code == 2 and (place / "runs" / "0001-config" / "front.json").is_file(), kept.output
+    (place / "moved").rename(place / "photos")
     refused = here("search", "config.yaml", "--quiet", "--out", "photos", "--yes", *settings())
     assert refused.exit_code == 2 and "holds no run" in refused.stderr and (place / "photos" / "train").is_dir()
 
