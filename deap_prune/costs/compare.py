@@ -69,7 +69,5 @@ def check_latency(
             :func:`deap_prune.costs.measure.measured_latencies`.
         repeats: Timed runs of each network, in turn with the others.
     """
-    about = table.about
     measured = measured_latencies(networks, table, example_inputs, dense=dense, repeats=repeats)
-    setting = f"{about['runtime']}, batch {about['batch']}, threads {about['threads']}, {about['device']}"
-    return LatencyCheck(tuple(map(float, predicted)), tuple(measured), setting)
+    return LatencyCheck(tuple(map(float, predicted)), tuple(measured), table.setting)

@@ -25,7 +25,8 @@ from deap_prune.errors import ConfigError, RegistryError, did_you_mean
 from deap_prune.structure.inputs import Call, as_call, first_line, on_device
 
 Run = Callable[[], Any]
-WARM_UP = 2
+BURST, MOST_IN_BURST = 3e-4, 10
+"""Seconds that one time should take, and most runs in it."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Clock:
 
     Args:
         setting: Runtime, batch, threads and device.
-        repeats: Timed turns, after two to warm up.
+        repeats: Timed turns.
 
     Attributes:
         setting: Runtime, batch, threads and device.
@@ -117,32 +118,37 @@ class Clock:
         """
         ratios, anchors = [], []
         with _threads(self.setting.threads), torch.inference_mode():
-            for _ in range(WARM_UP):
-                self._turn(runs)
+            bursts = [self._burst(run) for run in (self._anchor, *runs)]
             for _ in range(self._repeats):
-                anchor, times = self._turn(runs)
+                anchor, times = self._turn(runs, bursts)
                 anchors.append(anchor)
                 ratios.append([time / anchor for time in times])
         self.anchor = min(self.anchor, 1e3 * statistics.median(anchors))
         return [statistics.median(column) for column in zip(*ratios, strict=True)]
 
-    def _turn(self, runs: Sequence[Run]) -> tuple[float, list[float]]:
-        """Seconds of the anchor (its median between the runs), and of each run, in random order.
+    def _burst(self, run: Run) -> int:
+        """How often a run is repeated for one time: a short one several times, after the caches have filled."""
+        run()
+        return max(1, min(MOST_IN_BURST, round(BURST / max(self._timed(run, 1), 1e-9))))
 
-        What runs before leaves its mark in the caches; a random order spreads that over all runs.
-        """
+    def _turn(self, runs: Sequence[Run], bursts: Sequence[int]) -> tuple[float, list[float]]:
+        """Seconds of the anchor (its median between the runs), and of each run, in random order."""
         between = max(1, len(runs) // 4)
-        anchors, times = [self._timed(self._anchor)], [0.0] * len(runs)
+        anchors, times = [self._timed(self._anchor, bursts[0])], [0.0] * len(runs)
         for number, place in enumerate(self._random.sample(range(len(runs)), len(runs))):
-            times[place] = self._timed(runs[place])
+            times[place] = self._timed(runs[place], bursts[place + 1])
             if number % between == between - 1:
-                anchors.append(self._timed(self._anchor))
+                anchors.append(self._timed(self._anchor, bursts[0]))
         return statistics.median(anchors), times
 
-    def _timed(self, run: Run) -> float:
+    def _timed(self, run: Run, burst: int) -> float:
+        """Seconds of one of ``burst`` runs in a row, after one that fills the caches if they are short."""
+        if burst > 1:
+            run()
         start = self._now()
-        run()
-        return self._now() - start
+        for _ in range(burst):
+            run()
+        return (self._now() - start) / burst
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,11 @@ class Unit:
             narrow_layer(norm, outs, outs)
         return nn.Sequential(*parts, *([self.activation] if self.activation is not None else [])).eval()
 
+    def at(self, point: tuple[int, int]) -> nn.Module:
+        """:meth:`narrowed` to a point of its entry, which has the dense output width if that follows from the input."""
+        n_in, n_out = self.widths
+        return self.narrowed(point[0], point[0] * (n_out // n_in)) if self.is_coupled else self.narrowed(*point)
+
     def call(self, n_in: int) -> Call:
         """An input with this number of channels."""
         shape = list(self.shape)
