@@ -3,10 +3,10 @@ r"""Does a latency table predict the latency of pruned networks, and does it ran
 Question: how far are predicted latencies from measured ones, and how do a table and FLOPs rank networks?
 Method: networks with random weights (time does not depend on them): ResNet-56 (CIFAR, 32x32), MobileNetV2 and ResNet-50
 (224x224), batch 1, one thread. ``dp.latency_table`` measures the table. Then networks with random widths (a random kept
-share in each group, around a common one) are slimmed and timed in turn with the dense network; none of them is among
-those that the table's rest is fitted to. With one thread its own processor time counts, since other processes share the
-machine. The machine is slower when its neighbours are busy, so measured times are scaled by the dense network's: its
-time in the table by its time in this comparison.
+share in each group, around a common one) are slimmed and timed in turn; none of them is among those that the table's
+rest is fitted to. With one thread its own processor time counts, since other processes share the machine. It is slower
+when its neighbours are busy, so six of the networks that the table was fitted to are timed again in turn with the
+others, and measured times are scaled by the median of what these took then and take now.
 Output: one row per network and runtime in a JSON file of benchmarks/results: per pruned network the predicted and the
 measured milliseconds and the FLOPs; median error and Kendall's tau of the predictions, and the tau of FLOPs; the
 microseconds of one prediction. A row of the same network and runtime is replaced.
@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import kendalltau
+from selection import commit
 from torch import nn
 from torchvision.models import mobilenet_v2, resnet50
 
@@ -33,7 +34,6 @@ import deap_prune as dp
 from deap_prune.costs import check_latency
 from deap_prune.costs.measure import random_widths
 from deap_prune.zoo import cifar10_resnet56
-from selection import commit
 
 SEED = 5
 NETWORKS: Mapping[str, tuple[Callable[[], nn.Module], int]] = {
@@ -67,7 +67,7 @@ def measure(name: str, masks: int, runtime: str, batch: int, threads: int, file:
     kept = [random_widths(space, rng) for _ in range(masks)]
     counts = np.array([space.kept_counts(one) for one in kept])
     small = [dp.slim(model, space, one) for one in kept]
-    check = check_latency(small, space.latency_of(counts), table, image, dense=model)
+    check = check_latency(small, kept, table, model, space, image)
     flops = space.flops_of(counts) / space.flops
     print(check)
     return {

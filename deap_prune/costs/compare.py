@@ -11,6 +11,8 @@ from torch import nn
 from deap_prune.costs.latency import LatencyTable
 from deap_prune.costs.measure import measured_latencies
 from deap_prune.structure.inputs import Inputs
+from deap_prune.structure.masks import Masks
+from deap_prune.structure.space import PruningSpace
 
 
 @dataclass(frozen=True)
@@ -51,23 +53,28 @@ class LatencyCheck:
 
 def check_latency(
     networks: Sequence[nn.Module],
-    predicted: Sequence[float],
+    masks: Sequence[Masks],
     table: LatencyTable,
+    model: nn.Module,
+    space: PruningSpace,
     example_inputs: Inputs,
     *,
-    dense: nn.Module | None = None,
     repeats: int = 15,
 ) -> LatencyCheck:
     """Measure networks in the setting of a table, beside the latencies that it predicts for them.
 
     Args:
         networks: Slimmed networks.
-        predicted: Milliseconds of each, such as ``space.latency_of(space.kept_counts(masks))``.
+        masks: Their masks.
         table: The table.
+        model: The dense network.
+        space: Its pruning space.
         example_inputs: As for :func:`deap_prune.latency_table`.
-        dense: The dense network, timed in turn with the others; see
-            :func:`deap_prune.costs.measure.measured_latencies`.
         repeats: Timed runs of each network, in turn with the others.
+
+    Raises:
+        ConfigError: If the table was measured on another network or another device.
     """
-    measured = measured_latencies(networks, table, example_inputs, dense=dense, repeats=repeats)
-    return LatencyCheck(tuple(map(float, predicted)), tuple(measured), table.setting)
+    predicted = table.prediction(space)(np.array([space.kept_counts(one) for one in masks]))
+    measured = measured_latencies(networks, table, model, space, example_inputs, repeats=repeats)
+    return LatencyCheck(tuple(predicted.tolist()), tuple(measured), table.setting)

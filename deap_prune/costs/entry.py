@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,16 +50,16 @@ class Axis:
         return widths[np.unique(places[places < len(widths)])]
 
     def spread(self, *, even: bool) -> NDArray[np.int64]:
-        """At most ``GRID`` widths over the axis, first and last among them or near them.
+        """At most ``GRID`` widths over the axis.
 
         Args:
-            even: Prefer widths that are multiples of a large power of two; otherwise those that are not.
+            even: The dense width, and such that are multiples of a large power of two; otherwise such that are not.
         """
         widths = self.widths
         powers = np.gcd(widths, PERIOD)
         reach = min(PERIOD // 2, (len(widths) - 1) // (2 * (GRID - 1)))
-        chosen = set()
-        for place in np.linspace(0, len(widths) - 1, GRID).round().astype(np.int64).tolist():
+        chosen = {len(widths) - 1} if even else set()
+        for place in np.linspace(0, len(widths) - 1, GRID).round().astype(np.int64).tolist()[: -1 if even else None]:
             near = range(max(place - reach, 0), min(place + reach + 1, len(widths)))
             chosen.add(min(near, key=lambda p: (-powers[p] if even else powers[p], abs(p - place))))
         return widths[sorted(chosen)]
@@ -80,22 +81,57 @@ class Axis:
 
 
 @dataclass(frozen=True, eq=False)
+class Side:
+    """Where widths lie on one side of a grid.
+
+    Attributes:
+        cell: Number of the grid's cell.
+        along: Position between the cell's lower and upper end, as the times of the scan lie between those of the ends.
+        ratio: Time of the scan by that at the position: 1 if it lies between those of the ends.
+    """
+
+    cell: NDArray[np.intp]
+    along: Floats
+    ratio: Floats
+
+    @classmethod
+    def of(cls, widths: NDArray[np.int64], curve: Floats, grid: NDArray[np.int64], ends: Floats) -> Side:
+        """The side of a scan.
+
+        A time that is bilinear in some function of each width is exact in this way, whatever the functions are.
+
+        Args:
+            widths: All widths.
+            curve: Time of each.
+            grid: Widths of the grid.
+            ends: Times of the grid.
+        """
+        if len(grid) == 1:
+            return cls(np.zeros(len(widths), dtype=np.intp), np.zeros(len(widths)), curve / ends[0])
+        cell = (np.searchsorted(grid, widths, side="right") - 1).clip(0, len(grid) - 2)
+        low, gap = ends[cell], ends[cell + 1] - ends[cell]
+        even = (widths - grid[cell]) / (grid[cell + 1] - grid[cell])
+        steep = np.abs(gap) > 1e-3 * low
+        along = np.where(steep, (curve - low) / np.where(steep, gap, 1.0), even)
+        along = along.clip(np.where(widths < grid[0], -0.5, 0.0), np.where(widths > grid[-1], 1.5, 1.0))
+        return cls(cell, along, curve / (low + along * gap))
+
+
+@dataclass(frozen=True, eq=False)
 class Sheet:
     """Times of the input widths that run on one kernel.
 
     Attributes:
-        inputs: Input widths of the grid, ascending.
-        outputs: Output widths of the grid, ascending.
+        members: Which of the admissible input widths these are.
         times: Times of the grid, shape (inputs, outputs).
-        input_ratio: Time of each admissible input width by that of the grid, at the dense output.
-        output_ratio: Time of each admissible output width by that of the grid, at one input width.
+        inputs: All admissible input widths on it.
+        outputs: All admissible output widths on it.
     """
 
-    inputs: NDArray[np.int64]
-    outputs: NDArray[np.int64]
+    members: NDArray[np.bool_]
     times: Floats
-    input_ratio: Floats
-    output_ratio: Floats
+    inputs: Side
+    outputs: Side
 
 
 @dataclass(frozen=True)
@@ -124,7 +160,7 @@ class Entry:
     @property
     def first_points(self) -> tuple[Point, ...]:
         """The scan of the input widths."""
-        return tuple((int(width), self.outputs.dense) for width in self.inputs.scanned)
+        return tuple((width, self.outputs.dense) for width in self.inputs.scanned.tolist())
 
     def next_points(self, *, slow: bool) -> tuple[Point, ...]:
         """The other points: for the fast kernel the scan of the output widths, and the grid.
@@ -132,14 +168,15 @@ class Entry:
         Args:
             slow: The same for the input widths that a faster kernel leaves out.
         """
-        kinds = [self.inputs.spread(even=True), *([self.inputs.spread(even=False)] if slow else [])]
-        points = dict.fromkeys(
-            (int(i), int(o))
-            for inputs in kinds
-            for i, outputs in ((inputs[-1], self.outputs.scanned), *((i, self.outputs.spread(even=True)) for i in inputs))
-            for o in outputs
-        )
+        points = dict.fromkeys(self._kernel_points(even=True))
+        if slow:
+            points |= dict.fromkeys(self._kernel_points(even=False))
         return tuple(point for point in points if point not in self.first_points)
+
+    def _kernel_points(self, *, even: bool) -> Iterator[Point]:
+        inputs, outputs = self.inputs.spread(even=even).tolist(), self.outputs.spread(even=True).tolist()
+        yield from ((inputs[-1], width) for width in self.outputs.scanned.tolist())
+        yield from product(inputs, outputs)
 
     @property
     def needed(self) -> tuple[Point, ...]:
@@ -158,25 +195,32 @@ class Entry:
         """One sheet, or two if there is a faster kernel: of its widths, then of the others."""
         even, uneven = (self.inputs.spread(even=kind) for kind in (True, False))
         if self.multiple == 1:
-            return (self._sheet(even, int(even[-1])),)
+            return (self._sheet(even, int(even[-1]), np.ones(len(self.inputs.widths), dtype=np.bool_)),)
         widths = np.union1d(even, uneven)
-        fast = widths % self.multiple == 0
-        return self._sheet(widths[fast], int(even[-1])), self._sheet(widths[~fast], int(uneven[-1]))
+        fast, fast_grid = (these % self.multiple == 0 for these in (self.inputs.widths, widths))
+        return (
+            self._sheet(widths[fast_grid], int(even[-1]), fast),
+            self._sheet(widths[~fast_grid], int(uneven[-1]), ~fast),
+        )
 
-    def _sheet(self, inputs: NDArray[np.int64], last: int) -> Sheet:
+    def _sheet(self, inputs: NDArray[np.int64], last: int, members: NDArray[np.bool_]) -> Sheet:
         """A sheet.
 
         Args:
             inputs: Input widths of its grid.
             last: The one for which the output widths were scanned.
+            members: The admissible input widths that run on the kernel.
         """
         outputs = self.outputs.spread(even=True)
         times = np.array([[self.times[int(i), int(o)] for o in outputs] for i in inputs])
         scan = {i: self.times[i, self.outputs.dense] for i, _ in self.first_points}
-        by_input = self.inputs.curve(scan) / np.interp(self.inputs.widths, inputs, times[:, -1])
         across = {int(o): self.times[last, int(o)] for o in (*self.outputs.scanned, *outputs)}
-        by_output = self.outputs.curve(across) / np.interp(self.outputs.widths, outputs, times[inputs == last][0])
-        return Sheet(inputs, outputs, times, by_input, by_output)
+        return Sheet(
+            members,
+            times,
+            Side.of(self.inputs.widths, self.inputs.curve(scan), inputs, times[:, -1]),
+            Side.of(self.outputs.widths, self.outputs.curve(across), outputs, times[inputs == last][0]),
+        )
 
 
 def fast_multiple(times: Mapping[int, float]) -> int:

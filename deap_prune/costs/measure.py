@@ -29,6 +29,8 @@ PASSES = 2
 """How often the whole table is measured, so that a disturbance of some seconds does not stay in it."""
 CALIBRATION = 16
 """Whole networks that the rest is fitted to."""
+REFERENCES = 3
+"""One of so many of these is timed again where networks are compared with predictions."""
 TOGETHER = 32
 """Narrowed copies of a unit in memory."""
 
@@ -213,29 +215,36 @@ def random_widths(space: PruningSpace, rng: np.random.Generator) -> Masks:
 def measured_latencies(
     networks: Sequence[nn.Module],
     table: LatencyTable,
+    model: nn.Module,
+    space: PruningSpace,
     example_inputs: Inputs,
     *,
-    dense: nn.Module | None = None,
     repeats: int = 15,
 ) -> list[float]:
     """Measured milliseconds of networks in the setting of a table, at the machine's speed that the table holds for.
 
+    A machine is slower when it has other work. So networks that were timed for the table are timed again, in turn with
+    the others, and all times are scaled by the median of what these took then and take now.
+
     Args:
         networks: Pruned networks; they are not changed.
         table: The table.
+        model: The dense network, for the networks of the table.
+        space: Its pruning space.
         example_inputs: As for :func:`latency_table`.
-        dense: The dense network: times are taken relative to it, and to its time in the table. By default they are
-            relative to the table's anchor, which other processes on the machine slow down less than a network.
         repeats: Timed runs of each network, in turn with the others.
+
+    Raises:
+        ConfigError: If the table was measured on another device.
     """
-    about = table.about
-    clock = Clock(Setting(*(about[name] for name in ("runtime", "batch", "threads", "device"))), repeats)
-    cases = [*networks] if dense is None else [dense, *networks]
-    ratios = _times_of([copy.deepcopy(network).to(clock.setting.device) for network in cases], clock, example_inputs)
-    if dense is None:
-        return [table.anchor * ratio for ratio in ratios]
-    scale = table.anchor * float(np.median(np.array(table.whole), axis=0)[0]) / ratios[0]  # the first one is dense
-    return [scale * ratio for ratio in ratios[1:]]
+    setting = Setting(*(table.about[name] for name in ("runtime", "batch", "threads", "device")))
+    dense = pristine(unwrap(model)).cpu().eval()
+    references = [slim(dense, space, masks) for masks in calibration_masks(space)[::REFERENCES]]
+    cases = [*references, *(copy.deepcopy(network).to(setting.device).eval() for network in networks)]
+    ratios = _times_of(cases, Clock(setting, repeats), example_inputs)
+    then, now = table.anchor * np.median(np.array(table.whole), axis=0)[::REFERENCES], ratios[: len(references)]
+    scale = float(np.median(then / np.array(now)))
+    return [scale * ratio for ratio in ratios[len(references) :]]
 
 
 def _times_of(networks: Sequence[nn.Module], clock: Clock, example_inputs: Inputs) -> list[float]:

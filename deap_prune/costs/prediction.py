@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from deap_prune.costs.entry import PERIOD, Axis, Entry, Floats
+from deap_prune.costs.entry import PERIOD, Axis, Entry, Floats, Side
 from deap_prune.structure.cost_polynomial import Activations, CostPolynomial
 
 if TYPE_CHECKING:
@@ -40,36 +40,22 @@ class Rest:
 
 
 @dataclass(frozen=True, eq=False)
-class _Lookup:
-    """What the widths of one side of all units mean, by place: the unit's start plus the number of the width.
-
-    Attributes:
-        cell: Place in the times of the lower corner's row or column.
-        along: Position between the lower and the upper corner, in [0, 1].
-        ratio: Time of the width by the interpolated one.
-        sheet: Offset of the output ratios of the width's sheet.
-    """
-
-    cell: Places
-    along: Floats
-    ratio: Floats
-    sheet: Places
-
-
-@dataclass(frozen=True, eq=False)
 class TableLatency:
     """Predicted latency of a space's networks: ``rest + factor * sum of the units``.
 
     A unit's time is interpolated on the grid of its sheet, times a ratio for each of its two widths. Every unit has two
-    widths, affine in the kept counts; arrays over both begin with the input widths.
+    widths, affine in the kept counts; arrays over both begin with the input widths. The widths of all units stand in
+    one row: the place of a width is the start of its unit plus its number. ``cell`` of a side counts places in
+    ``times``.
 
     Attributes:
         fixed: Number of the width if no filter is kept, shape (2 * units,).
         slopes: Widths that one kept filter of a group adds, shape (2 * units, groups).
         last: Number of the dense width, shape (2 * units,).
         starts: Start of the unit in its lookup, shape (2 * units,).
-        inputs: Meaning of the input widths.
-        outputs: Meaning of the output widths; ``ratio`` begins with those of the first sheet.
+        inputs: The input widths.
+        sheet: Distance of the output widths of the sheet that belongs to an input width, shape of ``inputs``.
+        outputs: The output widths, for each sheet.
         columns: Distance of two rows in ``times``, shape (units,).
         times: Times of all grids, in milliseconds.
         rest: Of the table.
@@ -83,8 +69,9 @@ class TableLatency:
     slopes: Floats
     last: Places
     starts: Places
-    inputs: _Lookup
-    outputs: _Lookup
+    inputs: Side
+    sheet: Places
+    outputs: Side
     columns: Places
     times: Floats
     rest: Rest
@@ -106,20 +93,20 @@ class TableLatency:
         numbers = (self.fixed + np.asarray(kept, dtype=np.float64) @ self._across + 0.5).astype(np.intp)
         places = np.minimum(np.maximum(numbers, 0), self.last) + self.starts
         n = len(self.columns)
-        i, o = places[..., :n], places[..., n:]
         inputs, outputs = self.inputs, self.outputs
+        i = places[..., :n]
+        o = places[..., n:] + self.sheet[i]
         at, y = inputs.cell[i] + outputs.cell[o], outputs.along[o]
         near = self.times[at]
         near = near + y * (self.times[at + 1] - near)
         at = at + self.columns
         far = self.times[at]
         far = far + y * (self.times[at + 1] - far)
-        ratio = inputs.ratio[i] * outputs.ratio[o + inputs.sheet[i]]
-        return np.asarray((near + inputs.along[i] * (far - near)) * ratio)
+        return np.asarray((near + inputs.along[i] * (far - near)) * inputs.ratio[i] * outputs.ratio[o])
 
     @cached_property
     def steps(self) -> NDArray[np.int64]:
-        """Width step of each group that the device likes: the largest to which rounding up is (nearly) free."""
+        """Width step of each group that the device likes: rounding up to its multiples is (nearly) free."""
         return np.array([self._step(group) for group in range(len(self.sizes))], dtype=np.int64)
 
     def _step(self, group: int) -> int:
@@ -129,13 +116,16 @@ class TableLatency:
         counts = np.tile(self.sizes, (len(widths), 1))
         counts[:, group] = widths
         times = self.units(counts).sum(axis=-1)
-        slope = (times[-1] - times[0]) / max(size - block, 1)
-        for step in (s for s in (PERIOD, 8, 4, 2) if s <= size // 2 and s % block == 0):
-            rounded = np.minimum(-(-widths // step) * step, size)
-            added = times[np.searchsorted(widths, rounded)] - times
-            if slope > 0 and added.mean() < FREE * slope * (rounded - widths).mean():
-                return step
-        return 1
+        slope, liked = (times[-1] - times[0]) / max(size - block, 1), block
+        for step in (2, 4, 8, PERIOD):
+            if slope <= 0 or step > size // 2 or step % block:
+                continue
+            of = widths % liked == 0
+            rounded = np.minimum(-(-widths[of] // step) * step, size)
+            added = times[np.searchsorted(widths, rounded)] - times[of]
+            if added.mean() < FREE * slope * (rounded - widths[of]).mean():
+                liked = step
+        return liked
 
     @cached_property
     def _across(self) -> Floats:
@@ -163,7 +153,7 @@ class TableLatency:
         sides += [(entry.outputs, layer.outputs) for entry, layer in zip(entries, layers, strict=True)]
         affine = [affine_widths(space, ids) for _, ids in sides]
         axes = [axis for axis, _ in sides]
-        inputs, outputs, starts, columns, times = _lookups(entries)
+        inputs, sheet, outputs, starts, columns, times = _lookups(entries)
         if space.activations is None:
             raise ValueError("the space has no activations")
         return cls(
@@ -172,6 +162,7 @@ class TableLatency:
             np.array([len(axis.widths) - 1 for axis in axes], dtype=np.intp),
             starts,
             inputs,
+            sheet,
             outputs,
             columns,
             anchor * times,
@@ -203,45 +194,31 @@ def axis_of(space: PruningSpace, ids: NDArray[np.intp]) -> Axis:
     return Axis(round(fixed) + sum(added), len(ids), max(gcd(*added), 1))
 
 
-def _cells(widths: NDArray[np.int64], grid: NDArray[np.int64]) -> tuple[Places, Floats]:
-    """Cell of the grid of each width, and the position in it."""
-    cell = (np.searchsorted(grid, widths, side="right") - 1).clip(0, max(len(grid) - 2, 0))
-    if len(grid) == 1:
-        return cell, np.zeros(len(widths))
-    return cell, ((widths - grid[cell]) / (grid[cell + 1] - grid[cell])).clip(0.0, 1.0)
-
-
-def _lookups(entries: Sequence[Entry]) -> tuple[_Lookup, _Lookup, Places, Places, Floats]:
-    """``inputs``, ``outputs``, ``starts``, ``columns`` and ``times`` of :class:`TableLatency`."""
+def _lookups(entries: Sequence[Entry]) -> tuple[Side, Places, Side, Places, Places, Floats]:
+    """``inputs``, ``sheet``, ``outputs``, ``starts``, ``columns`` and ``times`` of :class:`TableLatency`."""
+    inputs, outputs, sheets = list[Side](), list[Side](), list[Places]()
     times, columns, place = list[Floats](), list[int](), 0
-    rows: list[tuple[Places, Floats, Floats, Places]] = []
-    across: list[tuple[Places, Floats, list[Floats]]] = []
     for entry in entries:
-        widths, n_out = entry.inputs.widths, len(entry.outputs.widths)
-        cell, along = np.zeros(len(widths), dtype=np.intp), np.zeros(len(widths))
-        ratio, sheet_of = np.ones(len(widths)), np.zeros(len(widths), dtype=np.intp)
-        stride = len(entry.sheets[0].outputs) + 1
+        widths, n_out = len(entry.inputs.widths), len(entry.outputs.widths)
+        side = Side(np.zeros(widths, dtype=np.intp), np.zeros(widths), np.ones(widths))
+        sheet_of = np.zeros(widths, dtype=np.intp)
         for number, sheet in enumerate(entry.sheets):
-            mine = np.flatnonzero((widths % entry.multiple != 0) == bool(number)) if len(entry.sheets) > 1 else slice(None)
-            row, at = _cells(widths, sheet.inputs)
-            cell[mine], along[mine] = (place + row * stride)[mine], at[mine]
-            ratio[mine], sheet_of[mine] = sheet.input_ratio[mine], number * n_out
             padded = np.pad(sheet.times, ((0, 1), (0, 1)), mode="edge")  # a grid of one width has no upper corner
+            mine = sheet.members
+            side.cell[mine] = place + sheet.inputs.cell[mine] * padded.shape[1]
+            side.along[mine], side.ratio[mine] = sheet.inputs.along[mine], sheet.inputs.ratio[mine]
+            sheet_of[mine] = number * n_out
+            outputs.append(sheet.outputs)
             times.append(padded.ravel())
             place += padded.size
-        columns.append(stride)
-        rows.append((cell, along, ratio, sheet_of))
-        outs = _cells(entry.outputs.widths, entry.sheets[0].outputs)
-        across.append((*outs, [sheet.output_ratio for sheet in entry.sheets]))
-    lengths_in = [len(cell) for cell, *_ in rows]
-    lengths_out = [len(ratios) * len(cell) for cell, _, ratios in across]
-    starts = [*np.cumsum([0, *lengths_in])[:-1], *np.cumsum([0, *lengths_out])[:-1]]
-    inputs = _Lookup(*(np.concatenate(parts) for parts in zip(*rows, strict=True)))
-    ratios = np.concatenate([ratio for *_, parts in across for ratio in parts])
-    outputs = _Lookup(
-        np.concatenate([np.tile(cell, len(parts)) for cell, _, parts in across]),
-        np.concatenate([np.tile(along, len(parts)) for _, along, parts in across]),
-        ratios,
-        np.zeros(len(ratios), dtype=np.intp),
-    )
-    return inputs, outputs, np.array(starts, dtype=np.intp), np.array(columns, dtype=np.intp), np.concatenate(times)
+        inputs.append(side)
+        sheets.append(sheet_of)
+        columns.append(entry.sheets[0].times.shape[1] + 1)
+    lengths = [[len(e.inputs.widths) for e in entries], [len(e.sheets) * len(e.outputs.widths) for e in entries]]
+    starts = np.concatenate([np.cumsum([0, *side])[:-1] for side in lengths]).astype(np.intp)
+    places = np.array(columns, dtype=np.intp)
+    return _joined(inputs), np.concatenate(sheets), _joined(outputs), starts, places, np.concatenate(times)
+
+
+def _joined(sides: Sequence[Side]) -> Side:
+    return Side(*(np.concatenate([getattr(side, name) for side in sides]) for name in ("cell", "along", "ratio")))

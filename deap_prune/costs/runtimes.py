@@ -6,7 +6,7 @@ import random
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -66,7 +66,7 @@ class Setting:
     @property
     def about(self) -> dict[str, Any]:
         """The setting and the version of the runtime, as JSON takes them."""
-        return {**asdict(self), "version": version(self.runtime)}
+        return {**asdict(self), "version": version(RUNTIMES[self.runtime].packages[-1])}
 
     def call(self, example_inputs: Any) -> Call:
         """The example inputs as a batch of the setting's size: copies of the first sample."""
@@ -116,15 +116,11 @@ class Clock:
         Args:
             runs: Results of :meth:`Setting.prepare`.
         """
-        ratios, anchors = [], []
         with _threads(self.setting.threads), torch.inference_mode():
             bursts = [self._burst(run) for run in (self._anchor, *runs)]
-            for _ in range(self._repeats):
-                anchor, times = self._turn(runs, bursts)
-                anchors.append(anchor)
-                ratios.append([time / anchor for time in times])
-        self.anchor = min(self.anchor, 1e3 * statistics.median(anchors))
-        return [statistics.median(column) for column in zip(*ratios, strict=True)]
+            turns = [self._turn(runs, bursts) for _ in range(self._repeats)]
+        self.anchor = min(self.anchor, 1e3 * statistics.median(anchor for anchor, _ in turns))
+        return [statistics.median(column) for column in zip(*(ratios for _, ratios in turns), strict=True)]
 
     def _burst(self, run: Run) -> int:
         """How often a run is repeated for one time: a short one several times, after the caches have filled."""
@@ -132,14 +128,13 @@ class Clock:
         return max(1, min(MOST_IN_BURST, round(BURST / max(self._timed(run, 1), 1e-9))))
 
     def _turn(self, runs: Sequence[Run], bursts: Sequence[int]) -> tuple[float, list[float]]:
-        """Seconds of the anchor (its median between the runs), and of each run, in random order."""
-        between = max(1, len(runs) // 4)
-        anchors, times = [self._timed(self._anchor, bursts[0])], [0.0] * len(runs)
-        for number, place in enumerate(self._random.sample(range(len(runs)), len(runs))):
-            times[place] = self._timed(runs[place], bursts[place + 1])
-            if number % between == between - 1:
-                anchors.append(self._timed(self._anchor, bursts[0]))
-        return statistics.median(anchors), times
+        """Seconds of the anchor, and each run's time by that of the anchor before and after it, in random order."""
+        anchors, ratios = [self._timed(self._anchor, bursts[0])], [0.0] * len(runs)
+        for place in self._random.sample(range(len(runs)), len(runs)):
+            seconds = self._timed(runs[place], bursts[place + 1])
+            anchors.append(self._timed(self._anchor, bursts[0]))
+            ratios[place] = 2 * seconds / (anchors[-2] + anchors[-1])
+        return statistics.median(anchors), ratios
 
     def _timed(self, run: Run, burst: int) -> float:
         """Seconds of one of ``burst`` runs in a row, after one that fills the caches if they are short."""
@@ -157,11 +152,11 @@ class Runtime:
 
     Attributes:
         prepare: Function of (network, call, setting) to a function that runs the network once.
-        packages: Packages that it needs.
+        packages: Packages that it needs; the last one's version is noted in tables.
     """
 
     prepare: Callable[[nn.Module, Call, Setting], Run]
-    packages: tuple[str, ...] = ()
+    packages: tuple[str, ...]
 
 
 def _torch(network: nn.Module, call: Call, setting: Setting) -> Run:
@@ -202,8 +197,8 @@ def _onnxruntime(network: nn.Module, call: Call, setting: Setting) -> Run:
     return partial(session.run, None, dict(zip(names, arrays, strict=False)))
 
 
-RUNTIMES: Mapping[str, Runtime] = {
-    "torch": Runtime(_torch),
+RUNTIMES: dict[str, Runtime] = {
+    "torch": Runtime(_torch, ("torch",)),
     "onnxruntime": Runtime(_onnxruntime, ("onnx", "onnxruntime")),
 }
 

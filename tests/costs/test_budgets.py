@@ -105,5 +105,5 @@ def test_round_to_auto() -> None:
     genome = genome_on(space, max_latency=0.6, round_to="auto")
     counts = space.kept_counts(genome.decode([0.4] * len(genome.layout)))
     liked = space.latency_of.steps  # type: ignore[union-attr]
-    assert liked.tolist() == [4 if size >= 8 else 1 for size in space.sizes]
+    assert liked.tolist() == [4 if size >= 8 else 2 for size in space.sizes]
     assert all(c % step == 0 or c == size for c, step, size in zip(counts, liked, space.sizes, strict=True))

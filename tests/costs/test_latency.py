@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,59 +18,94 @@ from typer.testing import CliRunner
 import deap_prune as dp
 from deap_prune.cli import app
 from deap_prune.costs import LatencyTable, bound_cost, check_latency
-from deap_prune.costs.latency import affine_widths
-from deap_prune.costs.measure import calibration_masks
+from deap_prune.costs.entry import Axis, Entry, fast_multiple
+from deap_prune.costs.measure import calibration_masks, random_widths
+from deap_prune.costs.prediction import Rest, TableLatency, axis_of
 from deap_prune.costs.runtimes import Clock, Setting
 from deap_prune.costs.units import units_of
 from deap_prune.errors import BudgetError, ConfigError, RegistryError
+from deap_prune.structure.layers import spec_of
+from deap_prune.structure.space import LayerChannels
 from deap_prune.weights import save_weights
 from deap_prune.zoo import digits_resnet
-from tests.helpers.latency import ABOUT, synthetic_table
+from tests.helpers.latency import comb, formula_runtime, synthetic_table, synthetic_times, timed_by
 from tests.helpers.networks import conv
 from tests.helpers.pruning import prepared
 from tests.helpers.random_scores import SPACES
 
 
+# ------------------------------------------------------------------ one unit
+def prediction_of(entry: Entry) -> TableLatency:
+    """The prediction of one layer that joins two groups."""
+    sizes = np.array([entry.inputs.dense, entry.outputs.dense])
+    groups = [SimpleNamespace(size=size, blocks=1) for size in sizes.tolist()]
+    space: Any = SimpleNamespace(groups=groups, sizes=sizes, activations=0, params_of=0)
+    ids = np.split(np.arange(sizes.sum()), [sizes[0]])
+    return TableLatency.of([LayerChannels("layer", *ids)], [entry], 1.0, Rest(), space)
+
+
+def stairs(n_in: int, n_out: int) -> float:
+    return (1 + n_in / 7) * (3 + -(-n_out // 16))
+
+
+@pytest.mark.parametrize("dense", [(40, 24), (200, 72), (16, 1), (3, 64)])
+@pytest.mark.parametrize(("time", "multiple"), [(stairs, 1), (comb, 4)])
+def test_every_width_is_exact_for_stairs_and_fast_kernels(dense: Any, time: Any, multiple: int) -> None:
+    """Also between the windows of a long axis, which is timed at 64 widths."""
+    entry = timed_by(Entry("unit", Axis(1, dense[0]), Axis(1, dense[1])), time)
+    assert entry.multiple == (multiple if dense[0] > 16 else 1) and len(entry.points) < 400
+    whole = prediction_of(entry)
+    for i in range(17 if multiple > 1 and dense[0] > 16 else 1, dense[0] + 1):
+        outputs = np.arange(1, dense[1] + 1)
+        times = whole.units(np.column_stack([np.full(dense[1], i), outputs]))[:, 0]
+        np.testing.assert_allclose(times, [time(i, o) for o in outputs.tolist()], rtol=0.05)
+
+
+def test_the_fast_multiple_of_a_scan() -> None:
+    rng = np.random.default_rng(0)
+    widths = np.arange(1, 65)
+    for multiple in (1, 2, 4, 8, 16):
+        line = 5 + widths * np.where(widths % multiple == 0, 1.0, 1.5) * rng.normal(1, 0.02, 64)
+        assert fast_multiple(dict(zip(widths.tolist(), line, strict=True))) == multiple
+    assert fast_multiple({width: 1.0 + width for width in range(1, 9)}) == 1
+
+
+def test_axes_hold_the_widths_that_masks_can_give() -> None:
+    for name in SPACES:
+        case = prepared(name)
+        masks = [dp.Masks.random(case.space, keep=(0.1, 0.9), seed=seed) for seed in range(3)]
+        small = [dp.slim(case.model, case.space, one) for one in masks]
+        for layer in (layer for layer in case.space.layers if layer.dim is None):
+            for side, ids in (("in_channels", layer.inputs), ("out_channels", layer.outputs)):
+                axis = axis_of(case.space, ids)
+                widths = [getattr(spec_of(network.get_submodule(layer.name)), side) for network in small]
+                assert axis.widths[-1] == len(ids) and set(widths) <= set(axis.widths.tolist())
+
+
 # ------------------------------------------------------------------ the prediction
 @pytest.mark.parametrize("name", SPACES)
-def test_prediction_is_the_sum_of_interpolated_units_and_a_rest(name: str) -> None:
-    """Beside NumPy's interpolation, one unit and one axis at a time; kept counts need not be whole."""
-    space = prepared(name).space
-    table = synthetic_table(space)
-    rng = np.random.default_rng(1)
-    counts = np.concatenate(
-        [rng.integers(1, space.sizes + 1, (6, len(space.sizes))), 1 + rng.random((3, 1)) * (space.sizes - 1)]
-    )
-    expected = []
-    for kept in counts:
-        total = 0.0
-        for layer_name, number in table.units:
-            entry, layer = table.entries[number], next(x for x in space.layers if x.name == layer_name)
-            widths = [
-                fixed + slopes @ kept
-                for fixed, slopes in (affine_widths(space, s) for s in (layer.inputs, layer.outputs))
-            ]
-            rows = [np.interp(widths[1], entry.outputs, row) for row in entry.times]
-            total += float(np.interp(widths[0], entry.inputs, rows))
-        written = float(space.activations.written(kept)) / 1e6  # type: ignore[union-attr]
-        expected.append(0.5 + 3.0 * written + 1.25 * table.anchor * total)
-    np.testing.assert_allclose(table.on(space).latency_of(counts), expected, rtol=1e-12)  # type: ignore[misc]
+def test_prediction_is_the_sum_of_the_slim_layers_and_a_rest(name: str) -> None:
+    """Beside the widths of the slimmed network's layers, looked up one at a time."""
+    case = prepared(name)
+    table, times = synthetic_table(case.space), synthetic_times(case.space)
+    latency = table.on(case.space).latency_of
+    for seed in range(4):
+        masks = dp.Masks.random(case.space, keep=(0.1, 0.9), seed=seed)
+        small, total = dp.slim(case.model, case.space, masks), 0.0
+        for layer, time in times.items():
+            spec = spec_of(small.get_submodule(layer))
+            total += time(spec.in_channels, spec.out_channels)
+        kept = case.space.kept_counts(masks)
+        rest = 0.5 + 3e-6 * float(case.space.activations.written(kept)) + 0.25e-6 * int(case.space.params_of(kept))
+        assert latency is not None and float(latency(kept)) == pytest.approx(rest + 1.25 * 2.0 * total)
 
 
-def test_prediction_is_exact_at_grid_points() -> None:
-    space = prepared("residual").space
-    table = synthetic_table(space)
-    units = table.on(space).latency_of.units(space.sizes)  # type: ignore[union-attr]
-    dense = [table.anchor * table.entries[number].times[-1, -1] for _, number in table.units]
-    np.testing.assert_array_equal(units, dense)
-
-
-def test_a_prediction_takes_microseconds() -> None:
+def test_predictions_of_a_population() -> None:
     space = synthetic_table(plain := prepared("concat").space).on(plain)
-    start = time.process_time()
-    for _ in range(200):
-        space.latency_of(space.sizes)  # type: ignore[misc]
-    assert (time.process_time() - start) / 200 < 1e-3  # tens of microseconds on an idle machine
+    counts = np.random.default_rng(0).integers(1, space.sizes + 1, (2, 5, len(space.sizes)))
+    together = space.latency_of(counts)  # type: ignore[misc]
+    one_by_one = [[float(space.latency_of(kept)) for kept in row] for row in counts]  # type: ignore[misc]
+    np.testing.assert_allclose(together, one_by_one)
 
 
 def test_tables_go_to_json_and_back(tmp_path: Path) -> None:
@@ -79,13 +114,18 @@ def test_tables_go_to_json_and_back(tmp_path: Path) -> None:
     table.save(tmp_path / "table.json")
     again = LatencyTable.load(tmp_path / "table.json")
     assert again == table and again.digest == table.digest != synthetic_table(space, seed=1).digest
-    for text in ("", "[]", "{}", table.to_json().replace('"format": 1', '"format": 9'), json.dumps({"format": 1})):
+    for text in ("", "[]", "{}", table.to_json().replace('"format": 2', '"format": 9'), json.dumps({"format": 2})):
         with pytest.raises(ConfigError, match="this is no latency table of this version"):
             LatencyTable.from_json(text)
-    damaged = json.loads(table.to_json())
-    damaged["entries"][0]["inputs"].append(1)
-    with pytest.raises(ConfigError, match=r"the grid of '.*' is damaged"):
-        LatencyTable.from_json(json.dumps(damaged))
+    for part, value, message in (
+        ("inputs", {"lowest": 0, "dense": 3, "stride": 1}, r"the times of '.*' are damaged"),
+        ("samples", [[1.0]], r"the times of '.*' are damaged"),
+        ("points", [[1, 1]] * len(table.entries[0].points), r"times of '.*' are missing"),
+    ):
+        damaged = json.loads(table.to_json())
+        damaged["entries"][0][part] = value
+        with pytest.raises(ConfigError, match=message):
+            LatencyTable.from_json(json.dumps(damaged))
     with pytest.raises(ConfigError, match=r"the latency table '.*none.json' can't be read"):
         LatencyTable.load(tmp_path / "none.json")
 
@@ -125,6 +165,7 @@ def test_a_table_is_measured_and_resumed(runtime: str, tmp_path: Path, monkeypat
     space = dp.trace(model, image)
     how: dict[str, Any] = {"runtime": runtime, "threads": 1, "repeats": 2, "out": path, "progress": False}
     timed, calls = Clock.__call__, []
+    monkeypatch.setattr("deap_prune.costs.runtimes.BURST", 0)
 
     def stops(clock: Clock, runs: Any) -> list[float]:
         calls.append(len(runs))
@@ -138,17 +179,39 @@ def test_a_table_is_measured_and_resumed(runtime: str, tmp_path: Path, monkeypat
     begun = LatencyTable.load(path)
     assert begun.rest is None and len(begun.entries) >= 1
     table = dp.latency_table(model, space, image, **how)
-    assert table.entries[0].samples[0] == begun.entries[0].samples[0] and len(table.whole) == 3
+    assert table.entries[0].samples[0] == begun.entries[0].samples[0] and len(table.whole) == 2
     assert LatencyTable.load(path) == table and table.about["runtime"] == runtime
     before = len(calls)
     assert dp.latency_table(model, space, image, **how) == table and len(calls) == before
     fast = table.on(space)
     networks = [dp.slim(model, space, masks) for masks in calibration_masks(space)[:3]]
-    predicted = fast.latency_of([space.kept_counts(m) for m in calibration_masks(space)[:3]])  # type: ignore[misc]
-    check = check_latency(networks, predicted, table, image, repeats=2)
-    assert (predicted > 0).all() and np.isfinite(check.median_error) and f"({runtime}, batch 1" in str(check)
+    check = check_latency(networks, calibration_masks(space)[:3], table, model, fast, image, repeats=2)
+    assert min(check.predicted) > 0 and np.isfinite(check.median_error) and f"({runtime}, batch 1" in str(check)
     with pytest.raises(ConfigError, match=r"holds a table of .*, not of .*'batch': 2.*; choose another file"):
         dp.latency_table(model, space, image, **how, batch=2)
+
+
+def test_a_measured_table_predicts_a_device_that_follows_a_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a virtual clock: fast kernels, stairs, and a join between layers that follow them."""
+    formula_runtime(monkeypatch)
+    case = prepared("residual")
+    table = dp.latency_table(
+        case.model, case.space, case.inputs, runtime="formula", threads=1, repeats=2, progress=False
+    )
+    space = table.on(case.space)
+    rng = np.random.default_rng(3)
+    masks = [random_widths(space, rng) for _ in range(12)]
+    small = [dp.slim(case.model, space, one) for one in masks]
+    check = check_latency(small, masks, table, case.model, space, case.inputs, repeats=1)
+    assert check.median_error < 0.02 and check.tau > 0.9
+
+
+def test_steps_are_those_of_the_device() -> None:
+    """Widths in eights: outputs in stairs of eight, inputs in a fast kernel for fours."""
+    times = timed_by(Entry("unit", Axis(1, 64), Axis(1, 64)), comb)
+    assert prediction_of(times).steps.tolist() == [4, 8]
+    smooth = timed_by(Entry("unit", Axis(1, 64), Axis(1, 64)), lambda i, o: 1.0 + i * o)
+    assert prediction_of(smooth).steps.tolist() == [1, 1]
 
 
 def test_illegal_settings() -> None:
@@ -200,6 +263,7 @@ def test_a_front_with_latencies(tmp_path: Path) -> None:
 def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A table from the command line, a search under two budgets, and its network within a limit."""
     monkeypatch.chdir(tmp_path)
+    formula_runtime(monkeypatch)
     monkeypatch.setattr("deap_prune.costs.measure.PASSES", 1)
     search = {"population": 4, "generations": 1, "criteria": ["l1", "l2"], "objectives": ["agreement"], "refine": False}
     config = {
@@ -215,10 +279,10 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     refused = run("search", "run.yaml", "--out", "a")
     assert refused.exit_code == 2 and "max_latency is 0.9, which needs a latency table" in refused.stderr
-    done = run("latency", "run.yaml", "--threads", "1", "--out", "table.json")
+    done = run("latency", "run.yaml", "--runtime", "formula", "--threads", "1", "--out", "table.json")
     assert done.exit_code == 0 and "dense network" in done.stdout, done.output
     about = LatencyTable.load("table.json").about
-    assert {name: about[name] for name in ("runtime", "batch", "threads", "device")}.items() <= ABOUT.items()
+    assert (about["runtime"], about["batch"], about["threads"], about["device"]) == ("formula", 1, 1, "cpu")
     done = run("search", "run.yaml", "--out", "a", "--set", "search.latency_table=table.json")
     assert done.exit_code == 0, done.output
     front = dp.ParetoFront.load("a")
