@@ -1,4 +1,4 @@
-"""Measure a latency table: every unit of a network alone on a grid of widths, then whole networks for the rest."""
+"""Measure a latency table: every unit of a network alone, then whole networks for the rest."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def latency_table(
 ) -> LatencyTable:
     """Measure the latency of a network's layers by their widths, once, for budgets and objectives in milliseconds.
 
-    Every layer, with the normalisation and the activation that follow it, is timed alone on a grid of widths. The grid
-    is refined where neighbours differ and the time between them is not on a line. Whole pruned networks are timed for
+    Every layer, with the normalisation and the activation that follow it, is timed alone: at runs of consecutive
+    widths of each side, which show fast kernels and stairs, and on a grid of both. Whole pruned networks are timed for
     the rest: operators between the layers, and what layers take longer in a network than alone. NetAdapt (Yang et al.
     2018, arXiv 1804.03230) and HALP (Shen et al. 2021, arXiv 2110.10811) prune with such tables.
 
