@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from deap_prune.structure.space import LayerChannels, PruningSpace
 
 FORMAT = 2
+ELSEWHERE = "elsewhere"
+"""The device of a table whose times come from another machine."""
 MOST_BYTES = 64 * 2**20
 
 

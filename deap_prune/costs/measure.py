@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,8 +28,6 @@ PASSES = 2
 """How often the whole table is measured, so that a disturbance of some seconds does not stay in it."""
 CALIBRATION = 16
 """Whole networks that the rest is fitted to."""
-REFERENCES = 3
-"""One of so many of these is timed again where networks are compared with predictions."""
 TOGETHER = 32
 """Narrowed copies of a unit in memory."""
 
@@ -131,7 +128,7 @@ class _Work:
         if len(table.whole) > number:
             return table
         networks = [slim(self.network, self.space, masks) for masks in calibration_masks(self.space)]
-        times = _times_of(networks, self.clock, self.example_inputs)
+        times = times_of(networks, self.clock, self.example_inputs)
         return self._stored(replace(table, whole=(*table.whole, tuple(times)), rest=None))
 
     def with_rest(self, table: LatencyTable, units: Sequence[Unit]) -> LatencyTable:
@@ -212,41 +209,7 @@ def random_widths(space: PruningSpace, rng: np.random.Generator) -> Masks:
     return Masks(masks)
 
 
-def measured_latencies(
-    networks: Sequence[nn.Module],
-    table: LatencyTable,
-    model: nn.Module,
-    space: PruningSpace,
-    example_inputs: Inputs,
-    *,
-    repeats: int = 15,
-) -> list[float]:
-    """Measured milliseconds of networks in the setting of a table, at the machine's speed that the table holds for.
-
-    A machine is slower when it has other work. So networks that were timed for the table are timed again, in turn with
-    the others, and all times are scaled by the median of what these took then and take now.
-
-    Args:
-        networks: Pruned networks; they are not changed.
-        table: The table.
-        model: The dense network, for the networks of the table.
-        space: Its pruning space.
-        example_inputs: As for :func:`latency_table`.
-        repeats: Timed runs of each network, in turn with the others.
-
-    Raises:
-        ConfigError: If the table was measured on another device.
-    """
-    setting = Setting(*(table.about[name] for name in ("runtime", "batch", "threads", "device")))
-    dense = pristine(unwrap(model)).cpu().eval()
-    references = [slim(dense, space, masks) for masks in calibration_masks(space)[::REFERENCES]]
-    cases = [*references, *(copy.deepcopy(network).to(setting.device).eval() for network in networks)]
-    ratios = _times_of(cases, Clock(setting, repeats), example_inputs)
-    then, now = table.anchor * np.median(np.array(table.whole), axis=0)[::REFERENCES], ratios[: len(references)]
-    scale = float(np.median(then / np.array(now)))
-    return [scale * ratio for ratio in ratios[len(references) :]]
-
-
-def _times_of(networks: Sequence[nn.Module], clock: Clock, example_inputs: Inputs) -> list[float]:
+def times_of(networks: Sequence[nn.Module], clock: Clock, example_inputs: Inputs) -> list[float]:
+    """Times of whole networks, in units of the anchor's."""
     call = clock.setting.call(example_inputs)
     return clock([clock.setting.prepare(network, call) for network in networks])

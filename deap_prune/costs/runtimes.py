@@ -203,6 +203,11 @@ RUNTIMES: dict[str, Runtime] = {
 }
 
 
+def installed_runtimes() -> list[str]:
+    """The runtimes whose packages are installed."""
+    return [name for name, runtime in RUNTIMES.items() if all(find_spec(package) for package in runtime.packages)]
+
+
 @contextmanager
 def _threads(number: int) -> Iterator[None]:
     before = torch.get_num_threads()

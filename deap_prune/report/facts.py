@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 from deap_prune.blending.baselines import Table, borda
 from deap_prune.blending.clusters import CriteriaClusters, cluster
 from deap_prune.blending.genome import Genome
+from deap_prune.costs import LatencyCheck
+from deap_prune.costs.latency import MOST_BYTES
 from deap_prune.criteria.table import ScoreTable
 from deap_prune.errors import BudgetError, PruneError, RunError
 from deap_prune.evolution.front import ParetoFront, Solution
+from deap_prune.files import read_text
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.progress import track
 from deap_prune.search.fingerprint import versions
@@ -79,6 +82,7 @@ class Facts:
         why: The reason why the network is not available.
         run_versions: ``versions`` are those of the run, not of this report.
         beside: Folder name to the front of another run of the same network.
+        latency: Predicted and measured latencies of the front; None if the run had no latency table.
     """
 
     folder: Path
@@ -91,6 +95,7 @@ class Facts:
     why: str = ""
     run_versions: bool = False
     beside: Mapping[str, ParetoFront] = field(default_factory=dict)
+    latency: LatencyCheck | None = None
 
     def kept(self) -> NDArray[np.float64]:
         """Kept share of each layer's filters, shape (layers, solutions)."""
@@ -157,7 +162,14 @@ def gather(
         why,
         stored.is_file(),
         other_fronts,
+        _latency(folder / "latency.json", front),
     )
+
+
+def _latency(path: Path, front: ParetoFront) -> LatencyCheck | None:
+    """The comparison in a run folder; None if there is none, or it is of an earlier front."""
+    check = LatencyCheck.from_json(read_text(path, most=MOST_BYTES)) if path.is_file() else None
+    return check if check is not None and len(check.predicted) == len(front) else None
 
 
 def _versions(stored: Path) -> Mapping[str, str]:

@@ -50,6 +50,7 @@ def render(facts: Facts, plotly: str, path: Path) -> Path:
         tiles="".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in _tiles(facts).items()),
         clusters=_clusters(facts),
         note="" if facts.insight else f'<p class="note">No criteria in this report: {escape(facts.why)}.</p>',
+        latency=_latency(facts),
         config=escape(facts.config or "no config.yaml in the run folder"),
         versions="".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in facts.versions.items()),
         as_of="of the run" if facts.run_versions else "of this report; the run stored none",
@@ -101,6 +102,26 @@ def _clusters(facts: Facts) -> str:
         cells = "".join(f"<td><b>{escape(m[0])}</b> {escape(' '.join(m[1:]))}</td>" for m in group.members)
         rows.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
     return "".join(rows)
+
+
+def _latency(facts: Facts) -> str:
+    """An HTML section: predicted and measured latencies; empty without them."""
+    check = facts.latency
+    if check is None:
+        return ""
+    head = "".join(f"<th>{escape(name)}, times faster than dense</th>" for name in check.speedups)
+    rows = "".join(
+        f"<tr><th>{number}</th><td>{guess:.2f}</td><td>{ms:.2f}</td><td>{guess / ms - 1:+.0%}</td>"
+        + "".join(f"<td>{times[number]:.2f}</td>" for times in check.speedups.values())
+        + "</tr>"
+        for number, (guess, ms) in enumerate(zip(check.predicted, check.measured, strict=True))
+    )
+    return (
+        f'<section>\n  <h2>Latency</h2>\n  <p class="hint">Of one batch ({escape(check.setting)}), as the table '
+        f"predicts it and as it was measured at the end of the search. Median error {check.median_error:.1%}.</p>\n"
+        '  <div class="scroll"><table><tr><th>solution</th><th>predicted, ms</th><th>measured, ms</th><th>error</th>'
+        f"{head}</tr>{rows}</table></div>\n</section>"
+    )
 
 
 def _content(facts: Facts) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from deap_prune.config import Config, dump_config, load_config, search_options
+from deap_prune.costs import LatencyTable
 from deap_prune.data.batches import Data, Forward, Loss, resolve_device
 from deap_prune.errors import ConfigError, RunError
 from deap_prune.evolution.checkpoint import Checkpoints
@@ -38,6 +39,7 @@ from deap_prune.search.folder import (
 from deap_prune.search.from_config import open_folder
 from deap_prune.search.guard import Guard
 from deap_prune.search.kept import DATA, Keeper, checked_factory
+from deap_prune.search.latency_check import check_front
 from deap_prune.search.lock import locked
 from deap_prune.search.prepare import Prepared, prepare
 from deap_prune.search.progress import SearchProgress
@@ -193,6 +195,9 @@ def _run(
         result = Result(final.front, state.logbook, *facts, final.evaluator, prepared.evaluator)
         if folder is not None:
             write_result(folder, result.front, result.logbook)
+        if options.latency_table is not None:
+            table = LatencyTable.load(options.latency_table)
+            check_front(result.front, task, genome.space, table, folder, deadline=deadline, shown=progress)
         return result
     finally:
         restore_random_states(states)

@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 
 import deap_prune as dp
 from deap_prune.cli import app
-from deap_prune.costs import LatencyTable, bound_cost, check_latency
+from deap_prune.costs import LatencyCheck, LatencyTable, bound_cost, check_latency
 from deap_prune.costs.entry import Axis, Entry, fast_multiple
 from deap_prune.costs.measure import calibration_masks, random_widths
 from deap_prune.costs.prediction import Rest, TableLatency, axis_of
-from deap_prune.costs.runtimes import Clock, Setting
+from deap_prune.costs.runtimes import RUNTIMES, Clock, Setting
 from deap_prune.costs.units import units_of
 from deap_prune.errors import BudgetError, ConfigError, RegistryError
 from deap_prune.structure.layers import spec_of
@@ -55,10 +55,11 @@ def test_every_width_is_exact_for_stairs_and_fast_kernels(dense: Any, time: Any,
     entry = timed_by(Entry("unit", Axis(1, dense[0]), Axis(1, dense[1])), time)
     assert entry.multiple == (multiple if dense[0] > 16 else 1) and len(entry.points) < 400
     whole = prediction_of(entry)
-    for i in range(17 if multiple > 1 and dense[0] > 16 else 1, dense[0] + 1):
+    first = 1 if entry.multiple == 1 else 17 if dense[0] <= 64 else 52  # narrow inputs have a kernel of their own
+    for i in range(first, dense[0] + 1):
         outputs = np.arange(1, dense[1] + 1)
         times = whole.units(np.column_stack([np.full(dense[1], i), outputs]))[:, 0]
-        np.testing.assert_allclose(times, [time(i, o) for o in outputs.tolist()], rtol=0.1 if dense[0] > 64 else 0.02)
+        np.testing.assert_allclose(times, [time(i, o) for o in outputs.tolist()], rtol=0.02)
 
 
 def test_the_fast_multiple_of_a_scan() -> None:
@@ -264,6 +265,8 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A table from the command line, a search under two budgets, and its network within a limit."""
     monkeypatch.chdir(tmp_path)
     formula_runtime(monkeypatch)
+    for name in ("torch", "onnxruntime"):
+        monkeypatch.delitem(RUNTIMES, name)
     monkeypatch.setattr("deap_prune.costs.measure.PASSES", 1)
     search = {"population": 4, "generations": 1, "criteria": ["l1", "l2"], "objectives": ["agreement"], "refine": False}
     config = {
@@ -288,6 +291,13 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     front = dp.ParetoFront.load("a")
     best, dense = front.best(), front.dense
     assert best.latency is not None and best.latency <= 0.9 * dense["latency"] and best.params <= 0.5 * dense["params"]
+    check = LatencyCheck.from_json(Path("a/latency.json").read_text())
+    assert len(check.predicted) == len(front) and check.predicted[0] == front[0].latency
+    assert check.median_error < 0.05 and check.speedups["formula"][0] > 1
+    done = run("report", "a", "--no-network")
+    assert f"Median error {check.median_error:.1%}" in Path("a/report.html").read_text(), done.output
+    with pytest.raises(ConfigError, match=r"this is no comparison of latencies"):
+        LatencyCheck.from_json(check.to_json().replace('"formula": [', '"formula": [1.0, '))
     done = run("slim", "a", "--max-latency", "0.9", "--max-params", "0.5")
     assert done.exit_code == 0 and Path("a/slim.safetensors").is_file(), done.output
     refused = run("slim", "a", "--max-latency", "1 us")

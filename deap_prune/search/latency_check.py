@@ -1,0 +1,58 @@
+"""The end of a search with a latency table: the front's networks timed, beside the latencies that were predicted."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from deap_prune.costs import LatencyCheck, LatencyTable, check_latency
+from deap_prune.costs.latency import ELSEWHERE
+from deap_prune.costs.runtimes import installed_runtimes
+from deap_prune.evolution.front import ParetoFront
+from deap_prune.files import write_text
+from deap_prune.progress import note
+from deap_prune.structure.slim import slim
+from deap_prune.structure.space import PruningSpace
+from deap_prune.task import Task
+
+FILE = "latency.json"
+
+
+def check_front(
+    front: ParetoFront,
+    task: Task,
+    space: PruningSpace,
+    table: LatencyTable,
+    folder: Path | None,
+    *,
+    deadline: float | None,
+    shown: bool,
+) -> LatencyCheck | None:
+    """Time the front's networks in the table's setting, with their speed-ups on all installed runtimes.
+
+    Args:
+        front: The front of the search.
+        task: The task, with the dense network.
+        space: Its pruning space.
+        table: The latency table of the search.
+        folder: The run folder, for latency.json; None: nothing is written.
+        deadline: ``time.monotonic()`` after which nothing is timed; None: no limit.
+        shown: Print the comparison.
+
+    Returns:
+        The comparison, in the front's order; None if there is no network, the table is of another device, or it is too
+        late.
+    """
+    if folder is not None:
+        (folder / FILE).unlink(missing_ok=True)  # of an earlier end of the run
+    late = deadline is not None and time.monotonic() > deadline
+    if late or table.about["device"] == ELSEWHERE or not len(front):
+        return None
+    masks = [solution.masks for solution in front]
+    networks = [slim(task.model, space, one) for one in masks]
+    runtimes = installed_runtimes()
+    check = check_latency(networks, masks, table, task.model, space, task.example_inputs, runtimes=runtimes, repeats=9)
+    note(str(check), shown=shown)
+    if folder is not None:
+        write_text(folder / FILE, check.to_json())
+    return check
