@@ -55,7 +55,7 @@ def main() -> None:
     images = {"calibration": data.calibration, "validation": data.validation}
     alone, shared = (dp.Evaluator(model, space, **images) for _ in range(2))
     pairs = []
-    with dp.distributed.ray_map(shared, workers=args.workers, threads=1, cpus=0.5) as workers:
+    with dp.distributed.ray_map(shared, workers=args.workers, threads=1, num_cpus=0.5) as workers:
         warm_up = draw(4 * args.workers)
         seconds(workers, warm_up), seconds(alone, warm_up[:1])
         for _ in range(args.repeat):
@@ -63,7 +63,7 @@ def main() -> None:
             pairs.append((seconds(alone, masks), seconds(workers, masks)))
             print(f"alone {pairs[-1][0]:.2f} s, {args.workers} workers {pairs[-1][1]:.2f} s", flush=True)
     costless = dp.Evaluator(model, space, objectives=("flops",), recalibrate=None)
-    with dp.distributed.ray_map(costless, workers=1, threads=1, cpus=0.1) as worker:
+    with dp.distributed.ray_map(costless, workers=1, threads=1, num_cpus=0.1) as worker:
         seconds(worker, draw(4))
         overheads = [seconds(worker, draw(args.candidates)) / args.candidates for _ in range(args.repeat)]
     report = {

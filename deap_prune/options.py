@@ -216,8 +216,15 @@ class SearchOptions(EndOptions, EvolutionOptions, FitnessOptions, BudgetOptions,
             raise ConfigError(
                 "compare='drafts' compares refined networks, so the front is refined too: leave refine=True"
             )
-        if self.prescreen > 1 and self.algorithm not in ("mu_plus_lambda", "successive"):
-            raise ConfigError(f"prescreen works with mu_plus_lambda and successive, not with '{self.algorithm}'")
+        if self.prescreen > 1 and self.algorithm not in ("mu_plus_lambda", "successive", "steady_state"):
+            raise ConfigError(
+                f"prescreen works with mu_plus_lambda, successive and steady_state, not with '{self.algorithm}'"
+            )
+        if self.prescreen > 1 and self.algorithm == "steady_state" and len(self.objectives) == 1:
+            raise ConfigError(
+                "steady_state with one objective is ageing evolution, which takes no prescreen: set prescreen=1, or "
+                "algorithm='mu_plus_lambda'"
+            )
         if self.cxpb + self.mutpb > 1:
             raise ConfigError(f"cxpb {self.cxpb} + mutpb {self.mutpb} is above 1; they are shares of the children")
         for name, needs_table in (("max_latency", self.max_latency is not None), ("round_to", self.round_to == "auto")):

@@ -16,7 +16,7 @@ from deap_prune.zoo import digits_resnet
 
 
 def main() -> None:
-    """Train briefly, then evaluate on workers: in a stock DEAP loop, and in ``dp.search``."""
+    """Train briefly, then evaluate on workers: in a stock DEAP loop, a steady-state one, and in ``dp.search``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--address", default="local")
     parser.add_argument("--workers", type=int, default=2)
@@ -33,10 +33,12 @@ def main() -> None:
     genome = dp.Genome(space, scores, dp.cluster(scores, n_clusters=3))
     evaluate = dp.Evaluator(model, space, calibration=data.calibration, validation=data.validation)
     toolbox = dp.make_toolbox(genome, evaluate, seed=0)
-    with dp.distributed.ray_map(evaluate, address=args.address, workers=args.workers, threads=1, cpus=0.5) as workers:
+    how = {"address": args.address, "workers": args.workers, "threads": 1, "num_cpus": 0.5}
+    with dp.distributed.ray_map(evaluate, **how) as workers:
         toolbox.register("map", workers)
         population = toolbox.population(n=16)
         algorithms.eaMuPlusLambda(population, toolbox, 16, 16, 0.5, 0.5, args.generations, verbose=False)
+        dp.algorithms.steady_state(population, toolbox, 0.5, 0.5, args.generations, verbose=False)  # workers never wait
         print(f"{evaluate.counters.candidates} candidates on {args.workers} workers, {workers.deaths} of them lost")
     print(toolbox.front(population))
 

@@ -72,7 +72,7 @@ COMBINATIONS: dict[str, tuple[dict[str, Any], str]] = {
     "one budget": ({"algorithm": "successive", "max_flops": 0.5}, "algorithm 'successive' needs several budgets"),
     "no flops": ({**SUCCESSIVE, "objectives": ("accuracy",)}, "with several budgets the objectives end with 'flops'"),
     "drafts, not refined": ({"compare": "drafts", "refine": False}, "so the front is refined too: leave refine=True"),
-    "prescreen": ({"prescreen": 2, "algorithm": "nsga2"}, "prescreen works with mu_plus_lambda and successive, not wi"),
+    "prescreen": ({"prescreen": 2, "algorithm": "nsga2"}, "prescreen works with mu_plus_lambda, successive and"),
     "probabilities": ({"cxpb": 0.7, "mutpb": 0.7}, r"cxpb 0.7 \+ mutpb 0.7 is above 1"),
     "dense network": ({"objectives": ("loss",)}, "'loss' alone and max_flops=None: the dense network would win"),
     "one memory": ({"compensate": "half"}, "compensate is 'half'; it is 'auto', 'full', 'channel' or None"),

@@ -27,7 +27,10 @@ out = Console()
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML config, or a run folder.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY.SUB=VALUE", help="Override a config value.")]
-Ray = Annotated[str | None, typer.Option("--ray", metavar="ADDRESS|local", help="Evaluate on a Ray cluster.")]
+Ray = Annotated[
+    str | None,
+    typer.Option("--ray", metavar="ADDRESS|local", help="On a Ray cluster; ',workers=64,num_gpus=0.25' may follow."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Overwrite what an earlier run or command wrote there.")]
 Factory = Annotated[

@@ -23,6 +23,7 @@ from deap_prune.evolution.operators import (
 )
 from deap_prune.evolution.problem import BlendProblem
 from deap_prune.evolution.selection import selBlend, selBlendNSGA3, selBlendParents
+from deap_prune.evolution.steady_state import steady_state
 from deap_prune.evolution.stops import MaxEvaluations, MaxSeconds, Patience, Target
 from deap_prune.evolution.toolbox import make_toolbox
 
@@ -62,4 +63,5 @@ __all__ = [
     "selBlend",
     "selBlendNSGA3",
     "selBlendParents",
+    "steady_state",
 ]

@@ -36,7 +36,8 @@ def nsga3(state: Generation, toolbox: base.Toolbox, variation: Variation) -> lis
 
 
 # ------------------------------------------------------------------ one objective
-def _oldest_leave(state: Generation, toolbox: base.Toolbox, children: list[Any]) -> list[Any]:
+def oldest_leave(state: Generation, toolbox: base.Toolbox, children: list[Any]) -> list[Any]:
+    """The newest individuals, as many as the population has."""
     return [*state.population, *children][-len(state.population) :]
 
 
@@ -79,10 +80,10 @@ def legr(state: Generation, toolbox: base.Toolbox, variation: Variation) -> list
 
 
 LEGR = "Chin et al. 2020, arXiv 1904.12368"
-register_algorithm("aging", reference=f"Real et al. 2019, arXiv 1802.01548; as LeGR: {LEGR}", survivors=_oldest_leave)(
+register_algorithm("aging", reference=f"Real et al. 2019, arXiv 1802.01548; as LeGR: {LEGR}", survivors=oldest_leave)(
     aging
 )
-register_algorithm("legr", reference=LEGR, survivors=_oldest_leave, genome="affine")(legr)
+register_algorithm("legr", reference=LEGR, survivors=oldest_leave, genome="affine")(legr)
 
 
 def _only_children(state: Generation, toolbox: base.Toolbox, children: list[Any]) -> list[Any]:

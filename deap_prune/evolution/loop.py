@@ -7,13 +7,16 @@ the global generators alone, so every algorithm resumes bit for bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from deap import algorithms, base
 
 from deap_prune.errors import ConfigError
 from deap_prune.evolution.generation import Callback, Generation, evaluate_invalid
+from deap_prune.evolution.in_flight import InFlight, workers_of
+from deap_prune.evolution.returns import Returns
+from deap_prune.evolution.steady_run import SteadyRun, Steps
 from deap_prune.registry import Registry
 
 Stop = Callable[[Generation], bool]
@@ -82,6 +85,7 @@ class Algorithm:
             ``toolbox.select`` from parents and children.
         first: Function of (toolbox, n, variation) to the initial population; by default ``toolbox.population``.
         genome: Key of ``GENOMES``: the kind of genome.
+        steady: Whether children are made one by one, whenever a worker is free, and survivors are chosen after each.
     """
 
     name: str
@@ -91,6 +95,7 @@ class Algorithm:
     survivors: Survivors = _selected
     first: First = _population
     genome: str = "blend"
+    steady: bool = False
 
 
 ALGORITHMS: Registry[Algorithm] = Registry("algorithm", "algorithms")
@@ -103,6 +108,7 @@ def register_algorithm(
     survivors: Survivors = _selected,
     first: First = _population,
     genome: str = "blend",
+    steady: bool = False,
 ) -> Callable[[Children], Children]:
     """Register an algorithm by decorating the function that makes its children. See :class:`Algorithm`.
 
@@ -112,7 +118,7 @@ def register_algorithm(
 
     def decorate(children: Children) -> Children:
         summary = (children.__doc__ or "").strip().split("\n")[0]
-        ALGORITHMS.add(Algorithm(name, children, summary, reference, survivors, first, genome))
+        ALGORITHMS.add(Algorithm(name, children, summary, reference, survivors, first, genome, steady))
         return children
 
     return decorate
@@ -131,6 +137,7 @@ class Loop:
         reference: Reference point of the hypervolume in the logbook.
         fresh_duplicates: Replace children that decode to masks of the population, or of another child, by random
             individuals (needs the alias decode).
+        journal: Journal of returns, for a steady-state algorithm; what it has beyond the state is replayed first.
     """
 
     algorithm: str | Algorithm
@@ -140,6 +147,7 @@ class Loop:
     stops: Sequence[Stop] = ()
     reference: Sequence[float] | None = None
     fresh_duplicates: bool = False
+    journal: Returns | None = None
     _chosen: Algorithm = field(init=False)
 
     def __post_init__(self) -> None:
@@ -147,7 +155,7 @@ class Loop:
         object.__setattr__(self, "_chosen", chosen)
 
     def start(self, n: int) -> Generation:
-        """The state after the initial population is evaluated.
+        """The state after the initial population is evaluated; steady-state algorithms evaluate it in :meth:`run`.
 
         Args:
             n: Its size.
@@ -158,12 +166,16 @@ class Loop:
         if not population:
             raise ConfigError("the population is empty; give at least one individual, better 16 or more")
         state = Generation(0, population)
+        if self._chosen.steady:
+            return state
         state.advance(population, evaluate_invalid(population, self.toolbox), self.toolbox, self.reference)
         self._notify(state)
         return state
 
     def run(self, state: Generation, ngen: int) -> Generation:
         """Continue from a state to generation ``ngen``, or until a callback or stop ends the run."""
+        if self._chosen.steady:
+            return self._run_steadily(state, ngen)
         while state.number < ngen and not state.stop and not any(stop(state) for stop in self.stops):
             children = self._chosen.children(state, self.toolbox, self.variation)
             if not children:
@@ -176,6 +188,24 @@ class Loop:
             state.advance(survivors, fresh, self.toolbox, self.reference)
             self._notify(state)
         return state
+
+    def _run_steadily(self, state: Generation, ngen: int) -> Generation:
+        chosen, toolbox, one = self._chosen, self.toolbox, replace(self.variation, children=1)
+
+        def child(state: Generation) -> Any:
+            children = chosen.children(state, toolbox, one)
+            return (_without_duplicates(children, state.population, toolbox) if self.fresh_duplicates else children)[0]
+
+        def record(state: Generation, evaluated: list[Any]) -> None:
+            state.advance(state.population, evaluated, toolbox, self.reference)
+
+        def survivors(state: Generation, child: Any) -> list[Any]:
+            return chosen.survivors(state, toolbox, [child])
+
+        steps = Steps(child, survivors, record, self._notify, self.stops)
+        in_flight = InFlight(toolbox, workers_of(toolbox))
+        period = self.variation.children
+        return SteadyRun(state, toolbox, steps, period=period, in_flight=in_flight, journal=self.journal).run(ngen)
 
     def _notify(self, state: Generation) -> None:
         for callback in self.callbacks:

@@ -93,8 +93,7 @@ class BlendProblem:
 
     def map(self, function: Callable[..., Any], *items: Iterable[Any]) -> list[Any]:
         """``map`` that evaluates whole populations at once: what stock DEAP loops call as ``toolbox.map``."""
-        own = type(self).evaluate is BlendProblem.evaluate  # a subclass may evaluate one by one
-        if own and getattr(function, "func", function) == self.evaluate and len(items) == 1:
+        if problem_of(function) is self and len(items) == 1:
             return self.evaluate_many(list(items[0]))
         return list(map(function, *items))
 
@@ -107,6 +106,14 @@ class BlendProblem:
         evaluated = [ind for ind in population if ind.fitness.valid]
         masks, values = self.genome.decode_many(evaluated), [ind.fitness.values for ind in evaluated]
         return front_of(self.evaluator, self.genome.space, evaluated, masks, values)
+
+
+def problem_of(evaluate: Callable[..., Any]) -> BlendProblem | None:
+    """The problem whose ``evaluate`` a toolbox has; None for other functions, and if it is decorated or overridden."""
+    method = getattr(evaluate, "func", evaluate)
+    problem = getattr(method, "__self__", None)
+    own = isinstance(problem, BlendProblem) and getattr(method, "__func__", None) is BlendProblem.evaluate
+    return problem if own else None
 
 
 def front_of(

@@ -1,4 +1,4 @@
-"""A map for ``toolbox.map`` that evaluates on Ray actors.
+"""Maps for ``toolbox.map``: ``ray_map`` evaluates on Ray actors, ``executor_map`` on a ``concurrent.futures`` pool.
 
 The driver decodes, looks into its cache, and sends masks (a few kilobytes); network and data travel once. A value
 depends on the masks alone, so neither the number of workers nor their deaths change a result.
@@ -6,26 +6,28 @@ depends on the masks alone, so neither the number of workers nor their deaths ch
 
 from __future__ import annotations
 
-import os
-import random
-import socket
 import sys
+import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from deap_prune.errors import ConfigError, RunError
+from deap_prune.evolution.executor_map import executor_map as executor_map
 from deap_prune.evolution.fitness import Evaluate, Values, as_fitness
+from deap_prune.evolution.problem import problem_of
+from deap_prune.evolution.ray_cluster import cluster_resources, connect, import_ray
 from deap_prune.evolution.worker_pickles import Parcel
+from deap_prune.randomness import generators_kept
 from deap_prune.structure.masks import Masks
 
 MAX_DEATHS = 5
 PATIENCE = 300  # seconds until the first worker must be up
+LOOK = 5  # seconds between two looks at the cluster's size
 
 
 class RayMap:
@@ -33,12 +35,13 @@ class RayMap:
 
     Made by :func:`ray_map`. Workers that die are replaced, and their candidates are evaluated again; workers that
     start late join, and so do those that a growing cluster has room for. Close it, or use it in a ``with`` statement,
-    to stop the workers.
+    to stop the workers. Steady-state loops send single candidates to it (see :class:`Workers`).
 
     Args:
         evaluate: The evaluator that the toolbox was made with; candidates in its cache are not sent.
         capacity: Function to the number of workers that should run now.
         threads: torch's threads in each worker.
+        batch: Most candidates in one call of a worker.
         options: Options of Ray's actors: the resources of a worker.
         owned: Whether Ray was started for this map, and stops with it.
 
@@ -47,23 +50,33 @@ class RayMap:
     """
 
     def __init__(
-        self, evaluate: Evaluate, capacity: Callable[[], int], threads: int, options: dict[str, float], owned: bool
+        self,
+        evaluate: Evaluate,
+        capacity: Callable[[], int],
+        *,
+        threads: int,
+        batch: int,
+        options: dict[str, float],
+        owned: bool,
     ) -> None:
         import ray
 
         self._evaluate, self._fitness, self._capacity = evaluate, as_fitness(evaluate), capacity
-        self._threads, self._owned = threads, owned
+        self._threads, self._batch, self._owned = threads, batch, owned
         remote: Any = ray.remote
         self._actor = remote(max_restarts=0, max_task_retries=0, **options)(_Worker)
+        self._waiting: deque[tuple[int, Masks]] = deque()
         self._idle: list[Any] = []
         self._starting: dict[Any, Any] = {}
-        self._running: dict[Any, tuple[int, Any]] = {}
+        self._running: dict[Any, tuple[list[tuple[int, Masks]], Any]] = {}
+        self._lost: Counter[int] = Counter()
         self.deaths, self._stillborn = 0, 0
+        self._last_event = self._last_look = time.monotonic()
         try:
             self._stored = _put(evaluate)
             self._spawn()
             while not self._idle:  # an evaluator that can't work there fails here, before a run begins
-                self._event([], [])
+                self.wait()
         except BaseException:
             self.close()
             raise
@@ -81,13 +94,15 @@ class RayMap:
         for actor in [*self._idle, *self._starting.values(), *(actor for _, actor in self._running.values())]:
             ray.kill(actor)
         self._idle, self._starting, self._running = [], {}, {}
+        self._waiting.clear()
         if self._owned and ray.is_initialized():
             ray.shutdown()
 
+    # ------------------------------------------------------------------ a whole population
     def __call__(self, function: Callable[..., Any], *items: Iterable[Any]) -> list[Any]:
         """What stock loops call: ``toolbox.map(toolbox.evaluate, individuals)``; other functions run here."""
-        problem: Any = getattr(getattr(function, "func", function), "__self__", None)
-        if getattr(problem, "evaluator", None) is not self._evaluate or len(items) != 1:
+        problem = problem_of(function)
+        if problem is None or problem.evaluator is not self._evaluate or len(items) != 1:
             return list(map(function, *items))
         return self.many(problem.genome.decode_many(list(items[0])))
 
@@ -101,33 +116,61 @@ class RayMap:
         return self._fitness.many(masks, compute=self._compute)
 
     def _compute(self, masks: Sequence[Masks]) -> list[Values]:
-        with _global_generators_kept():
-            return self._distribute(masks)
-
-    def _distribute(self, masks: Sequence[Masks]) -> list[Values]:
-        """Hand out the masks, one to each idle worker, until all are evaluated."""
-        waiting, deaths = list(range(len(masks)))[::-1], [0] * len(masks)
         results: dict[int, Values] = {}
-        self._spawn()
-        while len(results) < len(masks):
-            while waiting and self._idle:
-                number, actor = waiting.pop(), self._idle.pop()
-                self._running[actor.evaluate.remote(masks[number])] = number, actor
-            results |= self._event(waiting, deaths)
+        self.forget()
+        with generators_kept():
+            self._waiting.extend(enumerate(masks))
+            self._spawn()
+            while len(results) < len(masks):
+                results |= self.wait()
         return [results[number] for number in range(len(masks))]
 
-    def _event(self, waiting: list[int], deaths: list[int]) -> dict[int, Values]:
-        """Wait until a worker has started, has died or has evaluated; the result by candidate number."""
+    # ------------------------------------------------------------------ single candidates
+    def workers_for(self, evaluate: Callable[..., Any]) -> RayMap:
+        """This map, to send single candidates to it.
+
+        Raises:
+            ConfigError: If the workers hold another evaluator than that of ``toolbox.evaluate``.
+        """
+        problem = problem_of(evaluate)
+        if problem is None or problem.evaluator is not self._evaluate:
+            raise ConfigError(
+                "the Ray workers hold another evaluator than toolbox.evaluate, or it is decorated; make toolbox and "
+                "ray_map with the same evaluator"
+            )
+        self.forget()
+        return self
+
+    def free(self) -> int:
+        """Number of candidates that idle workers would begin with at once."""
+        return max(0, len(self._idle) * self._batch - len(self._waiting))
+
+    def send(self, number: int, individual: Any, masks: Masks | None) -> None:
+        """Evaluate a candidate; its values come back under this number."""
+        if masks is not None:
+            self._waiting.append((number, masks))
+
+    def wait(self) -> dict[int, Values]:
+        """Hand out candidates, and wait until a worker has started, died or returned; the values by number, or none.
+
+        Raises:
+            RunError: If workers keep dying, or none starts.
+            PruneError: The error that an evaluation raised.
+        """
         import ray
 
-        pending = [*self._running, *self._starting]
-        done, _ = ray.wait(pending, num_returns=1, timeout=None if self._running else PATIENCE)
+        if time.monotonic() - self._last_look >= LOOK or not (self._running or self._starting):
+            self._spawn()
+        self._hand_out()
+        done, _ = ray.wait([*self._running, *self._starting], num_returns=1, timeout=LOOK)
         if not done:
-            raise RunError(f"no Ray worker started in {PATIENCE} s; the cluster has {_resources()}")
+            self._check_patience()
+            return {}
+        self._last_event = time.monotonic()
         try:
-            answer = ray.get(done[0])
+            answers = ray.get(done[0])
         except ray.exceptions.RayActorError as error:
-            self._bury(done[0], waiting, deaths, error)
+            self._bury(done[0], error)
             return {}
         except ray.exceptions.RayError as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]  # after its traceback
@@ -136,27 +179,49 @@ class RayMap:
             self._idle.append(self._starting.pop(done[0]))
             self._stillborn = 0
             return {}
-        number, actor = self._running.pop(done[0])
+        candidates, actor = self._running.pop(done[0])
         self._idle.append(actor)
-        return {number: _values_or_raise(answer)}
+        return {number: _values_or_raise(a) for (number, _), a in zip(candidates, answers, strict=False)}
 
-    def _bury(self, reference: Any, waiting: list[int], deaths: list[int], error: Exception) -> None:
-        """Put a dead worker's candidate back into the queue, and start another worker."""
+    def forget(self) -> None:
+        """Drop the candidates that have not come back; their workers finish them, and are idle then."""
+        self._waiting.clear()
+        self._lost.clear()
+        self._running = {reference: ([], actor) for reference, (_, actor) in self._running.items()}
+
+    # ------------------------------------------------------------------ workers
+    def _hand_out(self) -> None:
+        """Send the waiting candidates to idle workers, in batches; one that lost its worker is sent alone."""
+        while self._waiting and self._idle:
+            size = min(self._batch, -(-len(self._waiting) // len(self._idle)))
+            candidates = [self._waiting.popleft()]
+            while len(candidates) < size and not self._lost[candidates[0][0]] and not self._lost[self._waiting[0][0]]:
+                candidates.append(self._waiting.popleft())
+            actor = self._idle.pop()
+            self._running[actor.evaluate.remote([masks for _, masks in candidates])] = candidates, actor
+
+    def _check_patience(self) -> None:
+        if not self._running and time.monotonic() - self._last_event > PATIENCE:
+            raise RunError(f"no Ray worker started in {PATIENCE} s; the cluster has {cluster_resources()}")
+
+    def _bury(self, reference: Any, error: Exception) -> None:
+        """Put a dead worker's candidates back into the queue, and start another worker."""
         self.deaths += 1
         if self._starting.pop(reference, None) is not None:
             self._stillborn += 1
             if self._stillborn >= MAX_DEATHS:
                 raise RunError(f"{MAX_DEATHS} Ray workers in a row died as they started: {error}") from error
         else:
-            number, _ = self._running.pop(reference)
-            deaths[number] += 1
-            if deaths[number] >= MAX_DEATHS:
-                raise RunError(f"{MAX_DEATHS} Ray workers died evaluating one candidate; give more memory (cpus=2)")
-            waiting.insert(0, number)  # last in the queue: the cause may be over by then
+            candidates, _ = self._running.pop(reference)
+            self._lost.update(number for number, _ in candidates)
+            if any(self._lost[number] >= MAX_DEATHS for number, _ in candidates):
+                raise RunError(f"{MAX_DEATHS} Ray workers died evaluating one candidate; give more memory (num_cpus=2)")
+            self._waiting.extend(candidates)  # last in the queue: the cause may be over by then
         self._spawn()
 
     def _spawn(self) -> None:
         """Start workers up to the capacity; they join when they are ready."""
+        self._last_look = time.monotonic()
         present = len(self._idle) + len(self._starting) + len(self._running)
         for _ in range(self._capacity() - present):
             actor = self._actor.remote(self._threads, sys.path)
@@ -174,8 +239,11 @@ class _Worker:
         """Unpack the evaluator, after the driver's module path has been set."""
         self._fitness = as_fitness(parcel.evaluate)
 
-    def evaluate(self, masks: Masks) -> tuple[Values | Exception, list[str]]:
-        """The values, or the error that the evaluation raised, and its warnings."""
+    def evaluate(self, batch: list[Masks]) -> list[tuple[Values | Exception, list[str]]]:
+        """For each candidate the values, or the error that the evaluation raised, and its warnings."""
+        return [self._evaluated(masks) for masks in batch]
+
+    def _evaluated(self, masks: Masks) -> tuple[Values | Exception, list[str]]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
@@ -213,8 +281,9 @@ def ray_map(
     address: str = "local",
     workers: int | None = None,
     threads: int | None = None,
-    cpus: float = 1.0,
-    gpus: float = 0.0,
+    num_cpus: float = 1.0,
+    num_gpus: float = 0.0,
+    batch: int = 1,
 ) -> RayMap:
     """A ``map`` for ``toolbox.register("map", ...)`` that evaluates on Ray.
 
@@ -222,10 +291,12 @@ def ray_map(
         evaluate: The evaluator that the toolbox was made with; sent to each worker once.
         address: ``"local"``: a cluster of this machine alone, bound to 127.0.0.1 (if Ray was not imported before);
             else the address of a running cluster (``"auto"`` looks for it).
-        workers: Number of workers; by default as many as the cluster's CPUs (or GPUs, if ``gpus`` is set) allow.
+        workers: Number of workers; by default as many as the cluster's CPUs (or GPUs, if ``num_gpus`` is set) allow.
+            A cluster that scales itself grows only if a number is given.
         threads: torch's threads in each worker; the driver's number by default, so that sums round alike.
-        cpus: CPU cores that Ray reserves for each worker.
-        gpus: GPUs for each worker; a fraction is allowed.
+        num_cpus: CPU cores that Ray reserves for each worker.
+        num_gpus: GPUs for each worker; a fraction is allowed (0.25: four workers share one).
+        batch: Most candidates in one call of a worker; more than one pays if an evaluation takes milliseconds.
 
     Raises:
         ConfigError: If Ray is not installed, the numbers are not legal, or the evaluator can't be pickled.
@@ -233,63 +304,21 @@ def ray_map(
     """
     if workers is not None and workers < 1:
         raise ConfigError(f"workers is {workers}; give 1 or more, or leave it out to use the whole cluster")
-    ray = _import_ray(address)
+    if batch < 1:
+        raise ConfigError(f"batch is {batch}; give the candidates of a worker's call: 1 or more")
+    if num_cpus < 0 or num_gpus < 0 or not num_cpus + num_gpus:
+        raise ConfigError(f"num_cpus is {num_cpus}, num_gpus {num_gpus}; give a worker a share of at least one of them")
+    ray = import_ray(address)
 
     def capacity() -> int:
-        resources = _resources()
-        room = resources.get("GPU", 0.0) / gpus if gpus else resources.get("CPU", 1.0) / cpus
+        there = cluster_resources()
+        room = there.get("GPU", 0.0) / num_gpus if num_gpus else there.get("CPU", 1.0) / num_cpus
         return workers or max(1, int(room))
 
-    options = {"num_cpus": cpus, "num_gpus": gpus}
-    with _global_generators_kept():
+    options = {"num_cpus": num_cpus, "num_gpus": num_gpus}
+    with generators_kept():
         owned = not ray.is_initialized()
         if owned:
-            _connect(address)
-        return RayMap(evaluate, capacity, threads or torch.get_num_threads(), options, owned)
-
-
-def _resources() -> dict[str, float]:
-    import ray
-
-    resources: Any = ray.cluster_resources
-    return dict(resources())
-
-
-@contextmanager
-def _global_generators_kept() -> Iterator[None]:
-    """Restore the global generators at the end: Ray draws from them (for ports), which would change the run."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-
-
-def _import_ray(address: str) -> Any:
-    """Import Ray; for a local cluster, set it up beforehand to listen on 127.0.0.1 alone."""
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns that it will change
-    if address == "local":
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster for one run reports nothing
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray reads this on import: no other machine
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigError("Ray is not installed; pip install 'deap-prune[ray]'") from error
-    return ray
-
-
-def _connect(address: str) -> None:
-    import ray
-
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
-    try:
-        if address == "local":
-            ray.init(address="local", include_dashboard=False, **quiet)
-        else:
-            host, _, port = address.removeprefix("ray://").rpartition(":")
-            if host and port.isdecimal():  # Ray itself would try for minutes
-                socket.create_connection((host, int(port)), timeout=10).close()
-            ray.init(address=address, **quiet)
-    except Exception as error:  # Ray raises plain ones, too
-        raise RunError(f"no Ray cluster at '{address}': {error}; 'local' starts one on this machine") from error
+            connect(address)
+        how: dict[str, Any] = {"threads": threads or torch.get_num_threads(), "batch": batch, "options": options}
+        return RayMap(evaluate, capacity, owned=owned, **how)

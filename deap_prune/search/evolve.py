@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from deap import base
 
 from deap_prune.blending.baselines import AnyGenome
+from deap_prune.errors import ConfigError, did_you_mean
 from deap_prune.evolution.generation import Callback, Generation
 from deap_prune.evolution.loop import Loop, Variation
 from deap_prune.evolution.operators import CROSSOVERS, MUTATIONS
 from deap_prune.evolution.prescreen import Prescreen
 from deap_prune.evolution.problem import BlendProblem
+from deap_prune.evolution.returns import Returns
 from deap_prune.evolution.stops import MaxSeconds, Patience
 from deap_prune.evolution.toolbox import make_toolbox, mutation_probability
 from deap_prune.evolution.workers import RayMap, ray_map
@@ -23,12 +26,40 @@ from deap_prune.options import EvolutionOptions, SearchOptions
 EVOLVING = 0.7  # share of max_seconds after which evolution stops if networks are refined at the end
 
 
-def ray_workers(address: str | None, evaluator: Evaluator) -> AbstractContextManager[RayMap | None]:
-    """Ray workers with the threads of this process, one per GPU or per that many cores; None without an address."""
-    if address is None:
+WORKER_OPTIONS: dict[str, type[int] | type[float]] = {
+    "workers": int,
+    "num_cpus": float,
+    "num_gpus": float,
+    "batch": int,
+}
+
+
+def ray_workers(ray: str | None, evaluator: Evaluator) -> AbstractContextManager[RayMap | None]:
+    """Ray workers with the threads of this process, one per GPU or per that many cores; None without an address.
+
+    Args:
+        ray: The address, perhaps with options of ``ray_map`` after it: ``"auto,workers=64,num_gpus=0.25"``.
+        evaluator: What the workers hold.
+
+    Raises:
+        ConfigError: If an option is unknown or not legal.
+    """
+    if ray is None:
         return nullcontext()
+    address, *given = ray.split(",")
     threads, gpus = torch.get_num_threads(), float(evaluator.device.type == "cuda")
-    return ray_map(evaluator, address=address, threads=threads, cpus=threads, gpus=gpus)
+    how: dict[str, Any] = {"num_cpus": threads, "num_gpus": gpus} | dict(_worker_option(text) for text in given)
+    return ray_map(evaluator, address=address, threads=threads, **how)
+
+
+def _worker_option(text: str) -> tuple[str, float]:
+    name, _, value = (part.strip() for part in text.partition("="))
+    if name not in WORKER_OPTIONS:
+        raise ConfigError(f"unknown option '{name}' of Ray workers; {did_you_mean(name, WORKER_OPTIONS)}")
+    try:
+        return name, WORKER_OPTIONS[name](value)
+    except ValueError:
+        raise ConfigError(f"ray has {name}='{value}'; give a number, such as 'auto,workers=64,num_gpus=0.25'") from None
 
 
 def seeded_toolbox(genome: AnyGenome, evaluator: Evaluator, options: EvolutionOptions) -> base.Toolbox:
@@ -80,6 +111,7 @@ def evolve(
     state: Generation | None,
     *,
     begun: float,
+    journal: Returns | None = None,
 ) -> Generation:
     """The last state, from the first population on, or from the state where the run stopped.
 
@@ -91,6 +123,7 @@ def evolve(
         callbacks: Called with the state after every generation.
         state: State to continue from; None: begin.
         begun: ``time.monotonic()`` at the begin of the run, for ``max_seconds``.
+        journal: The journal of returns of a steady-state algorithm.
     """
     loop = Loop(
         options.algorithm,
@@ -98,5 +131,6 @@ def evolve(
         variation(options, problem),
         callbacks,
         stops(options, evaluator, begun=begun),
+        journal=journal,
     )
     return loop.run(state or loop.start(options.population), options.generations)

@@ -16,8 +16,11 @@ from deap import tools
 from deap_prune.errors import RunError
 from deap_prune.evolution.checkpoint import Journal
 from deap_prune.evolution.front import ParetoFront
+from deap_prune.evolution.loop import ALGORITHMS
+from deap_prune.evolution.returns import Returns
 from deap_prune.files import write_text
 from deap_prune.fitness.evaluator import Evaluator
+from deap_prune.options import SearchOptions
 from deap_prune.search.fingerprint import versions
 from deap_prune.search.lock import check_unused
 from deap_prune.structure.masks import Masks
@@ -46,6 +49,14 @@ def cache_journal(folder: Path, evaluator: Evaluator) -> Journal:
         return json.dumps([pack_masks(evaluator.space, masks), *values])
 
     return Journal(folder / "cache.jsonl", evaluator.cache, line)
+
+
+def returns_journal(folder: Path, options: SearchOptions, fingerprint: Mapping[str, str]) -> Returns | None:
+    """The order of returns as a file, if the algorithm is steady-state."""
+    if not ALGORITHMS[options.algorithm].steady:
+        return None
+    task = {name: text for name, text in fingerprint.items() if name != "environment"}  # the checkpoint warns of that
+    return Returns(folder / "returns.jsonl", task)
 
 
 def pack_masks(space: PruningSpace, masks: Masks) -> str:

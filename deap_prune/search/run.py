@@ -32,6 +32,7 @@ from deap_prune.search.folder import (
     check_folder,
     checkpoint_extra,
     restore_evaluator,
+    returns_journal,
     write_history,
     write_result,
     write_versions,
@@ -83,7 +84,8 @@ def search(
             the loss and the objective ``loss`` use it; cross-entropy by default.
         callbacks: Called with the :class:`Generation` after each generation; a callback may set ``stop``.
         progress: Show progress bars.
-        ray: Evaluate on a Ray cluster: its address, or "local"; the result is the same (see ``dp.distributed``).
+        ray: Evaluate on a Ray cluster: its address, or "local"; options of ``dp.distributed.ray_map`` may follow, as in
+            "auto,workers=64,num_gpus=0.25". The result is the same, except with the algorithm ``steady_state``.
         config: A whole config (of the command line); its ``search`` section replaces ``options``.
         factory: "module:function" that makes the network without arguments, so that commands can open the run folder;
             without it they need ``--model``. The folder holds the weights.
@@ -220,7 +222,7 @@ def _evolved(
     options, evaluator = config.search, prepared.evaluator
     toolbox = seeded_toolbox(prepared.genome, evaluator, options)
     register_warm_start(toolbox, problem, options, folder)
-    hooks, state = list(callbacks), None
+    hooks, state, returns = list(callbacks), None, None
     if options.guard:
         hooks.append(Guard(evaluator, problem))
     with ray_workers(ray, evaluator) as workers, SearchProgress(options.generations, evaluator, shown=progress) as bar:
@@ -234,8 +236,9 @@ def _evolved(
                 cache_journal(folder, evaluator),
             )
             state = _opened_folder(folder, checkpoints, config, evaluator, problem)
+            returns = returns_journal(folder, options, checkpoints.fingerprint)
             hooks += [checkpoints, lambda state: write_history(folder, state.logbook)]
-        return evolve(toolbox, problem, evaluator, options, [*hooks, bar], state, begun=begun)
+        return evolve(toolbox, problem, evaluator, options, [*hooks, bar], state, begun=begun, journal=returns)
 
 
 def _opened_folder(

@@ -18,7 +18,7 @@ from conftest import Digits
 
 import deap_prune as dp
 from deap_prune.errors import ConfigError, RunError
-from deap_prune.evolution import worker_pickles
+from deap_prune.evolution import ray_cluster, worker_pickles
 from deap_prune.evolution import workers as ray_workers
 from tests.helpers.fakes import CachedFake, fake_genome
 from tests.helpers.pruning import prepared
@@ -57,8 +57,8 @@ def random_masks(n: int) -> list[dp.Masks]:
 def cluster() -> Iterator[Any]:
     if importlib.util.find_spec("ray") is None:
         pytest.skip("needs the extra 'ray'")
-    ray = ray_workers._import_ray("local")
-    ray_workers._connect("local")
+    ray = ray_cluster.import_ray("local")
+    ray.init(address="local", num_cpus=2, object_store_memory=200 * 2**20, include_dashboard=False, log_to_driver=False)
     yield ray
     ray.shutdown()
 
@@ -108,14 +108,14 @@ def test_the_number_of_workers_changes_nothing(cluster: Any, workers: int, tmp_p
         state = dp.algorithms.eaBlend(toolbox.population(n=8), toolbox, 8, 0.5, 0.5, 2)
         return [(list(ind), ind.fitness.values) for ind in state.archive]
 
-    assert run(lambda evaluate: ray_workers.ray_map(evaluate, workers=workers, cpus=0.4)) == run(None)
+    assert run(lambda evaluate: ray_workers.ray_map(evaluate, workers=workers, num_cpus=0.4)) == run(None)
 
 
 @pytest.mark.slow
 def test_a_search_on_ray_equals_a_search_without(tmp_path: Path) -> None:
     if importlib.util.find_spec("ray") is None:
         pytest.skip("needs the extra 'ray'")
-    ray_workers._import_ray("local").shutdown()
+    ray_cluster.import_ray("local").shutdown()
     search(tmp_path / "one")
     search(tmp_path / "two", ray="local")
     assert files(tmp_path / "two") == files(tmp_path / "one")
@@ -132,13 +132,40 @@ def test_workers_killed_between_generations(cluster: Any, digits: Digits) -> Non
 
     evaluate = digits.evaluator()
     toolbox = dp.make_toolbox(digits.genome(), evaluate, seed=0)
-    with ray_workers.ray_map(evaluate, workers=2, cpus=0.5) as workers:
+    with ray_workers.ray_map(evaluate, workers=2, num_cpus=0.5) as workers:
         toolbox.register("map", workers)
         state = dp.algorithms.eaBlend(toolbox.population(n=8), toolbox, 8, 0.5, 0.5, 3, callbacks=[killer])
         assert workers.deaths >= 2
     toolbox = dp.make_toolbox(digits.genome(), digits.evaluator(), seed=0)
     whole = dp.algorithms.eaBlend(toolbox.population(n=8), toolbox, 8, 0.5, 0.5, 3)
     assert [(list(i), i.fitness.values) for i in state.archive] == [(list(i), i.fitness.values) for i in whole.archive]
+
+
+@pytest.mark.slow
+def test_steady_state_on_workers_that_die(cluster: Any, tmp_path: Path) -> None:
+    """A worker's candidates are sent again, in batches too; the journal replays the run without workers."""
+    for batch in (1, 3):
+        evaluate, folder = Ordered(prepared("residual").space, tmp_path / str(batch) / "orders"), tmp_path / str(batch)
+        folder.mkdir()
+        (folder / "orders").write_text("die")
+
+        def run(evaluate: Ordered, map_: Any, path: Path = folder / "returns.jsonl") -> list[Any]:
+            toolbox = dp.make_toolbox(fake_genome(), evaluate, seed=0)
+            if map_ is not None:
+                toolbox.register("map", map_)
+            population = toolbox.population(n=8)
+            _, logbook = dp.algorithms.steady_state(population, toolbox, 0.5, 0.5, 4, verbose=False, journal=path)
+            return [[(list(ind), ind.fitness.values) for ind in population], list(logbook)]
+
+        with ray_workers.ray_map(evaluate, workers=2, num_cpus=0.5, batch=batch) as workers:
+            first = run(evaluate, workers)
+            assert workers.deaths == 1 and not (folder / "orders").exists()
+            assert sorted(workers.many(list(evaluate.cache))) == sorted(evaluate.cache.values())
+            with pytest.raises(ConfigError, match=r"the Ray workers hold another evaluator than toolbox\.evaluate"):
+                run(Ordered(prepared("residual").space), workers)
+        silent = Ordered(prepared("residual").space)
+        assert run(silent, None) == first and silent.calls == 0
+        assert len({*evaluate.cache}) == evaluate.counters.candidates
 
 
 class Slowly:
@@ -248,3 +275,9 @@ def test_the_number_of_workers_is_at_least_one() -> None:
     evaluate = CachedFake(prepared("residual").space)
     with pytest.raises(ConfigError, match="workers is 0; give 1 or more"):
         ray_workers.ray_map(evaluate, workers=0)
+    with pytest.raises(ConfigError, match="batch is 0; give the candidates of a worker's call: 1 or more"):
+        ray_workers.ray_map(evaluate, batch=0)
+    with pytest.raises(
+        ConfigError, match=r"num_cpus is 0, num_gpus 0\.0; give a worker a share of at least one of them"
+    ):
+        ray_workers.ray_map(evaluate, num_cpus=0)
