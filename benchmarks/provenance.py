@@ -15,10 +15,9 @@ import torch
 import deap_prune as dp
 
 
-def commit() -> str:
-    """Short name of the commit of the code that measures."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+_ASK = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+COMMIT = subprocess.run(_ASK, capture_output=True, text=True, check=False).stdout.strip()
+"""Commit of the code that measures, asked for when it is loaded: a long run outlives commits."""
 
 
 def hardware() -> str:
@@ -31,7 +30,7 @@ def hardware() -> str:
 def origin(*packages: str) -> dict[str, Any]:
     """Commit, hardware, and versions of Python, torch, this library and other packages."""
     versions = {name: version(name) for name in ("deap-prune", "torch", *packages)}
-    return {"commit": commit(), "hardware": hardware(), "versions": {"python": platform.python_version(), **versions}}
+    return {"commit": COMMIT, "hardware": hardware(), "versions": {"python": platform.python_version(), **versions}}
 
 
 def packed(masks: dp.Masks) -> dict[str, str]:
