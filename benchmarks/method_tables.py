@@ -21,14 +21,16 @@ AT_HALF = (
     ("best single criterion, BN statistics only", "plain", "best single"),
     ("the same, compensated", "compensated", "best single"),
     ("the same, refined", "refined", "best single"),
-    ("balanced widths, refined", "refined", "best single, balanced widths"),
-    ("one threshold, refined", "refined", "best single, one threshold"),
     ("one threshold, compared as drafts", "drafts", "best single, one threshold"),
-    ("blend, uniform widths, refined", "refined", "ours, uniform widths, pre-screened"),
     ('search, evolved widths, `compare="compensated"`', "refined", "ours, evolved widths, pre-screened"),
     ('search, evolved widths, `compare="drafts"`', "drafts", "ours, evolved widths, pre-screened"),
-    ("LeGR's genome, compared compensated", "refined", "LeGR"),
     ("LeGR's genome, compared as drafts", "drafts", "LeGR"),
+)
+OTHER_BUDGETS = (
+    ("best single criterion, uniform widths", "best single"),
+    ("one threshold", "best single, one threshold"),
+    ('search, evolved widths, `compare="compensated"`', "ours, evolved widths, pre-screened"),
+    ("LeGR's genome", "LeGR"),
 )
 BLEND_WORTH = (
     ("BN statistics only, chosen by accuracy", "plain", "ours, uniform widths, by accuracy", ", by accuracy"),
@@ -64,13 +66,45 @@ def difference(first: dict[int, float], second: dict[int, float]) -> str:
 
 
 def at_half() -> str:
-    """Methods at half of the FLOPs, test top-1."""
+    """Methods at half of the FLOPs, test top-1; the last rows select filters inside refinement."""
     dense = ["dense", *(f"{100 * chosen(pair=pair, kind='dense')[0]['test accuracy']:.2f}" for pair in PAIRS)]
     lines = [dense]
     for label, protocol, arm in AT_HALF:
         values = {"kind": "arm", "budget": 0.5, "protocol": protocol, "arm": arm}
         lines.append([label, *(spread(list(by_seed(pair=pair, **values).values())) for pair in PAIRS)])
+    for label, stage in (
+        ("search with selection, refined on 2,000 images", "refined"),
+        ("the same, recovered without labels", "recovered"),
+    ):
+        lines.append([label, *(spread(selected_search(pair, stage)) for pair in PAIRS)])
     return markdown(["test top-1", *PAIRS.values()], lines)
+
+
+def selected_search(pair: str, stage: str) -> list[float]:
+    """Test top-1 in percent of the searches with sequential selection, a value for each seed."""
+    rows = [row for row in read("selected_search") if row["pair"] == pair and row["select"] == "sequential"]
+    return list({row["seed"]: 100 * row[stage] for row in rows if stage in row}.values())
+
+
+SELECTION = (
+    ("L2, compensated", "l2", "compensated"),
+    ("elimination, compensated", "elimination", "compensated"),
+    ("L2, refined", "l2", "refined"),
+    ("elimination, refined", "elimination", "refined"),
+    ("L2, selected", "l2", "selected"),
+    ("elimination, selected", "elimination", "selected"),
+    ("L2, selected, recovered", "l2", "recovered"),
+)
+
+
+def selection() -> str:
+    """Half of every block's inner filters, chosen in different ways."""
+    pairs, lines = list(PAIRS)[1:], []
+    for label, criterion, stage in SELECTION:
+        alike = [row for row in read("selection") if (row["criterion"], row["stage"]) == (criterion, stage)]
+        values = [[100 * row["test accuracy"] for row in alike if row["pair"] == pair] for pair in pairs]
+        lines += [[label, *map(spread, values)]] if alike else []
+    return markdown(["test top-1", *(PAIRS[pair] for pair in pairs)], lines)
 
 
 def blend_worth() -> str:
@@ -87,13 +121,16 @@ def blend_worth() -> str:
 
 def other_budgets() -> str:
     """Refined networks at 70 and 30 percent of the FLOPs."""
-    pairs, lines = list(PAIRS)[:3], []
-    for budget in (0.7, 0.3):
-        for label, protocol, arm in (*AT_HALF[2:5], AT_HALF[7], AT_HALF[9]):
-            values = {"kind": "arm", "budget": budget, "protocol": protocol, "arm": arm}
-            name = label.replace("the same", "best single criterion, uniform widths")
-            lines.append([f"{budget:.0%}", name, *(spread(list(by_seed(pair=p, **values).values())) for p in pairs)])
-    return markdown(["FLOPs kept", "test top-1", *(PAIRS[p] for p in pairs)], lines)
+    pairs, lines = list(PAIRS)[1:3], []
+    for label, arm in OTHER_BUDGETS:
+        cells = []
+        for pair in pairs:
+            for budget in (0.7, 0.3):
+                values = {"kind": "arm", "budget": budget, "protocol": "refined", "arm": arm, "pair": pair}
+                cells.append(spread(list(by_seed(**values).values())))
+        lines.append([label, *cells])
+    head = [text for pair in pairs for text in (f"{PAIRS[pair]}: 70 %", "30 %")]
+    return markdown(["test top-1, refined", *head], lines)
 
 
 def fronts() -> str:

@@ -18,6 +18,16 @@ def read(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def available(name: str) -> bool:
+    """Whether results/ has the file."""
+    return (RESULTS / f"{name}.json").is_file()
+
+
+def not_measured(script: str) -> str:
+    """The line that stands for a table without results."""
+    return f"*Not measured yet: `python benchmarks/{script}`.*"
+
+
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A table."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines))

@@ -1,0 +1,112 @@
+"""Tables of RESULTS.md on fronts, operators and figures before training, and the experiments that decided defaults."""
+
+from __future__ import annotations
+
+import statistics
+
+from cost_tables import memory, waiting
+from method_tables import PAIRS
+from table_format import markdown, read, spread
+
+
+def proxies() -> str:
+    """Rank correlation with the loss after refinement, and seconds."""
+    report = read("proxies")["cifar100-resnet20"]
+    names = {
+        "loss, compensated": "compensated",
+        "closed-form error": "closed-form error",
+        "the same, layer weights fitted to 20 drafts": "closed-form error, learned",
+        "loss, refined on 100 images": "refined on 100 images",
+        "loss, refined on 250 images": "refined on 250 images",
+    }
+    lines = [
+        [label, f"{report['tau'][key]:.2f}", f"{report['seconds'].get(key, 0):.2f}"] for label, key in names.items()
+    ]
+    return markdown(["figure", "Kendall's tau", "CPU seconds a candidate"], lines)
+
+
+def operators() -> str:
+    """Hypervolumes of operators, DEAP's and Optuna's."""
+    labels = {
+        "ours": "this library",
+        "ours, random start": "the same operators, random first population",
+        "generic": "DEAP's cxTwoPoint and mutGaussian, random first population",
+        "optuna": "Optuna's NSGA-II",
+    }
+    files, lines = ("operators-digits", "operators-cifar10-resnet20-front"), []
+    for arm, label in labels.items():
+        cells = []
+        for report in map(read, files):
+            mean, deviation = report["arms"][arm]["mean"], report["arms"][arm]["deviation"]
+            places = [report["evaluations"].index(count) for count in (100, 500)]
+            cells += [f"{mean[k]:.3f} ± {deviation[k]:.3f}" for k in places]
+        lines.append([label, *cells])
+    return markdown(["hypervolume, n = 10", "digits: 100", "500", "ResNet-20, CIFAR-10: 100", "500"], lines)
+
+
+def rectified_gain() -> str:
+    """Mean gain of refinement through rectifiers, by network."""
+    rows = [row for row in read("compare_methods") if "refined_linearly" in row]
+    gains: dict[str, list[float]] = {}
+    for row in rows:
+        gain = 100 * (row["refined"]["test accuracy"] - row["refined_linearly"]["test accuracy"])
+        gains.setdefault(PAIRS[row["pair"]], []).append(gain)
+    return ", ".join(f"{name} {statistics.mean(values):+.1f} ({len(values)})" for name, values in gains.items())
+
+
+def ablations() -> str:
+    """Range of the ablations on the digits, and the default's figure."""
+    rows = [row for row in read("compare_methods") if row["kind"] == "ablation" and row["pair"] == "digits"]
+    arms: dict[str, list[float]] = {}
+    for row in rows:
+        arms.setdefault(row["arm"], []).append(100 * row["test accuracy"])
+    default = next(values for name, values in arms.items() if name.startswith("as it is"))
+    means = [statistics.mean(values) for values in arms.values()]
+    return f"{len(arms) - 1} settings between {min(means):.1f} and {max(means):.1f}; the defaults {spread(default, 1)}"
+
+
+def closed_form() -> str:
+    """Kendall's tau with test accuracy, and seconds, of both ways to get BN statistics."""
+    report = read("fitness_validity-cifar10_resnet20")
+    data, closed = (report["tau"][f"BN {way}: accuracy"][f"test, BN {way}"] for way in ("data", "closed form"))
+    seconds = [report["seconds"][f"BN {way}"] for way in ("data", "closed form")]
+    return f"tau {closed:.2f} in {seconds[1]:.2f} s, from data {data:.2f} in {seconds[0]:.2f} s (51 candidates)"
+
+
+def shortcuts() -> str:
+    """Test top-1 with and without compensation across shortcuts that have no parameters."""
+    row = read("compensation-streams")["streams"]["ResNet-56, 0.71 of every group"]
+    before, after = row["shortcuts left alone"], row["shortcuts made up for"]
+    return f"ResNet-56, CIFAR-10, all groups, half of the FLOPs: top-1 {before:.1f} to {after:.1f}"
+
+
+def decisions() -> str:
+    """Defaults, and the experiments that decided them."""
+    notes = read("notes")
+    first, rounds, ridge = (notes[key] for key in ("first_population", "refinement_rounds", "ridge"))
+    balanced, random = "half balanced, the best third of the criteria", "a quarter balanced, a quarter random"
+    pairs = ", ".join(f"{name} {first[name][balanced]} / {first[name][random]}" for name in list(PAIRS.values())[2:4])
+    mean = statistics.mean
+    drafts, ends = notes["draft_population"], notes["finalists"]
+    lines = [
+        ["three clusters, evolved candidates, scores divided by their maximum", ablations(), "compare_methods"],
+        ['`recalibrate="auto"`: in closed form where that is sound', closed_form(), "fitness_validity-*"],
+        ["refinement counts outputs below 0 as right where a ReLU reads them", rectified_gain(), "compare_methods"],
+        ["compensation covers parameter-free shortcuts", shortcuts(), "compensation-streams"],
+        ["five rounds of refinement", f"top-1 {rounds['rounds']['0']} to {rounds['rounds']['5']}; ten: 32.5", "notes"],
+        ["larger ridge where moments have few rows", f"top-1 {ridge['rows']['ridge 0.001']} to 72.3", "notes"],
+        ["first population: half with balanced widths / before", f"hypervolume {pairs}", "notes"],
+        [
+            "drafts: first widths spread by random group weights",
+            f"loss {mean(drafts['spread']):.2f} instead of {mean(drafts['near even']):.2f}, n = 3",
+            "notes",
+        ],
+        [
+            "finalists refined in addition to the front",
+            f"hypervolume {mean(ends['with']):.4f} instead of {mean(ends['without']):.4f}, n = 2",
+            "notes",
+        ],
+        ["generations rather than a steady state (simulated)", waiting(), "scaling"],
+        ["one resident network, narrowed in place", memory(), "speed-*"],
+    ]
+    return markdown(["default", "evidence", "JSON"], ([*line[:2], f"`{line[2]}.json`"] for line in lines))
