@@ -29,13 +29,14 @@ from typing import Any
 import torch
 from methods import COMPENSATED, DRAFTS, FRONTS, METHODS, PLAIN, transferred
 from pairs import PAIRS, PROTOCOLS, Row, Setup, open_config, train_digits
+from provenance import packed
 
 import deap_prune as dp
 from deap_prune.files import write_text
 
 BUDGETS = (0.5, 0.7, 0.3)
 DEEP = {"cifar10-resnet56": "cifar10-resnet20", "cifar100-resnet56": "cifar100-resnet20"}
-NOT_STORED = ("individual", "blend", "masks")  # only transfers and training.py read them
+NOT_STORED = ("individual", "blend")  # only transfers read them; the masks are stored in a compact form
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,9 @@ def gather(out: Path, results: Path) -> None:
     names = [*PAIRS, *METHODS, *FRONTS]
     rows = [json.loads(path.read_text()) for path in sorted(out.glob("*/*/*.json"))]
     rows = [{key: value for key, value in row.items() if key not in NOT_STORED} for row in rows]
+    for row in rows:
+        if "masks" in row:
+            row["masks"] = packed(dp.Masks.from_json(json.dumps(row["masks"])))
     for pair in PAIRS:
         networks = {row["weights"] for row in rows if row["pair"] == pair and "weights" in row}
         if len(networks) > 1:

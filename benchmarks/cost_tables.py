@@ -102,7 +102,7 @@ def predicted_latency() -> str:
 
 def int8() -> str:
     """Accuracy after quantisation to eight bits."""
-    return not_measured("int8.py") if not available("int8") else ""
+    return not_measured("pruned networks in eight bits") if not available("int8") else ""
 
 
 def workers() -> str:
@@ -110,6 +110,6 @@ def workers() -> str:
     row = read("workers")
     return (
         f"Workers: {row['workers']} Ray workers on {row['cores']} cores make {row['throughput']:.2f} times as many "
-        f"candidates, {1000 * row['overhead per candidate, s']:.1f} ms a candidate are overhead; simulated, a generation "
-        f"keeps {waiting()}. Commands: `python benchmarks/workers.py`, `python benchmarks/bookkeeping.py`"
+        f"candidates, {1000 * row['overhead per candidate, s']:.1f} ms a candidate are overhead; simulated, a "
+        f"generation keeps {waiting()}. Commands: `python benchmarks/workers.py`, `python benchmarks/bookkeeping.py`"
     )

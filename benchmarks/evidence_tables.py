@@ -25,7 +25,7 @@ def pairs_of(rows: list[Row]) -> list[str]:
 def ablation() -> str:
     """Parts of the search with selection."""
     if not available("ablation"):
-        return not_measured("ablation.py")
+        return not_measured("parts of the search with selection")
     rows = read("ablation")
     pairs, lines = pairs_of(rows), []
     for arm in dict.fromkeys(row["arm"] for row in rows):
@@ -49,7 +49,7 @@ def _is_ours(row: Row) -> bool:
 def rivals() -> str:
     """Torch-Pruning's pruners at every stage, on ResNet-20, CIFAR-100."""
     if not available("rivals"):
-        return not_measured("rivals.py")
+        return not_measured("Torch-Pruning's pruners")
     rows = [row for row in read("rivals") if row["pair"] == "cifar100-resnet20"]
     lines = []
     for pruner in dict.fromkeys(row["pruner"] for row in rows):
@@ -64,7 +64,7 @@ def rivals() -> str:
 def best_rivals() -> str:
     """The best of Torch-Pruning's pruners and of this library's masks, at every stage and on every pair."""
     if not available("rivals"):
-        return not_measured("rivals.py")
+        return not_measured("Torch-Pruning's pruners")
     lines = []
     for pair in pairs_of(read("rivals")):
         rows = [row for row in read("rivals") if row["pair"] == pair]
@@ -83,7 +83,7 @@ PUBLISHED_PARAMETERS = {0.5: "about 85.5", 0.25: "about 50", 0.125: "about 25"} 
 def parameter_budgets() -> str:
     """Training-free accuracy at budgets of parameters."""
     if not available("parameter_budgets"):
-        return not_measured("parameter_budgets.py")
+        return not_measured("budgets of parameters")
     lines = []
     for budget, published in PUBLISHED_PARAMETERS.items():
         rows = [row for row in read("parameter_budgets") if row["budget"] == budget]
@@ -107,7 +107,7 @@ def published() -> str:
 def after_training() -> str:
     """Arms before and after training, a line for each plan and arm."""
     if not available("after_training"):
-        return not_measured("after_training.py")
+        return not_measured("training of all arms by one recipe")
     lines = []
     for key, rows in read("after_training").items():
         pair, budget = key.rsplit("-", 1)
@@ -141,17 +141,20 @@ def resnet56() -> str:
 def trained_proxies() -> str:
     """Rank correlation of cheap figures with the accuracy after training."""
     if not available("trained_proxies"):
-        return not_measured("trained_proxies.py")
+        return not_measured("figures against accuracy after training")
     taus = read("trained_proxies")["tau"]
     order = sorted(taus, key=lambda name: -taus[name]["tau"])
-    lines = [[name, f"{taus[name]['tau']:.2f} ± {taus[name]['spread']:.2f}", f"{taus[name]['better half']:.2f}"] for name in order]
+    lines = [
+        [name, f"{taus[name]['tau']:.2f} ± {taus[name]['spread']:.2f}", f"{taus[name]['better half']:.2f}"]
+        for name in order
+    ]
     return markdown(["figure before training", "Kendall's tau", "tau among the better half"], lines)
 
 
 def recipes() -> str:
     """Two recipes by length, from refined and from raw networks."""
     if not available("recipes"):
-        return not_measured("recipes.py")
+        return not_measured("recipes by length")
     rows = read("recipes")
     lengths = sorted({row["epochs"] for row in rows})
     lines = []
@@ -165,4 +168,4 @@ def recipes() -> str:
 # ------------------------------------------------------------------ ImageNet
 def imagenet() -> str:
     """MobileNetV2 on ImageNet's classes."""
-    return not_measured("imagenet.py") if not available("imagenet_cost") else ""
+    return not_measured("MobileNetV2 on ImageNet's classes") if not available("imagenet_cost") else ""

@@ -93,7 +93,7 @@ def main() -> None:
                     continue
                 row = facts | row_of(setup, budget, args)
                 write_text(args.results, json.dumps([*rows, row], indent=1) + "\n")
-                print(pair, seed, budget, f"{row['params']:.4f} {row['flops']:.4f} {row['test accuracy']:.4f}", flush=True)
+                print(pair, seed, budget, *(row[key] for key in ("params", "flops", "test accuracy")), flush=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import torch
 
 import deap_prune as dp
 
-
 _ASK = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
 COMMIT = subprocess.run(_ASK, capture_output=True, text=True, check=False).stdout.strip()
 """Commit of the code that measures, asked for when it is loaded: a long run outlives commits."""

@@ -23,9 +23,9 @@ def available(name: str) -> bool:
     return (RESULTS / f"{name}.json").is_file()
 
 
-def not_measured(script: str) -> str:
+def not_measured(what: str) -> str:
     """The line that stands for a table without results."""
-    return f"*Not measured yet: `python benchmarks/{script}`.*"
+    return f"*Not measured yet: {what}.*"
 
 
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

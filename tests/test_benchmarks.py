@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -127,12 +128,15 @@ def test_the_volume_of_a_point_is_its_rectangle():
     assert import_module("methods").volume(np.array([[0.5, 0.25]])) == pytest.approx(0.5 * 0.75)
 
 
-def test_rows_are_gathered_in_order_without_masks(folder, tmp_path):
+def test_rows_are_gathered_in_order_with_compact_masks(folder, tmp_path):
     call("compare_methods", "gather", "--out", folder[0], "--results", tmp_path / "rows.json")
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert len(rows) == len(rows_of(folder[0]))
     assert [row["budget"] for row in rows] == sorted((row["budget"] for row in rows), reverse=True)
-    assert not any({"masks", "individual", "blend"} & row.keys() for row in rows)
+    assert not any({"individual", "blend"} & row.keys() for row in rows)
+    whole = {json.dumps(row["masks"]) for row in rows_of(folder[0]) if "masks" in row}
+    masks = [import_module("provenance").unpacked(row["masks"]) for row in rows if "masks" in row]
+    assert whole == {json.dumps(json.loads(candidate.to_json())) for candidate in masks}
 
 
 def test_rows_of_two_networks_are_not_mixed(folder, tmp_path):
@@ -179,19 +183,58 @@ def test_compensation_restores_accuracy(tmp_path):
 def test_training_goes_on_where_it_stopped(tmp_path):
     torch.manual_seed(0)
     save_weights(digits_resnet(width=4), tmp_path / "digits_resnet.safetensors")
+    arms = ["best single criterion, uniform widths", "one threshold, L2", "dense of equal FLOPs, from scratch"]
     options = ["--pair", "digits", "--budget", "0.4", "--seeds", "1", "--evaluations", "18", "--epochs", "2"]
     options += [part for value in (*FEW_IMAGES, NARROW) for part in ("--set", value)]
-    options += ["--out", tmp_path, "--results", tmp_path / "training.json", "--methods", "best single", "random"]
+    options += ["--images", "200", "--out", tmp_path, "--results", tmp_path / "rows.json", "--arms", *arms]
     with pytest.raises(SystemExit, match="not chosen yet"):
-        call("training", "train", *options)
-    call("training", "choose", *options)
-    call("training", "train", "--together", "2", *options)
-    call("training", "table", *options)
-    rows = json.loads((tmp_path / "training.json").read_text())["digits-0.4"]
-    untrained, trained = rows[:2], rows[2:]
-    assert [row["arm"] for row in trained] == ["best single", "random"]
-    assert [row["refined"] for row in trained] == [row["refined"] for row in untrained]
-    assert all(0.3 < row["flops"] <= 0.4 and len(row["losses"]) == 2 for row in trained)
+        call("after_training", "train", *options)
+    call("after_training", "choose", *options)
+    call("after_training", "train", "--together", "2", *options)
+    call("after_training", "gather", *options)
+    rows = json.loads((tmp_path / "rows.json").read_text())["digits-0.4"]
+    assert {row["arm"] for row in rows} == set(arms)
+    assert all(0.25 < row["flops"] <= 0.4 and len(row["losses"]) == 2 for row in rows)
+    assert all(row["images"] == 200 and row["seed"] == 1 and row["masks"] and row["versions"] for row in rows)
+    (scratch,) = (row for row in rows if row["arm"] == arms[-1])
+    assert scratch["before training"] is None
+    shares = [keep.mean() for keep in import_module("provenance").unpacked(scratch["masks"]).values()]
+    assert len(shares) > 5 and max(shares) - min(shares) <= 0.25, "one share everywhere, but for whole filters"
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*.json")}
+    call("after_training", "train", *options)
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*.json")}
+
+
+def test_packed_masks_are_the_masks():
+    provenance, rng = import_module("provenance"), np.random.default_rng(0)
+    masks = dp.Masks({str(size): rng.random(size) < 0.5 for size in (1, 7, 8, 9, 64)})
+    assert provenance.unpacked(json.loads(json.dumps(provenance.packed(masks)))) == masks
+    assert provenance.packed(dp.Masks({"a": [True] + 8 * [False]})) == {"a": "9:8000"}
+
+
+@pytest.mark.parametrize("rival", ["L2, global", "Taylor, local", "OBD-C, global"])
+def test_a_rivals_masks_are_what_torch_pruning_removes(folder, rival):
+    rivals, setup = import_module("rivals"), setup_of(folder[0])
+    masks, ratio = rivals.chosen(setup, rival, 0.5)
+    assert 0.3 < dp.flops(setup.space, masks) / setup.space.flops <= 0.5
+    network = rivals.with_gradients(setup.model, setup.data.calibration)
+    pruner = rivals.pruner_of(network, setup, rival, ratio)
+    if rival.startswith("OBD-C"):
+        pruner.importance = rivals.fisher(network, setup)
+    pruner.step()
+    slim = dp.slim(setup.model, setup.space, masks).state_dict()
+    theirs = network.state_dict()
+    assert all(torch.equal(slim[name], value) for name, value in theirs.items()) and slim.keys() == theirs.keys()
+
+
+def test_a_tau_is_that_of_the_ranks():
+    taus = import_module("trained_proxies").taus
+    rows = [{"after training": k, "before training": -k, "figures": {"good": k**3, "swap": k ^ 1}} for k in range(16)]
+    found = taus(rows)
+    good, swap = found["good"], found["swap"]
+    assert good["tau"] == 1 and found["accuracy before training"]["tau"] == -1
+    assert swap["tau"] == pytest.approx(1 - 2 * 8 / 120) and swap["better half"] == pytest.approx(5 / 7)
+    assert good["spread"] == pytest.approx(0) and swap["spread"] > 0
 
 
 @pytest.mark.slow
@@ -222,4 +265,4 @@ def test_every_command_of_the_results_names_a_script():
 
 @pytest.mark.parametrize("path", sorted((BENCHMARKS / "results").glob("*.json")), ids=lambda path: path.name)
 def test_results_name_no_path_of_a_machine(path):
-    assert '"/' not in path.read_text(encoding="utf-8")
+    assert not re.search(r'"/|file:|[A-Z]:\\\\|/(home|root|tmp|usr|Users)/', path.read_text(encoding="utf-8"))
