@@ -137,6 +137,7 @@ class EndOptions:
 
     refine: Annotated[bool, _of("refine the front's networks at the end, and evaluate them again")] = True
     refine_images: Annotated[int, _of("most calibration images that refinement uses", ge=2)] = 1000
+    refine_memory: Annotated[float, _of("most GB that refinement keeps of images and targets", gt=0)] = 1.0
     select: Annotated[
         Literal["sequential"] | None,
         _of("sequential: refinement selects the filters, the individual the widths; null: the individual selects both"),
@@ -181,7 +182,7 @@ class SearchOptions(EndOptions, EvolutionOptions, FitnessOptions, BudgetOptions,
         """The options of the Evaluator that compares candidates."""
         drafts = self.compare == "drafts"
         images = min(DRAFT_IMAGES, self.refine_images) if drafts else self.refine_images
-        shared = ("objectives", "recalibrate", "compensate", "moment_memory", "augment", "seed")
+        shared = ("objectives", "recalibrate", "compensate", "moment_memory", "refine_memory", "augment", "seed")
         names = (*shared, "batch_size", "device")
         how = {"refine": drafts, "refine_images": images, "select": drafts and self.select is not None}
         return {name: getattr(self, name) for name in names} | how

@@ -23,7 +23,7 @@ SUCCESSIVE: dict[str, Any] = {"algorithm": "successive", "max_flops": (0.7, 0.4)
 
 # ------------------------------------------------------------------ declarations
 def test_each_option_is_declared_once() -> None:
-    assert len(NAMES) <= 40
+    assert len(NAMES) <= 41  # the last one, refine_memory, bounds what a search takes of a machine
     declared = [option.name for concern in CONCERNS for option in fields(concern)]
     assert len(set(declared)) == len(declared)
     assert sorted(declared) == sorted(NAMES) == sorted(option.name for option in fields(SearchOptions))

@@ -148,14 +148,12 @@ class CandidateBuilder:
         return Candidate(network, masks)
 
     def _refiner(self) -> Refiner:
-        """The refiner; it is kept for the next candidate, with the dense network's targets, if memory allows."""
-        refiner = self._kept_refiner
-        if refiner is None:
-            images, parts = self.settings.refine_images, (self._network, self._space, self._calibration)
-            refiner = Refiner(*parts, images=images, rows=16 * images, forward=self._forward)
-            if refiner.nbytes <= self.settings.moment_memory * 2**20:
-                self._kept_refiner = refiner
-        return refiner
+        """The refiner; it is kept for the next candidates, with the dense network's targets."""
+        if self._kept_refiner is None:
+            images, memory = self.settings.refine_images, self.settings.refine_memory
+            parts = (self._network, self._space, self._calibration)
+            self._kept_refiner = Refiner(*parts, images=images, rows=16 * images, memory=memory, forward=self._forward)
+        return self._kept_refiner
 
     def _recovered(self, network: nn.Module) -> nn.Module:
         """The network after label-free recovery; its parameters keep their grad flags."""

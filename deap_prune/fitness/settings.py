@@ -13,11 +13,12 @@ from deap_prune.errors import ConfigError, did_you_mean
 from deap_prune.fitness.objectives import OBJECTIVES
 from deap_prune.precision import computes_bf16
 from deap_prune.reconstruction.moments import MEMORY
+from deap_prune.reconstruction.refine import MEMORY as REFINE_MEMORY
 
 # The settings that an objective's value depends on; a front stores them.
 STORED = (
     *("recalibrate", "compensate", "refine", "refine_images", "select", "recover"),
-    *("moment_memory", "batch_size", "seed"),
+    *("moment_memory", "refine_memory", "batch_size", "seed"),
 )
 PHASES = ("plan", "compensate", "recalibrate", "refine", "recover", "forward")
 _LEGAL: dict[str, tuple[str | None, ...]] = {
@@ -54,6 +55,8 @@ class Settings:
         augment: Evaluate on shifted and mirrored validation images.
         seed: Seed of their shifts, and of recovery.
         moment_memory: Most MB (2^20 bytes) that the moments of ``compensate="auto"`` may take.
+        refine_memory: Most GB (2^30 bytes) that refinement keeps of images on their way through the network and of the
+            dense network's targets.
         batch_size: Samples a batch if tensors are given.
         device: ``"auto"``: CUDA if there is a device, else the CPU. Data and network stay there.
 
@@ -74,6 +77,7 @@ class Settings:
     augment: bool = False
     seed: int = 0
     moment_memory: int = MEMORY // 2**20
+    refine_memory: float = REFINE_MEMORY
     batch_size: int = 250
     device: str | torch.device = "auto"
 
@@ -86,6 +90,8 @@ class Settings:
             if (number := getattr(self, name)) < least:
                 default = type(self).__dataclass_fields__[name].default
                 raise ConfigError(f"{name} is {number}; give {least} or more, {default} is the default")
+        if not self.refine_memory > 0:
+            raise ConfigError(f"refine_memory is {self.refine_memory}; give more than 0 (GB), 1 is the default")
         if self.select and not self.refine:
             raise ConfigError("select=True selects filters while a candidate is refined; set refine=True")
         names = self.objectives

@@ -214,7 +214,13 @@ def uses_of(positions: Ids, blocks: int, channels: int, taps: int) -> tuple[Tens
 
 @torch.no_grad()
 def run_elimination(
-    readers: list[Reader], size: int, *, blocks: int = 1, width: int = 0, factor: Tensor | None = None
+    readers: list[Reader],
+    size: int,
+    *,
+    blocks: int = 1,
+    width: int = 0,
+    factor: Tensor | None = None,
+    curve: bool = True,
 ) -> Elimination:
     """Remove filters one after the other, always the cheapest of each block.
 
@@ -224,6 +230,7 @@ def run_elimination(
         blocks: Blocks of the group; each loses one filter in a step.
         width: Filters of each block at which to stop.
         factor: Factor on the cost of each filter when the cheapest is chosen, shape (filters,).
+        curve: Whether to compute the errors after each step; without them, ``errors`` ends with the first.
 
     Returns:
         Orders and costs of ``size // blocks - width`` steps.
@@ -240,7 +247,8 @@ def run_elimination(
         costs.append(cost.view_as(alive).gather(1, place)[:, 0])
         for reader in readers:
             reader.remove(filters[:, 0])
-        errors.append(torch.stack([reader.error for reader in readers]).sum())
+        if curve:
+            errors.append(torch.stack([reader.error for reader in readers]).sum())
         alive = alive[torch.ones_like(alive, dtype=torch.bool).scatter_(1, place, False)].view(blocks, -1)
         for reader in readers:
             reader.shrink()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deap_prune.reconstruction.matrix import from_matrix, solve, to_matrix
+from deap_prune.reconstruction.matrix import Solver, from_matrix, to_matrix
 from deap_prune.structure.layers import spec_of
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # of the mean variance of the features
@@ -77,10 +77,6 @@ class _RowSums:
         rows = self.rows + other.rows
         return _RowSums(rows, *(getattr(self, n) + getattr(other, n) for n in ("first", "target", "square", "cross")))
 
-    def aimed(self, x: Tensor, target: Tensor) -> _RowSums:
-        """Of the same features with other outputs."""
-        return replace(self, target=target.sum(dim=1, keepdim=True), cross=x.transpose(1, 2) @ target)
-
     def moments(self, intercept: bool) -> _CentredMoments:
         mean, level = self.first / self.rows, self.target / self.rows
         if not intercept:
@@ -98,10 +94,16 @@ class _CentredMoments:
     square: Tensor
     cross: Tensor
 
-    def fit(self, current: Map, ridge: float, intercept: bool) -> Map:
-        """The ridge regression that is drawn to the current weights."""
-        change, _ = solve(self.square.clone(), self.cross - self.square @ current.weight, ridge)
-        weight = current.weight + change
+    def aimed(self, x: Tensor, target: Tensor, intercept: bool) -> _CentredMoments:
+        """Of the same features with other outputs."""
+        level = target.mean(dim=1, keepdim=True) if intercept else torch.zeros_like(self.target)
+        cross = x.transpose(1, 2) @ target / x.shape[1] - self.mean.transpose(1, 2) @ level
+        return replace(self, target=level, cross=cross)
+
+    def fit(self, current: Map, ridge: float, intercept: bool, solver: Solver | None = None) -> Map:
+        """The ridge regression that is drawn to the current weights; a solver of the same square saves its work."""
+        solver = solver or Solver(self.square.clone(), ridge)
+        weight = current.weight + solver(self.cross - self.square @ current.weight)
         return Map(weight, self.target - self.mean @ weight if intercept else current.constant)
 
 
@@ -139,10 +141,11 @@ def fit_layer(layer: Any, norm: Any, x: Tensor, target: Tensor, *, floor: Tensor
         return
     sums = sums + _RowSums.of(held_out.x, held_out.target)
     moments = sums.moments(intercept)
-    fitted = moments.fit(start, chosen, intercept)
+    solver = Solver(moments.square.clone(), chosen)
+    fitted = moments.fit(start, chosen, intercept, solver)
     for _ in range(0 if floor is None else ROUNDS):
-        moments = sums.aimed(x, rows.aim(fitted(x))).moments(intercept)
-        fitted = moments.fit(start, chosen, intercept)
+        moments = moments.aimed(x, rows.aim(fitted(x)), intercept)
+        fitted = moments.fit(start, chosen, intercept, solver)
     layer.weight.data.copy_(from_matrix(fitted.weight.unsqueeze(3), layer.weight, spec_of(layer), "full"))
     if norm is not None:
         _absorb(layer, norm, fitted, moments)

@@ -74,6 +74,11 @@ class Recorder(LayerWatch):
         with self.watching():
             return forward()
 
+    def alive_bytes(self) -> int:
+        """Bytes of the results of earlier steps that are still in use."""
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self._made}
+        return sum(storages.values())
+
     def before_layer(self, name: str, layer: nn.Module, arguments: Call) -> None:
         """Tell whoever asked."""
         if tensors := tensors_of(in_order(layer, *arguments)):

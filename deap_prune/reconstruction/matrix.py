@@ -138,22 +138,40 @@ def factorise(square: Tensor, ridge: float) -> tuple[Tensor, Tensor] | None:
     return None
 
 
-def solve(square: Tensor, target: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """Solve (A + r) x = b block by block, with r at least ``ridge`` times the mean of A's diagonal.
+class Solver:
+    """Solves (A + r) x = b block by block, with one factorisation for all b.
 
     Args:
         square: A, symmetric and positive semidefinite up to rounding, (blocks, n, n); it is overwritten.
+        ridge: Smallest r, as a share of the mean of A's diagonal.
+
+    Attributes:
+        added: r, of shape (blocks, 1, 1).
+    """
+
+    def __init__(self, square: Tensor, ridge: float) -> None:
+        half = square.dtype in (torch.float16, torch.bfloat16)  # which have no Cholesky factorisation
+        result = factorise(square.float() if half else square, ridge)
+        self._factor = None if result is None else result[0]
+        self.added = (torch.ones_like(square[:, :1, :1]) if result is None else result[1]).to(square.dtype)
+
+    def __call__(self, target: Tensor) -> Tensor:
+        """X for b of shape (blocks, n, m); 0 if no r makes A definite (values that are not finite)."""
+        if self._factor is None:
+            return torch.zeros_like(target)
+        return torch.cholesky_solve(target.to(self._factor.dtype), self._factor).to(target.dtype)
+
+
+def solve(square: Tensor, target: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """Solve (A + r) x = b once; see :class:`Solver`.
+
+    Args:
+        square: A, (blocks, n, n); it is overwritten.
         target: b, (blocks, n, m).
         ridge: Smallest r, as a share of the mean of A's diagonal.
 
     Returns:
         x, and r of shape (blocks, 1, 1); if no r makes A definite (values that are not finite), x is 0 and r is 1.
     """
-    if square.dtype in (torch.float16, torch.bfloat16):  # which have no Cholesky factorisation
-        x, r = solve(square.float(), target.float(), ridge)
-        return x.to(target), r.to(target)
-    result = factorise(square, ridge)
-    if result is None:
-        return torch.zeros_like(target), torch.ones_like(square[:, :1, :1])
-    factor, added = result
-    return torch.cholesky_solve(target, factor), added
+    solver = Solver(square, ridge)
+    return solver(target), solver.added

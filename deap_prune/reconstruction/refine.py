@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from deap_prune.data.batches import (
     Data,
@@ -19,20 +18,22 @@ from deap_prune.data.batches import (
     default_forward,
     join,
     samples_of,
-    tensors_of,
     to_batches,
 )
 from deap_prune.errors import ConfigError
-from deap_prune.reconstruction.fit import fit_layer
-from deap_prune.reconstruction.flow import Flow, Key, Recorder, has_statistics, record
-from deap_prune.reconstruction.matrix import blocks_of, patches_of, positions, to_features
+from deap_prune.reconstruction.flow import has_statistics
+from deap_prune.reconstruction.sampling import images_for, split, survey
 from deap_prune.reconstruction.selection import PRIOR, Choice, Selector, find_choices
-from deap_prune.reconstruction.targets import Aim, Target, dense_targets, find_aims
+from deap_prune.reconstruction.sequential import Plan, SequentialFit
+from deap_prune.reconstruction.targets import dense_targets, draw_samples, find_aims
 from deap_prune.structure.inputs import evaluating
-from deap_prune.structure.layers import spec_of
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import narrowed_copy, unwrap
 from deap_prune.structure.space import PruningSpace
+
+MEMORY = 1.0
+"""GB that refinement takes by default."""
+CHUNKS = 8  # at least so many chunks of images fit into the memory
 
 
 def refine(
@@ -44,6 +45,7 @@ def refine(
     start: nn.Module | None = None,
     images: int = 1000,
     rows: int = 16_000,
+    refine_memory: float = MEMORY,
     forward: Forward | None = None,
     seed: int = 0,
 ) -> nn.Module:
@@ -58,7 +60,10 @@ def refine(
     that no fit improves there stays as it is, and so does one that the pruned network reaches by other steps than the
     dense one. Normalisations take up the constant, and end with the statistics of what they read. Labels are not used.
 
-    All images go through both networks in one batch; the targets take 4 bytes x rows x outputs for each layer.
+    The images go through both networks in chunks, and wait before each layer until it is fitted. A layer with large
+    maps or few features is fitted on fewer rows and images than ``rows`` and ``images``: see
+    :mod:`deap_prune.reconstruction.sampling`. Where ``refine_memory`` does not suffice for what waits, some chunks
+    start anew for later layers, which takes longer and gives the same network.
 
     Args:
         model: The dense network that was traced, wrapped or not; it is not changed.
@@ -69,6 +74,8 @@ def refine(
             left out. It is not changed.
         images: Most images to use.
         rows: Most output positions of a layer to fit on.
+        refine_memory: Most GB (2^30 bytes) that targets and waiting images take together; half of it for each. One
+            chunk of images, one layer's fit and the images themselves come on top.
         forward: Function of (model, batch) to (outputs, targets).
         seed: Seed of the sampling of positions.
 
@@ -76,12 +83,14 @@ def refine(
         A module of the same classes and shapes as ``start``, in eval mode.
 
     Raises:
-        ConfigError: If images or rows are below 2.
+        ConfigError: If images or rows are below 2, or the memory is not positive.
         DataError: If the calibration data is missing or not finite.
         MaskError: If the masks don't fit the space.
     """
     network = unwrap(model)
-    refiner = Refiner(network, space, calibration, images=images, rows=rows, forward=forward, seed=seed)
+    refiner = Refiner(
+        network, space, calibration, images=images, rows=rows, memory=refine_memory, forward=forward, seed=seed
+    )
     return refiner(masks, narrowed_copy(network, space, masks) if start is None else start)
 
 
@@ -94,6 +103,7 @@ def select_masks(
     prior: float = PRIOR,
     images: int = 1000,
     rows: int = 16_000,
+    refine_memory: float = MEMORY,
     forward: Forward | None = None,
     seed: int = 0,
 ) -> Masks:
@@ -112,15 +122,19 @@ def select_masks(
             number keeps the masks.
         images: Most images to use.
         rows: Most output positions of a layer to fit on.
+        refine_memory: Most GB (2^30 bytes) that targets and waiting images take together; half of it for each. One
+            chunk of images, one layer's fit and the images themselves come on top.
         forward: Function of (model, batch) to (outputs, targets).
         seed: Seed of the sampling of positions.
 
     Raises:
-        ConfigError: If images or rows are below 2, or the prior is negative.
+        ConfigError: If images or rows are below 2, the memory is not positive, or the prior is negative.
         DataError: If the calibration data is missing or not finite.
         MaskError: If the masks don't fit the space.
     """
-    refiner = Refiner(unwrap(model), space, calibration, images=images, rows=rows, forward=forward, seed=seed)
+    refiner = Refiner(
+        unwrap(model), space, calibration, images=images, rows=rows, memory=refine_memory, forward=forward, seed=seed
+    )
     return refiner.select(masks, prior=prior)
 
 
@@ -133,11 +147,12 @@ class Refiner:
         calibration: Batches or a pair of tensors.
         images: Most images to use.
         rows: Most output positions of a layer.
+        memory: GB for targets and waiting images.
         forward: Function of (model, batch) to (outputs, targets).
-        seed: Seed of the sampling of positions.
+        seed: Seed of the order of the images, and of the sampling of positions.
 
     Raises:
-        ConfigError: If images or rows are below 2.
+        ConfigError: If images or rows are below 2, or the memory is not positive.
         DataError: If the calibration data is missing or not finite.
     """
 
@@ -150,30 +165,40 @@ class Refiner:
         *,
         images: int,
         rows: int,
+        memory: float = MEMORY,
         forward: Forward | None = None,
         seed: int = 0,
     ) -> None:
         if images < 2 or rows < 2:
             raise ConfigError(f"images={images}, rows={rows}: refinement needs at least 2 of each")
+        if not memory > 0:
+            raise ConfigError(f"refine_memory={memory}: refinement needs some memory; 1 (GB) is the default")
         device = next(network.parameters()).device
-        self._network, self._space, self._forward = network, space, forward or default_forward
-        self._batch = join_batches(to_batches(calibration, name="calibration", device=device), images)
+        self._network, self._space, forward = network, space, forward or default_forward
+        batch = join_batches(to_batches(calibration, name="calibration", device=device), images)
+        count = count_samples(batch)
+        # Sorted images would show early layers the first classes alone.
+        batch = samples_of(batch, torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(device))
         with evaluating(network):
-            self._flow = record(network, partial(self._forward, network, samples_of(self._batch, slice(2))))
-            self._aims = find_aims(network, space, self._flow)
-            run = partial(self._forward, network, self._batch)
-            self._targets = dense_targets(network, run, self._aims, rows=rows, seed=seed)
+            seen = survey(network, partial(forward, network, samples_of(batch, slice(2))), min(2, count))
+            self._flow, half = seen.flow, memory * 2**30 / 2
+            aims = find_aims(network, space, seen.flow)
+            chunks = split(count, 2 * half / CHUNKS / max(1.0, *seen.alive.values()))
+            samples = draw_samples(network, aims, seen.positions, images=count, rows=rows, memory=half, seed=seed)
+            run = partial(_run, forward, network, batch)
+            targets = dense_targets(network, run, aims, samples, chunks)
+        self._aims = {name: aim for name, aim in aims.items() if name in targets}
+        norms = {
+            name: images_for(rows, images=count, per_image=int(seen.positions[name]))
+            for name, layer in network.named_modules()
+            if has_statistics(layer) and seen.flow.call(name) is not None
+        }
+        self._plan = Plan(forward, batch, chunks, self._aims, targets, norms, seen.alive, half)
 
     @cached_property
     def _choices(self) -> tuple[Choice, ...]:
         """The groups whose filters can be selected."""
         return find_choices(self._network, self._space, self._flow, self._aims)
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of the images and of the targets, in bytes."""
-        images = tensors_of(self._batch)
-        return sum(t.numel() * t.element_size() for t in (*images, *(t.values for t in self._targets.values())))
 
     def __call__(self, masks: Masks, start: nn.Module) -> nn.Module:
         """A refined copy, in eval mode, of the network slimmed by the masks."""
@@ -221,8 +246,12 @@ class Refiner:
 
     def _pass(self, network: nn.Module, keep: NDArray[np.bool_], selector: Selector | None) -> None:
         """Run the pruned network once; its layers are fitted when their turn comes."""
-        pass_ = _Pass(network, self._flow, self._aims, self._targets, keep, selector)
-        pass_.run(partial(self._forward, network, self._batch))
+        SequentialFit(network, self._plan, keep, selector).run()
+
+
+def _run(forward: Forward, network: nn.Module, batch: Any, images: range) -> None:
+    """Run a network on a range of images."""
+    forward(network, samples_of(batch, slice(images.start, images.stop)))
 
 
 def join_batches(batches: list[Any], samples: int) -> Any:
@@ -233,79 +262,3 @@ def join_batches(batches: list[Any], samples: int) -> Any:
         if missing > 0:
             chosen.append(samples_of(batch, slice(missing)))
     return join(chosen)
-
-
-class _Pass:
-    """One pass of the pruned network; a layer is fitted when its turn comes, and runs fitted.
-
-    Args:
-        network: The pruned network; its layers are changed in place.
-        flow: Flow of the dense network.
-        aims: Aims by layer name.
-        targets: Targets by layer name.
-        keep: Channels that the network has, by id.
-        selector: Selects filters of groups that are still whole; None if there are none.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        flow: Flow,
-        aims: Mapping[str, Aim],
-        targets: Mapping[str, Target],
-        keep: NDArray[np.bool_],
-        selector: Selector | None,
-    ) -> None:
-        self.network, self.flow, self.aims, self.targets, self.keep = network, flow, aims, targets, keep
-        self.selector = selector
-        self.fitted = {aim.norm for aim in aims.values()}  # norms whose statistics come from the fits
-        self.meeting = {aim.summand for aim in aims.values()}
-        self.summands: dict[Key, Tensor] = {}
-
-    def run(self, forward: Callable[[], Any]) -> None:
-        """Run and fit."""
-
-        def narrowing() -> Any:
-            handles = [] if self.selector is None else self.selector.narrowing(self.network)
-            try:
-                return forward()
-            finally:
-                for handle in handles:
-                    handle.remove()
-
-        # Its hooks come first: they see the whole input, and the selector's hooks then narrow it.
-        Recorder(self.network, before=self._before, after=self._after).run(narrowing)
-
-    def _before(self, name: str, layer: Any, source: Tensor) -> None:
-        if name in self.aims and name in self.targets:
-            self._fit(name, self.aims[name], self.targets[name], layer, source)
-        elif name not in self.fitted and self.flow.call(name) is not None and has_statistics(layer):
-            dim = spec_of(layer).channel_dim % source.dim()
-            variance, mean = torch.var_mean(source, [d for d in range(source.dim()) if d != dim])
-            layer.running_mean.copy_(mean)
-            layer.running_var.copy_(variance)
-
-    def _after(self, key: Key, result: Tensor) -> None:
-        if key in self.meeting:
-            self.summands[key] = result
-
-    def _fit(self, name: str, aim: Aim, target: Target, layer: Any, source: Tensor) -> None:
-        stays = torch.as_tensor(self.keep[aim.outputs], device=target.values.device)
-        spec, values = spec_of(layer), target.values[:, stays]
-        floor = torch.zeros_like(values) if aim.rectified else None
-        if aim.summand is not None:
-            summand = self.summands.pop(aim.summand, None)
-            if summand is None or summand.shape[spec.channel_dim] != values.shape[1]:
-                self.fitted.discard(aim.norm)
-                return  # narrow layers take another way through the network: this one stays as it is
-            added = positions(summand, spec)[target.picks]
-            values, floor = values - added, None if floor is None else floor - added
-        norm = self.network.get_submodule(aim.norm) if aim.norm else None
-        if self.selector is None or not self.selector.opens(name):
-            patches = to_features(patches_of(layer, source, target.picks), blocks_of(spec), "full")
-            fit_layer(layer, norm, patches, values, floor=floor)
-            return
-        places = self.selector.select(name, layer, norm, source, target.picks, values)
-        read = source.index_select(spec.channel_dim, torch.as_tensor(places, device=source.device))
-        patches = to_features(patches_of(layer, read, target.picks), blocks_of(spec_of(layer)), "full")
-        fit_layer(layer, norm, patches, values, floor=floor)

@@ -8,6 +8,7 @@ the condition of all other choices made so far. The masks give the number of fil
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +22,12 @@ from deap_prune.reconstruction.elimination import Reader, run_elimination, uses_
 from deap_prune.reconstruction.fit import current_map
 from deap_prune.reconstruction.flow import Flow
 from deap_prune.reconstruction.grams import scarcity
-from deap_prune.reconstruction.matrix import RIDGE, blocks_of, features, patches_of, to_features
+from deap_prune.reconstruction.matrix import RIDGE, blocks_of, features, to_features
 from deap_prune.reconstruction.targets import Aim
 from deap_prune.structure.inputs import in_order
 from deap_prune.structure.layers import describe_layer, narrow_layer, selection, spec_of
 from deap_prune.structure.masks import Masks
-from deap_prune.structure.slim import slim
+from deap_prune.structure.slim import rewrite_widths, slim
 from deap_prune.structure.space import FilterGroup, Ids, PruningSpace
 
 log = logging.getLogger("deap_prune")
@@ -120,7 +121,15 @@ class Selector:
         self._keep = space.kept(masks)
         self._entries = {entry.name: entry for entry in space.layers if entry.dim is None}
         self._selected = dict(masks)
-        self._turns: dict[str, Ids] = {}
+        self.present = self.wide.copy()
+        self._done: set[str] = set()
+        self._stay: dict[str, Ids] = {}
+        self._touched: dict[str, list[str]] = {}
+        for reader, groups in self._choices.items():
+            ids = np.concatenate([np.arange(group.start, group.start + group.size) for group in groups])
+            for name, entry in self._entries.items():
+                if np.isin(entry.outputs, ids).any():
+                    self._touched.setdefault(name, []).append(reader)
 
     @property
     def masks(self) -> Masks:
@@ -143,7 +152,7 @@ class Selector:
             if name in fresh:
                 continue
             layer, source = network.get_submodule(name), start.get_submodule(name)
-            ins, outs = self._places(entry.inputs, self._keep), self._places(entry.outputs, self._keep)
+            ins, outs = _places(entry.inputs, self._keep, self.wide), _places(entry.outputs, self._keep, self.wide)
             for key in spec_of(layer).tensors:
                 tensor, value = getattr(layer, key), getattr(source, key)
                 if isinstance(tensor, Tensor) and tensor.shape == value.shape:
@@ -157,47 +166,62 @@ class Selector:
         """Whether a layer reads filters that are to be selected."""
         return reader in self._choices
 
-    def select(self, reader: str, layer: Any, norm: Any, source: Tensor, picks: Tensor, target: Tensor) -> Ids:
-        """Select what a layer reads.
+    def makers(self, name: str) -> list[str]:
+        """The readers of the groups, not selected yet, whose channels a layer makes or passes on."""
+        touched = self._touched.get(name, ())
+        return [reader for reader in touched if reader != name and reader not in self._done]
+
+    def rows(self, reader: str) -> int:
+        """Number of rows that a selection looks at."""
+        layer = self._network.get_submodule(reader)
+        features = int(self.present[self._entries[reader].inputs].sum()) * layer.get_parameter("weight")[0, 0].numel()
+        return math.ceil(ROWS_PER_FEATURE * features / blocks_of(spec_of(layer)))
+
+    def select(self, reader: str, network: nn.Module, norm: Any, patches: Tensor, target: Tensor) -> Ids:
+        """Select what a layer reads, and narrow the layers that make it and the layer itself.
 
         Args:
             reader: Name of the layer.
-            layer: The layer, with all channels of the open groups.
-            norm: The normalisation after it, or None.
-            source: Its input.
-            picks: Output positions, (rows,).
+            network: The pruned network; the layer has all channels of the open groups.
+            norm: The normalisation after the layer, or None.
+            patches: What the layer reads, (rows, channels, taps).
             target: Target there, (rows, outputs).
 
         Returns:
-            Positions of the channels that stay, among those of the wide network; the layer is narrowed to them.
+            Positions of the channels that stay, among those of the patches.
         """
+        layer: Any = network.get_submodule(reader)
         inputs, spec, taps = self._entries[reader].inputs, spec_of(layer), layer.weight[0, 0].numel()
         blocks = blocks_of(spec)
-        step = max(1, int(len(picks) * blocks / (ROWS_PER_FEATURE * spec.in_channels * taps)))
-        x = to_features(patches_of(layer, source, picks[::step]), blocks, "full")
-        live = _Live.of(x, target[::step], current_map(layer, norm).weight, norm is not None or layer.bias is not None)
-        present = self.wide.copy()
+        x = to_features(patches, blocks, "full")
+        live = _Live.of(x, target, current_map(layer, norm).weight, norm is not None or layer.bias is not None)
+        present = self.present.copy()
         for group in self._choices[reader]:
-            places = _places(inputs, present, self.wide).reshape(blocks, -1) % (spec.in_channels // blocks)
+            places = _places(inputs, present, self.present).reshape(blocks, -1) % (spec.in_channels // blocks)
             member = group.layers("reader")[0]
             positions = (np.cumsum(present[inputs]) - 1)[member.positions]
             keep = self._keep_of(group, live.part(features(places, taps, "full")), positions, taps)
             self._selected[group.name] = keep
             for kept in (present, self._keep):
                 kept[group.start : group.start + group.size] = keep
-        self._turns[reader] = places = self._places(inputs, self._keep)
-        narrow_layer(layer, places, np.arange(spec.out_channels))
-        return places
+        self._done.add(reader)
+        self._stay[reader] = stays = _places(inputs, present, self.present)
+        self._narrow(network, present)
+        return stays
 
     def narrowing(self, network: nn.Module) -> list[Any]:
-        """Hooks that give the layers whose turn has come the selected channels of their input."""
+        """Hooks for a pass that has run the makers of a group before its selection: readers ignore the other channels.
+
+        Args:
+            network: The network of the pass.
+        """
 
         def hook_of(reader: str) -> Any:
             def hook(layer: nn.Module, args: Any, kwargs: Any) -> Any:
                 (x, *rest), named = in_order(layer, args, kwargs)
-                if (places := self._turns.get(reader)) is None:
+                places, dim = self._stay.get(reader), spec_of(layer).channel_dim
+                if places is None or x.shape[dim] == len(places):
                     return None
-                dim = spec_of(layer).channel_dim
                 return (x.index_select(dim, torch.as_tensor(places, device=x.device)), *rest), named
 
             return hook
@@ -214,24 +238,30 @@ class Selector:
             np.where(own, 1 + self._prior, 1.0), device=live.weight.device, dtype=live.weight.dtype
         )
         width = int(own.sum()) // group.blocks
-        result = run_elimination([reader], group.size, blocks=group.blocks, width=width, factor=factor)
+        result = run_elimination([reader], group.size, blocks=group.blocks, width=width, factor=factor, curve=False)
         if not np.isfinite(result.costs).all():
             return own
         keep = np.ones(group.size, dtype=np.bool_)
         keep[result.order.flatten()] = False
         return keep
 
-    def finish(self, network: nn.Module) -> None:
-        """Remove the filters that were not selected from the layers that make them, in place."""
-        for name, entry in self._entries.items():
-            ins, outs = self._places(entry.inputs, self._keep), self._places(entry.outputs, self._keep)
-            reads = len(ins) < self.wide[entry.inputs].sum() and name not in self._turns
-            if reads or len(outs) < self.wide[entry.outputs].sum():
-                narrow_layer(network.get_submodule(name), np.arange(len(ins)) if not reads else ins, outs)
+    def rewrite(self, network: nn.Module) -> None:
+        """Set the attributes of a network that hold widths to the widths of now."""
+        rewrite_widths(network, self._space, self.present)
 
-    def _places(self, ids: Ids, keep: NDArray[np.bool_]) -> Ids:
-        """Positions of kept channels in a layer of the wide network."""
-        return _places(ids, keep, self.wide)
+    def finish(self, network: nn.Module) -> None:
+        """Narrow the layers of groups whose reader's turn has not come, in place."""
+        self._narrow(network, self._keep)
+
+    def _narrow(self, network: nn.Module, keep: NDArray[np.bool_]) -> None:
+        """Remove the channels that are not kept from all layers, in place."""
+        for name, entry in self._entries.items():
+            gone = self.present & ~keep
+            if gone[entry.inputs].any() or gone[entry.outputs].any():
+                places = (_places(ids, keep, self.present) for ids in (entry.inputs, entry.outputs))
+                narrow_layer(network.get_submodule(name), *places)
+        self.present = keep.copy()
+        self.rewrite(network)
 
 
 def _places(ids: Ids, keep: NDArray[np.bool_], present: NDArray[np.bool_]) -> Ids:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deap_prune.reconstruction.flow import Flow, Key, Recorder
-from deap_prune.reconstruction.matrix import pick, positions, refittable
+from deap_prune.reconstruction.matrix import blocks_of, positions, refittable
+from deap_prune.reconstruction.sampling import LEAST_ROWS, ROWS_PER_FEATURE, Sample
 from deap_prune.structure.layers import spec_of
 from deap_prune.structure.space import PruningSpace
 
@@ -39,9 +41,9 @@ class Aim:
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """Sampled positions of a layer's output, (picks,), and the dense network's values there, (picks, outputs)."""
+    """Sampled positions of a layer's output, and the dense network's values there, (rows, outputs)."""
 
-    picks: Tensor
+    sample: Sample
     values: Tensor
 
 
@@ -74,30 +76,83 @@ def find_aims(network: nn.Module, space: PruningSpace, flow: Flow) -> dict[str, 
     return aims
 
 
-def dense_targets(
-    network: nn.Module, forward: Callable[[], Any], aims: Mapping[str, Aim], *, rows: int, seed: int
-) -> dict[str, Target]:
-    """Targets by layer name, from one forward pass of the dense network.
+def draw_samples(
+    network: nn.Module,
+    aims: Mapping[str, Aim],
+    positions: Mapping[str, float],
+    *,
+    images: int,
+    rows: int,
+    memory: float,
+    seed: int,
+) -> dict[str, Sample]:
+    """Draw the images and output positions of each layer that has some output positions for every image.
 
     Args:
         network: The dense network.
-        forward: Runs it on the calibration images.
         aims: Aims by layer name.
+        positions: Output positions of an image by layer name.
+        images: Number of images.
         rows: Most output positions of a layer.
-        seed: Seed of the sampling of positions.
+        memory: Most bytes of all targets, and four times the most of what one layer reads.
+        seed: Seed of the draws.
+    """
+    order = {name: number for number, name in enumerate(aims)}
+    names = [name for name in aims if positions[name] >= 1 and positions[name].is_integer()]
+    most = {name: _most_rows(network.get_submodule(name), rows, memory) for name in names}
+    layers: dict[str, Any] = {name: network.get_submodule(name) for name in names}
+    nbytes = sum(most[name] * len(aims[name].outputs) * layers[name].weight.element_size() for name in names)
+    share = min(1.0, memory / max(nbytes, 1))
+    return {
+        name: Sample.draw(
+            images=images,
+            per_image=int(positions[name]),
+            rows=max(2, int(share * most[name])),
+            generator=torch.Generator().manual_seed(seed * 1_000_003 + order[name]),
+        )
+        for name in names
+    }
+
+
+def _most_rows(layer: Any, rows: int, memory: float) -> int:
+    """Rows of a layer: as many as a fit needs, and as the memory takes."""
+    spec = spec_of(layer)
+    width = spec.in_channels * layer.weight[0, 0].numel()
+    at_most = memory / 4 / (width * layer.weight.element_size())
+    return int(min(rows, max(LEAST_ROWS, ROWS_PER_FEATURE * width / blocks_of(spec)), at_most))
+
+
+def dense_targets(
+    network: nn.Module,
+    forward: Callable[[range], Any],
+    aims: Mapping[str, Aim],
+    samples: Mapping[str, Sample],
+    chunks: Sequence[range],
+) -> dict[str, Target]:
+    """Targets by layer name, from one forward pass of the dense network.
+
+    A layer whose output has another number of positions for each image than it had when it was recorded has none.
+
+    Args:
+        network: The dense network.
+        forward: Runs it on a range of images.
+        aims: Aims by layer name.
+        samples: Samples by layer name.
+        chunks: The ranges of images.
     """
     by_step: dict[Key, list[str]] = {}
-    for name, aim in aims.items():
-        by_step.setdefault(aim.step, []).append(name)
-    order = {name: number for number, name in enumerate(aims)}
-    targets: dict[str, Target] = {}
+    for name in samples:
+        by_step.setdefault(aims[name].step, []).append(name)
+    parts: dict[str, list[Tensor]] = {name: [] for name in samples}
+    for images in chunks:
 
-    def after(key: Key, result: Tensor) -> None:
-        for name in by_step.get(key, ()):
-            values = positions(result, spec_of(network.get_submodule(name)))
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + order[name])
-            picks = pick(len(values), rows, generator).to(values.device)
-            targets[name] = Target(picks, values[picks])
+        def after(key: Key, result: Tensor, images: range = images) -> None:
+            for name in by_step.get(key, ()):
+                values = positions(result, spec_of(network.get_submodule(name)))
+                if len(values) == samples[name].per_image * len(images):
+                    parts[name].append(values[samples[name].of(images).to(values.device)])
 
-    Recorder(network, after=after).run(forward)
-    return targets
+        Recorder(network, after=after).run(partial(forward, images))
+    return {
+        name: Target(samples[name], torch.cat(values)) for name, values in parts.items() if len(values) == len(chunks)
+    }

@@ -205,6 +205,7 @@ def options() -> dict[str, Attack]:
         "threads": [0, -1, "x"],
         "guard": [-1, 10**9, "x", 12],
         "refine_images": [0, 1, "x"],
+        "refine_memory": [0, -1, NAN, "x"],
         "finalists": [-1, "x"],
         "labels": ["perhaps", 5],
         "augment": ["perhaps", 5],

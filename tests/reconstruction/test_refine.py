@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import deap_prune as dp
 from deap_prune.errors import ConfigError, DataError
-from deap_prune.reconstruction import fit, refine
+from deap_prune.reconstruction import fit, refine, targets
 from deap_prune.reconstruction.fit import fit_layer
 from deap_prune.reconstruction.flow import record
 from deap_prune.reconstruction.refine import join_batches
@@ -153,8 +153,9 @@ def test_flow_wants_the_channels_on_the_same_dimension(sequence_length: int) -> 
     assert flow.norm_after(model, "0") is None
 
 
-def test_the_shortcuts_error_is_made_up_for() -> None:
+def test_the_shortcuts_error_is_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second block is given a shortcut that is off by what the first block lost, and corrects it."""
+    monkeypatch.setattr(targets, "LEAST_ROWS", 100_000)
     torch.manual_seed(0)
     model = Stack().double().eval()
     x = torch.randn(60, 3, 12, 12, dtype=torch.float64)
@@ -291,6 +292,8 @@ def test_errors(digits: Digits) -> None:
     model, space, masks = digits.model, digits.space, dp.Masks({})
     with pytest.raises(ConfigError, match=r"images=1.*at least 2"):
         refine(model, space, masks, digits.calibration, images=1)
+    with pytest.raises(ConfigError, match=r"refine_memory=0.*1 \(GB\) is the default"):
+        refine(model, space, masks, digits.calibration, refine_memory=0)
     with pytest.raises(DataError, match="calibration is empty"):
         refine(model, space, masks, [])
 

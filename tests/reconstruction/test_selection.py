@@ -134,7 +134,7 @@ def test_what_an_earlier_layer_has_lost_counts() -> None:
 
 def test_data_that_give_no_order_keep_the_masks() -> None:
     _, space, refiner, _ = refiner_of("plain")
-    for target in refiner._targets.values():
+    for target in refiner._plan.targets.values():
         target.values.fill_(torch.nan)
     masks = dp.Masks.random(space, keep=0.5, seed=0)
     assert refiner.select(masks, prior=0) == masks
