@@ -33,6 +33,7 @@ PAIRS = {
     "cifar10-resnet56": "cifar10_resnet56.pth",
     "cifar100-resnet56": "cifar100_resnet56_optB.pth",
     "imagenet-resnet50": None,
+    "imagenet-mobilenetv2": "imagenet_mobilenet_v2.pth",
 }
 """Name (of the config, too) to the file of the trained weights."""
 _COMPENSATED = {"recalibrate": "closed_form", "compensate": "auto"}

@@ -179,9 +179,11 @@ class CandidateBuilder:
         return vars(self) | {"_kept_refiner": None}
 
     def with_settings(self, settings: Settings) -> CandidateBuilder:
-        """A builder with other settings; it shares the moments if the settings collect the same ones."""
+        """A builder with other settings; it shares moments and refiner if the settings make the same ones."""
         other = copy.copy(self)
-        other.settings, other._kept_refiner = settings, None
+        other.settings = settings
+        if any(getattr(settings, name) != getattr(self.settings, name) for name in ("refine_images", "refine_memory")):
+            other._kept_refiner = None
         same = _of_moments(settings) == _of_moments(self.settings)
         for name in ("recalibrate", *(() if same else ("moments", "surrogate"))):
             vars(other).pop(name, None)

@@ -34,6 +34,7 @@ from deap_prune.structure.space import PruningSpace
 MEMORY = 1.0
 """GB that refinement takes by default."""
 CHUNKS = 8  # at least so many chunks of images fit into the memory
+CHUNK = 2**26  # most bytes of a chunk: larger tensors are mapped anew every time, and miss the caches
 
 
 def refine(
@@ -183,7 +184,7 @@ class Refiner:
             seen = survey(network, partial(forward, network, samples_of(batch, slice(2))), min(2, count))
             self._flow, half = seen.flow, memory * 2**30 / 2
             aims = find_aims(network, space, seen.flow)
-            chunks = split(count, 2 * half / CHUNKS / max(1.0, *seen.alive.values()))
+            chunks = split(count, min(CHUNK, 2 * half / CHUNKS) / max(1.0, *seen.alive.values()))
             samples = draw_samples(network, aims, seen.positions, images=count, rows=rows, memory=half, seed=seed)
             run = partial(_run, forward, network, batch)
             targets = dense_targets(network, run, aims, samples, chunks)

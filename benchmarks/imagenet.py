@@ -1,0 +1,139 @@
+"""MobileNetV2 on ImageNet images without labels: what compensation, refinement, selection and recovery keep.
+
+Question: at 70 and 50 % of the FLOPs, how accurate is torchvision's MobileNetV2 after each stage?
+Method: no search. For each budget and kind of widths (uniform, balanced, one threshold) the best of the criteria is
+chosen by the loss of its compensated network on the validation images. The widths with the best such loss go on (or
+all, with ``--all-widths``): refined on all calibration images, with sequential selection, and recovered after that.
+Nothing is chosen by the test images; every network is evaluated on them once.
+Output: results/imagenet.json: one row for each budget, kind of widths and stage, and one for the dense network.
+
+    OMP_NUM_THREADS=1 python benchmarks/imagenet.py --data DIR --weights DIR [--budgets 0.7 0.5] [--recover 100]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from pairs import Row, Setup, by_name, device_name, open_config
+from selection import commit
+
+import deap_prune as dp
+
+PAIR = "imagenet-mobilenetv2"
+CRITERIA = ("l1", "fpgm", "bn_scale")
+WIDTHS = ("uniform", "balanced", "threshold")
+
+
+class Measured:
+    """The rows of results, kept in a file; a row that is there is not measured again.
+
+    Args:
+        path: The file.
+        setup: Network, data and space.
+        facts: What all rows have in common.
+    """
+
+    def __init__(self, path: Path, setup: Setup, facts: Row) -> None:
+        self.path, self.setup, self.facts = path, setup, facts
+
+    @property
+    def rows(self) -> list[Row]:
+        """All rows of the file."""
+        return json.loads(self.path.read_text()) if self.path.is_file() else []
+
+    def row(self, key: Row) -> Row | None:
+        """The row with these values, or None."""
+        wanted = self.facts | key
+        names = ("pair", "seed", "images", *key)
+        return next((row for row in self.rows if all(row.get(name) == wanted[name] for name in names)), None)
+
+    def add(self, key: Row, evaluator: dp.Evaluator, masks: dp.Masks, network: Any, seconds: float, **more: Any) -> Row:
+        """Evaluate a network on validation and test images, and keep its row."""
+        row = self.facts | key | {"cpu seconds": seconds, **more}
+        row["validation"] = by_name(evaluator, evaluator.measure(network, masks))
+        row["test accuracy"] = self.setup.test_accuracy(network)
+        row["masks"] = json.loads(masks.to_json())
+        self.path.write_text(json.dumps([*self.rows, row], indent=1))
+        shown = {name: f"{value:.4f}" for name, value in row["validation"].items()}
+        print(key, shown, f"test {row['test accuracy']:.4f}, {seconds:.0f} CPU s", flush=True)
+        return row
+
+
+def best_masks(setup: Setup, evaluator: dp.Evaluator, budget: float, widths: str) -> tuple[str, dp.Masks, Row]:
+    """The best single criterion on validation images, its masks, and the losses of all."""
+    genome = setup.genome(budget, allocation="uniform" if widths == "uniform" else "evolved")
+    individuals = {name: genome.single(name) for name in genome.criteria}
+    if widths == "balanced":
+        curves = {name: genome.width_curves(name, evaluator.surrogate) for name in individuals}
+        individuals = {name: genome.balanced(name, curves[name]) for name in individuals}
+    elif widths == "threshold":
+        identity = [1.0] * len(setup.space.groups), [0.0] * len(setup.space.groups)
+        individuals = {name: genome.affine(name, *identity) for name in individuals}
+    masks = {name: genome.decode(individual) for name, individual in individuals.items()}
+    losses = {name: evaluator(candidate)[0] for name, candidate in masks.items()}
+    best = min(losses, key=losses.__getitem__)
+    return best, masks[best], losses
+
+
+def stages(measured: Measured, evaluator: dp.Evaluator, first: Row, recover: int) -> None:
+    """Refined, selected and recovered networks of the masks of a row."""
+    masks, images = dp.Masks.from_json(json.dumps(first["masks"])), measured.facts["images"]
+    refining = evaluator.with_settings(refine=True, refine_images=images)
+    arms = {"selected": {"select": True}, "refined": {}}
+    if recover:
+        arms["recovered"] = {"select": True, "recover": recover}
+    for stage, settings in arms.items():
+        key = {name: first[name] for name in ("budget", "widths", "criterion")} | {"stage": stage}
+        if measured.row(key) is None:
+            begun, arm = time.process_time(), refining.with_settings(**settings)
+            built = arm.slim(masks)
+            more = {"steps": recover} if stage == "recovered" else {}
+            measured.add(key, evaluator, masks, built, time.process_time() - begun, **more)
+
+
+def main() -> None:
+    """Measure what the file lacks."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="with the folders sample and flickr")
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--budgets", type=float, nargs="*", default=[0.7, 0.5])
+    parser.add_argument("--images", dest="calibration", type=int, default=500)
+    parser.add_argument("--validation", type=int, default=500)
+    parser.add_argument("--recover", type=int, default=0)
+    parser.add_argument("--all-widths", action="store_true")
+    parser.add_argument("--set", nargs="*", default=[f"search.criteria=[{', '.join(CRITERIA)}]"])
+    args = parser.parse_args()
+    setup = Setup(open_config(PAIR, 0, args), 0)
+    facts = {"pair": PAIR, "seed": 0, "images": args.calibration, "commit": commit(), "device": device_name()}
+    facts |= {"deap-prune": version("deap-prune"), "python": platform.python_version(), "torch": torch.__version__}
+    measured = Measured(args.out / "imagenet.json", setup, facts)
+    evaluator = setup.evaluator("compensated", objectives=("loss", "accuracy", "flops"))
+    if measured.row({"stage": "dense"}) is None:
+        measured.add({"stage": "dense"}, evaluator, dp.Masks({}), evaluator.network, 0.0)
+    for budget in args.budgets:
+        compensated = []
+        for widths in WIDTHS:
+            key = {"budget": budget, "widths": widths, "stage": "compensated"}
+            row = measured.row(key)
+            if row is None:
+                begun = time.process_time()
+                criterion, masks, losses = best_masks(setup, evaluator, budget, widths)
+                key |= {"criterion": criterion}
+                seconds = time.process_time() - begun
+                row = measured.add(key, evaluator, masks, evaluator.slim(masks), seconds, losses=losses)
+            compensated.append(row)
+        compensated.sort(key=lambda row: row["validation"]["loss"])
+        for row in compensated if args.all_widths else compensated[:1]:
+            stages(measured, evaluator, row, args.recover)
+
+
+if __name__ == "__main__":
+    main()
