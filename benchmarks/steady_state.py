@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import shutil
 import signal
@@ -32,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from selection import commit
+from provenance import origin
 
 import deap_prune as dp
 from deap_prune.data import load_data
@@ -86,6 +85,7 @@ def start_ray() -> Any:
     """A small Ray cluster of this machine alone."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")  # it would kill workers for what others use
     import ray
 
     ray.init(address="local", num_cpus=2, object_store_memory=200 * 2**20, include_dashboard=False, log_to_driver=False)
@@ -296,9 +296,7 @@ def main() -> None:
         return
     report = json.loads(args.out.read_text()) if args.out.is_file() else {}
     for stage in args.stages:
-        facts = {"commit": commit(), "torch": torch.__version__, "python": platform.python_version()}
-        machine = {"cores": os.cpu_count(), "machine": f"{platform.machine()}, CPU"}
-        report[stage] = STAGES[stage](args) | facts | machine
+        report[stage] = STAGES[stage](args) | origin("ray")
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(report, indent=1) + "\n")
         print(json.dumps({stage: report[stage]}, indent=1), flush=True)

@@ -250,6 +250,46 @@ def test_export_latency(tmp_path):
     assert all(0.45 < row["flops"] <= 0.5 for row in rows if row["widths"] != "dense")
 
 
+# ------------------------------------------------------------------ gpu.py, dry
+def test_stages_for_a_device_run_dry(tmp_path):
+    """The code of the device on tiny networks: rows of every way to run candidates, and a training that resumes."""
+    for stage in ("resnet56", "training", "training"):
+        call("gpu", "--dry", "--out", tmp_path, "--only", stage)
+    rows = json.loads((tmp_path / "resnet56.json").read_text())["rows"]
+    assert {row["executor"] for row in rows} == {"masked", "slim"} and {"fp32"} <= {row["precision"] for row in rows}
+    for row in rows:
+        assert row["candidates per second"] > 0 and row["n"] == 2
+        assert row["share of the floor"] == row["seconds"]["floor"] / row["seconds"]["candidate"]
+    trained = json.loads((tmp_path / "training.json").read_text())
+    assert [row["arm"] for row in trained["rows"]] == ["one threshold, L2"] and trained["stage"] == "finished"
+    assert trained["rows"][0]["epochs"] == 1 and trained["commit"]
+
+
+def test_stages_for_a_device_share_the_minutes(tmp_path, monkeypatch):
+    """A stage that fails or takes too long does not stop the others; without a device the dry form is named."""
+    gpu = import_module("gpu")
+    limits = []
+
+    def run(command, timeout, check):
+        limits.append((command[command.index("--only") + 1], timeout))
+        if len(limits) == 2:
+            raise subprocess.TimeoutExpired(command, timeout)
+        return subprocess.CompletedProcess(command, len(limits) - 1)
+
+    monkeypatch.setattr(gpu.subprocess, "run", run)
+    call("gpu", "--dry", "--out", tmp_path, "--minutes", "2")
+    assert [stage for stage, _ in limits] == list(gpu.STAGES)
+    assert limits[0][1] == 60 and limits[3][1] == pytest.approx(110, abs=3)
+    ends = list(json.loads((tmp_path / "gpu.json").read_text())["stages"].values())
+    words = ("finished", "stopped after 100 s", "exit status 2", "exit status 3")
+    assert all(end.startswith(word) for end, word in zip(ends, words, strict=True))
+    call("gpu", "--dry", "--out", tmp_path, "--minutes", "0.1")
+    assert "no time left" in json.loads((tmp_path / "gpu.json").read_text())["stages"]["training"]
+    if not torch.cuda.is_available():
+        with pytest.raises(SystemExit):
+            call("gpu", "--out", tmp_path)
+
+
 # ------------------------------------------------------------------ RESULTS.md
 def test_results_are_what_the_script_makes():
     text = (BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8")

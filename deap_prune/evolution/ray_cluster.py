@@ -17,6 +17,14 @@ def cluster_resources() -> dict[str, float]:
     return dict(resources())
 
 
+def worker_lost() -> tuple[type[Exception], ...]:
+    """Ray's errors that say that a worker, its machine or its result is gone, not that the evaluation failed."""
+    from ray import exceptions
+
+    names = ("RayActorError", "OutOfMemoryError", "WorkerCrashedError", "NodeDiedError", "ObjectLostError")
+    return tuple(getattr(exceptions, name) for name in names if hasattr(exceptions, name))
+
+
 def import_ray(address: str) -> Any:
     """Import Ray; for a local cluster, set it up beforehand to listen on 127.0.0.1 alone."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns that it will change

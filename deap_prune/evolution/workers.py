@@ -20,7 +20,7 @@ from deap_prune.errors import ConfigError, RunError
 from deap_prune.evolution.executor_map import executor_map as executor_map
 from deap_prune.evolution.fitness import Evaluate, Values, as_fitness
 from deap_prune.evolution.problem import problem_of
-from deap_prune.evolution.ray_cluster import cluster_resources, connect, import_ray
+from deap_prune.evolution.ray_cluster import cluster_resources, connect, import_ray, worker_lost
 from deap_prune.evolution.worker_pickles import Parcel
 from deap_prune.randomness import generators_kept
 from deap_prune.structure.masks import Masks
@@ -169,7 +169,7 @@ class RayMap:
         self._last_event = time.monotonic()
         try:
             answers = ray.get(done[0])
-        except ray.exceptions.RayActorError as error:
+        except worker_lost() as error:
             self._bury(done[0], error)
             return {}
         except ray.exceptions.RayError as error:
@@ -206,7 +206,10 @@ class RayMap:
 
     def _bury(self, reference: Any, error: Exception) -> None:
         """Put a dead worker's candidates back into the queue, and start another worker."""
+        import ray
+
         self.deaths += 1
+        ray.kill(self._starting[reference] if reference in self._starting else self._running[reference][1])
         if self._starting.pop(reference, None) is not None:
             self._stillborn += 1
             if self._stillborn >= MAX_DEATHS:
