@@ -60,10 +60,10 @@ DRY_DATA = ["--set", "data.calibration=40", "--set", "data.validation=40", "--se
 # ------------------------------------------------------------------ candidates per second
 def resnet56(args: argparse.Namespace) -> None:
     """ResNet-56 on 1,000 images of 32 pixels."""
-    model, shape = (
-        (zoo.digits_resnet(width=4), (8, 1, 8, 8)) if args.dry else (zoo.cifar10_resnet56(), (1000, 3, 32, 32))
-    )
-    speed(args, "resnet56", model, shape)
+    if args.dry:
+        speed(args, "resnet56", zoo.digits_resnet(width=4), (8, 1, 8, 8))
+    else:
+        speed(args, "resnet56", zoo.cifar10_resnet56(), (1000, 3, 32, 32))
 
 
 def resnet50(args: argparse.Namespace) -> None:

@@ -168,6 +168,24 @@ def test_steady_state_on_workers_that_die(cluster: Any, tmp_path: Path) -> None:
         assert len({*evaluate.cache}) == evaluate.counters.candidates
 
 
+@pytest.mark.slow
+def test_a_worker_that_ray_ends_for_its_memory(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray raises an error of its own for that; the candidate is sent again."""
+    evaluate, masks, get, raised = Ordered(prepared("residual").space), random_masks(4), cluster.get, list[int]()
+
+    def ended(reference: Any) -> Any:
+        answer = get(reference)
+        if answer is not None and not raised:
+            raised.append(1)
+            raise cluster.exceptions.OutOfMemoryError("out of memory")
+        return answer
+
+    with ray_workers.ray_map(evaluate, workers=1, num_cpus=0.5) as workers:
+        monkeypatch.setattr(cluster, "get", ended)
+        assert workers.many(masks) == [Ordered(prepared("residual").space)(m) for m in masks]
+        assert workers.deaths == 1
+
+
 class Slowly:
     """A forward function that is slow in other processes than the one that made it."""
 
