@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import Digits
 from torch import Tensor, nn
 
+import deap_prune as dp
 from deap_prune.errors import ConfigError, DataError, ModelError
 from deap_prune.training import Recipe, accuracy, finetune
+from deap_prune.training.evaluation import loss_and_accuracy
 from tests.helpers.training import Pair, equal_states, make_classifier, train_briefly
 
 
@@ -187,3 +190,18 @@ def test_progress_shows_loss_and_accuracy(two_classes: Pair, capsys: pytest.Capt
     assert "accuracy" in out
     train_briefly(make_classifier(), two_classes)
     assert not capsys.readouterr().err
+
+
+def test_the_defaults_keep_what_refinement_rebuilt(digits: Digits) -> None:
+    """One epoch from the default rate improves a refined network; from fifty times that rate it does not."""
+    data = {"calibration": digits.calibration, "validation": digits.validation}
+    evaluate = dp.Evaluator(digits.model, digits.space, **data, objectives=("loss",), refine=True, device="cpu")
+    masks = dp.Masks.random(digits.space, keep=0.6, seed=0)
+    losses: dict[float | None, float] = {}
+    for rate in (None, Recipe().lr, 50 * Recipe().lr):
+        network = evaluate.slim(masks)
+        if rate is not None:
+            recipe, teacher = Recipe(lr=rate), digits.model
+            train_briefly(network, digits.splits.train, epochs=1, recipe=recipe, teacher=teacher)
+        losses[rate] = loss_and_accuracy(network, digits.validation, device="cpu")[0]
+    assert losses[Recipe().lr] < losses[None] < losses[50 * Recipe().lr]
