@@ -67,26 +67,45 @@ def latency() -> str:
     return markdown(["ms", "dense", "half of the FLOPs", "the same, `round_to=8`"], lines)
 
 
+FAMILIES = {
+    "timm": "timm",
+    "smp": "segmentation-models-pytorch",
+    "transformers": "transformers",
+    "parts": "torchvision, segmentation and detection backbone",
+    "": "torchvision, classification",
+}
+LEAST = 3
+"""Networks that are named, those with the least prunable FLOPs."""
+
+
+def _family(name: str) -> str:
+    if name.startswith(("fcn_", "deeplab", "lraspp", "fasterrcnn")):
+        return "parts"
+    return name.split(":")[0] if ":" in name else ""
+
+
 def coverage() -> str:
-    """Families, and every network with less than 95 % of its FLOPs prunable."""
-    rows, families = read("coverage"), {}
-    for name, row in rows.items():
-        parts = ("fcn_", "deeplab", "lraspp", "fasterrcnn")
-        family = "timm" if name.startswith("timm:") else "torchvision, segmentation and detection backbone"
-        families.setdefault(family if name.startswith(("timm:", *parts)) else "torchvision, classification", []).append(
-            row
-        )
+    """Families of networks, and those with the least prunable FLOPs."""
+    rows = read("coverage")
+    traced = {name: row for name, row in rows.items() if "error" not in row}
     lines = []
-    for family, members in families.items():
-        exact = sum(row["law 1"] and row["law 2"] for row in members)
-        wide = sum(row["share"] >= 0.99 for row in members)
-        lines.append([family, str(len(members)), str(exact), str(wide), ""])
-    for name, row in rows.items():
-        if row["share"] < 0.95:
-            reasons = [f"{len(layers)} layers: {why}" for why, layers in row["refused"].items() if "output" not in why]
-            held = "1" if row["law 1"] and row["law 2"] else "0"
-            lines.append([f"`{name}`: {row['share']:.1%} of the FLOPs", "1", held, "0", "; ".join(reasons)])
-    return markdown(["networks", "number", "laws hold", "at least 99 % prunable", "what stays dense"], lines)
+    for family, label in FAMILIES.items():
+        members = [row for name, row in traced.items() if _family(name) == family]
+        failed = sum(_family(name) == family for name in rows) - len(members)
+        if members or failed:
+            exact = sum(row["law 1"] and row["law 2"] for row in members)
+            wide = sum(row["share"] >= 0.99 for row in members)
+            peers = [row["torch-pruning"] for row in members if "torch-pruning" in row]
+            runs = f"{sum(not isinstance(peer, str) for peer in peers)} of {len(peers)}" if peers else "-"
+            lines.append([label, str(len(members)), str(failed), str(exact), str(wide), runs, ""])
+    narrow = [(name, row) for name, row in traced.items() if row["share"] < 0.99]
+    for name, row in sorted(narrow, key=lambda item: item[1]["share"])[:LEAST]:
+        reasons = {why: layers for why, layers in row["refused"].items() if "output of the network" not in why}
+        why = max(reasons, key=lambda reason: len(reasons[reason]), default="")
+        text = f"{row['share']:.1%} of the FLOPs; {len(reasons[why])} layers: {why}" if why else ""
+        lines.append([f"`{name}`", "1", "", str(int(row["law 1"] and row["law 2"])), "0", "", text])
+    head = ["networks", "traced", "not traced", "laws hold", "at least 99 % prunable", "Torch-Pruning runs"]
+    return markdown([*head, "prunable, and what stays dense"], lines)
 
 
 def predicted_latency() -> str:
@@ -103,6 +122,36 @@ def predicted_latency() -> str:
 def int8() -> str:
     """Accuracy after quantisation to eight bits."""
     return not_measured("pruned networks in eight bits") if not available("int8") else ""
+
+
+def steady_state() -> str:
+    """Steady state against generations on unequal workers."""
+    if not available("steady_state"):
+        return not_measured("steady state on unequal workers")
+    rows = read("steady_state")["throughput"]["rows"]
+    gains = ", ".join(f"{row['ratio']:.2f} times with a population of {row['population']}" for row in rows)
+    return (
+        f"Steady state against generations, two Ray workers of which one has half the speed: candidates per second "
+        f"{gains}. Command: `python benchmarks/steady_state.py`"
+    )
+
+
+def imagenet_cost() -> str:
+    """Steps on networks of ImageNet's size, in dense passes, and memory beyond the dense network's."""
+    if not available("imagenet_cost"):
+        return not_measured("time and memory at 224 pixels")
+    rows = read("imagenet_cost")
+    networks = list(dict.fromkeys(row["network"] for row in rows))
+    lines = []
+    for step in dict.fromkeys(row["step"] for row in rows):
+        here = {row["network"]: row for row in rows if row["step"] == step}
+        cells = []
+        for name in networks:
+            row = here.get(name)
+            cells += [f"{row['dense passes']:.2f}", f"{row['MB beyond dense']:.0f}"] if row else ["-", "-"]
+        lines.append([step, *cells])
+    head = [text for name in networks for text in (f"{name}: dense passes", "MB beyond dense")]
+    return markdown([f"step, {rows[0]['images']} images", *head], lines)
 
 
 def workers() -> str:

@@ -166,6 +166,22 @@ def recipes() -> str:
 
 
 # ------------------------------------------------------------------ ImageNet
+WIDTHS = {"uniform": "uniform widths", "balanced": "balanced widths", "threshold": "one threshold"}
+AFTER = ("compensated", "refined", "selected", "recovered")
+
+
 def imagenet() -> str:
-    """MobileNetV2 on ImageNet's classes."""
-    return not_measured("MobileNetV2 on ImageNet's classes") if not available("imagenet_cost") else ""
+    """MobileNetV2 on ImageNet's classes at every stage."""
+    if not available("imagenet"):
+        return not_measured("MobileNetV2 on ImageNet's classes")
+    rows = read("imagenet")
+    dense = next((row for row in rows if row["stage"] == "dense"), None)
+    pruned = [row for row in rows if row["stage"] != "dense"]
+    lines = []
+    for budget, widths in dict.fromkeys((row["budget"], row["widths"]) for row in pruned):
+        here = {row["stage"]: row for row in pruned if (row["budget"], row["widths"]) == (budget, widths)}
+        cells = [f"{100 * here[stage]['test accuracy']:.1f}" if stage in here else "-" for stage in AFTER]
+        criterion = next(iter(here.values()))["criterion"]
+        lines.append([f"{100 * budget:.0f}", f"{WIDTHS.get(widths, widths)}, {criterion}", *cells])
+    name = f"MobileNetV2 (dense {100 * dense['test accuracy']:.1f})" if dense else "MobileNetV2"
+    return markdown([f"{name}: FLOPs, %", "widths, criterion", *AFTER], lines)
