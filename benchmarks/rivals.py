@@ -5,8 +5,8 @@ statistics from data, compensated, refined, and with filters selected at their w
 Method: a pruner ranks channels by one of Torch-Pruning's importances, in every layer (local) or over all layers
 (global). Its pruning ratio is bisected for the most FLOPs within the budget. Layers that stay dense in configs/ are
 ignored layers there. Importances with gradients see the calibration images and their labels. Every network is tested
-once at each stage; no test image chooses anything. This library's masks are those of selected_search.json, and those of
-one threshold on FPGM without a search.
+once at each stage; no test image chooses anything. This library's masks are those of selected_search.json, and without
+a search those of elimination at uniform widths, and of one threshold on FPGM.
 Output: results/rivals.json: one row for each pair, seed and pruner, with masks. Rows that exist are not made again.
 
     OMP_NUM_THREADS=1 python benchmarks/rivals.py --data DIR --weights DIR [--pairs cifar100-resnet20 ...]
@@ -46,7 +46,7 @@ RIVALS: dict[str, tuple[Callable[[], Any], bool]] = {
     "OBD-C, global": (tp.importance.OBDCImportance, True),
 }
 """Name to Torch-Pruning's importance, and whether one threshold ranks all layers."""
-OURS = ("this library, one threshold, no search", "this library, search")
+OURS = ("this library, elimination, no search", "this library, one threshold, no search", "this library, search")
 BISECTIONS = 12
 BATCH = 50
 
@@ -133,6 +133,11 @@ def chosen(setup: Setup, rival: str, budget: float) -> tuple[dp.Masks, float]:
 def ours(setup: Setup, name: str, pair: str, budget: float) -> dp.Masks | None:
     """The masks of this library; None if the search is not stored."""
     if name == OURS[0]:
+        scores = dp.score(setup.model, setup.space, setup.data.calibration, criteria=("elimination",))
+        clusters = dp.cluster(scores, n_clusters=1)
+        uniform = dp.Genome(setup.space, scores, clusters, allocation="uniform", max_flops=budget)
+        return uniform.decode(uniform.single("elimination"))
+    if name == OURS[1]:
         genome = setup.genome(budget, kind=AffineGenome, criterion="fpgm")
         return genome.decode(genome.single("fpgm"))
     path = RESULTS / "selected_search.json"

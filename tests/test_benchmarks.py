@@ -227,6 +227,44 @@ def test_a_rivals_masks_are_what_torch_pruning_removes(folder, rival):
     assert all(torch.equal(slim[name], value) for name, value in theirs.items()) and slim.keys() == theirs.keys()
 
 
+@pytest.fixture
+def small(tmp_path):
+    """A folder with a digits network of random weights."""
+    torch.manual_seed(0)
+    save_weights(digits_resnet(width=4), tmp_path / "digits_resnet.safetensors")
+    return tmp_path
+
+
+def small_run(script, out, *options):
+    """Run a script on the small digits network of a folder; the content of its file of results."""
+    path = out / f"{script}.json"
+    overrides = [part for value in (*FEW_IMAGES, NARROW) for part in ("--set", value)]
+    call(script, *options, "--out", out, "--results", path, *overrides)
+    return json.loads(path.read_text())
+
+
+def test_rows_of_the_search_with_selection_say_what_they_are(small):
+    arms = ["the search", "uniform widths, L2, no search"]
+    sizes = ["--pairs", "digits", "--population", "4", "--generations", "1"]
+    rows = small_run("ablation", small, *sizes, "--arms", *arms)
+    assert [row["evaluations"] for row in rows] == [8, 1]
+    assert all(0.2 < row["flops"] <= 0.5 and torch.__version__.startswith(row["versions"]["torch"]) for row in rows)
+    rows = small_run("parameter_budgets", small, *sizes, "--budgets", "0.5")
+    assert len(rows) == 1 and 0.4 < rows[0]["params"] <= 0.5
+    masks = import_module("provenance").unpacked(rows[0]["masks"])
+    space = setup_of(small).space
+    assert dp.params(space, masks) / space.params == rows[0]["params"]
+
+
+@pytest.mark.slow
+def test_candidates_are_trained_once(small):
+    options = ["run", "--pair", "digits", "--epochs", "1", "--images", "100", "--drawn", "1"]
+    report = small_run("trained_proxies", small, *options)
+    assert len(report["rows"]) == len({json.dumps(row["masks"]) for row in report["rows"]}) > 3
+    assert all(set(row["figures"]) | {"accuracy before training"} == set(report["tau"]) for row in report["rows"])
+    assert small_run("trained_proxies", small, *options) == report
+
+
 def test_a_tau_is_that_of_the_ranks():
     taus = import_module("trained_proxies").taus
     rows = [{"after training": k, "before training": -k, "figures": {"good": k**3, "swap": k ^ 1}} for k in range(16)]
