@@ -39,7 +39,7 @@ from deap_prune.evolution import workers as distributed
 from deap_prune.export import export, load
 from deap_prune.fitness import OBJECTIVES as _OBJECTIVES
 from deap_prune.fitness import Evaluator, register_objective
-from deap_prune.interop import BlendedImportance
+from deap_prune.interop import BlendedImportance, optuna_objective
 from deap_prune.reconstruction import refine
 from deap_prune.reconstruction.recovery import recover
 from deap_prune.report import report
@@ -107,6 +107,7 @@ __all__ = [
     "masked",
     "objectives",
     "operators",
+    "optuna_objective",
     "params",
     "recover",
     "refine",

@@ -1,8 +1,8 @@
-"""The importance of a blend for the pruners of Torch-Pruning."""
+"""Other tools: a blend as the importance of Torch-Pruning's pruners, a genome as an objective of Optuna."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from deap_prune.blending.decoding import Decoding
 from deap_prune.errors import ConfigError, MaskError
+from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.structure.layers import spec_of
 from deap_prune.structure.slim import check_network, unwrap
 
@@ -79,3 +80,44 @@ class BlendedImportance:
             count.index_add_(0, places, torch.ones(len(places), dtype=torch.float64))
         scores = total / count  # NaN for channels without a score
         return None if bool(scores.isnan().any()) else scores.float()
+
+
+def optuna_objective(genome: Decoding, evaluate: Evaluator) -> Callable[[Any], float | tuple[float, ...]]:
+    """The objective of an Optuna study whose parameters are the genes of a genome.
+
+    Each trial stores its genes: ``genome.decode(trial.user_attrs["individual"])`` gives its masks. The study needs one
+    direction an objective: "maximize" where ``evaluate.weights`` is positive, else "minimize".
+
+    Args:
+        genome: Decodes the genes to masks, inside its budget.
+        evaluate: The fitness of masks.
+
+    Returns:
+        Function of an ``optuna.Trial`` to the value, or to a tuple of values if there are several objectives.
+
+    Raises:
+        ConfigError: If genome and evaluator belong to different networks.
+
+    Examples:
+        >>> objective = dp.optuna_objective(genome, evaluate)  # study.optimize(objective, n_trials=100)
+    """
+    if genome.space is not evaluate.space:
+        raise ConfigError("genome and evaluate have different spaces; make both from the result of one dp.trace")
+    layout = genome.layout
+    groups = [group.name for group in genome.space.groups]
+
+    def objective(trial: Any) -> float | tuple[float, ...]:
+        genes: list[float] = []
+        for place, (kind, low, high, locus) in enumerate(
+            zip(layout.kinds, layout.low, layout.high, layout.loci, strict=True)
+        ):
+            name = f"{place:04d} {kind}" if locus < 0 else f"{place:04d} {kind} {groups[locus]}"
+            if kind == "candidate":
+                genes.append(trial.suggest_int(name, int(low), int(high)))
+            else:
+                genes.append(trial.suggest_float(name, low, high))
+        trial.set_user_attr("individual", genes)
+        values = evaluate(genome.decode(genes))
+        return values[0] if len(values) == 1 else tuple(values)
+
+    return objective

@@ -24,6 +24,7 @@ def resnet50() -> dict[str, Any]:
     space = dp.trace(model, torch.zeros(1, 3, 64, 64))
     scores = dp.score(model, space, criteria=("l1", "l2", "fpgm", "bn_scale"))
     clusters = dp.cluster(scores, n_clusters=3)
+    genome = dp.Genome(space, scores, clusters)
     solutions = []
     for number in range(30):
         masks = dp.Masks.random(space, keep=0.2 + number / 40, seed=number)
@@ -40,6 +41,9 @@ def resnet50() -> dict[str, Any]:
         "masks": solutions[0].masks,
         "solution": solutions[0],
         "front": front,
+        "genome": genome,
+        "layout": genome.layout,
+        "flops_of": space.flops_of,
     }
 
 

@@ -88,7 +88,6 @@ def test_export_onnx(run, tmp_path):
 
 
 def test_read_report(run, tmp_path):
-    pytest.importorskip("plotly")
     page = tmp_path / "runs/report/report.html"
     assert run("read_report.py").splitlines()[-1] == f"open {page.as_uri()}" and page.is_file()
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Span = tuple[int, int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Layout:
     """The genes of an individual, in order.
 
@@ -59,6 +59,10 @@ class Layout:
 
     def __len__(self) -> int:
         return len(self.kinds)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{self.kinds.count(kind)} {kind}" for kind in dict.fromkeys(self.kinds))
+        return f"Layout({len(self)} genes: {counts}; .kinds, .low, .high, .loci)"
 
     @cached_property
     def spans(self) -> tuple[Span, ...]:

@@ -125,7 +125,4 @@ def _write_slim(result: Result, opened: OpenedConfig, folder: Path) -> None:
 def _write_report(result: Result, folder: Path, *, progress: bool) -> None:
     from deap_prune.report import report
 
-    if find_spec("plotly") is None:
-        say("no report: pip install 'deap-prune[report]', then deap-prune report " + str(folder))
-        return
     say(f"report: {report(folder, result=result, singles=2, progress=progress)}")

@@ -81,19 +81,35 @@ def resume(
 @command
 def report(
     run: RunPath,
+    others: Annotated[list[Path] | None, typer.Argument(metavar="[RUN]...", help="Runs to compare it with.")] = None,
     singles: Annotated[int, typer.Option(help="Budgets at which single criteria and baselines are evaluated.")] = 6,
     network: Annotated[bool, typer.Option(help="Open the config's network and data, which imports code.")] = True,
-    beside: Annotated[list[Path] | None, typer.Option(help="Another run to draw on the same axes.")] = None,
     model: Factory = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write a run's report.html (one page, opened in any browser), and its pictures as PNG and SVG in RUN/report."""
+    """Write a run's report.html (one page), compared with other runs, and its pictures as PNG and SVG in RUN/report."""
     from deap_prune.report import report as write
 
     path = write(
-        run, singles=singles, network=network, beside=beside or (), progress=not quiet, overrides=model_override(model)
+        run, singles=singles, network=network, beside=others or (), progress=not quiet, overrides=model_override(model)
     )
     say(f"{path}, pictures in {run / 'report'}")
+
+
+@command
+def watch(
+    run: RunPath,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; any free one if left out.")] = 0,
+) -> None:
+    """Serve a run's report on this machine while the run goes on; the page updates itself."""
+    from deap_prune.report import live
+
+    with live.served(run, port=port) as watched:
+        say(f"open {watched.address} (Ctrl+C stops it; the address is secret)")
+        try:
+            live.wait()
+        except KeyboardInterrupt:
+            say("stopped")
 
 
 def start(

@@ -34,7 +34,8 @@ def report(
         singles: Number of budgets at which every single criterion, random filters and the mean rank of all criteria
             (Borda) are evaluated, with uniform widths; 0 omits them.
         network: If False, only read the folder; the factory in its config is not imported.
-        beside: Folders of other runs of the same network, such as a baseline; their fronts share the axes.
+        beside: Folders of other runs of the same network, such as a baseline; their fronts share the axes, and a table
+            compares the runs.
         progress: Show a progress bar.
         overrides: ``key.sub=value`` each, for the run's config, such as ``model.factory=module:function``.
 
@@ -42,17 +43,16 @@ def report(
         Path of the page.
 
     Raises:
-        RunError: If the folder contains no front, ``singles`` is negative, a run in ``beside`` has another network or
-            other objectives, or plotly is missing (extra ``report``).
+        RunError: If the folder contains no front, ``singles`` is negative, or a run in ``beside`` has another network
+            or other objectives.
     """
     from deap_prune.report.facts import gather
-    from deap_prune.report.page import plotly_source, render
+    from deap_prune.report.page import render
     from deap_prune.report.pictures import draw
 
     folder = Path(run)
     if singles < 0:
         raise RunError(f"singles is {singles}; give the number of budgets, or 0 for none")
-    source = plotly_source()
     facts = gather(
         folder,
         result=result,
@@ -63,4 +63,4 @@ def report(
         overrides=overrides,
     )
     draw(facts, folder / "report")
-    return render(facts, source, folder / "report.html")
+    return render(facts, folder / "report.html")

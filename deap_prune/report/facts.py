@@ -23,6 +23,7 @@ from deap_prune.evolution.front import ParetoFront, Solution
 from deap_prune.files import read_text
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.progress import track
+from deap_prune.report.comparison import config_differences
 from deap_prune.search.fingerprint import versions
 from deap_prune.search.finished_run import as_final, open_run
 
@@ -59,12 +60,15 @@ class Insight:
         blends: For each solution a mapping from group to blend; empty if the genome cannot read the individuals.
         singles: Single criteria at several budgets.
         baselines: Random filters, and the mean rank of all criteria (Borda), at several budgets.
+        layer_flops: Multiply-adds of the operators that write or read each group's filters: of the dense network (first
+            row), then of each solution, shape (1 + solutions, groups).
     """
 
     clusters: CriteriaClusters
     blends: Sequence[Mapping[str, Blend]]
     singles: Sequence[Single]
     baselines: Sequence[Single]
+    layer_flops: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,8 @@ class Facts:
         run_versions: ``versions`` are those of the run, not of this report.
         beside: Folder name to the front of another run of the same network.
         latency: Predicted and measured latencies of the front; None if the run had no latency table.
+        differences: Config key to its value in this run and in each of ``beside``, where they differ.
+        status: What the run is doing, if it goes on; else empty.
     """
 
     folder: Path
@@ -96,6 +102,8 @@ class Facts:
     run_versions: bool = False
     beside: Mapping[str, ParetoFront] = field(default_factory=dict)
     latency: LatencyCheck | None = None
+    differences: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    status: str = ""
 
     def kept(self) -> NDArray[np.float64]:
         """Kept share of each layer's filters, shape (layers, solutions)."""
@@ -155,14 +163,15 @@ def gather(
         folder,
         front,
         layers,
-        _history(folder / "history.csv"),
+        read_history(folder / "history.csv"),
         config.read_text(encoding="utf-8") if config.is_file() else "",
-        _versions(stored),
+        read_versions(stored),
         insight,
         why,
         stored.is_file(),
         other_fronts,
-        _latency(folder / "latency.json", front),
+        latency=_latency(folder / "latency.json", front),
+        differences=config_differences([folder, *map(Path, beside)]),
     )
 
 
@@ -172,7 +181,7 @@ def _latency(path: Path, front: ParetoFront) -> LatencyCheck | None:
     return check if check is not None and len(check.predicted) == len(front) else None
 
 
-def _versions(stored: Path) -> Mapping[str, str]:
+def read_versions(stored: Path) -> Mapping[str, str]:
     """The versions stored in the run folder; without such a file, those installed now."""
     if not stored.is_file():
         return versions()
@@ -202,7 +211,7 @@ def _other_fronts(front: ParetoFront, folders: Sequence[str | Path]) -> dict[str
     return fronts
 
 
-def _history(path: Path) -> list[dict[str, float]]:
+def read_history(path: Path) -> list[dict[str, float]]:
     """The records of history.csv, numeric columns only; empty if there is no such file."""
     if not path.is_file():
         return []
@@ -242,14 +251,13 @@ def _insight(
         genome, scores = prepared.genome, prepared.scores
         evaluator = as_final(prepared.evaluator, front, options)
     space, clusters = evaluator.space, genome.clusters
-    for solution in front:
-        space.kept(solution.masks)  # an error if the front belongs to another network
+    counts = [space.sizes, *(space.kept_counts(s.masks) for s in front)]  # an error if it is another network's front
     readable = all(len(s.individual) == len(genome.layout) for s in front)
     blends = [genome.blend(s.individual) for s in front] if readable else []
     borda_run = not set(genome.criteria) <= set(scores.criteria)
     score_clusters = cluster(scores, n_clusters=1) if borda_run else clusters
     single, baselines = _evaluate_singles(front, evaluator, scores, score_clusters, singles, progress)
-    insight = Insight(clusters, blends, single, baselines)
+    insight = Insight(clusters, blends, single, baselines, space.flops_of.by_group(np.array(counts)))
     return insight, {g.name: g.size for g in space.groups}
 
 

@@ -1,238 +1,200 @@
 "use strict";
 (() => {
-  const facts = JSON.parse(document.getElementById("facts").textContent);
+  const { plot, heat, html, NAMES } = Charts;
   const at = (id) => document.getElementById(id);
   const root = document.documentElement;
-  const layers = facts.layers.map((layer) => layer.name);
-  const number = (value) => (value === null || value === undefined ? "–" : value.toLocaleString("en", { maximumFractionDigits: 4 }));
-  const percent = (value) => (100 * value).toFixed(1) + " %";
-  const narrow = () => window.innerWidth <= 900;
+  let facts = JSON.parse(at("facts").textContent);
   let chosen = facts.chosen;
+  const number = (value) => (value === null || value === undefined ? "–" : value.toLocaleString("en", { maximumFractionDigits: 4 }));
+  const whole = (value) => (value === null || value === undefined ? "–" : value.toLocaleString("en"));
+  const percent = (share) => (100 * share).toFixed(1) + " %";
+  const costs = { flops: "share of the multiply-adds kept", params: "share of the parameters kept" };
 
   // Choices for the axes: the objectives, then the costs that are not objectives.
-  const axes = facts.objectives.map((o) => ({ name: o.name, label: o.name + (o.maximise ? " (more is better)" : ""), cost: !o.maximise, of: (s) => s.values[o.name] }));
-  const costs = { flops: "share of the multiply-adds kept", params: "share of the parameters kept" };
-  for (const [name, label] of Object.entries(costs)) {
-    const objective = axes.find((axis) => axis.name === name);
-    if (objective) objective.label = label;
-    else axes.push({ name, label, cost: true, of: (s) => s[name] / facts.dense[name] });
+  function axes() {
+    const made = facts.objectives.map((o) => ({ name: o.name, label: costs[o.name] || o.name + (o.maximise ? " (more is better)" : " (less is better)"), cost: !o.maximise, of: (s) => s.values[o.name] }));
+    for (const [name, label] of Object.entries(costs))
+      if (!made.some((axis) => axis.name === name)) made.push({ name, label, cost: true, of: (s) => s[name] / facts.dense[name] });
+    return made;
   }
 
-  function theme() {
-    const style = getComputedStyle(root);
-    const colour = (name) => style.getPropertyValue("--" + name).trim();
+  function colours() {
     const dark = root.dataset.theme === "dark";
     return {
-      ink: colour("ink"), soft: colour("soft"), line: colour("line"), page: colour("page"), blue: colour("blue"),
-      orange: dark ? "#f29b6b" : "#c2541c", violet: dark ? "#c8a5ff" : "#7a3fd0", green: dark ? "#6fd392" : "#1a7f43",
-      share: dark ? [[0, "#1b232d"], [0.5, "#2f64ad"], [1, "#b5d3ff"]] : [[0, "#f1f4f8"], [0.5, "#7fb0ec"], [1, "#0b3f8f"]],
-      both: dark ? [[0, "#f29b6b"], [0.5, "#1b232d"], [1, "#8fbcff"]] : [[0, "#b34a16"], [0.5, "#f4f5f7"], [1, "#12519f"]],
+      ink: "var(--ink)", blue: "var(--blue)", orange: dark ? "#f29b6b" : "#b84a14", violet: dark ? "#c8a5ff" : "#7a3fd0", green: dark ? "#6fd392" : "#1a7f43",
+      share: dark ? ["#1b232d", "#2f64ad", "#b5d3ff"] : ["#f1f4f8", "#7fb0ec", "#0b3f8f"],
+      both: dark ? ["#f29b6b", "#1b232d", "#8fbcff"] : ["#b34a16", "#f4f5f7", "#12519f"],
     };
   }
 
-  function draw(id, data, layout) {
-    const t = theme();
-    const axis = { gridcolor: t.line, zerolinecolor: t.line, linecolor: t.line, automargin: true, fixedrange: narrow() };
-    const whole = {
-      paper_bgcolor: t.page, plot_bgcolor: t.page, font: { color: t.ink, size: 12, family: "inherit" },
-      margin: { l: 8, r: 12, t: 12, b: 8 }, hoverlabel: { bgcolor: t.page, bordercolor: t.soft, font: { color: t.ink } },
-      dragmode: narrow() ? false : "zoom", ...layout,
-      xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, ...layout.yaxis },
-    };
-    const options = {
-      responsive: true, displaylogo: false, displayModeBar: narrow() ? false : "hover",
-      modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"], toImageButtonOptions: { format: "svg", filename: id },
-    };
-    return Plotly.react(at(id), data, whole, options);
-  }
-
-  const short = (name) => (name.length > 22 ? name.slice(0, 10) + "…" + name.slice(-11) : name);
-  // Costs over a decade or more use a logarithmic axis, as in plot.py.
-  function stretch(axis, solutions) {
-    const values = solutions.map(axis.of).filter(Number.isFinite), least = Math.min(...values), most = Math.max(...values);
-    if (!(axis.cost && least > 0 && 10 * least <= most)) return {};
-    const powers = [];
-    for (let power = Math.floor(Math.log10(least)); power <= Math.ceil(Math.log10(most)); power++) powers.push(power);
-    const tickvals = powers.flatMap((power) => [1, 2, 5].map((digit) => Number(`${digit}e${power}`)));
-    return { type: "log", tickmode: "array", tickvals, ticktext: tickvals.map(String) };
-  }
-
-  const ticks = (names) => ({ tickmode: "array", tickvals: names.map((_, i) => i), ticktext: names.map(short), tickfont: { size: 11 }, showgrid: false, zeroline: false });
-
-  function heat(id, z, rows, hover, scale, bounds, xaxis) {
-    const bar = { thickness: 10, outlinewidth: 0, tickfont: { size: 11 }, len: 1, y: 0.5 };
-    const data = [{ type: "heatmap", z, text: hover, hoverinfo: "text", colorscale: scale, zmin: bounds[0], zmax: bounds[1], xgap: 1, ygap: 1, colorbar: bar }];
-    const height = Math.max(200, 90 + 18 * rows.length);
-    if (!at(id).classList.contains("tall")) at(id).style.height = height + "px";
-    return draw(id, data, { xaxis, yaxis: { ...ticks(rows), autorange: "reversed" } });
-  }
-
+  const valuesOf = (s) => facts.objectives.map((o) => `${o.name} ${number(s.values[o.name])}`);
   function describe(s, i) {
-    const values = facts.objectives.map((o) => `${o.name} ${number(s.values[o.name])}`).join("<br>");
-    const costs = `<b>solution ${i}</b><br>${values}<br>${percent(s.flops / facts.dense.flops)} of the multiply-adds<br>` +
-      `${percent(s.params / facts.dense.params)} of the parameters`;
-    if (narrow()) return costs; // a longer label would cover the chart
-    const most = layers.map((name, l) => [s.kept[l] / facts.layers[l].size, `${short(name)} ${s.kept[l]} of ${facts.layers[l].size}`]);
-    const shown = most.slice().sort((a, b) => a[0] - b[0]).slice(0, 6).map((m) => m[1]).join("<br>");
-    return `${costs}<br><br>most pruned:<br>${shown}`;
+    const parts = [["multiply-adds", "flops"], ["parameters", "params"]].filter(([, cost]) => facts.dense[cost]);
+    return [`solution ${i}`, ...valuesOf(s), ...parts.map(([name, cost]) => `${percent(s[cost] / facts.dense[cost])} of the ${name}`)];
   }
 
   function drawFront() {
-    const t = theme();
-    const [y, x] = [axes[at("vertical").value], axes[at("horizontal").value]];
-    const points = facts.solutions.map((s, i) => [x.of(s), y.of(s), i]).sort((a, b) => a[0] - b[0]);
+    const t = colours(), list = axes(), y = list[at("vertical").value] || list[0], x = list[at("horizontal").value] || list[1];
     const line = facts.objectives.length === 2 && x.name in costs;
-    const data = [];
-    const symbols = ["x-thin", "cross-thin", "triangle-up-open", "square-open", "diamond-open", "circle-open", "star-open", "hexagon-open", "pentagon-open", "hourglass-open"];
-    const values = (s) => facts.objectives.map((o) => `${o.name} ${number(s.values[o.name])}`).join("<br>");
-    const crosses = (singles, colour, shapes, what) => [...new Set(singles.map((s) => s.criterion))].forEach((criterion, k) => {
-      const mine = singles.filter((s) => s.criterion === criterion);
-      data.push({
-        type: "scatter", mode: "markers", name: criterion, x: mine.map(x.of), y: mine.map(y.of), hoverinfo: "text",
-        text: mine.map((s) => `<b>${criterion}</b>, ${what}<br>${values(s)}`),
-        marker: { symbol: shapes[k % shapes.length], size: 8, color: colour, line: { width: 1.5, color: colour } },
-      });
+    const points = (solutions, text) => solutions.map((s, i) => ({ x: x.of(s), y: y.of(s), text: text(s, i) })).filter((p) => Number.isFinite(p.x) && Number.isFinite(p.y)).sort((a, b) => a.x - b.x);
+    const series = [];
+    const singles = (solutions, colour, shapes) => [...new Set(solutions.map((s) => s.criterion))].forEach((criterion, k) => series.push({
+      name: criterion, colour, shape: shapes[k % shapes.length],
+      points: points(solutions.filter((s) => s.criterion === criterion), (s) => [`${criterion}, uniform widths`, ...valuesOf(s)]),
+    }));
+    singles(facts.singles, t.orange, NAMES);
+    singles(facts.baselines, t.violet, ["wedge", "star"]);
+    facts.beside.forEach((run, k) => series.push({
+      name: run.name, colour: t.green, shape: ["square", "diamond", "triangle", "circle"][k % 4], line, dash: ["6 4", "2 3", "8 3 2 3", "12 4"][k % 4],
+      points: points(run.solutions, (s) => [run.name, ...valuesOf(s)]),
+    }));
+    series.push({ name: "dense network", colour: t.ink, shape: "square", filled: true, points: points([facts.dense], () => ["dense network", ...valuesOf(facts.dense)]) });
+    series.push({
+      name: "the front", colour: t.blue, shape: "circle", filled: true, line,
+      points: points(facts.solutions.map((s, i) => ({ ...s, i })), (s) => describe(s, s.i)),
     });
-    crosses(facts.singles, t.orange, symbols, "alone, uniform widths");
-    crosses(facts.baselines, t.violet, ["y-down-open", "asterisk-open"], "uniform widths");
-    facts.beside.forEach((run, k) => {
-      const mine = run.solutions.slice().sort((a, b) => x.of(a) - x.of(b));
-      data.push({
-        type: "scatter", mode: line ? "lines+markers" : "markers", name: run.name, x: mine.map(x.of), y: mine.map(y.of), hoverinfo: "text",
-        text: mine.map((s) => `<b>${run.name}</b><br>${values(s)}`), line: { color: t.green, width: 1.5, dash: ["dash", "dot", "dashdot", "longdash"][k % 4] },
-        marker: { symbol: ["circle-open", "square-open", "diamond-open", "triangle-up-open"][k % 4], size: 7, color: t.green },
-      });
-    });
-    if ([x, y].every((axis) => Number.isFinite(axis.of(facts.dense)))) {
-      data.push({
-        type: "scatter", mode: "markers", name: "dense network", x: [x.of(facts.dense)], y: [y.of(facts.dense)],
-        marker: { symbol: "square", size: 10, color: t.ink }, hovertemplate: "<b>dense network</b><br>%{y:.4f}<extra></extra>",
-      });
-    }
-    data.push({
-      type: "scatter", mode: line ? "lines+markers" : "markers", name: "blends (front)", cliponaxis: false,
-      x: points.map((p) => p[0]), y: points.map((p) => p[1]), customdata: points.map((p) => p[2]),
-      text: points.map((p) => describe(facts.solutions[p[2]], p[2])), hoverinfo: "text", line: { color: t.blue, width: 1.5 },
-      marker: { size: points.map((p) => (p[2] === chosen ? 15 : 9)), color: t.blue, line: { color: points.map((p) => (p[2] === chosen ? t.ink : t.page)), width: points.map((p) => (p[2] === chosen ? 2.5 : 1)) } },
-    });
-    return draw("front", data, {
-      hovermode: "closest", legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0, font: { size: 11 }, traceorder: "reversed" },
-      margin: { l: 8, r: 12, t: 12, b: narrow() ? 150 : 90 },
-      xaxis: { title: { text: x.label, standoff: 14 }, ...stretch(x, [...facts.solutions, facts.dense]) },
-      yaxis: { title: { text: y.label, standoff: 14 } },
-    });
+    series[series.length - 1].points.forEach((p) => { p.number = Number(p.text[0].split(" ")[1]); });
+    plot(at("front"), { label: `Solutions of the front: ${y.label} by ${x.label}`, x, y, series, chosen, choose });
   }
 
-  const row = (cells, tag) => {
-    const line = document.createElement("tr");
-    cells.forEach((cell, i) => {
-      const made = document.createElement(tag || (i ? "td" : "th"));
-      if (cell instanceof Node) made.append(cell);
-      else made.textContent = cell;
-      line.append(made);
-    });
-    return line;
-  };
+  const row = (cells, tag) => html("tr", {}, ...cells.map((cell, i) => html(tag || (i ? "td" : "th"), {}, cell)));
 
-  function show(index) {
-    chosen = index;
-    const s = facts.solutions[index];
+  function show() {
+    const s = facts.solutions[chosen];
+    at("details").hidden = !s;
     if (!s) return;
-    at("solution").value = String(index);
-    const head = document.createElement("thead");
-    head.append(row(["", "dense", "pruned", "kept"], "th"));
+    at("solution").value = String(chosen);
     const filters = [facts.layers.reduce((n, l) => n + l.size, 0), s.kept.reduce((n, k) => n + k, 0)];
     const lines = facts.objectives.filter((o) => !(o.name in costs)).map((o) => row([o.name, number(facts.dense.values[o.name]), number(s.values[o.name]), ""]));
     for (const [name, before, after] of [["multiply-adds", facts.dense.flops, s.flops], ["parameters", facts.dense.params, s.params], ["filters", ...filters]])
-      lines.push(row([name, before.toLocaleString("en"), after.toLocaleString("en"), percent(after / before)]));
-    at("costs").replaceChildren(head, ...lines);
+      if (before) lines.push(row([name, whole(before), whole(after), percent(after / before)]));
+    at("costs").replaceChildren(html("thead", {}, row(["", "dense", "pruned", "kept"], "th")), ...lines);
     at("command").textContent = s.command;
-    const widths = document.createElement("thead");
-    widths.append(row(["layer", "dense", "kept"], "th"));
-    at("widths").replaceChildren(widths, ...layers.map((name, l) => {
-      const label = document.createElement("span");
-      label.textContent = name;
-      const blend = Object.entries(s.blend[name] || {}).filter((b) => b[1] >= 0.005).sort((a, b) => b[1] - a[1]);
-      const line = row([label, String(facts.layers[l].size), String(s.kept[l])]);
-      const bar = document.createElement("span");
-      bar.className = "bar";
-      bar.style.width = percent(s.kept[l] / facts.layers[l].size).replace(" ", "");
-      const mix = document.createElement("span");
-      mix.className = "blend";
-      mix.textContent = blend.map(([name, share]) => `${share.toFixed(2)} ${name}`).join(" + ");
-      label.parentNode.append(mix, bar);
-      line.querySelectorAll("td").forEach((cell) => cell.classList.add("number"));
-      return line;
-    }));
+    const flops = facts.layer_flops, name = (layer) => facts.layers[layer].name;
+    const body = facts.layers.map((layer, l) => {
+      const mix = Object.entries(s.blend[layer.name] || {}).filter((b) => b[1] >= 0.005).sort((a, b) => b[1] - a[1]);
+      const bar = html("span", { class: "bar", "aria-hidden": "true" });
+      bar.style.width = (100 * s.kept[l]) / layer.size + "%";
+      const head = html("th", { scope: "row" }, name(l), html("span", { class: "blend" }, mix.map(([criterion, share]) => `${share.toFixed(2)} ${criterion}`).join(" + ")), bar);
+      const cells = [`${s.kept[l]} of ${layer.size}`, percent(s.kept[l] / layer.size)];
+      if (flops) cells.push(percent(flops.dense[l] / facts.dense.flops), percent(flops.solutions[chosen][l] / facts.dense.flops));
+      return html("tr", {}, head, ...cells.map((cell) => html("td", { class: "number" }, cell)));
+    });
+    const head = ["layer", "filters kept", "share", ...(flops ? ["FLOPs dense", "FLOPs now"] : [])];
+    at("widths").replaceChildren(html("thead", {}, row(head, "th")), html("tbody", {}, ...body));
+  }
+
+  function drawSolutions() {
+    const names = facts.objectives.map((o) => o.name);
+    const head = row(["solution", ...names, "multiply-adds", "parameters"], "th");
+    const body = facts.solutions.map((s, i) => {
+      const button = html("button", { type: "button", "aria-pressed": String(i === chosen) }, String(i));
+      button.addEventListener("click", () => choose(i));
+      return html("tr", i === chosen ? { class: "chosen" } : {}, html("th", { scope: "row" }, button), ...names.map((o) => html("td", {}, number(s.values[o]))), html("td", {}, whole(s.flops)), html("td", {}, whole(s.params)));
+    });
+    const dense = html("tr", {}, html("th", { scope: "row" }, "dense"), ...names.map((o) => html("td", {}, number(facts.dense.values[o]))), html("td", {}, whole(facts.dense.flops)), html("td", {}, whole(facts.dense.params)));
+    at("solutions").replaceChildren(html("thead", {}, head), html("tbody", {}, ...body, dense));
   }
 
   function drawKept() {
-    const z = layers.map((_, l) => facts.solutions.map((s) => s.kept[l] / facts.layers[l].size));
-    const hover = layers.map((name, l) => facts.solutions.map((s, i) => `${name}<br>solution ${i} keeps ${s.kept[l]} of ${facts.layers[l].size}`));
-    return heat("kept", z, layers, hover, theme().share, [0, 1], { title: { text: "solution, cheapest first", standoff: 14 }, tick0: 0, dtick: Math.ceil(z[0].length / 15), showgrid: false, zeroline: false });
+    const layers = facts.layers.map((layer) => layer.name);
+    const values = facts.layers.map((layer, l) => facts.solutions.map((s) => s.kept[l] / layer.size));
+    at("kept-section").hidden = !layers.length || !facts.solutions.length;
+    heat(at("kept"), {
+      corner: "layer, % kept by solution", rows: layers, columns: facts.solutions.map((_, i) => String(i)), values, low: 0, high: 1, stops: colours().share,
+      text: (value) => String(Math.round(100 * value)), title: (l, i) => `${layers[l]}: solution ${i} keeps ${facts.solutions[i].kept[l]} of ${facts.layers[l].size}`,
+    });
   }
 
   function drawProgress() {
-    const { name, points, guard } = facts.progress;
+    const { name, points, guard, final } = facts.progress, t = colours();
     at("progress-section").hidden = points.length === 0;
-    if (!points.length) return null;
-    at("progress").style.height = "320px";
-    const t = theme();
-    const path = (label, values, colour, dash) => ({
-      type: "scatter", mode: "lines+markers", name: label, x: values.map((p) => p[0]), y: values.map((p) => p[1]),
-      line: { color: colour, width: 1.5, dash }, hovertemplate: `%{x} evaluations<br>${label} %{y:.4f}<extra></extra>`,
-    });
-    const data = [path(name, points, t.blue, "solid")];
-    if (guard.length) data.push(path(`${name} on held-out images`, guard, t.violet, "dot"));
-    return draw("progress", data, { legend: { orientation: "h", y: 1, yanchor: "bottom", x: 0 }, xaxis: { title: { text: "evaluations", standoff: 14 }, rangemode: "tozero" }, yaxis: { title: { text: name, standoff: 14 } } });
+    if (!points.length) return;
+    const marks = (values, what) => values.map(([x, y]) => ({ x, y, text: [`${number(x)} evaluations`, `${what} ${number(y)}`] }));
+    const series = [{ name: "during the search", colour: t.blue, shape: "circle", filled: true, line: true, points: marks(points, name) }];
+    if (guard.length) series.push({ name: "on held-out images", colour: t.violet, shape: "diamond", line: true, dash: "3 3", points: marks(guard, name) });
+    if (final !== null) series.push({ name: "the front (front.json)", colour: t.ink, shape: "square", filled: true, points: marks([[points[points.length - 1][0], final]], name) });
+    plot(at("progress"), { label: `${name} by evaluations`, x: { label: "evaluations", zero: true }, y: { label: name }, series, height: 300 });
   }
 
   function drawShares() {
-    const { criteria, table } = facts.shares;
-    at("shares").parentNode.hidden = table.length === 0;
-    if (!table.length) return null;
-    const hover = layers.map((layer, l) => criteria.map((c, k) => `${layer}<br>${c}: ${percent(table[l][k])} of the blend`));
-    return heat("shares", table, layers, hover, theme().share, [0, 1], { ...ticks(criteria), tickangle: -45 });
+    const { criteria, table } = facts.shares, layers = facts.layers.map((layer) => layer.name);
+    at("shares-section").hidden = table.length === 0;
+    heat(at("shares"), {
+      corner: "layer, % of the blend", rows: layers, columns: criteria, values: table, low: 0, high: 1, stops: colours().share,
+      text: (value) => String(Math.round(100 * value)), title: (l, c) => `${layers[l]}: ${percent(table[l][c])} of the blend is ${criteria[c]}`,
+    });
   }
 
   function drawAgreement() {
-    at("agreement").parentNode.hidden = facts.agreement.length === 0;
-    if (!facts.agreement.length) return null;
+    at("agreement-section").hidden = facts.agreement.length === 0;
+    if (!facts.agreement.length) return;
     const { criteria, rho } = facts.agreement[at("layer").value];
-    const hover = criteria.map((a, i) => criteria.map((b, j) => `${a}, ${b}<br>` + (rho[i][j] === null ? "no layer has both" : `rho ${rho[i][j].toFixed(2)}`)));
-    return heat("agreement", rho, criteria, hover, theme().both, [-1, 1], { ...ticks(criteria), tickangle: -45 });
+    heat(at("agreement"), {
+      corner: "rho", rows: criteria, columns: criteria, values: rho, low: -1, high: 1, stops: colours().both,
+      text: (value) => value.toFixed(2).replace("0.", "."), title: (i, j) => `${criteria[i]}, ${criteria[j]}: ` + (rho[i][j] === null ? "no layer has both" : `rho ${rho[i][j].toFixed(2)}`),
+    });
   }
 
-  const drawAll = () => { drawFront(); drawKept(); drawProgress(); drawShares(); drawAgreement(); };
-  const fill = (id, names) => at(id).replaceChildren(...names.map((name, i) => new Option(name, String(i))));
+  const drawAll = () => { drawFront(); drawSolutions(); drawKept(); drawProgress(); drawShares(); drawAgreement(); };
+  function choose(index) {
+    chosen = index;
+    show();
+    drawFront();
+    drawSolutions();
+  }
+
+  function fill(id, names, value) {
+    const before = at(id).value;
+    at(id).replaceChildren(...names.map((name, i) => new Option(name, String(i))));
+    at(id).value = before !== "" && Number(before) < names.length ? before : value;
+  }
+
+  // Everything that depends on the facts; a live page calls it again.
+  function update() {
+    if (!facts.solutions[chosen]) chosen = facts.chosen;
+    const names = axes().map((axis) => axis.label);
+    fill("vertical", names, "0");
+    fill("horizontal", names, "1");
+    fill("layer", facts.agreement.map((a) => a.layer), "0");
+    fill("solution", facts.solutions.map((s, i) => `${i}: ` + valuesOf(s).join(", ")), String(chosen));
+    at("tiles").replaceChildren(...Object.entries(facts.tiles).map(([name, value]) => html("div", {}, html("dt", {}, name), html("dd", {}, value))));
+    at("lead").textContent = facts.lead;
+    at("status").textContent = facts.status;
+    at("status").hidden = !facts.status;
+    show();
+    drawAll();
+  }
+
+  async function poll() {
+    let seconds = 2;
+    try {
+      const answer = await fetch("facts", { cache: "no-store" });
+      if (!answer.ok) throw new Error(String(answer.status));
+      const text = await answer.text();
+      if (text !== poll.last) { poll.last = text; facts = JSON.parse(text); update(); }
+    } catch {
+      at("status").textContent = "The program that serves this page has ended (deap-prune watch); the page shows its last state.";
+      seconds = 10;
+    }
+    setTimeout(poll, 1000 * seconds);
+  }
 
   root.dataset.theme = window.matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
-  fill("vertical", axes.map((a) => a.label));
-  fill("horizontal", axes.map((a) => a.label));
-  at("horizontal").value = "1";
-  fill("layer", facts.agreement.map((a) => a.layer));
-  fill("solution", facts.solutions.map((s, i) => `${i}: ` + facts.objectives.map((o) => `${o.name} ${number(s.values[o.name])}`).join(", ")));
-  if (chosen !== null) show(chosen);
-  drawAll();
-  const choose = (index) => { show(index); drawFront(); };
-  at("front").on("plotly_click", (event) => {
-    const point = event.points.find((p) => p.customdata !== undefined);
-    if (point) choose(point.customdata);
-  });
+  update();
   at("solution").addEventListener("change", (event) => choose(Number(event.target.value)));
   for (const id of ["vertical", "horizontal"]) at(id).addEventListener("change", drawFront);
   at("layer").addEventListener("change", drawAgreement);
   at("theme").addEventListener("click", () => { root.dataset.theme = root.dataset.theme === "dark" ? "light" : "dark"; drawAll(); });
-  let wide = narrow();
-  window.addEventListener("resize", () => { if (wide !== narrow()) { wide = narrow(); drawAll(); } });
+  let wide = window.innerWidth;
+  window.addEventListener("resize", () => { if (wide !== window.innerWidth) { wide = window.innerWidth; drawFront(); drawProgress(); } });
+  window.addEventListener("beforeprint", () => { root.dataset.theme = "light"; drawAll(); });
   at("copy").addEventListener("click", async () => {
-    const range = document.createRange();
-    range.selectNodeContents(at("command"));
-    getSelection().removeAllRanges();
-    getSelection().addRange(range);
+    getSelection().selectAllChildren(at("command"));
     try {
       await navigator.clipboard.writeText(at("command").textContent);
       at("copy").textContent = "Copied";
     } catch { at("copy").textContent = "Selected"; }
   });
+  if (facts.live) poll();
 })();

@@ -4,53 +4,74 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
+from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
 
-from deap_prune.errors import BudgetError, RunError
+from deap_prune.errors import BudgetError
 from deap_prune.evolution.front import ParetoFront, Solution
 from deap_prune.files import write_text
-from deap_prune.report.facts import Facts
+from deap_prune.report.comparison import compare_fronts
+from deap_prune.report.facts import Facts, Insight
 from deap_prune.report.pictures import progress_key
 
+PARTS = {"style": "page.css", "charts": "charts.js", "script": "page.js"}
+FLOPS_NOTE = """<p class="hint">FLOPs: share of the dense network's multiply-adds in the layers that write or read these
+      filters; a layer between two pruned ones counts for both.</p>"""
+COMPARISON = """<section aria-labelledby="comparison-title">
+  <h2 id="comparison-title">Comparison of runs</h2>
+  <p class="hint">Dominated: share of a run's solutions that another run's solution beats in every objective.</p>
+  {reached}
+  <h3>Settings that differ</h3>
+  {settings}
+</section>"""
 
-def plotly_source() -> str:
-    """The script from the plotly package.
-
-    Raises:
-        RunError: If plotly is not installed.
-    """
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise RunError("the report is drawn with plotly, which is missing: pip install 'deap-prune[report]'") from error
-    return str(get_plotlyjs())
+LATENCY = """<section aria-labelledby="latency-title">
+  <h2 id="latency-title">Latency</h2>
+  <p class="hint">Of one batch ({setting}), as the table predicts it and as it was measured at the end of the search. Median
+  error {error}.</p>
+  {table}
+</section>"""
 
 
-def render(facts: Facts, plotly: str, path: Path) -> Path:
+def render(facts: Facts, path: Path) -> Path:
     """Write the page.
 
     Args:
         facts: Contents of the page.
-        plotly: Plotly's script.
         path: File to write.
 
     Returns:
         The path.
     """
+    write_text(path, page(facts))
+    return path
+
+
+def page(facts: Facts, *, live: bool = False) -> str:
+    """The page as HTML.
+
+    Args:
+        facts: Contents of the page.
+        live: The page asks for ``facts``, beside it, every two seconds.
+    """
     resources = files("deap_prune.report")
-    page = Template((resources / "page.html").read_text(encoding="utf-8"))
-    text = page.substitute(
+    parts = {name: (resources / name).read_text(encoding="utf-8") for name in ("page.html", *PARTS.values())}
+    insight = facts.insight
+    return Template(parts["page.html"]).substitute(
+        {name: parts[file] for name, file in PARTS.items()},
         title=escape(facts.folder.resolve().name),
-        lead=_lead(facts),
-        tiles="".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in _tiles(facts).items()),
+        connect="; connect-src 'self'" if live else "",
         clusters=_clusters(facts),
-        note="" if facts.insight else f'<p class="note">No criteria in this report: {escape(facts.why)}.</p>',
         latency=_latency(facts),
+        comparison=_comparison(facts),
+        note="" if insight or live else f'<p class="note">No criteria in this report: {escape(facts.why)}.</p>',
+        flops_note=FLOPS_NOTE if insight else "",
         config=escape(facts.config or "no config.yaml in the run folder"),
         versions="".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in facts.versions.items()),
         as_of="of the run" if facts.run_versions else "of this report; the run stored none",
@@ -58,30 +79,26 @@ def render(facts: Facts, plotly: str, path: Path) -> Path:
         if facts.front.settings.get("refine")
         else "",
         settings=escape(", ".join(f"{k}: {v}" for k, v in facts.front.settings.items()) or "not stored"),
-        style=(resources / "page.css").read_text(encoding="utf-8"),
-        script=(resources / "page.js").read_text(encoding="utf-8"),
-        plotly=plotly,
-        facts=json.dumps(_content(facts), allow_nan=False).replace("<", "\\u003c"),
+        facts=content(facts, live=live).replace("<", "\\u003c"),
     )
-    write_text(path, text)
-    return path
 
 
 def _lead(facts: Facts) -> str:
     goals = [f"{name} ({'more' if w > 0 else 'less'} is better)" for name, w in facts.front.weights.items()]
-    subject = "A pruned network"
+    subject = "A pruned network" if len(facts.front) == 1 else f"{len(facts.front)} pruned networks"
     if len(facts.front) > 1:
-        subject = f"{len(facts.front)} pruned networks, none of which is dominated by another"
+        subject += ", none of which is dominated by another"
     caution = "All values come from the validation images that the search optimised; expect lower ones on new images."
-    return escape(f"{subject}: {', '.join(goals)}. {caution}")
+    return f"{subject}: {', '.join(goals)}. {caution}"
 
 
 def _tiles(facts: Facts) -> dict[str, str]:
+    """Figures of the front; all of them follow from front.json, apart from the number of evaluations."""
     front, tiles = facts.front, {"solutions": str(len(facts.front))}
     if facts.history:
         tiles["evaluations"] = f"{facts.history[-1]['evaluations']:,.0f}"
-    if facts.history and (key := progress_key(front, facts.history)) == "hypervolume":
-        tiles[key] = f"{facts.history[-1][key]:.4f}"
+    if len(front.weights) > 1 and len(front):
+        tiles["hypervolume"] = f"{front.hypervolume():.4f}"
     first = next(iter(front.weights))
     if first in front.dense.get("values", {}):
         tiles[f"dense {first}"] = f"{front.dense['values'][first]:.4f}"
@@ -91,6 +108,28 @@ def _tiles(facts: Facts) -> dict[str, str]:
         except BudgetError:
             break
     return tiles
+
+
+def _comparison(facts: Facts) -> str:
+    """The HTML section that compares this run with the others."""
+    if not facts.beside:
+        return ""
+    fronts = {facts.folder.resolve().name: facts.front, **facts.beside}
+    head, *rows = compare_fronts(fronts)
+    reached = _html_table(head, rows, "What the runs reach")
+    rows = [[key, *values] for key, values in facts.differences.items()]
+    settings = _html_table(["setting", *fronts], rows, "Settings that differ")
+    return COMPARISON.format(reached=reached, settings=settings if facts.differences else "<p>No setting differs.</p>")
+
+
+def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]], name: str) -> str:
+    columns = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    body = "".join(
+        f'<tr><th scope="row">{escape(row[0])}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:]) + "</tr>"
+        for row in rows
+    )
+    table = f'<table class="numbers"><thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{name}">{table}</div>'
 
 
 def _clusters(facts: Facts) -> str:
@@ -105,46 +144,65 @@ def _clusters(facts: Facts) -> str:
 
 
 def _latency(facts: Facts) -> str:
-    """An HTML section: predicted and measured latencies; empty without them."""
+    """The HTML section of predicted and measured latencies; empty without them."""
     check = facts.latency
     if check is None:
         return ""
-    head = "".join(f"<th>{escape(name)}, times faster than dense</th>" for name in check.speedups)
-    rows = "".join(
-        f"<tr><th>{number}</th><td>{guess:.2f}</td><td>{ms:.2f}</td><td>{guess / ms - 1:+.0%}</td>"
-        + "".join(f"<td>{times[number]:.2f}</td>" for times in check.speedups.values())
-        + "</tr>"
+    speedups = [f"{name}, times faster than dense" for name in check.speedups]
+    head = ["solution", "predicted, ms", "measured, ms", "error", *speedups]
+    rows = [
+        [str(number), f"{guess:.2f}", f"{ms:.2f}", f"{guess / ms - 1:+.0%}"]
+        + [f"{times[number]:.2f}" for times in check.speedups.values()]
         for number, (guess, ms) in enumerate(zip(check.predicted, check.measured, strict=True))
-    )
-    return (
-        f'<section>\n  <h2>Latency</h2>\n  <p class="hint">Of one batch ({escape(check.setting)}), as the table '
-        f"predicts it and as it was measured at the end of the search. Median error {check.median_error:.1%}.</p>\n"
-        '  <div class="scroll"><table><tr><th>solution</th><th>predicted, ms</th><th>measured, ms</th><th>error</th>'
-        f"{head}</tr>{rows}</table></div>\n</section>"
+    ]
+    return LATENCY.format(
+        setting=escape(check.setting),
+        error=f"{check.median_error:.1%}",
+        table=_html_table(head, rows, "Latencies of the solutions"),
     )
 
 
-def _content(facts: Facts) -> dict[str, Any]:
-    """The data of the page's script, for JSON: numbers that are not finite become None."""
-    front = facts.front
-    insight = facts.insight
+def content(facts: Facts, *, live: bool = False) -> str:
+    """The data of the page's script as JSON; numbers that are not finite become null."""
+    front, insight = facts.front, facts.insight
     names, shares = facts.shares()
-    key = progress_key(front, facts.history) if facts.history else ""
-    lines = {column: [[r["evaluations"], r[column]] for r in facts.history if column in r] for column in (key, "guard")}
-    content = {
+    fields = {
+        "live": live,
+        "status": facts.status,
+        "lead": _lead(facts),
+        "tiles": _tiles(facts),
         "objectives": [{"name": n, "maximise": w > 0} for n, w in front.weights.items()],
         "dense": {"values": front.dense.get("values", {}), **{k: front.dense[k] for k in ("flops", "params")}},
         "layers": [{"name": name, "size": size} for name, size in facts.layers.items()],
+        "layer_flops": _layer_flops(insight),
         "solutions": [_solution(facts, number, s) for number, s in enumerate(front)],
         "chosen": _default_solution(front),
         "singles": [vars(s) for s in insight.singles] if insight else [],
         "baselines": [vars(s) for s in insight.baselines] if insight else [],
         "beside": [{"name": name, "solutions": _points(other_front)} for name, other_front in facts.beside.items()],
-        "progress": {"name": key, "points": lines[key], "guard": lines["guard"]},
+        "progress": _progress(facts),
         "agreement": _agreement(facts),
         "shares": {"criteria": list(names), "table": shares.tolist()},
     }
-    return dict(_finite(content))
+    return json.dumps(_finite(fields), allow_nan=False)
+
+
+def _layer_flops(insight: Insight | None) -> dict[str, Any] | None:
+    if insight is None:
+        return None
+    dense, *solutions = insight.layer_flops.tolist()
+    return {"dense": dense, "solutions": solutions}
+
+
+def _progress(facts: Facts) -> dict[str, Any]:
+    """The curve of the search, that of held-out images, and the same figure of the front in front.json."""
+    front = facts.front
+    key = progress_key(front, facts.history) if facts.history else ""
+    points, guard = ([[r["evaluations"], r[c]] for r in facts.history if c in r] for c in (key, "guard"))
+    final = None
+    if not facts.status and points and len(front):
+        final = front.hypervolume() if key == "hypervolume" else front.best(by=key).values[key]
+    return {"name": key, "points": points, "guard": guard, "final": final}
 
 
 def _default_solution(front: ParetoFront) -> int | None:
@@ -163,8 +221,13 @@ def _solution(facts: Facts, number: int, solution: Solution) -> dict[str, Any]:
         "params": solution.params,
         "kept": [int(masks[name].sum()) if name in masks else size for name, size in facts.layers.items()],
         "blend": facts.insight.blends[number] if facts.insight and facts.insight.blends else {},
-        "command": f"deap-prune slim {shlex.quote(str(facts.folder))} --number {number}",
+        "command": f"deap-prune slim {shlex.quote(str(facts.folder))} --number {number}{_factory(facts)}",
     }
+
+
+def _factory(facts: Facts) -> str:
+    """What a command needs in addition for a run that Python started without ``factory=``."""
+    return " --model MODULE:FUNCTION" if re.search("^model: null$", facts.config, re.MULTILINE) else ""
 
 
 def _points(front: ParetoFront) -> list[dict[str, Any]]:

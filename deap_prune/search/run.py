@@ -41,6 +41,7 @@ from deap_prune.search.from_config import open_folder
 from deap_prune.search.guard import Guard
 from deap_prune.search.kept import DATA, Keeper, checked_factory
 from deap_prune.search.latency_check import check_front
+from deap_prune.search.live_state import live_writer
 from deap_prune.search.lock import locked
 from deap_prune.search.prepare import Prepared, prepare
 from deap_prune.search.progress import SearchProgress
@@ -237,7 +238,8 @@ def _evolved(
             )
             state = _opened_folder(folder, checkpoints, config, evaluator, problem)
             returns = returns_journal(folder, options, checkpoints.fingerprint)
-            hooks += [checkpoints, lambda state: write_history(folder, state.logbook)]
+            watched = live_writer(folder, problem, options.generations)
+            hooks += [checkpoints, lambda state: write_history(folder, state.logbook), watched]
         return evolve(toolbox, problem, evaluator, options, [*hooks, bar], state, begun=begun, journal=returns)
 
 

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 Term = tuple[float, NDArray[np.intp] | None, NDArray[np.intp] | None]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class CostPolynomial:
     """``constant + sum_t coefficient_t * width_1t * width_2t``, with widths that are affine in the kept counts.
 
@@ -33,6 +33,10 @@ class CostPolynomial:
     coefficients: NDArray[np.float64]
     fixed: NDArray[np.float64]
     slopes: NDArray[np.float64]
+
+    def __repr__(self) -> str:
+        terms, groups = self.slopes.shape[1:]
+        return f"CostPolynomial({terms} terms, {groups} groups)"
 
     def __call__(self, kept: ArrayLike) -> NDArray[np.int64]:
         """Cost for kept counts of shape (..., groups), as integers of shape (...)."""
@@ -58,6 +62,15 @@ class CostPolynomial:
         moving = self.slopes.any(axis=(0, 2))
         part = CostPolynomial(0.0, self.coefficients[moving], self.fixed[:, moving], self.slopes[:, moving])
         return int(part(kept))
+
+    def by_group(self, kept: ArrayLike) -> NDArray[np.float64]:
+        """Cost of the terms that depend on each group, for kept counts of shape (..., groups); shape (..., groups).
+
+        A term of two groups (a layer that reads one and writes the other) counts for both.
+        """
+        counts = np.asarray(kept, dtype=np.float64)
+        first, second = (fixed + counts @ slopes.T for fixed, slopes in zip(self.fixed, self.slopes, strict=True))
+        return np.asarray((first * second * self.coefficients) @ self.slopes.any(axis=0))
 
     @classmethod
     def build(

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -20,6 +19,8 @@ from deap_prune.report.facts import gather
 from deap_prune.report.page import _finite, render
 
 PICTURES = ("agreement", "blends", "front", "kept", "progress")
+UNNAMED = """[...document.querySelectorAll('button,select,[tabindex]')].filter(e => !e.innerText && !e.ariaLabel
+  && !e.labels?.length && !e.getAttribute('aria-labelledby')).map(e => e.outerHTML)"""
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -65,7 +66,7 @@ def test_page_and_pictures(copy, run):
         assert dict(zip((la["name"] for la in facts["layers"]), shown["kept"], strict=True)) == {
             g.name: solution.masks[g.name].sum() for g in result.space.groups
         }
-    assert facts["solutions"][2]["command"].endswith("run <b>1' --number 2")
+    assert facts["solutions"][2]["command"].endswith("run <b>1' --number 2 --model MODULE:FUNCTION")
     assert len(facts["progress"]["points"]) == 3 and facts["progress"]["name"] == "hypervolume"
     assert {p.name for p in (copy / "report").iterdir()} == {f"{n}.{s}" for n in PICTURES for s in ("png", "svg")}
     for name in PICTURES:
@@ -104,9 +105,13 @@ def test_baselines_are_random_filters_and_the_mean_rank(copy, run):
 
 def test_other_runs_share_the_axes(copy, run, tmp_path):
     other = Path(shutil.copytree(run[0], tmp_path / "legr"))
-    options = ["--no-network", "--quiet", "--beside", str(other)]
-    done = CliRunner().invoke(app, ["report", str(copy), *options])
+    config = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(config.replace("population: 8", "population: 12"))
+    done = CliRunner().invoke(app, ["report", str(copy), str(other), "--no-network", "--quiet"])
     assert done.exit_code == 0, done.output
+    text = (copy / "report.html").read_text(encoding="utf-8")
+    assert '<tr><th scope="row">search.population</th><td>8</td><td>12</td></tr>' in text
+    assert text.count(f"<td>{run[1].front.hypervolume():.4f}</td>") == 2 and "<td>0%</td></tr>" in text
     (beside,) = content(copy / "report.html")["beside"]
     assert beside["name"] == "legr" and [s["flops"] for s in beside["solutions"]] == [s.flops for s in run[1].front]
     front = json.loads((other / "front.json").read_text())
@@ -175,7 +180,7 @@ def test_a_run_of_mean_ranks(digits, tmp_path):
     assert all(blend == {"borda": 1.0} for blend in facts.insight.blends[0].values())
 
 
-def test_errors(copy, tmp_path, monkeypatch):
+def test_errors(copy, tmp_path):
     with pytest.raises(RunError, match="there is no folder"):
         dp.report(tmp_path / "nothing")
     with pytest.raises(RunError, match="singles is -1"):
@@ -187,10 +192,15 @@ def test_errors(copy, tmp_path, monkeypatch):
     (copy / "versions.json").write_text(versions)
     refused = CliRunner().invoke(app, ["report", str(tmp_path / "nothing")])
     assert refused.exit_code == 2 and "there is no folder" in refused.stderr
-    monkeypatch.setitem(sys.modules, "plotly.offline", None)
-    with pytest.raises(RunError, match=r"pip install 'deap-prune\[report\]'"):
-        dp.report(copy)
-    assert not (copy / "report").exists()
+
+
+def watched_page(context):
+    """A page, its console messages, and the addresses that it asks for."""
+    page, messages, requests = context.new_page(), [], []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    return page, messages, requests
 
 
 @pytest.fixture(scope="module")
@@ -205,52 +215,80 @@ def browser():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (390, "dark")])
 def test_in_a_browser(browser, copy, run, width, scheme):
-    """No console messages, no further requests, no horizontal scrolling; a click shows the details of a point."""
-    from playwright import sync_api
-
-    page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
-    messages, requests = [], []
-    page.on("console", lambda message: messages.append(message.text))
-    page.on("pageerror", lambda error: messages.append(str(error)))
-    page.on("request", lambda request: requests.append(request.url))
+    """No console messages, no further requests, no horizontal scrolling; every point can be clicked."""
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page, messages, requests = watched_page(context)
     path = dp.report(copy, result=run[1], singles=2).resolve().as_uri()
     page.goto(path)
-    page.wait_for_selector("#agreement .heatmaplayer image")
     assert page.evaluate("document.documentElement.dataset.theme") == scheme
-    before = page.text_content("#command")
-    middle = len(run[1].front) // 2  # single criteria are near both ends
-    number = middle + (int(before.split()[-1]) == middle)
     page.locator("#front").scroll_into_view_if_needed()
-    box = page.locator("#front .scatterlayer .trace").last.locator(".points path").nth(number).bounding_box()
-    place = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    page.mouse.move(*place)
-    page.wait_for_selector("#front .hoverlayer .hovertext")
-    page.mouse.click(*place)
-    sync_api.expect(page.locator("#command")).not_to_have_text(before)
-    solution = run[1].front[int(page.text_content("#command").split()[-1])]
-    assert f"{solution.flops:,}" in page.text_content("#costs")
+    for number, solution in enumerate(run[1].front):
+        box = page.locator(f'#front [data-number="{number}"]').bounding_box()
+        page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        assert f"--number {number} " in page.text_content("#command")
+        assert f"{solution.flops:,}" in page.text_content("#costs")
+        assert page.locator('#front [aria-checked="true"]').get_attribute("data-number") == str(number)
+    page.locator('#front [aria-checked="true"]').focus()
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    assert "--number 1 " in page.text_content("#command")
+    assert page.evaluate("document.activeElement.dataset.number") == "1"
+    page.click("#solutions button >> nth=0")
+    assert "--number 0 " in page.text_content("#command")
     page.click("#theme")
     assert page.evaluate("document.documentElement.dataset.theme") != scheme
     page.select_option("#layer", "1")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert messages == [] and [r for r in requests if not r.startswith(("data:", "blob:"))] == [path]
+    assert messages == [] and requests == [path]
+
+
+@pytest.mark.slow
+def test_what_a_screen_reader_finds(browser, copy, run):
+    page, *_ = watched_page(browser.new_context())
+    page.goto(dp.report(copy, result=run[1], singles=2).resolve().as_uri())
+    best = run[1].front[0]
+    assert page.get_by_role("radio").count() == len(run[1].front)
+    name = f"solution 0, accuracy {best.values['accuracy']:.4f}".rstrip("0")
+    assert page.get_by_role("radio").first.get_attribute("aria-label").startswith(name)
+    assert page.get_by_role("region", name="Kept filters").first.is_visible()
+    assert page.evaluate(UNNAMED) == []
 
 
 @pytest.mark.slow
 def test_an_incomplete_page_in_a_browser(browser, copy):
     (copy / "history.csv").unlink()
-    page = browser.new_page()
-    messages = []
-    page.on("console", lambda message: messages.append(message.text))
-    page.on("pageerror", lambda error: messages.append(str(error)))
+    page, messages, _ = watched_page(browser.new_context())
     page.goto(dp.report(copy, network=False).resolve().as_uri())
-    page.wait_for_selector("#kept .heatmaplayer image")
-    assert messages == [] and not page.is_visible("#progress") and not page.is_visible("#agreement")
+    page.wait_for_selector("#kept td")
+    assert messages == [] and not page.is_visible("#progress-section") and not page.is_visible("#agreement-section")
 
 
 def test_render_needs_only_facts(copy, tmp_path):
     facts = gather(copy, result=None, singles=0, network=False, progress=False)
-    assert "/* plotly */" in render(facts, "/* plotly */", tmp_path / "page.html").read_text(encoding="utf-8")
+    assert content(render(facts, tmp_path / "page.html"))["tiles"]["solutions"] == str(len(facts.front))
+
+
+def test_figures_are_those_of_the_front(copy, run):
+    """Tiles, and the end of the curve, follow from front.json; the history holds values before refinement."""
+    front, facts = run[1].front, content(dp.report(copy, network=False))
+    assert facts["tiles"]["hypervolume"] == f"{front.hypervolume():.4f}"
+    assert facts["progress"]["final"] == pytest.approx(front.hypervolume())
+    assert facts["tiles"]["accuracy at ≤ 50% FLOPs"] == f"{front.best(max_flops=0.5).values['accuracy']:.4f}"
+
+
+def test_flops_of_layers(copy, run):
+    """Those of a layer's group are what the network saves, were the whole group gone."""
+    _, result = run
+    facts = content(dp.report(copy, result=result, singles=0))
+    space = result.space
+    dense, solutions = facts["layer_flops"]["dense"], facts["layer_flops"]["solutions"]
+    for number, solution in enumerate(result.front):
+        kept = space.kept_counts(solution.masks)
+        for place in range(len(kept)):
+            without = kept.copy()
+            without[place] = 0
+            saved = int(space.flops_of(kept) - space.flops_of(without))
+            assert saved == pytest.approx(solutions[number][place], abs=1)
+    assert len(dense) == len(space.groups) and all(d >= s for d, s in zip(dense, solutions[0], strict=True))
