@@ -68,7 +68,7 @@
     const lines = facts.objectives.filter((o) => !(o.name in costs)).map((o) => row([o.name, number(facts.dense.values[o.name]), number(s.values[o.name]), ""]));
     for (const [name, before, after] of [["multiply-adds", facts.dense.flops, s.flops], ["parameters", facts.dense.params, s.params], ["filters", ...filters]])
       if (before) lines.push(row([name, whole(before), whole(after), percent(after / before)]));
-    at("costs").replaceChildren(html("thead", {}, row(["", "dense", "pruned", "kept"], "th")), ...lines);
+    at("costs").replaceChildren(html("thead", {}, row(["", "dense", `solution ${chosen}`, "kept"], "th")), ...lines);
     at("command").textContent = s.command;
     const flops = facts.layer_flops, name = (layer) => facts.layers[layer].name;
     const body = facts.layers.map((layer, l) => {

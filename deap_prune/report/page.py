@@ -33,8 +33,8 @@ COMPARISON = """<section aria-labelledby="comparison-title">
 
 LATENCY = """<section aria-labelledby="latency-title">
   <h2 id="latency-title">Latency</h2>
-  <p class="hint">Of one batch ({setting}), as the table predicts it and as it was measured at the end of the search. Median
-  error {error}.</p>
+  <p class="hint">Of one batch ({setting}), as the table predicts it and as it was measured at the end of the search.
+  Median error {error}.</p>
   {table}
 </section>"""
 
