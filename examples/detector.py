@@ -232,7 +232,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--images", type=int, default=512)
-    parser.add_argument("--population", type=int, default=8)
+    parser.add_argument("--population", type=int, default=6)
     parser.add_argument("--generations", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/detector"))
     args = parser.parse_args()

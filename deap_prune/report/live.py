@@ -82,7 +82,7 @@ def live_facts(folder: Path) -> Facts:
     state = read_live(folder)
     config = folder / "config.yaml"
     last = state.generation == state.generations
-    doing = "The front is refined, which changes its values." if last else "The search goes on."
+    doing = "The end of the search follows; refinement changes the values." if last else "The search goes on."
     return Facts(
         folder,
         state.front,

@@ -70,6 +70,7 @@
       if (before) lines.push(row([name, whole(before), whole(after), percent(after / before)]));
     at("costs").replaceChildren(html("thead", {}, row(["", "dense", `solution ${chosen}`, "kept"], "th")), ...lines);
     at("command").textContent = s.command;
+    at("command").parentNode.hidden = Boolean(facts.status); // while the run goes on there is no front.json
     const flops = facts.layer_flops, name = (layer) => facts.layers[layer].name;
     const body = facts.layers.map((layer, l) => {
       const mix = Object.entries(s.blend[layer.name] || {}).filter((b) => b[1] >= 0.005).sort((a, b) => b[1] - a[1]);
