@@ -27,7 +27,6 @@ from selection import commit
 import deap_prune as dp
 
 PAIR = "imagenet-mobilenetv2"
-CRITERIA = ("l1", "fpgm", "bn_scale")
 WIDTHS = ("uniform", "balanced", "threshold")
 
 
@@ -51,7 +50,7 @@ class Measured:
     def row(self, key: Row) -> Row | None:
         """The row with these values, or None."""
         wanted = self.facts | key
-        names = ("pair", "seed", "images", *key)
+        names = ("pair", "seed", "images", "validation images", *key)
         return next((row for row in self.rows if all(row.get(name) == wanted[name] for name in names)), None)
 
     def add(self, key: Row, evaluator: dp.Evaluator, masks: dp.Masks, network: Any, seconds: float, **more: Any) -> Row:
@@ -108,19 +107,27 @@ def main() -> None:
     parser.add_argument("--images", dest="calibration", type=int, default=500)
     parser.add_argument("--validation", type=int, default=500)
     parser.add_argument("--recover", type=int, default=0)
+    parser.add_argument("--widths", nargs="*", choices=WIDTHS, default=list(WIDTHS))
+    parser.add_argument("--criteria", nargs="*", default=["l1", "fpgm", "bn_scale"])
     parser.add_argument("--all-widths", action="store_true")
-    parser.add_argument("--set", nargs="*", default=[f"search.criteria=[{', '.join(CRITERIA)}]"])
+    parser.add_argument("--set", nargs="*", default=[])
     args = parser.parse_args()
+    args.set = [f"search.criteria=[{', '.join(args.criteria)}]", *args.set]
     setup = Setup(open_config(PAIR, 0, args), 0)
-    facts = {"pair": PAIR, "seed": 0, "images": args.calibration, "commit": commit(), "device": device_name()}
+    facts = {
+        "pair": PAIR,
+        "seed": 0,
+        "images": args.calibration,
+        "validation images": args.validation,
+        "commit": commit(),
+        "device": device_name(),
+    }
     facts |= {"deap-prune": version("deap-prune"), "python": platform.python_version(), "torch": torch.__version__}
     measured = Measured(args.out / "imagenet.json", setup, facts)
     evaluator = setup.evaluator("compensated", objectives=("loss", "accuracy", "flops"))
-    if measured.row({"stage": "dense"}) is None:
-        measured.add({"stage": "dense"}, evaluator, dp.Masks({}), evaluator.network, 0.0)
     for budget in args.budgets:
         compensated = []
-        for widths in WIDTHS:
+        for widths in args.widths:
             key = {"budget": budget, "widths": widths, "stage": "compensated"}
             row = measured.row(key)
             if row is None:
@@ -133,6 +140,8 @@ def main() -> None:
         compensated.sort(key=lambda row: row["validation"]["loss"])
         for row in compensated if args.all_widths else compensated[:1]:
             stages(measured, evaluator, row, args.recover)
+    if measured.row({"stage": "dense"}) is None:
+        measured.add({"stage": "dense"}, evaluator, dp.Masks({}), evaluator.network, 0.0)
 
 
 if __name__ == "__main__":

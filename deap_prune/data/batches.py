@@ -16,6 +16,8 @@ from deap_prune.errors import DataError
 Data = tuple[Tensor, Tensor] | Iterable[Any]
 Forward = Callable[[nn.Module, Any], tuple[Any, Any]]
 Loss = Callable[[Any, Any], Tensor]
+LARGEST_BATCH = 2**25
+"""Most bytes of inputs that tensors are split into: 55 images of 224 x 224, and all 250 of 32 x 32."""
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -66,12 +68,13 @@ def stream(data: Data, *, name: str, batch_size: int = 250, device: torch.device
         data: Two tensors (inputs, targets), which are split into batches; or an iterable of batches, used as they are.
             Batches without samples are left out.
         name: Name of the data in messages.
-        batch_size: Most samples a batch; used for two tensors only.
+        batch_size: Most samples a batch, and at most 32 MB of inputs; used for two tensors only.
         device: Device of the batches.
 
     Raises:
         DataError: If the data is empty, lengths differ, or an input is not finite.
     """
+    batch_size = _at_most(data[0] if is_tensor_pair(data) else data, batch_size)
     if is_tensor_pair(data):
         inputs, targets = data
         _check_dense(data, name)
@@ -100,6 +103,13 @@ def stream(data: Data, *, name: str, batch_size: int = 250, device: torch.device
         yield moved
     if empty:
         raise DataError(f"{name} is empty: give (inputs, targets) tensors or an iterable of such batches")
+
+
+def _at_most(inputs: Any, batch_size: int) -> int:
+    """The batch size, or less where a batch of this tensor would be above ``LARGEST_BATCH``; at least 2."""
+    if not isinstance(inputs, Tensor) or not inputs.numel():
+        return batch_size
+    return min(batch_size, max(2, LARGEST_BATCH * len(inputs) // (inputs.numel() * inputs.element_size())))
 
 
 def _check_dense(tensors: Iterable[Tensor], name: str) -> None:
