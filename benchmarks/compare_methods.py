@@ -67,7 +67,7 @@ class Step:
 
 def plan(args: argparse.Namespace) -> list[Step]:
     """All requested steps: half of the FLOPs before other budgets, compensated before plain."""
-    seeds, pairs = range(args.seeds), [p for p in PAIRS if p != "imagenet-resnet50" or p in (args.pairs or ())]
+    seeds, pairs = range(args.seeds), [p for p in PAIRS if "imagenet" not in p or p in (args.pairs or ())]
     steps = [Step(pair, None, 0, "plain", "dense", "dense") for pair in pairs]
     steps += [step for budget in BUDGETS for step in cells(["digits"], budget, seeds)]
     steps += cells(pairs[1:], 0.5, seeds)
@@ -188,7 +188,7 @@ def main() -> None:
     parser_run = commands.add_parser("run", help="run all steps that have no file yet")
     parser_run.add_argument("--data", type=Path, default=Path("data"), help="folder of cifar10_train.npz, ...")
     parser_run.add_argument("--weights", type=Path, default=Path("weights"), help="folder of cifar10_resnet20.pth, ...")
-    parser_run.add_argument("--pairs", nargs="+", choices=PAIRS, help="all but imagenet-resnet50 if left out")
+    parser_run.add_argument("--pairs", nargs="+", choices=PAIRS, help="all but those of ImageNet if left out")
     parser_run.add_argument("--budgets", nargs="+", type=float)
     parser_run.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser_run.add_argument("--protocols", nargs="+", choices=PROTOCOLS)

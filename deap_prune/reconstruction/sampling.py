@@ -15,10 +15,10 @@ from deap_prune.reconstruction.flow import Flow, Key, Recorder
 from deap_prune.reconstruction.matrix import pick
 from deap_prune.structure.layers import describe_layer
 
-ROWS_PER_FEATURE = 30  # rows beyond which a fit hardly changes
+ROWS_PER_FEATURE = 100  # a fit follows the noise of its rows by about features / rows of the error
 LEAST_ROWS = 1000
-LEAST_IMAGES = 1 / 8  # share of the images that every layer sees, however large its maps
-ROWS_PER_IMAGE = 64
+LEAST_IMAGES = 1 / 2  # share of the images that every layer sees, however large its maps
+ROWS_PER_IMAGE = 32
 SHARE_OF_POSITIONS = 1 / 4  # of one map: neighbours say the same
 
 

@@ -193,5 +193,5 @@ def test_chunks_share_out_the_picks() -> None:
 
 def test_large_maps_need_few_images_and_single_positions_all() -> None:
     numbers = [images_for(8000, images=500, per_image=p) for p in (112 * 112, 14 * 14, 7 * 7, 1)]
-    assert numbers == sorted(numbers) and numbers[0] == 125 and numbers[-1] == 500
+    assert numbers == sorted(numbers) and numbers[0] == 250 and numbers[-1] == 500
     assert [len(r) for r in split(7, 2.0)] == [2, 2, 3] and split(3, 1.0) == [range(3)]
