@@ -20,7 +20,7 @@ from deap_prune.structure.tracing.fvcore_count import count_flops, default_dtype
 from deap_prune.structure.tracing.randomised import LEVELS, RANDOM_CALLS, randomised
 from deap_prune.structure.tracing.samples import Samples
 
-__all__ = ["Proof", "difference", "randomised"]
+__all__ = ["Failure", "Proof", "difference", "randomised"]
 
 TOLERANCE = 1e-9  # float64, relative to the output's scale
 COARSER = ((1, torch.float32, 1e-4), (1, None, 3e-2))  # samples, precision (None: the network's own), tolerance
@@ -71,6 +71,19 @@ def _gap(a: Tensor, b: Tensor) -> float:
     if not bool(finite.any()) or not torch.equal(a[~finite], b[~finite]):  # not equal where NaN
         return math.inf
     return float((a[finite].double() - b[finite].double()).abs().max() / (b[finite].double().abs().max() + 1e-12))
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a proof fails.
+
+    Attributes:
+        reason: In words.
+        of_cost: Whether the outputs agree and the cost does not.
+    """
+
+    reason: str
+    of_cost: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,57 +157,47 @@ class Proof:
                 continue
         return proof, True
 
-    def failing_groups(self, space: PruningSpace) -> dict[str, str]:
-        """Groups for which the masked and the slimmed network differ, with the reason; empty if there are none."""
-
-        def search(names: Sequence[str]) -> dict[str, str]:
-            reason = self.failure(space, names)
-            if not reason:
-                return {}
-            if len(names) == 1:
-                return {names[0]: reason}
-            middle = len(names) // 2
-            failures = {**search(names[:middle]), **search(names[middle:])}
-            return failures or dict.fromkeys(names, f"{reason}, together with other groups")
-
-        return search([group.name for group in space.groups])
-
-    def failure(self, space: PruningSpace, names: Sequence[str]) -> str:
-        """Reason why pruning these groups together fails; empty if it does not.
+    def failure(self, space: PruningSpace, names: Sequence[str], *, counted: bool = True) -> Failure | None:
+        """Why pruning these groups together fails; None if it does not.
 
         Two masks are compared: a random one with a different share for each group, and its complement. So every channel
-        is pruned once and kept once. The cost is counted for the first.
+        is pruned once and kept once.
+
+        Args:
+            space: The pruning space.
+            names: Names of the groups.
+            counted: Compare the flops and parameters of the first mask with the closed form too.
         """
         first = Masks.random(space, keep=(0.3, 0.7), seed=1)
         complement = Masks({name: ~keep for name, keep in first.items()})
         with default_dtype(torch.float64 if self.tolerance == TOLERANCE else torch.float32):
-            return self._failure(space, first, names, True) or self._failure(space, complement, names, False)
+            for masks in (first, complement):
+                chosen = Masks({name: masks[name] for name in names})
+                try:
+                    failure = self._failure(space, chosen, counted and masks is first)
+                except Exception as error:  # the user's forward may raise anything on narrower tensors
+                    failure = Failure(f"fails when slimmed: {first_line(error)}")
+                if failure is not None:
+                    return failure
+        return None
 
-    def _failure(self, space: PruningSpace, masks: Masks, names: Sequence[str], count: bool) -> str:
-        """Reason why these groups fail under these masks; empty if they do not.
-
-        ``count``: compare the flops and parameters of the slimmed network with the closed form too.
-        """
-        chosen = Masks({name: masks[name] for name in names})
-        try:
-            small = narrowed_copy(self.model, space, chosen)
-            modes = (False, True) if self.in_training else (False,)
-            gap = max(difference(self.model, space, chosen, self.call, small=small, in_training=m) for m in modes)
-            if gap > self.tolerance:
-                return self._described(gap)
-            counts = space.kept_counts(chosen)
-            if not count:
-                return ""
-            actual, expected = sum(p.numel() for p in small.parameters()), int(space.params_of(counts))
-            if actual != expected:
-                return f"{expected} parameters expected, {actual} counted after slimming"
-            uniform = self.tolerance == TOLERANCE
-            counted, expected = count_flops(small, self.one, consume=uniform)[0], int(space.flops_of(counts))
-            if counted == expected or self.cost_varies(space.flops):
-                return ""
-            return f"{expected} flops expected, {counted} counted after slimming"
-        except Exception as error:  # any error that the user's forward raises on narrower tensors is the reason
-            return f"fails when slimmed: {first_line(error)}"
+    def _failure(self, space: PruningSpace, masks: Masks, counted: bool) -> Failure | None:
+        small = narrowed_copy(self.model, space, masks)
+        modes = (False, True) if self.in_training else (False,)
+        gap = max(difference(self.model, space, masks, self.call, small=small, in_training=m) for m in modes)
+        if gap > self.tolerance:
+            return Failure(self._described(gap))
+        if not counted:
+            return None
+        counts = space.kept_counts(masks)
+        actual, expected = sum(p.numel() for p in small.parameters()), int(space.params_of(counts))
+        if actual != expected:
+            return Failure(f"{expected} parameters expected, {actual} counted after slimming", of_cost=True)
+        uniform = self.tolerance == TOLERANCE
+        actual, expected = count_flops(small, self.one, consume=uniform)[0], int(space.flops_of(counts))
+        if actual == expected or self.cost_varies(space.flops):
+            return None
+        return Failure(f"{expected} flops expected, {actual} counted after slimming", of_cost=True)
 
     @property
     def one(self) -> Call:

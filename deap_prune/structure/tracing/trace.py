@@ -17,6 +17,7 @@ from deap_prune.errors import ModelError, did_you_mean
 from deap_prune.structure.inputs import Call, Inputs, as_call, first_line, on_device, training_branches
 from deap_prune.structure.slim import unwrap
 from deap_prune.structure.space import PruningSpace
+from deap_prune.structure.tracing.bisection import Bisection
 from deap_prune.structure.tracing.clean_copy import check_finite, pristine, settle_hooks
 from deap_prune.structure.tracing.fvcore_count import count_flops, without_fast_paths
 from deap_prune.structure.tracing.grouping import build_space, classes_of, settle_tensors
@@ -117,20 +118,20 @@ def _proven(
     _ignore(tracer, ignored)
     _freeze_shared(network, tracer)
     settle_tensors(tracer)
-    space = search.extended(build_space(network, tracer, total, uncounted))
+    space = build_space(network, tracer, total, uncounted)
     if _check_size_splits(space, tracer, proof, search):
-        space = search.extended(build_space(network, tracer, total, uncounted))
-    while space.groups and (failures := proof.failing_groups(space)):
-        if any(search.repair(space, name) for name in failures):
-            space = search.extended(space)
-            continue
-        for name, reason in failures.items():
+        space = build_space(network, tracer, total, uncounted)
+    while True:
+        bisection = Bisection(space, proof, search)
+        bisection.run()
+        if not bisection.failures:
+            return bisection.space
+        for name, reason in bisection.failures.items():
             for member in space.group(name).members:
                 use = next(c for c in tracer.calls if c.name == member.layer)
                 if member.role != "reader":
                     tracer.freeze(torch.from_numpy(use.outputs[member.positions.reshape(-1)]), reason)
-        space = search.extended(build_space(network, tracer, total, uncounted))
-    return space
+        space = build_space(network, tracer, total, uncounted)
 
 
 def _refused_folds(space: PruningSpace, tracer: LabelTracer) -> set[str]:
@@ -169,7 +170,7 @@ def _check_size_splits(space: PruningSpace, tracer: LabelTracer, proof: Proof, s
             made = group.layers("filter") or group.layers("other")
             if split & set(classes[outputs[made[0].layer][made[0].positions[:, 0]]].tolist()):
                 space = search.extended(space)
-                if proof.failure(space, [group.name]) and not search.repair(space, group.name):
+                if proof.failure(space, [group.name], counted=False) and not search.repair(space, group.name):
                     tracer.freeze(torch.from_numpy(labels), f"is split at fixed positions ({line})")
                     frozen = True
                 break

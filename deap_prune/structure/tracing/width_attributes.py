@@ -102,7 +102,7 @@ class WidthSearch:
             self._trials += 1
             before = self.patterns
             self.patterns = [*before, *option]
-            if not self.proof.failure(self.extended(space), [group]):
+            if not self.proof.failure(self.extended(space), [group], counted=False):
                 return True
             self.patterns = before
         return False
