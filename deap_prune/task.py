@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from deap_prune.data.batches import Data, Forward, Loss, iterable
 from deap_prune.structure.inputs import Inputs
@@ -21,7 +21,7 @@ class Task:
         example_inputs: Inputs of the network, for tracing; see :func:`deap_prune.trace`.
         calibration: Images for criteria, compensation, BN statistics and refinement.
         validation: Images that the objectives are measured on; never the test images.
-        forward: Function of (model, batch) to (outputs, targets); None: batches are (inputs, targets).
+        forward: Function of (model, batch) to (outputs, targets); None: batches are (inputs, targets), or inputs alone.
         loss: Function of (outputs, targets) to the mean over a batch; None: cross-entropy.
     """
 
@@ -47,4 +47,4 @@ class Task:
 
 
 def _kept(data: Data, name: str) -> Data:
-    return data if isinstance(data, (tuple, list)) else list(iterable(data, name))
+    return data if isinstance(data, (tuple, list, Tensor)) else list(iterable(data, name))

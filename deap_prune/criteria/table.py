@@ -104,7 +104,7 @@ class ScoreTable:
 def score(
     model: nn.Module,
     space: PruningSpace,
-    calibration: Data | Tensor | None = None,
+    calibration: Data | None = None,
     *,
     criteria: Iterable[str] = ("l1", "fpgm", "bn_scale", "taylor_gate", "mean_activation"),
     reduction: str = "mean",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, TypeGuard
 
 import torch
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from deap_prune.errors import DataError
 
-Data = tuple[Tensor, Tensor] | Iterable[Any]
+Data = tuple[Tensor, Tensor] | Tensor | Iterable[Any]
 Forward = Callable[[nn.Module, Any], tuple[Any, Any]]
 Loss = Callable[[Any, Any], Tensor]
 LARGEST_BATCH = 2**25
@@ -40,11 +40,36 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 def default_forward(model: nn.Module, batch: Any) -> tuple[Any, Any]:
-    """(outputs, targets) of a batch (inputs, targets); inputs may be a tensor, a tuple or a dict."""
-    inputs, targets = batch
+    """(outputs, targets) of a batch (inputs, targets), or (outputs, None) of a batch of inputs alone.
+
+    Inputs may be a tensor, a tuple or a dict; inputs alone are a tensor, or a tensor in a tuple or list.
+
+    Raises:
+        DataError: If the batch has another form.
+    """
+    inputs, targets = parts_of(batch)
     if isinstance(inputs, dict):
         return model(**inputs), targets
     return (model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)), targets
+
+
+def parts_of(batch: Any) -> tuple[Any, Any]:
+    """Inputs and targets of a batch; targets are None in a batch of inputs alone.
+
+    Raises:
+        DataError: If the batch is no such pair.
+    """
+    if isinstance(batch, Tensor):
+        return batch, None
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return batch[0], batch[1]
+    if isinstance(batch, (tuple, list)) and len(batch) == 1 and isinstance(batch[0], Tensor):
+        return batch[0], None  # as from a TensorDataset of images
+    size = f" of {len(batch)} entries" if isinstance(batch, Sized) else ""
+    raise DataError(
+        f"a batch is a {type(batch).__name__}{size}; give (inputs, targets), or inputs alone, or a function of "
+        "(model, batch) to (outputs, targets) (forward=)"
+    )
 
 
 def is_tensor_pair(data: Any) -> TypeGuard[tuple[Tensor, Tensor]]:
@@ -65,8 +90,8 @@ def stream(data: Data, *, name: str, batch_size: int = 250, device: torch.device
     """Yield the batches of the data, on the device.
 
     Args:
-        data: Two tensors (inputs, targets), which are split into batches; or an iterable of batches, used as they are.
-            Batches without samples are left out.
+        data: Two tensors (inputs, targets) or one (inputs alone), which are split into batches; or an iterable of
+            batches, used as they are. Batches without samples are left out.
         name: Name of the data in messages.
         batch_size: Most samples a batch, and at most 32 MB of inputs; used for two tensors only.
         device: Device of the batches.
@@ -83,6 +108,9 @@ def stream(data: Data, *, name: str, batch_size: int = 250, device: torch.device
         parts = -(-len(inputs) // batch_size)  # of nearly equal size: one sample has no batch statistics
         split = (inputs.tensor_split(parts), targets.tensor_split(parts)) if parts else ((), ())
         batches: Iterable[Any] = zip(*split, strict=True)
+    elif isinstance(data, Tensor):
+        _check_dense([data], name)
+        batches = data.tensor_split(-(-len(data) // batch_size)) if data.numel() else ()
     else:
         batches = iterable(data, name)
     empty = True
@@ -148,6 +176,8 @@ def first_forward(forward: Forward, model: nn.Module, batch: Any, *, name: str, 
     """
     try:
         outputs, targets = forward(model, batch)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
     except Exception as error:
         raise DataError(
             f"the network fails on the {name} data: {type(error).__name__}: {error}; batches are (inputs, targets), "
@@ -177,7 +207,7 @@ def check_batches(
         return
     outputs, targets = first_forward(forward, model, batches[0], name=name)
     for batch in batches[1:] if forward is default_forward else ():
-        check_labels(outputs, batch[1], name=name)
+        check_labels(outputs, parts_of(batch)[1], name=name)
     try:
         check(outputs, targets)
     except Exception as error:

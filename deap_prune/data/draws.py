@@ -44,10 +44,11 @@ def augmented(batches: list[Any], seed: int) -> list[Any]:
 
 
 def _shifted(batch: Any, generator: torch.Generator) -> Any:
-    inputs = batch[0] if isinstance(batch, (tuple, list)) else None
+    inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
     if not isinstance(inputs, Tensor) or inputs.dim() != 4:
         raise ConfigError("augment takes batches (images, targets) with images of shape (N, C, H, W)")
-    return (augment(inputs, generator, padding=max(1, inputs.shape[-1] // 8)), *batch[1:])
+    shifted = augment(inputs, generator, padding=max(1, inputs.shape[-1] // 8))
+    return shifted if inputs is batch else (shifted, *batch[1:])
 
 
 def channels_last(batches: Any) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from deap_prune.data.batches import Data, count_samples, is_tensor_pair
 from deap_prune.errors import DataError
 
@@ -30,6 +32,9 @@ def hold_out(validation: Data, count: int) -> tuple[Data, Data | None]:
         inputs, targets = validation
         rest, held_out = (inputs[:-count], targets[:-count]), (inputs[-count:], targets[-count:])
         remaining = len(rest[0])
+    elif isinstance(validation, Tensor):
+        rest, held_out = validation[:-count], validation[-count:]
+        remaining = len(rest)
     else:
         rest, held_out = list(validation), []
         while rest and sum(map(count_samples, held_out)) < count:

@@ -88,6 +88,8 @@ def shuffled_batches(data: Data, size: int, generator: torch.Generator, device: 
     Raises:
         DataError: If the lengths of the tensors differ or are 0.
     """
+    if isinstance(data, Tensor):
+        raise DataError("the data to train on is one tensor; give (inputs, targets), or an iterable of such batches")
     if not is_tensor_pair(data):
         return data
     inputs, targets = data

@@ -77,7 +77,7 @@ def passes_for(needs: frozenset[str]) -> list[tuple[Pass, frozenset[str]]]:
 def collect(
     model: nn.Module,
     space: PruningSpace,
-    calibration: Data | Tensor | None,
+    calibration: Data | None,
     *,
     needs: Collection[str],
     forward: Forward | None = None,
@@ -91,7 +91,7 @@ def collect(
     Args:
         model: The network that was traced; it is not changed.
         space: Its pruning space.
-        calibration: Batches. May be None if all needs concern weights alone, and inputs alone if ``labels`` is False.
+        calibration: Batches. May be None if all needs concern weights alone; inputs alone are enough if not ``labels``.
         needs: Keys of ``STATISTICS``.
         forward: Function of (model, batch) to (outputs, targets).
         loss: Function of (outputs, targets) to a scalar, the mean over the batch, for gradients.
@@ -105,8 +105,6 @@ def collect(
     network, passes = unwrap(model), passes_for(frozenset(needs))
     batches: list[Any] = []
     if any(one.data for one, _ in passes):
-        if not labels and isinstance(calibration, Tensor):
-            calibration = (calibration, torch.zeros(len(calibration), dtype=torch.long))
         device = next(network.parameters()).device
         batches = to_batches(() if calibration is None else calibration, name="calibration", device=device)
         # torch 2.15's oneDNN corrupts memory in some channels-last weight gradients (strided 1x1, odd widths).
