@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from deap_prune.data.batches import tensors_of
 from deap_prune.structure.tracing.dataflow import Dataflow
+from deap_prune.structure.tracing.width_attributes import may_hold_widths
 
 _TORCH, _HERE = str(Path(torch.__file__).parent), str(Path(__file__).parent)
 _BY_SIZE: tuple[Any, ...] = (torch.split, Tensor.split, torch.split_with_sizes, Tensor.split_with_sizes)
 _BY_SIZE += (Tensor.__getitem__, Tensor.narrow, torch.narrow)
+_BY_SHAPE: tuple[Any, ...] = (Tensor.view, Tensor.reshape, torch.reshape, Tensor.unflatten, torch.unflatten)
 
 
 class Tracer(Protocol):
@@ -28,12 +32,14 @@ class Tracer(Protocol):
     inside: int
     split_at: str | None
     flow: Dataflow
+    widths: dict[tuple[str, str, int | None], Any]
 
     def of(self, tensor: Tensor) -> Tensor | None: ...  # noqa: D102
     def freeze(self, labels: Tensor | None, reason: str) -> None: ...  # noqa: D102
     def attach(self, tensor: Any, labels: Tensor) -> None: ...  # noqa: D102
     def charge(self, tensor: Tensor, per_element: float) -> None: ...  # noqa: D102
     def where(self) -> str: ...  # noqa: D102
+    def running(self) -> Iterator[tuple[str, nn.Module]]: ...  # noqa: D102
 
 
 class FunctionWatch(TorchFunctionMode):
@@ -58,6 +64,8 @@ class FunctionWatch(TorchFunctionMode):
             out = func(*args, **kwargs)
         finally:
             tracer.split_at = None if by_size else tracer.split_at
+        if (by_size or func in _BY_SHAPE) and args and isinstance(args[0], Tensor):
+            observe_widths(tracer, args[0], tensors_of(out))
         if func in CHARGES:
             given = _arguments(func, args, kwargs)
             tracer.charge(given["input"], CHARGES[func](given))
@@ -75,6 +83,35 @@ class FunctionWatch(TorchFunctionMode):
         finally:
             tracer.inside -= 1
         return out
+
+
+def observe_widths(tracer: Tracer, source: Tensor, outputs: list[Tensor]) -> None:
+    """Record attributes of the running modules that equal a number of channels in a split or a view.
+
+    Args:
+        tracer: Has the labels of the tensors; its ``widths`` are extended.
+        source: The tensor that was split or viewed.
+        outputs: Its parts or views.
+    """
+    sizes: list[tuple[int, Any]] = []
+    for tensor in [*outputs, source]:
+        labels = tracer.of(tensor)
+        for d in range(0 if labels is None else labels.dim()):
+            if labels is not None and labels.shape[d] > 1:
+                rows = labels.movedim(d, 0).reshape(labels.shape[d], -1)
+                sizes.append((tensor.shape[d], rows[:, 0].numpy()))
+    parts = sizes[: len(outputs)] if len(outputs) > 1 else []
+    for name, module in islice(tracer.running(), 2 if sizes else 0):
+        for attribute, value in vars(module).items():
+            if not may_hold_widths(attribute, value):
+                continue
+            if isinstance(value, int):
+                same = [(None, labels) for size, labels in sizes if size == value][:1]
+            else:
+                fits = [*value] == [size for size, _ in parts]
+                same = [(i, labels) for i, (_, labels) in enumerate(parts) if fits]
+            for index, labels in same:
+                tracer.widths.setdefault((name, attribute, index), labels)
 
 
 def _circular_pad(tracer: Tracer, given: dict[str, Any], out: Tensor) -> None:

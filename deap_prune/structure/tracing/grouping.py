@@ -16,7 +16,7 @@ from torch import nn
 
 from deap_prune.structure.cost_polynomial import CostPolynomial, Term
 from deap_prune.structure.layers import spec_of, tensor_named
-from deap_prune.structure.space import FilterGroup, LayerChannels, Member, PruningSpace, Refusal
+from deap_prune.structure.space import FilterGroup, LayerChannels, Member, PruningSpace, Refusal, WidthAttribute
 from deap_prune.structure.tracing.idle import idle_channels
 from deap_prune.structure.tracing.labels import Labels, LabelTracer, LayerCall
 from deap_prune.structure.tracing.operator_rules import DENSE
@@ -63,6 +63,16 @@ def build_space(network: nn.Module, tracer: LabelTracer, total: int, uncounted: 
         idle_layers=tuple(alike),
         activations=tracer.buffers.activations(ids[classes], group_of, sizes),
     )
+
+
+def observed_widths(tracer: LabelTracer, space: PruningSpace) -> list[WidthAttribute]:
+    """Attributes of modules that equal the size of a part or a view of channels, with the channels in this space."""
+    classes = classes_of(tracer)
+    ids = np.full(len(classes), -1, dtype=np.int64)
+    channels = {entry.name: entry for entry in space.layers}
+    for call in tracer.calls:
+        ids[classes[call.outputs]] = channels[call.name].outputs
+    return [WidthAttribute(*place, ids[classes[labels]]) for place, labels in tracer.widths.items()]
 
 
 def settle_tensors(tracer: LabelTracer) -> None:

@@ -12,7 +12,7 @@ A label tensor has as many dimensions as its activation, with size 1 where the l
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
@@ -67,6 +67,8 @@ class LabelTracer(LayerWatch):
         counted: Cost of operators outside of the layers: FLOPs per label, the labels, and the step.
         size_splits: Line of code to the labels that it splits by sizes, which may or may not follow the width.
         split_at: The line of code that is splitting by sizes now, or None.
+        widths: Attributes of modules that equal the size of a part or a view of channels: (module, attribute, index or
+            None) to the labels of these channels.
         size: Number of labels so far.
         dead: Layers that ran in the first pass without any use of their result.
         counting: Whether costs of this pass are recorded.
@@ -87,6 +89,7 @@ class LabelTracer(LayerWatch):
         self.buffers = Buffers()
         self.size_splits: dict[str, list[Labels]] = {}
         self.split_at: str | None = None
+        self.widths: dict[tuple[str, str, int | None], Labels] = {}
         self.size = 1
         self.folds: dict[str, list[Labels]] = {}
         self._folding_last = folding_last
@@ -298,16 +301,24 @@ class LabelTracer(LayerWatch):
 
     def where(self) -> str:
         """The innermost module that is running, for a reason; empty for the network itself."""
+        name, module = next(self.running(), ("", nn.Module()))
+        if not name:
+            return ""
+        kind = type(module)
+        custom = not kind.__module__.startswith("torch.") and not list(module.children())
+        advice = f"; describe it with @dp.register_layer({kind.__name__})" if custom else ""
+        return f" (in '{name}', {kind.__name__}{advice})"
+
+    def running(self) -> Iterator[tuple[str, nn.Module]]:
+        """Names of the modules that are running, and the modules, innermost first."""
         frame: FrameType | None = sys._getframe(1)
+        last: nn.Module | None = None
         while frame is not None:
             module = frame.f_locals.get("self")
-            if isinstance(module, nn.Module) and self._modules.get(id(module)):
-                kind = type(module)
-                custom = not kind.__module__.startswith("torch.") and not list(module.children())
-                advice = f"; describe it with @dp.register_layer({kind.__name__})" if custom else ""
-                return f" (in '{self._modules[id(module)]}', {kind.__name__}{advice})"
+            if isinstance(module, nn.Module) and module is not last and id(module) in self._modules:
+                last = module
+                yield self._modules[id(module)], module
             frame = frame.f_back
-        return ""
 
     def folds_last(self, labels: Tensor) -> bool:
         """Whether the last of two dimensions is the one of fixed size, where channels are folded into two."""

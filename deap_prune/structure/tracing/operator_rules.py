@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import gcd
 from typing import Any, Protocol
 
 import torch
@@ -256,16 +257,17 @@ def pick(step: Step) -> None:
 
 
 def _equal_parts(step: Step, label: Tensor, dim: int) -> Tensor | None:
-    """The labels as (..., parts, positions, ...) if a slice takes one of several equal parts, else None."""
+    """The labels as (..., parts, positions, ...) if a slice takes some of several equal parts, else None."""
     size, length = step.source[0].shape[dim], step.out.shape[dim] if step.out.dim() == label.dim() else 0
-    if step.name not in ("slice", "narrow") or not length or size % length:
+    if step.name not in ("slice", "narrow") or not length:
         return None
     start = step.argument("start", 0) or 0
     start = max(start + size, 0) if start < 0 else start
     stride = step.argument("step", 1) if step.name == "slice" else 1
-    if stride == 1 and start % length == 0:
-        return label.unflatten(dim, (size // length, length))
-    if stride == size // length and start < stride:
+    part = gcd(size, start, length)
+    if stride == 1 and part > 1:
+        return label.unflatten(dim, (size // part, part))
+    if size % length == 0 and stride == size // length and start < stride:
         return label.unflatten(dim, (length, stride)).transpose(dim, dim + 1)
     return None
 

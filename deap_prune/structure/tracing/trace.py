@@ -20,7 +20,7 @@ from deap_prune.structure.space import PruningSpace
 from deap_prune.structure.tracing.bisection import Bisection
 from deap_prune.structure.tracing.clean_copy import check_finite, pristine, settle_hooks
 from deap_prune.structure.tracing.fvcore_count import count_flops, without_fast_paths
-from deap_prune.structure.tracing.grouping import build_space, classes_of, settle_tensors
+from deap_prune.structure.tracing.grouping import build_space, classes_of, observed_widths, settle_tensors
 from deap_prune.structure.tracing.labels import LabelTracer
 from deap_prune.structure.tracing.proof import Proof
 from deap_prune.structure.tracing.samples import chosen_samples, learn_samples
@@ -118,9 +118,15 @@ def _proven(
     _ignore(tracer, ignored)
     _freeze_shared(network, tracer)
     settle_tensors(tracer)
-    space = build_space(network, tracer, total, uncounted)
-    if _check_size_splits(space, tracer, proof, search):
+
+    def built() -> PruningSpace:
         space = build_space(network, tracer, total, uncounted)
+        search.observed = observed_widths(tracer, space)
+        return search.extended(space)
+
+    space = built()
+    if _check_size_splits(space, tracer, proof, search):
+        space = built()
     while True:
         bisection = Bisection(space, proof, search)
         bisection.run()
@@ -131,7 +137,7 @@ def _proven(
                 use = next(c for c in tracer.calls if c.name == member.layer)
                 if member.role != "reader":
                     tracer.freeze(torch.from_numpy(use.outputs[member.positions.reshape(-1)]), reason)
-        space = build_space(network, tracer, total, uncounted)
+        space = built()
 
 
 def _refused_folds(space: PruningSpace, tracer: LabelTracer) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 from torch import nn
@@ -15,7 +15,7 @@ from deap_prune.structure.layers import describe_layer
 from deap_prune.structure.space import Ids, LayerChannels, PruningSpace, WidthAttribute
 from deap_prune.structure.tracing.proof import Proof
 
-MOST_TRIALS, MOST_CANDIDATES = 4, 4  # proofs of one trace, and for one group, that look for attributes
+MOST_TRIALS, MOST_CANDIDATES = 12, 4  # proofs in a row without success, and patterns for one group
 NO_WIDTHS = re.compile("kernel|stride|pad|dilat|head|class|patch|img|image|window|pool|grid|depth|groups|scale|ratio")
 
 
@@ -35,15 +35,29 @@ class Pattern:
     layer: str
     side: str
 
-    def apply(self, network: nn.Module, channels: Mapping[str, LayerChannels]) -> Iterator[WidthAttribute]:
+    def apply(self, search: WidthSearch, channels: Mapping[str, LayerChannels]) -> Iterator[WidthAttribute]:
         """The attributes of all modules that match."""
-        for name, module in network.named_modules():
+        for name, module in search.network.named_modules():
             if type(module) is not self.kind:
                 continue
             base = name.rpartition(".")[0] if self.layer.startswith("^") else name
             entry = channels.get(".".join(filter(None, (base, self.layer.removeprefix("^")))))
             if entry is not None:
                 yield from counted(name, module, self.attribute, getattr(entry, self.side))
+
+
+@dataclass(frozen=True)
+class Observed:
+    """An attribute of a class of modules whose value was the size of a part or of a view of channels."""
+
+    kind: type[nn.Module]
+    attribute: str
+
+    def apply(self, search: WidthSearch, channels: Mapping[str, LayerChannels]) -> Iterator[WidthAttribute]:
+        """The attributes of all modules that match."""
+        for width in search.observed:
+            if width.attribute == self.attribute and type(search.network.get_submodule(width.module)) is self.kind:
+                yield width
 
 
 def counted(name: str, module: nn.Module, attribute: str, ids: Ids) -> Iterator[WidthAttribute]:
@@ -58,6 +72,13 @@ def counted(name: str, module: nn.Module, attribute: str, ids: Ids) -> Iterator[
             yield WidthAttribute(name, attribute, i, ids[stop - width : stop])
 
 
+def may_hold_widths(attribute: str, value: object) -> bool:
+    """Whether an attribute of a module may hold a number of channels, by its name and type."""
+    if attribute.startswith("_") or NO_WIDTHS.search(attribute):
+        return False
+    return _is_width(value) or (isinstance(value, (tuple, list)) and bool(value) and all(map(_is_width, value)))
+
+
 def _is_width(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value > 1
 
@@ -66,17 +87,19 @@ class WidthSearch:
     """Finds the attributes whose rewriting makes the proof of a group hold.
 
     Attributes:
-        patterns: Those that were found, for all modules of their class.
+        rules: Those that were found, for all modules of their class.
+        observed: Attributes that equal the size of a part or a view of channels in the traced pass.
     """
 
     def __init__(self, network: nn.Module, proof: Proof, declared: Sequence[tuple[str, str]] = ()) -> None:
         self.network, self.proof, self.declared = network, proof, declared
-        self.patterns: list[Pattern] = []
-        self._tried: set[Pattern] = set()
+        self.rules: list[Pattern | Observed] = []
+        self.observed: list[WidthAttribute] = []
+        self._tried: set[frozenset[Pattern | Observed]] = set()
         self._trials = 0
 
     def extended(self, space: PruningSpace) -> PruningSpace:
-        """The space with the declared attributes and with all that match the patterns."""
+        """The space with the declared attributes and with all that match the rules."""
         channels = {entry.name: entry for entry in space.layers if entry.dim is None}
         widths = {}
         for path, layer in self.declared:
@@ -85,27 +108,38 @@ class WidthSearch:
             side = ids.inputs if layer.endswith(":in") else ids.outputs
             for width in counted(name, self.network.get_submodule(name), attribute, side):
                 widths[width.module, width.attribute, width.index] = width
-        for pattern in self.patterns:
-            for width in pattern.apply(self.network, channels):
+        for rule in self.rules:
+            for width in rule.apply(self, channels):
                 widths.setdefault((width.module, width.attribute, width.index), width)
         return replace(space, widths=tuple(widths.values())) if widths else space
 
     def repair(self, space: PruningSpace, group: str) -> bool:
-        """Look for a pattern that makes the proof of a failing group hold; True if there is one."""
+        """Look for rules that make the proof of a failing group hold; True if there are some."""
         channels = {entry.name: entry for entry in space.layers if entry.dim is None}
-        candidates = [p for p in self._candidates(space, group, channels) if p not in self.patterns][:MOST_CANDIDATES]
-        options = [[p] for p in candidates] + ([candidates] if len(candidates) > 1 else [])
-        for option in options:
-            if (set(option) <= self._tried and len(option) == 1) or self._trials >= MOST_TRIALS:
+        patterns: list[Pattern | Observed] = [*self._patterns(space, group, channels)]
+        observed: list[Pattern | Observed] = [*self._observed(space, group)]
+        for option in _options(observed, patterns):
+            key = frozenset(option)
+            if key in self._tried or self._trials >= MOST_TRIALS:
                 continue
-            self._tried |= set(option)
+            self._tried.add(key)
             self._trials += 1
-            before = self.patterns
-            self.patterns = [*before, *option]
+            before = self.rules
+            self.rules = [*before, *option]
             if not self.proof.failure(self.extended(space), [group], counted=False):
+                self._trials = 0
                 return True
-            self.patterns = before
+            self.rules = before
         return False
+
+    def _observed(self, space: PruningSpace, group: str) -> list[Observed]:
+        start, size = space.group(group).start, space.group(group).size
+        near = [w for w in self.observed if ((w.ids >= start) & (w.ids < start + size)).any()]
+        rules = dict.fromkeys(Observed(type(self.network.get_submodule(w.module)), w.attribute) for w in near)
+        return [rule for rule in rules if rule not in self.rules]
+
+    def _patterns(self, space: PruningSpace, group: str, channels: Mapping[str, LayerChannels]) -> list[Pattern]:
+        return [p for p in self._candidates(space, group, channels) if p not in self.rules][:MOST_CANDIDATES]
 
     def _candidates(self, space: PruningSpace, group: str, channels: Mapping[str, LayerChannels]) -> list[Pattern]:
         members = [member.layer for member in space.group(group).members]
@@ -116,11 +150,7 @@ class WidthSearch:
             if describe_layer(module) is not None:
                 continue
             for attribute, value in vars(module).items():
-                if (
-                    attribute.startswith("_")
-                    or NO_WIDTHS.search(attribute)
-                    or not (_is_width(value) or isinstance(value, (tuple, list)))
-                ):
+                if not may_hold_widths(attribute, value):
                     continue
                 for layer in members:
                     relative = _relative(name, layer)
@@ -130,6 +160,12 @@ class WidthSearch:
                         if relative and any(own & set(match.ids.tolist()) for match in matches):
                             found.setdefault(Pattern(type(module), attribute, relative, side))
         return list(found)
+
+
+def _options(observed: list[Any], patterns: list[Any]) -> Iterator[list[Any]]:
+    """Rules to try together, most likely first: all that were observed, each of them, each pattern, all together."""
+    every = [observed, *([rule] for rule in observed), *([rule] for rule in patterns), patterns, observed + patterns]
+    yield from (option for option in every if option)
 
 
 def _modules_near(network: nn.Module, layers: Iterable[str]) -> list[str]:
