@@ -65,6 +65,80 @@ class Viewed(nn.Module):
         return self.down(F.relu(self.up(tokens))).transpose(1, 2).reshape(x.shape[0], -1, *x.shape[2:])
 
 
+class Mixed(nn.ModuleDict):
+    """MixNet: each part of the channels has a convolution of its own."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__({"0": conv(width - 2, width), "1": conv(2, 4)})
+        self.splits, self.last = [width - 2, 2], conv(width + 4, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = torch.split(x, self.splits, 1)
+        return self["last"](torch.cat([self[str(i)](part) for i, part in enumerate(parts)], 1))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if isinstance(value, nn.Module):
+            self[name] = value
+        else:
+            super().__setattr__(name, value)
+
+
+class Identity(nn.Module):
+    """InceptionNeXt: the first part has no layer of its own."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.sizes = (width - 4, 2, 2)
+        self.a, self.b = conv(2, 2, groups=2), conv(2, 2, groups=2)
+        self.last = conv(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        same, a, b = torch.split(x, self.sizes, dim=1)
+        return F.relu(self.last(torch.cat([same, self.a(a), self.b(b)], 1)))
+
+
+class Paths(nn.Module):
+    """SKNet: two halves of a width in an attribute, stacked and weighed."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.in_channels, self.a, self.b = width, conv(width // 2, width), conv(width // 2, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = torch.split(x, self.in_channels // 2, 1)
+        paths = torch.stack([self.a(parts[0]), self.b(parts[1])], 1)
+        return (paths * paths.mean((3, 4), keepdim=True).softmax(1)).sum(1)
+
+
+class Front(nn.Module):
+    """FasterNet for inference: a slice up to a width in an attribute, and the rest from it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.front, self.part, self.last = width // 4, conv(width // 4, width // 4), conv(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.part(x[:, : self.front])
+        return F.relu(self.last(torch.cat([first, x[:, self.front :]], 1)))
+
+
+class Heads(nn.Module):
+    """LeViT: attention whose values have a width in an attribute; queries and keys stay dense."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.num_heads, self.key_dim, self.val_dim, self.inner = 2, 3, 4, 8
+        self.qkv, self.out = nn.Linear(width, 2 * (3 + 3 + 4)), nn.Linear(8, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        qkv = self.qkv(tokens).view(len(x), tokens.shape[1], self.num_heads, -1)
+        q, k, v = qkv.split([self.key_dim, self.key_dim, self.val_dim], dim=3)
+        weights = (q.transpose(1, 2) @ k.permute(0, 2, 3, 1)).softmax(-1)
+        values = (weights @ v.transpose(1, 2)).transpose(1, 2).reshape(len(x), -1, self.inner)
+        return x + self.out(values).transpose(1, 2).reshape(x.shape)
+
+
 class Stack(nn.Module):
     def __init__(self, block: Callable[[int], nn.Module]) -> None:
         super().__init__()
@@ -80,6 +154,11 @@ BLOCKS: dict[str, tuple[Callable[[int], nn.Module], str]] = {
     "scales": (Scales, "one.width, two.width"),
     "partial": (Partial, "one.sizes[0], one.sizes[1], two.sizes[0], two.sizes[1]"),
     "viewed": (Viewed, "one.dim, two.dim"),
+    "mixed": (Mixed, "one.splits[0], one.splits[1], two.splits[0], two.splits[1]"),
+    "identity": (Identity, ", ".join(f"{block}.sizes[{i}]" for block in ("one", "two") for i in range(3))),
+    "paths": (Paths, "one.in_channels, two.in_channels"),
+    "front": (Front, "one.front, two.front"),
+    "heads": (Heads, "one.val_dim, two.val_dim, one.inner, two.inner"),
 }
 
 
@@ -88,11 +167,29 @@ def test_attributes_are_rewritten(case: str) -> None:
     block, attributes = BLOCKS[case]
     model = Stack(block)
     space = check_laws(model, torch.randn(IMAGE))
-    assert f"attributes that slim rewrites: {attributes}" in str(space)
-    assert {r.layer for r in space.refused} == {"fc"}
+    assert set(map(str, space.widths)) == set(attributes.split(", "))
+    assert f"attributes that slim rewrites: {space.widths[0]}" in str(space)
+    assert {r.layer for r in space.refused} == {"fc"} | ({"one.qkv", "two.qkv"} if block is Heads else set())
     assert [getattr(model.one, name) for name in ("channels", "width", "dim") if hasattr(model.one, name)] in (
         [[8], [4], []]
     )
+
+
+class Quarters(nn.Module):
+    """Slices at a quarter of the input's own width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.part, self.last = conv(width // 4, width // 4), conv(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.shape[1] // 4
+        return F.relu(self.last(torch.cat([self.part(x[:, :size]), x[:, size:]], 1)))
+
+
+def test_slices_at_a_share_of_the_width() -> None:
+    space = check_laws(Stack(Quarters), torch.randn(IMAGE))
+    assert {r.layer for r in space.refused} == {"fc"} and not space.widths
 
 
 class Scaled(nn.Module):

@@ -105,6 +105,7 @@ def observe_widths(tracer: Tracer, source: Tensor, outputs: list[Tensor]) -> Non
         for attribute, value in vars(module).items():
             if not may_hold_widths(attribute, value):
                 continue
+            same: list[tuple[int | None, Any]]
             if isinstance(value, int):
                 same = [(None, labels) for size, labels in sizes if size == value][:1]
             else:
