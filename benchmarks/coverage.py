@@ -194,7 +194,7 @@ def examine(name: str, seeds: int = 1, *, peer: bool = False) -> dict[str, Any]:
     }
     if peer:
         outputs = [layer for reason, layers in reasons.items() if "output of the network" in reason for layer in layers]
-        row["torch-pruning"] = with_torch_pruning(model, image, outputs)
+        row["half, Torch-Pruning"] = with_torch_pruning(model, image, outputs)
     return row
 
 
@@ -241,7 +241,18 @@ def origin() -> dict[str, str]:
 def write(rows: dict[str, dict[str, Any]], path: Path) -> None:
     """Write the rows as JSON, and the figures of each network as CSV beside it."""
     path.write_text(json.dumps(rows, indent=1) + "\n")
-    names = ("groups", "filters", "share", "half", "torch-pruning", "seconds", "law 1", "law 2", "attributes", "error")
+    names = (
+        "groups",
+        "filters",
+        "share",
+        "half",
+        "half, Torch-Pruning",
+        "seconds",
+        "law 1",
+        "law 2",
+        "attributes",
+        "error",
+    )
     with path.with_suffix(".csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(("network", *names))

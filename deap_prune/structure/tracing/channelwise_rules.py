@@ -103,6 +103,11 @@ def _convolution(step: Step) -> None:
     """A depthwise convolution without a layer (a blur, for example) keeps the channels; others can't be narrowed."""
     x, weight = step.tensors[:2]
     groups, label = step.argument("groups", 1), step.source[1]
+    if x.shape[1] == 1 and len(label) > 1 and step.tracer.of(weight) is None and len(weight) == groups == 1:
+        step.tracer.attach(step.out, label)  # channels that are folded into the batch
+        if not step.argument("transposed"):
+            step.tracer.charge(step.out, int(weight[0].numel()))
+        return
     if groups != x.shape[1] or groups == 1 or len(weight) % groups or any(n > 1 for n in label.shape[2:]):
         refuse(step)
         return
@@ -166,6 +171,27 @@ def _gather(step: Step) -> None:
     step.tracer.attach(step.out, label)
 
 
+def _scatter(step: Step) -> None:
+    """Values written at positions along one dimension; the other dimensions match."""
+    tensor, label = step.source
+    dim = step.argument("dim", 0) % tensor.dim()
+    owners = [own for t in step.tensors[1:] if (own := step.tracer.of(t)) is not None]
+    if label.shape[dim] > 1 or any(own.dim() != label.dim() for own in owners):
+        for own in (label, *owners):
+            step.tracer.freeze(own, f"is mixed with other channels by '{step.name}'{step.tracer.where()}")
+        return
+    for own in owners:
+        step.tracer.tie(own, label, f"meets values of fixed width in '{step.name}'")
+    step.tracer.attach(step.out, label)
+
+
+def _compared(step: Step) -> None:
+    """Each value by itself against the same boundaries for all channels."""
+    for tensor in step.tensors[1:]:
+        step.tracer.freeze(step.tracer.of(tensor), f"is read by '{step.name}' as boundaries")
+    step.tracer.attach(step.out, step.source[1])
+
+
 def _windows(step: Step) -> None:
     """Sliding windows along a dimension, which become a new last dimension."""
     tensor, label = step.source
@@ -223,6 +249,8 @@ ROWS: tuple[tuple[Callable[[Step], None], str], ...] = (
     (_every_group, "native_group_norm"),
     (_index, "index index_put index_put_ _unsafe_index"),
     (_gather, "gather"),
+    (_scatter, "scatter scatter_ scatter_add scatter_add_ index_add index_add_ index_copy index_copy_"),
+    (_compared, "bucketize"),
     (_windows, "unfold"),
     (_along_dims, "_fft_r2c _fft_c2r _fft_c2c"),
     (_with_parts, "view_as_real"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -85,6 +85,15 @@ class FunctionWatch(TorchFunctionMode):
         return out
 
 
+def _channels(tracer: Tracer, tensor: Tensor) -> dict[int, Any]:
+    """Dimensions along which the channels of a tensor vary, each with the labels along it."""
+    labels = tracer.of(tensor)
+    if labels is None:
+        return {}
+    varying = [d for d, n in enumerate(labels.shape) if n > 1]
+    return {d: labels.movedim(d, 0).reshape(labels.shape[d], -1)[:, 0].numpy() for d in varying}
+
+
 def observe_widths(tracer: Tracer, source: Tensor, outputs: list[Tensor]) -> None:
     """Record attributes of the running modules that equal a number of channels in a split or a view.
 
@@ -93,24 +102,23 @@ def observe_widths(tracer: Tracer, source: Tensor, outputs: list[Tensor]) -> Non
         source: The tensor that was split or viewed.
         outputs: Its parts or views.
     """
-    sizes: list[tuple[int, Any]] = []
-    for tensor in [*outputs, source]:
-        labels = tracer.of(tensor)
-        for d in range(0 if labels is None else labels.dim()):
-            if labels is not None and labels.shape[d] > 1:
-                rows = labels.movedim(d, 0).reshape(labels.shape[d], -1)
-                sizes.append((tensor.shape[d], rows[:, 0].numpy()))
-    parts = sizes[: len(outputs)] if len(outputs) > 1 else []
+    channels = [(tensor, _channels(tracer, tensor)) for tensor in [*outputs, source]]
+    sizes = [(tensor.shape[d], labels) for tensor, own in channels for d, labels in own.items()]
+    parts = [next(iter(own.items())) for _, own in channels[:-1] if own]
+    tuples = [([*tensor.shape], own) for tensor, own in channels[:-1]]
+    if 1 < len(parts) == len(outputs):
+        tuples.append(
+            ([out.shape[d] for out, (d, _) in zip(outputs, parts, strict=True)], dict(enumerate(x for _, x in parts)))
+        )
     for name, module in islice(tracer.running(), 2 if sizes else 0):
         for attribute, value in vars(module).items():
             if not may_hold_widths(attribute, value):
                 continue
-            same: list[tuple[int | None, Any]]
+            same: Iterable[tuple[int | None, Any]] = ()
             if isinstance(value, int):
                 same = [(None, labels) for size, labels in sizes if size == value][:1]
             else:
-                fits = [*value] == [size for size, _ in parts]
-                same = [(i, labels) for i, (_, labels) in enumerate(parts) if fits]
+                same = [entry for shape, own in tuples if [*value] == shape for entry in own.items()]
             for index, labels in same:
                 tracer.widths.setdefault((name, attribute, index), labels)
 

@@ -21,6 +21,8 @@ from deap_prune.structure.tracing.idle import idle_channels
 from deap_prune.structure.tracing.labels import Labels, LabelTracer, LayerCall
 from deap_prune.structure.tracing.operator_rules import DENSE
 
+SHORTEST_PERIOD = 4  # of channels that repeat in a layer with blocks; shorter ones are too few to choose from
+
 
 @dataclass(frozen=True, eq=False)
 class _Port:
@@ -101,6 +103,28 @@ def settle_tensors(tracer: LabelTracer) -> None:
             tracer.freeze(torch.from_numpy(labels), f"meets '{name}' in more than one of its dimensions")
 
 
+def settle_blocks(tracer: LabelTracer) -> None:
+    """Tie the channels of several layers that fill the blocks of one (GroupNorm on a concatenation, as in diffusers).
+
+    All blocks keep the same number of channels if the kept ones repeat with a period that blocks fit into, or that fits
+    into blocks. It is the largest such period that the joined parts are multiples of.
+    """
+    makers = np.zeros(tracer.size, dtype=np.int64)
+    for number, call in enumerate(tracer.calls):
+        makers[call.outputs] = number if not call.spec.coupled else makers[call.outputs]
+    for call in tracer.calls:
+        if call.spec.blocks == 1 or (call.inputs == DENSE).any():
+            continue
+        steps, owners = np.diff(call.inputs, prepend=-2), np.diff(makers[call.inputs], prepend=-1)
+        starts = np.flatnonzero((steps != 1) | (owners != 0))  # a layer numbers its channels in order
+        block = len(call.inputs) // call.spec.blocks
+        period = int(np.gcd.reduce(np.append(starts, len(call.inputs))))
+        period = period if period % block == 0 else math.gcd(period, block)
+        if len(starts) > 1 and period >= SHORTEST_PERIOD:
+            rows = torch.from_numpy(call.inputs.reshape(-1, period))
+            tracer.tie(rows, rows[:1], f"fills the blocks of '{call.name}' together with channels that stay dense")
+
+
 def _refusals(
     calls: Mapping[str, LayerCall], classes: Labels, ids: Labels, reasons: Mapping[int, str]
 ) -> tuple[Refusal, ...]:
@@ -138,7 +162,9 @@ def _freeze_uneven_blocks(
     cells = _cells(ports, len(classes))
     blocked = [port for port in ports if calls[port.layer].spec.blocks > 1]
     for port in blocked:
-        if len(set(port.classes)) < len(port.classes) or len(np.unique(cells[port.classes])) > 1:
+        order = list(dict.fromkeys(port.classes.tolist()))
+        number = calls[port.layer].spec.blocks
+        if _blocks_of_period(port, order, number) is None or len(np.unique(cells[port.classes])) > 1:
             for c in set(port.classes):
                 reasons.setdefault(int(c), f"fills the blocks of '{port.layer}' together with other channels")
     changed = True
@@ -150,6 +176,14 @@ def _freeze_uneven_blocks(
                     if int(c) not in reasons:
                         reasons[int(c)] = f"fills the blocks of '{port.layer}' together with channels that stay dense"
                         changed = True
+
+
+def _blocks_of_period(port: _Port, order: list[int], number: int) -> int | None:
+    """Blocks that these classes fill in a port with ``number`` blocks that repeats them; None if it does not."""
+    times = len(port.classes) // len(order)
+    if port.classes.tolist() != order * times or (number % times and times % number):
+        return None
+    return max(1, number // times)
 
 
 def _cells(ports: list[_Port], n: int) -> Labels:
@@ -233,9 +267,10 @@ def _blocks(
     for p, _ in places:
         number = calls[ports[p].layer].spec.blocks
         if number > 1:
-            if ports[p].classes.tolist() != order:
+            own = _blocks_of_period(ports[p], order, number)
+            if own is None:
                 return 1, f"fills the blocks of '{ports[p].layer}' in a different order"
-            blocks = math.lcm(blocks, number)
+            blocks = math.lcm(blocks, own)
     return (blocks, "") if len(order) % blocks == 0 else (1, "its layers have blocks of sizes that don't nest")
 
 

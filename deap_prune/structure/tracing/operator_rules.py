@@ -78,9 +78,10 @@ class Step:
         return tensor, torch.full([1] * tensor.dim(), DENSE) if labels is None else labels
 
     def argument(self, name: str, default: Any = None) -> Any:
-        """An argument by its name in the operator's schema."""
+        """An argument by its name in the operator's schema; ``default`` if neither the call nor the schema has it."""
         for place, argument in enumerate(self.func._schema.arguments):
             if argument.name == name:
+                default = argument.default_value if argument.has_default_value() else default
                 return self.args[place] if place < len(self.args) else self.kwargs.get(name, default)
         return default
 
@@ -98,14 +99,11 @@ class Step:
 
 def follow(step: Step) -> None:
     """Label the outputs of an operator; tie or freeze the labels of its inputs."""
-    packet = step.func.overloadpacket
-    if packet in RULES:
-        RULES[packet](step)
-    elif torch.Tag.pointwise in step.func.tags:
-        pointwise(step)
-    elif torch.Tag.reduction in step.func.tags:
-        reduction(step)
-    else:
+    packet, tags = step.func.overloadpacket, step.func.tags
+    usual = pointwise if torch.Tag.pointwise in tags else reduction if torch.Tag.reduction in tags else refuse
+    try:
+        RULES.get(packet, usual)(step)
+    except Exception:  # an overload with other arguments than the rule expects
         refuse(step)
     for per_element, tensor in zip(COUNTED.get(packet, ()), (step.tensors[0], step.outputs[0]), strict=False):
         step.tracer.charge(tensor, per_element)
@@ -333,7 +331,7 @@ RULES = table(
         pointwise,
         "fill_ zero_ fill bernoulli bernoulli_ rand_like randn_like randint_like copy masked_fill masked_fill_",
     ),
-    (pointwise, "hardsigmoid log_sigmoid_forward threshold dropout native_dropout where _prelu_kernel"),
+    (pointwise, "hardsigmoid log_sigmoid_forward threshold dropout native_dropout where _prelu_kernel complex polar"),
     (spatial, "max_pool1d max_pool2d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d"),
     (spatial, "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_max_pool2d adaptive_max_pool3d"),
     (spatial, "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_bicubic2d"),
@@ -343,7 +341,7 @@ RULES = table(
         "_upsample_nearest_exact1d _upsample_nearest_exact3d _upsample_bicubic2d_aa reflection_pad3d replication_pad3d",
     ),
     (spatial, "adaptive_max_pool1d fractional_max_pool2d fractional_max_pool3d avg_pool3d"),
-    (spatial, "reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d"),
+    (spatial, "reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d tril triu"),
     (along, "_softmax _log_softmax cumsum cumprod cummax cummin logcumsumexp sort topk median kthvalue mode argsort"),
     (along, "nanmedian renorm _cummax_helper _cummin_helper"),
     (reduction, "linalg_vector_norm var_mean std var norm"),

@@ -20,7 +20,13 @@ from deap_prune.structure.space import PruningSpace
 from deap_prune.structure.tracing.bisection import Bisection
 from deap_prune.structure.tracing.clean_copy import check_finite, pristine, settle_hooks
 from deap_prune.structure.tracing.fvcore_count import count_flops, without_fast_paths
-from deap_prune.structure.tracing.grouping import build_space, classes_of, observed_widths, settle_tensors
+from deap_prune.structure.tracing.grouping import (
+    build_space,
+    classes_of,
+    observed_widths,
+    settle_blocks,
+    settle_tensors,
+)
 from deap_prune.structure.tracing.labels import LabelTracer
 from deap_prune.structure.tracing.proof import Proof
 from deap_prune.structure.tracing.samples import chosen_samples, learn_samples
@@ -118,6 +124,7 @@ def _proven(
     _ignore(tracer, ignored)
     _freeze_shared(network, tracer)
     settle_tensors(tracer)
+    settle_blocks(tracer)
 
     def built() -> PruningSpace:
         space = build_space(network, tracer, total, uncounted)

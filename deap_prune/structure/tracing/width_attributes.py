@@ -76,7 +76,8 @@ def may_hold_widths(attribute: str, value: object) -> bool:
     """Whether an attribute of a module may hold a number of channels, by its name and type."""
     if attribute.startswith("_") or NO_WIDTHS.search(attribute):
         return False
-    return _is_width(value) or (isinstance(value, (tuple, list)) and bool(value) and all(map(_is_width, value)))
+    whole = isinstance(value, (tuple, list)) and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
+    return _is_width(value) or (isinstance(value, (tuple, list)) and whole and any(map(_is_width, value)))
 
 
 def _is_width(value: object) -> TypeGuard[int]:
