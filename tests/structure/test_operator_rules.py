@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import deap_prune as dp
+from deap_prune.structure.tracing.operator_rules import RULES
 from tests.helpers.networks import IMAGE, conv
 from tests.structure.laws import check_laws
 
@@ -65,6 +66,17 @@ def blurred(x: Tensor) -> Tensor:
     return F.conv2d(x, torch.full((x.shape[1], 1, 3, 3), 1 / 9, dtype=x.dtype), padding=1, groups=x.shape[1])
 
 
+def scattered(x: Tensor) -> Tensor:
+    places = torch.arange(64).flip(0).expand(len(x), x.shape[1], 64)
+    return torch.zeros_like(x).flatten(2).scatter(2, places, x.flatten(2)).view(x.shape)
+
+
+def folded_blur(x: Tensor) -> Tensor:
+    """One kernel for all channels, which are folded into the batch (StyleGAN's filters)."""
+    kernel = torch.full((1, 1, 3, 3), 1 / 9, dtype=x.dtype)
+    return F.conv2d(x.flatten(0, 1).unsqueeze(1), kernel, padding=1).view(x.shape)
+
+
 CHANNELWISE: dict[str, Callable[[Tensor], Tensor]] = {
     "grid_sample": lambda x: F.grid_sample(x, grid(x), align_corners=False),
     "unfold": patches,
@@ -97,6 +109,14 @@ CHANNELWISE: dict[str, Callable[[Tensor], Tensor]] = {
     "a blur": blurred,
     "lp_pool2d": lambda x: F.lp_pool2d(x + 0.1, 2, 2),
     "cummax": lambda x: x.cummax(2)[0],
+    "kthvalue": lambda x: x - x.flatten(2).kthvalue(3, keepdim=True)[0].unsqueeze(-1),
+    "take_along_dim": lambda x: torch.take_along_dim(x, x.argsort(-1), -1),
+    "scatter": scattered,
+    "index_add": lambda x: torch.zeros_like(x).index_add(2, torch.arange(7, -1, -1), x),
+    "tril": lambda x: x.tril() + x.triu(1),
+    "bucketize": lambda x: x * torch.bucketize(x, torch.tensor([0.1, 0.5], dtype=x.dtype)),
+    "complex": lambda x: torch.view_as_real(torch.complex(x, x.relu()) * 1j).sum(-1),
+    "a blur of folded channels": folded_blur,
     "masked_fill": lambda x: x.masked_fill(x < 0.2, 0.0),
 }
 
@@ -182,6 +202,17 @@ def test_recurrent_layers_are_named(kind: type[nn.RNNBase]) -> None:
     assert [group.name for group in space.groups] == ["a"]
     reason = next(r.reason for r in space.refused if r.layer == "b")
     assert reason.endswith(f"which can't be narrowed (in 'rnn', {kind.__name__})")
+
+
+def test_a_rule_that_fails_refuses_its_channels_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(step: object) -> None:
+        raise RuntimeError("an overload that the rule does not know")
+
+    monkeypatch.setitem(RULES, torch.ops.aten.cummax, broken)
+    monkeypatch.setitem(RULES, torch.ops.aten._cummax_helper, broken)
+    space = dp.trace(Between(lambda x: x.cummax(2)[0]), torch.randn(IMAGE))
+    assert [group.name for group in space.groups] == ["a", "c"]
+    assert any("which can't be narrowed" in r.reason for r in space.refused if r.layer == "b")
 
 
 def test_the_cause_of_a_fixed_width_is_named() -> None:

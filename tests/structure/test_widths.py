@@ -122,6 +122,17 @@ class Front(nn.Module):
         return F.relu(self.last(torch.cat([first, x[:, self.front :]], 1)))
 
 
+class Scale(nn.Module):
+    """PoolFormer: a gain that is viewed by a shape in an attribute."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.shape, self.gain, self.last = (width, 1, 1), nn.Parameter(torch.rand(width)), conv(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + F.relu(self.last(x)) * self.gain.view(self.shape)
+
+
 class Heads(nn.Module):
     """LeViT: attention whose values have a width in an attribute; queries and keys stay dense."""
 
@@ -158,6 +169,7 @@ BLOCKS: dict[str, tuple[Callable[[int], nn.Module], str]] = {
     "identity": (Identity, ", ".join(f"{block}.sizes[{i}]" for block in ("one", "two") for i in range(3))),
     "paths": (Paths, "one.in_channels, two.in_channels"),
     "front": (Front, "one.front, two.front"),
+    "scale": (Scale, "one.shape[0], two.shape[0]"),
     "heads": (Heads, "one.val_dim, two.val_dim, one.inner, two.inner"),
 }
 
