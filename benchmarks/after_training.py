@@ -206,13 +206,18 @@ def trained(args: argparse.Namespace, setup: Setup, arm: str, seed: int) -> Row:
     return row
 
 
+def plan_of(row: Row) -> tuple[int, int, float]:
+    """Epochs, images and learning rate of a row: rows of one plan are compared."""
+    return row["epochs"], row["images"], row["recipe"]["lr"]
+
+
 def gather(args: argparse.Namespace) -> None:
     """Put the trained networks into the file of results."""
     results = json.loads(args.results.read_text()) if args.results.is_file() else {}
     for folder in sorted(path for path in args.out.glob("*") if path.is_dir()):
         rows = results.get(folder.name, [])
         rows += [json.loads(path.read_text()) for path in folder.glob("*.trained-*.json")]
-        by_key = {(row["epochs"], row["images"], list(ARMS).index(row["arm"]), row["seed"]): row for row in rows}
+        by_key = {(*plan_of(row), list(ARMS).index(row["arm"]), row["seed"]): row for row in rows}
         results[folder.name] = [by_key[key] for key in sorted(by_key)]
     args.results.parent.mkdir(parents=True, exist_ok=True)
     args.results.write_text(json.dumps(results, indent=1) + "\n")

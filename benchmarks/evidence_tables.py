@@ -111,15 +111,18 @@ def after_training() -> str:
     lines = []
     for key, rows in read("after_training").items():
         pair, budget = key.rsplit("-", 1)
-        for plan in dict.fromkeys((row["epochs"], row["images"]) for row in rows):
-            alike = [row for row in rows if (row["epochs"], row["images"]) == plan]
+        plans = {id(row): (row["epochs"], row["images"], row["recipe"]["lr"]) for row in rows}
+        for plan in dict.fromkeys(plans.values()):
+            alike = [row for row in rows if plans[id(row)] == plan]
             for arm in dict.fromkeys(row["arm"] for row in alike):
                 here = [row for row in alike if row["arm"] == arm]
                 before = [row["before training"] for row in here if row["before training"] is not None]
                 figures = [percent(before), percent([row["test accuracy"] for row in here])]
                 share = f"{100 * sum(row['flops'] for row in here) / len(here):.1f}"
-                lines.append([arm, share, figures[0], figures[1], f"{plan[0]} on {plan[1]:,}"])
-    return markdown([f"{PAIRS[pair]}, {float(budget):.0%}", "FLOPs, %", "before", "trained", "epochs, images"], lines)
+                lines.append([arm, share, figures[0], figures[1], f"{plan[0]} on {plan[1]:,}, from {plan[2]}"])
+    return markdown(
+        [f"{PAIRS[pair]}, {float(budget):.0%}", "FLOPs, %", "before", "trained", "epochs, images, rate"], lines
+    )
 
 
 def resnet56() -> str:
@@ -152,17 +155,18 @@ def trained_proxies() -> str:
 
 
 def recipes() -> str:
-    """Two recipes by length, from refined and from raw networks."""
+    """Recipes by length, from refined and from raw networks."""
     if not available("recipes"):
         return not_measured("recipes by length")
-    rows = read("recipes")
-    lengths = sorted({row["epochs"] for row in rows})
+    rows = sorted(read("recipes"), key=lambda row: (row["start"] == "raw", row["recipe"]))
+    lengths = sorted({(row["epochs"], row["images"]) for row in rows})
     lines = []
     for start, recipe in dict.fromkeys((row["start"], row["recipe"]) for row in rows):
         here = [row for row in rows if (row["start"], row["recipe"]) == (start, recipe)]
-        cells = [percent([row["accuracy"] for row in here if row["epochs"] == length]) for length in lengths]
+        cells = [percent([row["accuracy"] for row in here if (row["epochs"], row["images"]) == k]) for k in lengths]
         lines.append([start, recipe, percent([row["before"] for row in here][:1]), *cells])
-    return markdown(["start", "recipe", "before", *(f"{length} epochs" for length in lengths)], lines)
+    head = [f"{epochs} x {images:,} images" for epochs, images in lengths]
+    return markdown(["start", "SGD, cosine, batches of 128", "before", *head], lines)
 
 
 # ------------------------------------------------------------------ ImageNet

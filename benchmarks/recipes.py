@@ -26,11 +26,12 @@ import deap_prune as dp
 from deap_prune.files import write_text
 
 RECIPES = {
-    "from 0.01": dp.Recipe(lr=0.01, warmup_epochs=0),
-    "from 0.01, warm-up": dp.Recipe(lr=0.01, warmup_epochs=0.3),
-    "from 0.05": dp.Recipe(lr=0.05, warmup_epochs=0),
-    "from 0.05, warm-up": dp.Recipe(lr=0.05, warmup_epochs=0.3),
+    "from 0.001": dp.Recipe(lr=0.001, warmup_epochs=0),
     "from 0.003": dp.Recipe(lr=0.003, warmup_epochs=0),
+    "from 0.01": dp.Recipe(lr=0.01, warmup_epochs=0),
+    "from 0.01, warm-up of 0.9 epochs": dp.Recipe(lr=0.01, warmup_epochs=0.9),
+    "from 0.05": dp.Recipe(lr=0.05, warmup_epochs=0),
+    "from 0.05, warm-up of 0.9 epochs": dp.Recipe(lr=0.05, warmup_epochs=0.9),
 }
 STARTS = ("refined", "raw")
 
