@@ -120,8 +120,29 @@ def predicted_latency() -> str:
 
 
 def int8() -> str:
-    """Accuracy after quantisation to eight bits."""
-    return not_measured("pruned networks in eight bits") if not available("int8") else ""
+    """Dense and pruned networks in fp32 and in eight bits."""
+    if not available("int8"):
+        return not_measured("pruned networks in eight bits")
+    lines = []
+    for row in read("int8")["rows"]:
+        for variant in row["variants"]:
+            accuracy = "-" if variant["accuracy"] is None else f"{100 * variant['accuracy']:.2f}"
+            cells = [accuracy, f"{variant['size'] / 1e6:.2f}", f"{variant['milliseconds']:.2f}"]
+            lines.append([f"{row['network']}, {variant['name']}", *cells])
+    return markdown(["ONNX Runtime, one thread (half of the FLOPs)", "test top-1", "MB", "ms a sample"], lines)
+
+
+def latency_search() -> str:
+    """Searches under a budget of milliseconds and of FLOPs, at one latency."""
+    if not available("latency_search"):
+        return not_measured("searches under budgets of latency and of FLOPs at one measured latency")
+    stored = read("latency_search")
+    lines = []
+    for row in stored["rows"]:
+        cells = [f"{100 * row[name]:.1f}" for name in ("flops", "predicted", "measured", "accuracy", "refined")]
+        lines.append([row["search"], *cells])
+    head = ["FLOPs, %", "latency, %: predicted", "measured", "validation top-1: compensated", "selected"]
+    return markdown([f"{stored['network']}: budget of", *head], lines)
 
 
 def steady_state() -> str:

@@ -36,6 +36,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "workers": cost_tables.workers,
     "steady_state": cost_tables.steady_state,
     "int8": cost_tables.int8,
+    "latency_search": cost_tables.latency_search,
     "candidate_cost": cost_tables.candidate_cost,
     "tracing_and_scoring": cost_tables.tracing_and_scoring,
     "latency": cost_tables.latency,
