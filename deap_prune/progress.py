@@ -13,13 +13,14 @@ T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 10
 
 
-def track(items: Sequence[T] | Iterable[T], description: str, *, shown: bool) -> Iterator[T]:
+def track(items: Sequence[T] | Iterable[T], description: str, *, shown: bool, each: bool = False) -> Iterator[T]:
     """Iterate; if ``shown``, with a progress bar in a terminal, or else with a log line now and then.
 
     Args:
         items: What to iterate over.
         description: Text of the bar and of the lines; without it nothing is shown.
         shown: Whether progress is shown.
+        each: Write a log line for each item.
     """
     from rich.console import Console
     from rich.progress import track as bar
@@ -30,18 +31,18 @@ def track(items: Sequence[T] | Iterable[T], description: str, *, shown: bool) ->
     elif console.is_terminal:
         yield from bar(items, description=description, console=console, transient=True)
     else:
-        yield from _logged(list(items), description)
+        yield from _logged(list(items), description, each)
 
 
-def _logged(items: Sequence[T], description: str) -> Iterator[T]:
-    """Iterate, with a log line at the beginning, every ten seconds and at the end."""
+def _logged(items: Sequence[T], description: str, each: bool) -> Iterator[T]:
+    """Iterate, with a log line at the beginning, every ten seconds (or for each item) and at the end."""
     total, begun = len(items), time.monotonic()
     last = begun
     log_line(f"{description}: {total} to do")
     for number, item in enumerate(items, start=1):
         yield item
         now = time.monotonic()
-        if now - last >= SECONDS_BETWEEN_LINES or number == total:
+        if each or now - last >= SECONDS_BETWEEN_LINES or number == total:
             last = now
             log_line(f"{description}: {number} of {total}, {duration(now - begun)}")
 
@@ -61,6 +62,16 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def step(text: str, *, shown: bool) -> None:
+    """Say what is being done: a line on standard error in a terminal, a log line elsewhere."""
+    from rich.console import Console
+
+    if shown and Console(stderr=True).is_terminal:
+        note(text, shown=True)
+    elif shown:
+        log_line(text)
 
 
 def note(text: str, *, shown: bool) -> None:

@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,15 +115,16 @@ class RayMap:
         """
         return self._fitness.many(masks, compute=self._compute)
 
-    def _compute(self, masks: Sequence[Masks]) -> list[Values]:
+    def _compute(self, masks: Sequence[Masks]) -> Iterator[Values]:
+        """The values in order, each as soon as it and those before it are there."""
         results: dict[int, Values] = {}
         self.forget()
-        with generators_kept():
-            self._waiting.extend(enumerate(masks))
-            self._spawn()
-            while len(results) < len(masks):
-                results |= self.wait()
-        return [results[number] for number in range(len(masks))]
+        self._waiting.extend(enumerate(masks))
+        for number in range(len(masks)):
+            while number not in results:
+                with generators_kept():
+                    results |= self.wait()
+            yield results[number]
 
     # ------------------------------------------------------------------ single candidates
     def workers_for(self, evaluate: Callable[..., Any]) -> RayMap:

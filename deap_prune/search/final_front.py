@@ -155,7 +155,7 @@ def _evaluate(
     """
     todo = [(masks, individual) for masks, individual in candidates.items() if networks.get(masks) is None]
     longest = 0.0
-    for masks, individual in track(todo, bar, shown=ending.progress):
+    for masks, individual in track(todo, bar, shown=ending.progress, each=True):
         start = time.monotonic()
         if ending.deadline is not None and start + longest > ending.deadline:
             return

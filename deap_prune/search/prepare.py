@@ -9,11 +9,12 @@ from deap_prune.blending.budget import check_budgets, check_limits
 from deap_prune.blending.clusters import cluster
 from deap_prune.costs.latency import LatencyTable
 from deap_prune.criteria.table import ScoreTable, score
-from deap_prune.data.batches import cross_entropy
+from deap_prune.data.batches import Data, cross_entropy, is_tensor_pair
 from deap_prune.data.hold_out import hold_out
 from deap_prune.evolution.loop import ALGORITHMS
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.options import SearchOptions
+from deap_prune.progress import step
 from deap_prune.structure.space import PruningSpace
 from deap_prune.structure.tracing.trace import trace
 from deap_prune.task import Task
@@ -53,6 +54,8 @@ def prepare(task: Task, options: SearchOptions, *, progress: bool = False) -> Pr
     """
     options.check()
     check_limits(options.limits)
+    size = sum(parameter.numel() for parameter in task.model.parameters())
+    step(f"tracing {type(task.model).__name__}: {size:,} parameters", shown=progress)
     space = traced(task, options)
     check_budgets(space, options.limits)
     options.warn_if_degenerate()
@@ -66,6 +69,8 @@ def prepare(task: Task, options: SearchOptions, *, progress: bool = False) -> Pr
         **task.functions,
         **options.evaluator_settings(),
     )
+    what = f"{int(space.sizes.sum()):,} filters in {len(space.groups)} groups by {len(options.criteria)} criteria"
+    step(f"scoring {what}, on {_size(task.calibration)}", shown=progress)
     scores = score(
         evaluator.network,
         space,
@@ -89,3 +94,8 @@ def prepare(task: Task, options: SearchOptions, *, progress: bool = False) -> Pr
         min_keep=options.min_keep,
     )
     return Prepared(genome, evaluator, scores)
+
+
+def _size(data: Data) -> str:
+    """The size of data that a task keeps: tensors, or a list of batches."""
+    return f"{len(data[0]):,} images" if is_tensor_pair(data) else f"{len(list(data)):,} batches"

@@ -15,13 +15,14 @@ from torch import nn
 
 from deap_prune.config import Config, dump_config, load_config, search_options
 from deap_prune.costs import LatencyTable
-from deap_prune.data.batches import Data, Forward, Loss, resolve_device
+from deap_prune.data.batches import Data, Forward, Loss, is_tensor_pair, resolve_device
 from deap_prune.errors import ConfigError, RunError
 from deap_prune.evolution.checkpoint import Checkpoints
 from deap_prune.evolution.generation import Callback, Generation
 from deap_prune.evolution.problem import BlendProblem
 from deap_prune.files import write_text
 from deap_prune.fitness.evaluator import Evaluator
+from deap_prune.progress import step
 from deap_prune.randomness import random_states, restore_random_states
 from deap_prune.search.check_arguments import check_arguments, run_folder
 from deap_prune.search.evolve import evolve, ray_workers, seeded_toolbox
@@ -185,6 +186,7 @@ def _run(
     check_arguments(task, callbacks)
     begun, states, threads = time.monotonic(), random_states(), torch.get_num_threads()
     config = _resolved(config)
+    step("reading the images", shown=progress and not is_tensor_pair(task.calibration))
     options, task = config.search, task.kept()
     try:
         torch.set_num_threads(options.threads or threads)
@@ -226,7 +228,8 @@ def _evolved(
     hooks, state, returns = list(callbacks), None, None
     if options.guard:
         hooks.append(Guard(evaluator, problem))
-    with ray_workers(ray, evaluator) as workers, SearchProgress(options.generations, evaluator, shown=progress) as bar:
+    step(f"starting Ray workers ({ray})", shown=progress and ray is not None)
+    with ray_workers(ray, evaluator) as workers, SearchProgress(options, evaluator, shown=progress) as bar:
         if workers is not None:
             toolbox.register("map", workers)
         if folder is not None:
@@ -240,6 +243,7 @@ def _evolved(
             returns = returns_journal(folder, options, checkpoints.fingerprint)
             watched = live_writer(folder, problem, options.generations)
             hooks += [checkpoints, lambda state: write_history(folder, state.logbook), watched]
+        bar.begin(state)
         return evolve(toolbox, problem, evaluator, options, [*hooks, bar], state, begun=begun, journal=returns)
 
 
