@@ -42,8 +42,8 @@ from deap_prune.zoo import digits_resnet
 
 OPTIONS: dict[str, Any] = {
     "criteria": ("l1", "fpgm", "bn_scale", "taylor_gate"),
-    "population": 16,
-    "generations": 12,
+    "population": 8,
+    "generations": 10,
     "device": "cpu",
     "progress": False,
     "refine": False,
