@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import copy_context
 
 import torch
 
@@ -44,7 +45,7 @@ class Passage:
             return
         self.at = None
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread = threading.Thread(target=copy_context().run, args=(self._run,), daemon=True)
             self._thread.start()
         else:
             self._go.release()

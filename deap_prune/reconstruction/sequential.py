@@ -82,7 +82,7 @@ class _Statistics:
     def of(cls, values: Tensor) -> _Statistics:
         """Of values (rows, channels)."""
         variance, mean = torch.var_mean(values, dim=0, correction=0)
-        return cls(len(values), mean, variance * len(values))
+        return cls(len(values), mean.double(), variance.double() * len(values))  # half precision would overflow
 
     def __add__(self, other: _Statistics) -> _Statistics:
         count, gap = self.count + other.count, other.mean - self.mean
