@@ -56,6 +56,14 @@ def positions(output: Tensor, spec: LayerSpec) -> Tensor:
     return output.movedim(spec.channel_dim, -1).reshape(-1, output.shape[spec.channel_dim])
 
 
+def rows_at(output: Tensor, spec: LayerSpec, picks: Tensor) -> Tensor:
+    """Rows of :func:`positions` at the picked positions, without a copy of the others."""
+    moved = output.movedim(spec.channel_dim, -1)
+    if moved.dim() == 1:
+        return moved.unsqueeze(0)[picks]
+    return moved[torch.unravel_index(picks.to(output.device), moved.shape[:-1])]
+
+
 def blocks_of(spec: LayerSpec) -> int:
     """Number of parts of a layer that read disjoint inputs; in a depthwise layer every channel is one."""
     return spec.in_channels if spec.coupled else spec.blocks

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from deap_prune.data.batches import Forward, samples_of
 from deap_prune.reconstruction.fit import fit_layer
 from deap_prune.reconstruction.flow import Key, Recorder
-from deap_prune.reconstruction.matrix import blocks_of, patches_of, positions, to_features
+from deap_prune.reconstruction.matrix import blocks_of, patches_of, positions, rows_at, to_features
 from deap_prune.reconstruction.passage import Passage
 from deap_prune.reconstruction.selection import Selector
 from deap_prune.reconstruction.targets import Aim, Target
@@ -297,7 +297,6 @@ class _Chunk:
     def _after(self, key: Key, result: Tensor) -> None:
         for name in self._fit.plan.summands.get(key, ()):
             if name in self._fit.pending:
-                sample = self._fit.plan.targets[name].sample
-                values = positions(result, spec_of(self._fit.network.get_submodule(name)))
-                if len(values) == sample.per_image * len(self.images):
-                    self._summands[name] = values[sample.of(self.images).to(values.device)]
+                sample, spec = self._fit.plan.targets[name].sample, spec_of(self._fit.network.get_submodule(name))
+                if result.numel() == sample.per_image * len(self.images) * result.shape[spec.channel_dim]:
+                    self._summands[name] = rows_at(result, spec, sample.of(self.images))

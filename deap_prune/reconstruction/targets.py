@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deap_prune.reconstruction.flow import Flow, Key, Recorder
-from deap_prune.reconstruction.matrix import blocks_of, positions, refittable
+from deap_prune.reconstruction.matrix import blocks_of, refittable, rows_at
 from deap_prune.reconstruction.sampling import LEAST_ROWS, ROWS_PER_FEATURE, Sample
 from deap_prune.structure.layers import spec_of
 from deap_prune.structure.space import PruningSpace
@@ -148,9 +148,9 @@ def dense_targets(
 
         def after(key: Key, result: Tensor, images: range = images) -> None:
             for name in by_step.get(key, ()):
-                values = positions(result, spec_of(network.get_submodule(name)))
-                if len(values) == samples[name].per_image * len(images):
-                    parts[name].append(values[samples[name].of(images).to(values.device)])
+                spec = spec_of(network.get_submodule(name))
+                if result.numel() == samples[name].per_image * len(images) * spec.out_channels:
+                    parts[name].append(rows_at(result, spec, samples[name].of(images)))
 
         Recorder(network, after=after).run(partial(forward, images))
     return {
