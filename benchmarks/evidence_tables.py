@@ -188,4 +188,5 @@ def imagenet() -> str:
         criterion = next(iter(here.values()))["criterion"]
         lines.append([f"{100 * budget:.0f}", f"{WIDTHS.get(widths, widths)}, {criterion}", *cells])
     name = f"MobileNetV2 (dense {100 * dense['test accuracy']:.1f})" if dense else "MobileNetV2"
-    return markdown([f"{name}: FLOPs, %", "widths, criterion", *AFTER], lines)
+    command = "Command: `python benchmarks/imagenet.py --data DIR --weights DIR`\n\n"
+    return command + markdown([f"{name}: FLOPs, %", "widths, criterion", *AFTER], lines)
