@@ -25,7 +25,7 @@ def pairs_of(rows: list[Row]) -> list[str]:
 def ablation() -> str:
     """Parts of the search with selection."""
     if not available("ablation"):
-        return not_measured("parts of the search with selection")
+        return not_measured("parts of the search with selection, `python benchmarks/ablation.py`")
     rows = read("ablation")
     pairs, lines = pairs_of(rows), []
     for arm in dict.fromkeys(row["arm"] for row in rows):
@@ -38,7 +38,11 @@ def ablation() -> str:
             cells += [spread(losses, 3), percent([row["test accuracy"] for row in alike])]
         lines.append([arm, evaluations, *cells])
     head = [text for pair in pairs for text in (f"{PAIRS[pair]}: validation loss", "test top-1")]
-    return markdown(["arm", "evaluations", *head], lines)
+    text = (
+        "With selection the individual decides the widths and the blend is a preference. Each arm changes one option "
+        "of the search; few evaluations. Command: `python benchmarks/ablation.py --data DIR --weights DIR`\n\n"
+    )
+    return text + markdown(["arm", "evaluations", *head], lines)
 
 
 # ------------------------------------------------------------------ rivals
@@ -100,7 +104,8 @@ def published() -> str:
     """Figures of papers."""
     keys = ("method", "images", "dense", "pruned", "cut")
     head = ["ResNet-56", "images", "dense", "pruned and trained", "FLOPs cut, %"]
-    return markdown(head, ([row[key] for key in keys] for row in read("notes")["published"]["rows"][:7]))
+    rows = read("notes")["published"]["rows"]
+    return markdown(head, ([row[key] for key in keys] for row in (*rows[1:4], *rows[5:7])))
 
 
 # ------------------------------------------------------------------ training
@@ -134,9 +139,10 @@ def resnet56() -> str:
             f"{100 * row['flops']:.1f}",
             str(row["evaluations"]),
             f"{row['refined']:.2f}",
-            f"{row['trained']:.2f} ({row['epochs']})" if "trained" in row else "-",
+            f"{row['trained']:.2f} ({row['epochs']})",
         ]
         for row in read("notes")["resnet56"]["rows"]
+        if "trained" in row
     ]
     return markdown(["network", "method", "FLOPs, %", "evaluations", "refined", "trained (epochs)"], lines)
 
@@ -144,14 +150,18 @@ def resnet56() -> str:
 def trained_proxies() -> str:
     """Rank correlation of cheap figures with the accuracy after training."""
     if not available("trained_proxies"):
-        return not_measured("figures against accuracy after training")
+        return not_measured("which figure ranks as training will, `python benchmarks/trained_proxies.py run`")
     taus = read("trained_proxies")["tau"]
     order = sorted(taus, key=lambda name: -taus[name]["tau"])
     lines = [
         [name, f"{taus[name]['tau']:.2f} ± {taus[name]['spread']:.2f}", f"{taus[name]['better half']:.2f}"]
         for name in order
     ]
-    return markdown(["figure before training", "Kendall's tau", "tau among the better half"], lines)
+    text = (
+        "Which figure ranks candidates of very different widths as training will? ± is the deviation over bootstrap "
+        "samples. Command: `python benchmarks/trained_proxies.py run --data DIR --weights DIR`\n\n"
+    )
+    return text + markdown(["figure before training", "Kendall's tau", "tau among the better half"], lines)
 
 
 def recipes() -> str:

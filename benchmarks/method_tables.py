@@ -26,12 +26,6 @@ AT_HALF = (
     ('search, evolved widths, `compare="drafts"`', "drafts", "ours, evolved widths, pre-screened"),
     ("LeGR's genome, compared as drafts", "drafts", "LeGR"),
 )
-OTHER_BUDGETS = (
-    ("best single criterion, uniform widths", "best single"),
-    ("one threshold", "best single, one threshold"),
-    ('search, evolved widths, `compare="compensated"`', "ours, evolved widths, pre-screened"),
-    ("LeGR's genome", "LeGR"),
-)
 BLEND_WORTH = (
     ("BN statistics only, chosen by accuracy", "plain", "ours, uniform widths, by accuracy", ", by accuracy"),
     ("BN statistics only, chosen by loss", "plain", "ours, uniform widths", ""),
@@ -117,27 +111,3 @@ def blend_worth() -> str:
             cells.append(difference(by_seed(arm=arm, **values), by_seed(arm=f"best single{suffix}", **values)))
         lines.append([label, *cells])
     return markdown(["blend minus best single criterion", *PAIRS.values()], lines)
-
-
-def other_budgets() -> str:
-    """Refined networks at 70 and 30 percent of the FLOPs."""
-    pairs, lines = list(PAIRS)[1:3], []
-    for label, arm in OTHER_BUDGETS:
-        cells = []
-        for pair in pairs:
-            for budget in (0.7, 0.3):
-                values = {"kind": "arm", "budget": budget, "protocol": "refined", "arm": arm, "pair": pair}
-                cells.append(spread(list(by_seed(**values).values())))
-        lines.append([label, *cells])
-    head = [text for pair in pairs for text in (f"{PAIRS[pair]}: 70 %", "30 %")]
-    return markdown(["test top-1, refined", *head], lines)
-
-
-def fronts() -> str:
-    """Hypervolumes on test images."""
-    lines = []
-    for arm in ("ours", "LeGR's genome", "random search"):
-        rows = [chosen(kind="front", protocol="compensated", arm=arm, pair=pair) for pair in PAIRS]
-        label = arm.replace("ours", "search (`nsga2`)")
-        lines.append([label, *(spread([row["hypervolume"]["test"] for row in part], 4) for part in rows)])
-    return markdown(["hypervolume, test images", *PAIRS.values()], lines)

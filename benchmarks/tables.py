@@ -42,10 +42,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "latency": cost_tables.latency,
     "predicted_latency": cost_tables.predicted_latency,
     "coverage": cost_tables.coverage,
-    "other_budgets": method_tables.other_budgets,
-    "fronts": method_tables.fronts,
     "operators": decision_tables.operators,
-    "proxies": decision_tables.proxies,
     "decisions": decision_tables.decisions,
 }
 
