@@ -13,6 +13,8 @@ import typer
 
 import deap_prune as dp
 from deap_prune.cli import app
+from deap_prune.criteria import CRITERIA
+from deap_prune.fitness import OBJECTIVES
 from deap_prune.options import SearchOptions
 
 ROOT = Path(__file__).parents[1]
@@ -66,6 +68,24 @@ def test_the_options_page_is_generated(monkeypatch):
 def test_the_readme_is_short():
     text = text_of("README.md")
     assert len(text.splitlines()) <= 150 and len(text.split()) <= 1600
+
+
+@pytest.mark.slow
+def test_the_readmes_programs_run(digits, tmp_path, monkeypatch, capsys):
+    """Pasted one after the other, on few images and with small numbers."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("deap_prune.zoo.trained_digits_resnet", lambda: digits.model)
+    monkeypatch.setattr(CRITERIA, "_entries", dict(CRITERIA._entries))
+    monkeypatch.setattr(OBJECTIVES, "_entries", dict(OBJECTIVES._entries))
+    text, names = text_of("README.md"), {}
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    small = {"population=16": "population=4", "generations=5": "generations=1", "epochs=10": "epochs=1"}
+    small |= {"n=32": "n=4", "32, 32, 0.5, 0.5, 20": "4, 4, 0.5, 0.5, 1"}
+    for block in blocks:
+        for long, short in small.items():
+            block = block.replace(long, short)
+        exec(compile(block, "README.md", "exec"), names)
+    assert names["small"] is not digits.model and "best accuracy" in capsys.readouterr().out
 
 
 def test_the_readmes_results_are_those_of_the_results_page():

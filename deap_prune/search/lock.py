@@ -62,7 +62,7 @@ def check_unused(folder: Path) -> None:
     """
     if os.path.lexists(folder) and (not folder.is_dir() or not is_unused(folder)):
         door = f"dp.resume('{folder}', model, example_inputs, calibration=..., validation=...)"
-        again = f", or go on with its run: deap-prune resume {folder}, or from Python {door}"
+        again = f", replace it (--yes), or go on with its run: deap-prune resume {folder}, or from Python {door}"
         held = again if (folder / "config.yaml").is_file() else ""
         raise RunError(f"'{folder}' exists and is not empty; choose another out folder{held}")
 
