@@ -110,6 +110,8 @@ def test_watch_prints_the_address(run, monkeypatch):
 
 @pytest.mark.slow
 def test_the_page_updates_itself(browser, run, tmp_path):  # noqa: F811
+    from playwright import sync_api
+
     copy = during(run[0], tmp_path)
     state = json.loads((copy / "live.json").read_text())
     (copy / "live.json").unlink()
@@ -118,7 +120,8 @@ def test_the_page_updates_itself(browser, run, tmp_path):  # noqa: F811
         page.goto(watched.address)
         assert "Waiting for the first generation" in page.text_content("#status")
         (copy / "live.json").write_text(json.dumps({**state, "generation": 0, "generations": 7}))
-        page.wait_for_function("document.getElementById('status').textContent.includes('Generation 0 of 7')")
+        sync_api.expect(page.locator("#status")).to_contain_text("Generation 0 of 7")
         assert page.get_by_role("radio").count() == len(state["solutions"])
-        page.wait_for_timeout(2500)
+        (copy / "live.json").write_text(json.dumps({**state, "generation": 1, "generations": 7}))
+        sync_api.expect(page.locator("#status")).to_contain_text("Generation 1 of 7")
     assert messages == [] and all(address.startswith(watched.address) for address in requests)
