@@ -40,7 +40,7 @@ _COMPENSATED = {"recalibrate": "closed_form", "compensate": "auto"}
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "plain": {"recalibrate": "data", "compensate": None},
     "compensated": _COMPENSATED,
-    "drafts": {**_COMPENSATED, "refine": True, "refine_images": 250},
+    "drafts": {**_COMPENSATED, "refine": True, "refine_images": 250, "refine_rows": 16},
 }
 OBJECTIVES = ("loss", "accuracy", "agreement", "flops")
 Row = dict[str, Any]

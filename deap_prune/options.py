@@ -26,6 +26,8 @@ from deap_prune.fitness.settings import Settings
 
 DRAFT_IMAGES = 250
 """Calibration images that a draft is refined on."""
+DRAFT_ROWS = 16
+"""Output positions of each of them; with 64, a draft of ResNet-20 takes two and a half times as long."""
 
 
 def _of(text: str, **limits: Any) -> Any:
@@ -185,6 +187,7 @@ class SearchOptions(EndOptions, EvolutionOptions, FitnessOptions, BudgetOptions,
         shared = ("objectives", "recalibrate", "compensate", "moment_memory", "refine_memory", "augment", "seed")
         names = (*shared, "batch_size", "device")
         how = {"refine": drafts, "refine_images": images, "select": drafts and self.select is not None}
+        how |= {"refine_rows": DRAFT_ROWS if drafts else Settings.refine_rows}
         return {name: getattr(self, name) for name in names} | how
 
     def check(self) -> None:

@@ -111,6 +111,7 @@ def test_drafts_are_evaluator_settings() -> None:
     )
     assert (plain["refine"], plain["refine_images"]) == (False, 500)
     assert (drafts["refine"], drafts["refine_images"]) == (True, 250)
+    assert drafts["refine_rows"] < plain["refine_rows"]
     assert SearchOptions(compare="drafts", refine_images=50).evaluator_settings()["refine_images"] == 50
 
 

@@ -151,8 +151,8 @@ class CandidateBuilder:
         """The refiner; it is kept for the next candidates, with the dense network's targets."""
         if self._kept_refiner is None:
             images, memory = self.settings.refine_images, self.settings.refine_memory
-            parts = (self._network, self._space, self._calibration)
-            self._kept_refiner = Refiner(*parts, images=images, rows=16 * images, memory=memory, forward=self._forward)
+            rows, parts = self.settings.refine_rows * images, (self._network, self._space, self._calibration)
+            self._kept_refiner = Refiner(*parts, images=images, rows=rows, memory=memory, forward=self._forward)
         return self._kept_refiner
 
     def _recovered(self, network: nn.Module) -> nn.Module:

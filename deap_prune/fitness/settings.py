@@ -14,10 +14,11 @@ from deap_prune.fitness.objectives import OBJECTIVES
 from deap_prune.precision import computes_bf16
 from deap_prune.reconstruction.moments import MEMORY
 from deap_prune.reconstruction.refine import MEMORY as REFINE_MEMORY
+from deap_prune.reconstruction.refine import ROWS
 
 # The settings that an objective's value depends on; a front stores them.
 STORED = (
-    *("recalibrate", "compensate", "refine", "refine_images", "select", "recover"),
+    *("recalibrate", "compensate", "refine", "refine_images", "refine_rows", "select", "recover"),
     *("moment_memory", "refine_memory", "batch_size", "seed"),
 )
 PHASES = ("plan", "compensate", "recalibrate", "refine", "recover", "forward")
@@ -27,7 +28,7 @@ _LEGAL: dict[str, tuple[str | None, ...]] = {
     "executor": ("auto", "slim", "masked"),
     "precision": ("fp32", "bf16", "auto"),
 }
-_LEAST = {"batch_size": 1, "moment_memory": 1, "refine_images": 2, "recover": 0}
+_LEAST = {"batch_size": 1, "moment_memory": 1, "refine_images": 2, "refine_rows": 1, "recover": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,9 @@ class Settings:
             matrices, ``"channel"``-wise ones, or ``"auto"``: as memory allows, and not at all without calibration
             data. None: never.
         refine: Refine every candidate after that (see :func:`deap_prune.refine`); several times slower.
-        refine_images: Most calibration images that refinement uses, each with 16 positions of a layer's output.
+        refine_images: Most calibration images that refinement uses.
+        refine_rows: Positions of a layer's output in each of them, on average. Fewer take less time and memory, and
+            lose accuracy.
         select: Refinement selects the filters (see :func:`deap_prune.reconstruction.select_masks`): a candidate's masks
             say how many filters each group keeps.
         recover: Gradient steps of label-free recovery after that (see :func:`deap_prune.recover`); 0: none. Minutes for
@@ -70,6 +73,7 @@ class Settings:
     compensate: str | None = "auto"
     refine: bool = False
     refine_images: int = 1000
+    refine_rows: int = ROWS
     select: bool = False
     recover: int = 0
     executor: str = "auto"

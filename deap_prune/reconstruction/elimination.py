@@ -84,10 +84,15 @@ class Reader:
             self.inverse, self._ridge = torch.full_like(square, torch.nan), torch.ones_like(square[:, :1, :1])
         else:
             self.inverse, self._ridge = torch.cholesky_inverse(result[0]), result[1]
-        self._first = weight
+        self._start_from(self.weight)
         self._block, self._own = uses
         self._removed = torch.zeros(square.shape[:2], dtype=torch.bool, device=square.device)
-        self._objective, self._gone = torch.zeros_like(energy), torch.zeros_like(energy)
+        self._objective, self._count = torch.zeros_like(energy), 0
+
+    def _start_from(self, weight: Tensor) -> None:
+        """The weights that the ridge draws to, times the ridge, and their penalty if all were removed."""
+        self._pull = self._ridge * weight
+        self._pull_energy = torch.dot(self._pull.flatten(), weight.flatten())
 
     @classmethod
     def of(cls, gram: LayerGram, positions: Ids, *, ridge: float = RIDGE) -> Reader:
@@ -127,15 +132,15 @@ class Reader:
         """
         reader = cls(square, weight, uses, energy, ridge=ridge)
         reader.weight = reader.inverse @ (cross + reader._ridge * weight)
-        reader._first = reader.weight.clone()
+        reader._start_from(reader.weight)
         return reader
 
     @property
     def error(self) -> Tensor:
         """Squared error of the outputs now, without the ridge's penalty, relative, shape ()."""
-        change = (self.weight - self._first).square().masked_fill_(self._removed[:, :, None], 0)
-        penalty = (self._ridge * change.sum(dim=(1, 2), keepdim=True)).sum()
-        return (self._objective - penalty - self._gone).clamp_min(0) / self.energy
+        square = self._ridge.flatten() @ torch.linalg.vector_norm(self.weight, dim=(1, 2)).square()
+        penalty = square - 2 * torch.dot(self.weight.flatten(), self._pull.flatten()) + self._pull_energy
+        return (self._objective - penalty).clamp_min(0) / self.energy
 
     def costs(self, filters: Tensor | None = None) -> Tensor:
         """Increase of the relative squared error by the removal of each filter, shape (filters,).
@@ -144,11 +149,12 @@ class Reader:
             filters: The filters, (n,); all if left out.
         """
         block, own = (self._block, self._own) if filters is None else (self._block[filters], self._own[filters])
-        precision = self.inverse[block[:, :, None, None], own[:, :, :, None], own[:, :, None, :]]
-        weight = self.weight[block[:, :, None], own]
         if own.shape[2] == 1:
-            errors = weight.square().sum(dim=(2, 3)) / precision[:, :, 0, 0]
+            squares = torch.linalg.vector_norm(self.weight, dim=2).square()
+            errors = (squares / self.inverse.diagonal(dim1=1, dim2=2))[block, own[:, :, 0]]
         else:
+            precision = self.inverse[block[:, :, None, None], own[:, :, :, None], own[:, :, None, :]]
+            weight = self.weight[block[:, :, None], own]
             factor, _ = torch.linalg.cholesky_ex(precision)
             errors = torch.linalg.solve_triangular(factor, weight, upper=False).square().sum(dim=(2, 3))
         return errors.sum(dim=1) / self.energy
@@ -160,8 +166,11 @@ class Reader:
             filters: Shape (n,).
         """
         block, own = self._block[filters].flatten(), self._own[filters].flatten(0, 1)
-        touched = torch.unique(block)  # every one loses as many features: the group's blocks see to that
-        gone = own[torch.argsort(block, stable=True)].view(len(touched), -1)
+        if len(self.inverse) == 1:
+            touched, gone = block[:1], own.view(1, -1)
+        else:
+            touched = torch.unique(block)  # every one loses as many features: the group's blocks see to that
+            gone = own[torch.argsort(block, stable=True)].view(len(touched), -1)
         whole = len(touched) == len(self.inverse)
         inverse, weight = (self.inverse, self.weight) if whole else (self.inverse[touched], self.weight[touched])
         at = torch.arange(len(touched), device=gone.device)[:, None]
@@ -175,23 +184,26 @@ class Reader:
             self.inverse[touched], self.weight[touched] = inverse, weight
         self._removed[touched[:, None], gone] = True
         self._objective = self._objective + right.square().sum()
-        self._gone = self._gone + (self._ridge[touched] * self._first[touched[:, None], gone].square()).sum()
+        self.weight[touched[:, None], gone] = 0
+        self._count += gone.numel()
 
     def shrink(self) -> None:
         """Cut the matrices down to the features left, if these are few enough for it to pay."""
+        if self._count < (1 - SHRINK) * self._removed.numel():
+            return
         left = (~self._removed).sum(dim=1)
         width = int(left[0])
-        if width == 0 or width > SHRINK * self._removed.shape[1] or bool((left != width).any()):
+        if width == 0 or bool((left != width).any()):
             return
         stays = torch.argsort(self._removed.byte(), dim=1, stable=True)[:, :width]
         at = torch.arange(len(stays), device=stays.device)[:, None]
         self.inverse = self.inverse[at[:, :, None], stays[:, :, None], stays[:, None, :]]
-        self.weight, self._first = self.weight[at, stays], self._first[at, stays]
+        self.weight, self._pull = self.weight[at, stays], self._pull[at, stays]
         place = torch.zeros_like(self._removed, dtype=torch.long).scatter_(
             1, stays, torch.arange(width, device=stays.device).expand_as(stays)
         )
         self._own = place[self._block[:, :, None], self._own]  # those of removed filters are not used again
-        self._removed = torch.zeros_like(stays, dtype=torch.bool)
+        self._removed, self._count = torch.zeros_like(stays, dtype=torch.bool), 0
 
 
 def uses_of(positions: Ids, blocks: int, channels: int, taps: int) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,8 @@ from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import narrowed_copy, unwrap
 from deap_prune.structure.space import PruningSpace
 
+ROWS = 64
+"""Output positions of each image by default; with 16, ResNet-20 loses 1.5 points on CIFAR-100 (validation images)."""
 MEMORY = 1.0
 """GB that refinement takes by default."""
 CHUNKS = 8  # at least so many chunks of images fit into the memory
@@ -45,7 +47,7 @@ def refine(
     *,
     start: nn.Module | None = None,
     images: int = 1000,
-    rows: int = 16_000,
+    rows: int = 1000 * ROWS,
     refine_memory: float = MEMORY,
     forward: Forward | None = None,
     seed: int = 0,
@@ -103,7 +105,7 @@ def select_masks(
     *,
     prior: float = PRIOR,
     images: int = 1000,
-    rows: int = 16_000,
+    rows: int = 1000 * ROWS,
     refine_memory: float = MEMORY,
     forward: Forward | None = None,
     seed: int = 0,

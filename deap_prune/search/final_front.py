@@ -12,6 +12,7 @@ from deap_prune.evolution.front import ParetoFront
 from deap_prune.evolution.generation import Generation
 from deap_prune.evolution.problem import BlendProblem, front_of
 from deap_prune.fitness.evaluator import Evaluator
+from deap_prune.fitness.settings import Settings
 from deap_prune.options import EndOptions
 from deap_prune.progress import note, track
 from deap_prune.search.finalists import finalists
@@ -66,7 +67,12 @@ def final_front(ending: Ending) -> FinalFront:
     if not ending.options.refine:
         return _not_refined(ending)
     refining = ending.evaluator.with_settings(
-        refine=True, refine_images=ending.options.refine_images, select=False, augment=False, precision="fp32"
+        refine=True,
+        refine_images=ending.options.refine_images,
+        refine_rows=Settings.refine_rows,
+        select=False,
+        augment=False,
+        precision="fp32",
     )
     path = None if ending.folder is None else ending.folder / "refined.jsonl"
     networks = RefinedNetworks(path, refining)

@@ -13,6 +13,7 @@ from deap_prune.errors import RunError
 from deap_prune.evolution.checkpoint import Checkpoints
 from deap_prune.evolution.front import ParetoFront, Solution
 from deap_prune.fitness.evaluator import Evaluator
+from deap_prune.fitness.settings import Settings
 from deap_prune.options import EndOptions
 from deap_prune.search.fingerprint import fingerprint
 from deap_prune.search.from_config import OpenedConfig, open_folder
@@ -88,9 +89,9 @@ def open_solution(
 
 def as_final(evaluator: Evaluator, front: ParetoFront, options: EndOptions) -> Evaluator:
     """An evaluator that evaluates as the front was evaluated: on all images as they are, refined if the front is."""
-    how = {"refine": bool(front.settings.get("refine")), "refine_images": options.refine_images}
-    recover = int(front.settings.get("recover") or 0)
-    return evaluator.with_settings(**how, recover=recover, select=False, augment=False, precision="fp32")
+    how = {"refine": bool(front.settings.get("refine")), "recover": int(front.settings.get("recover") or 0)}
+    how |= {"refine_images": options.refine_images, "refine_rows": Settings.refine_rows}
+    return evaluator.with_settings(**how, select=False, augment=False, precision="fp32")
 
 
 def open_run(run: str | Path, overrides: Sequence[str] = ()) -> OpenedConfig:

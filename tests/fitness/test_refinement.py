@@ -84,7 +84,7 @@ def test_refinement_uses_at_most_refine_images(digits: Digits) -> None:
     few, all_images = (digits.evaluator(refine=True, refine_images=n) for n in (20, 1000))
     start = digits.evaluator().slim(masks)
     data = first_images(digits, 20)
-    expected = dp.refine(few.network, digits.space, masks, data, start=start, rows=320).state_dict()
+    expected = dp.refine(few.network, digits.space, masks, data, start=start, rows=64 * 20).state_dict()
     assert all(torch.allclose(value, expected[key]) for key, value in few.slim(masks).state_dict().items())
     assert any(not torch.equal(value, expected[key]) for key, value in all_images.slim(masks).state_dict().items())
     with pytest.raises(ConfigError, match="refine_images is 1; give 2 or more, 1000 is the default"):
