@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from deap_prune.errors import ExportError
 from deap_prune.structure.inputs import first_line
+
+SMALL = 64
+"""Numbers of a constant that is stored even in files without weights: shapes, bounds of activations."""
 
 
 def write_onnx(program: Any, path: Path) -> None:
@@ -43,6 +48,28 @@ def _name_batch_axes(path: Path) -> None:
         for dim in (dim for dims in shapes for dim in dims if dim.dim_param):
             dim.dim_param = re.sub(rf"\b{re.escape(symbol)}\b", name, dim.dim_param)
     onnx.save(model, str(path))
+
+
+def without_weights(model: bytes) -> bytes:
+    """An ONNX file whose large constants are filled with one value when a runtime loads it.
+
+    Args:
+        model: Content of an ONNX file.
+    """
+    onnx = import_module("onnx")
+    graph = (loaded := onnx.load_model_from_string(model)).graph
+    for tensor in [t for t in graph.initializer if math.prod(t.dims) > SMALL and t.data_type == onnx.TensorProto.FLOAT]:
+        graph.initializer.remove(tensor)
+        shape = onnx.numpy_helper.from_array(np.array(tensor.dims, dtype=np.int64))
+        fill = onnx.numpy_helper.from_array(np.array([0.01], dtype=np.float32))
+        name = f"{tensor.name}_shape"
+        nodes = [
+            onnx.helper.make_node("Constant", [], [name], value=shape),
+            onnx.helper.make_node("ConstantOfShape", [name], [tensor.name], value=fill),
+        ]
+        for node in reversed(nodes):
+            graph.node.insert(0, node)
+    return bytes(loaded.SerializeToString())
 
 
 def onnx_session(path: Path) -> Any:

@@ -12,8 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from io import BytesIO
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from torch.utils._pytree import tree_map
 
 from deap_prune.data.batches import count_samples, tensors_of
 from deap_prune.errors import ConfigError, RegistryError, did_you_mean
+from deap_prune.onnx_files import without_weights
 from deap_prune.structure.inputs import Call, as_call, first_line, on_device
 
 Run = Callable[[], Any]
@@ -172,26 +172,37 @@ def _torch(network: nn.Module, call: Call, setting: Setting) -> Run:
     return synchronised
 
 
+def onnx_bytes(network: nn.Module, call: Call, *, weights: bool = True) -> bytes:
+    """A network as an ONNX file, for one batch size.
+
+    Args:
+        network: The network.
+        call: Arguments of one forward pass.
+        weights: Store the weights; otherwise constants of their shapes, which take no space and as much time.
+
+    Raises:
+        ConfigError: If torch can't write the network as ONNX.
+    """
+    args, kwargs = call
+    file: Any = BytesIO()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the older exporter, which takes a tenth of the newer one's time
+            torch.onnx.export(network.eval(), (*args, kwargs) if kwargs else args, file, dynamo=False, verbose=False)
+    except Exception as error:  # the exporter may raise anything
+        raise ConfigError(
+            f"a part of the network can't be written as ONNX ({first_line(error)}); use 'torch'"
+        ) from error
+    return file.getvalue() if weights else without_weights(file.getvalue())
+
+
 def _onnxruntime(network: nn.Module, call: Call, setting: Setting) -> Run:
     import onnxruntime
 
-    args, kwargs = call
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = setting.threads, 1
     options.log_severity_level = 3
-    with TemporaryDirectory() as folder:
-        path = str(Path(folder) / "network.onnx")
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the older exporter, which takes a tenth of the newer one's time
-                torch.onnx.export(
-                    network.eval(), (*args, kwargs) if kwargs else args, path, dynamo=False, verbose=False
-                )
-        except Exception as error:  # the exporter may raise anything
-            raise ConfigError(
-                f"a part of the network can't be written as ONNX ({first_line(error)}); use 'torch'"
-            ) from error
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(onnx_bytes(network, call), options, providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
     arrays = [tensor.numpy() for tensor in tensors_of(call)]
     return partial(session.run, None, dict(zip(names, arrays, strict=False)))

@@ -59,7 +59,7 @@ def test_every_width_is_exact_for_stairs_and_fast_kernels(dense: Any, time: Any,
     for i in range(first, dense[0] + 1):
         outputs = np.arange(1, dense[1] + 1)
         times = whole.units(np.column_stack([np.full(dense[1], i), outputs]))[:, 0]
-        np.testing.assert_allclose(times, [time(i, o) for o in outputs.tolist()], rtol=0.02)
+        np.testing.assert_allclose(times, [time(i, o) for o in outputs.tolist()], rtol=0.03)
 
 
 def test_the_fast_multiple_of_a_scan() -> None:
