@@ -18,7 +18,7 @@ WINDOWS = 4
 """Runs of ``PERIOD`` consecutive widths that are scanned; shorter axes are scanned as a whole."""
 GRID = 5
 """Widths of each axis whose combinations are timed."""
-SLOWER = 1.08
+SLOWER = 1.1
 """Ratio of times from which a width takes another kernel than the multiples next to it."""
 
 
@@ -142,6 +142,7 @@ class Entry:
         key: Description of the unit; equal units share an entry.
         inputs: Admissible input widths.
         outputs: Admissible output widths; the dense one alone if the output follows from the input.
+        channel_bytes: Bytes of one channel of its input, of the whole batch.
         points: Pairs of input and output width that are timed.
         samples: Times of the points in units of the anchor's, in several passes: a row for each pass.
     """
@@ -149,6 +150,7 @@ class Entry:
     key: str
     inputs: Axis
     outputs: Axis
+    channel_bytes: int = 0
     points: tuple[Point, ...] = ()
     samples: tuple[tuple[float, ...], ...] = ()
 
@@ -188,7 +190,8 @@ class Entry:
         """The input widths that are multiples of this run on a faster kernel; 1: all widths run on one kernel."""
         found = fast_multiple({i: self.times[i, self.outputs.dense] for i, _ in self.first_points})
         fast, slow = (int(self.inputs.spread(even=even)[-1]) for even in (True, False))
-        return found if fast % found == 0 and slow % found else 1
+        are_timed = {*self.next_points(slow=found > 1)} <= {*self.points} or len(self.points) == len(self.first_points)
+        return found if fast % found == 0 and slow % found and are_timed else 1
 
     @cached_property
     def sheets(self) -> tuple[Sheet, ...]:
@@ -239,7 +242,10 @@ def fast_multiple(times: Mapping[int, float]) -> int:
         line = np.interp(widths, widths[fast], values[fast])
         even = fast & (widths % (2 * multiple) != 0)
         finer = np.interp(widths, widths[fast & ~even], values[fast & ~even]) if even.any() else line
-        is_faster = np.median(values[slow] / line[slow]) > SLOWER
-        if is_faster and (not even.any() or np.median(values[even] / finer[even]) < SLOWER):
+        slower, unlike = (
+            np.median(values[slow] / line[slow]),
+            np.median(values[even] / finer[even]) if even.any() else 1.0,
+        )
+        if slower > SLOWER and unlike - 1 < (slower - 1) / 2:
             return multiple
     return 1

@@ -107,7 +107,12 @@ class LatencyTable:
                 raise ValueError(f"format {content['format']}")
             entries = tuple(
                 Entry(
-                    e["key"], Axis(**e["inputs"]), Axis(**e["outputs"]), as_tuples(e["points"]), as_tuples(e["samples"])
+                    e["key"],
+                    Axis(**e["inputs"]),
+                    Axis(**e["outputs"]),
+                    e["channel_bytes"],
+                    as_tuples(e["points"]),
+                    as_tuples(e["samples"]),
                 )
                 for e in content["entries"]
             )
@@ -141,9 +146,16 @@ class LatencyTable:
         """Raise a ValueError if the parts do not fit together."""
         for entry in self.entries:
             axes = (entry.inputs, entry.outputs)
-            legal = all(0 < a.lowest <= a.dense and a.stride > 0 and a.dense <= MOST_BYTES for a in axes)
+            legal = entry.channel_bytes >= 0 and all(
+                0 < a.lowest <= a.dense and a.stride > 0 and a.dense <= MOST_BYTES for a in axes
+            )
             times = np.array(entry.samples, dtype=np.float64)
-            if not legal or times.shape != (len(entry.samples), len(entry.points)) or not (times > 0).all():
+            if (
+                not legal
+                or entry.channel_bytes < 0
+                or times.shape != (len(entry.samples), len(entry.points))
+                or not (times > 0).all()
+            ):
                 raise ValueError(f"the times of '{entry.key[:60]}' are damaged")
             if not {*entry.first_points} <= {*entry.points} or not {*entry.needed} <= {*entry.points}:
                 raise ValueError(f"times of '{entry.key[:60]}' are missing")

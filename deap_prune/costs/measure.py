@@ -150,7 +150,7 @@ def begun_entry(space: PruningSpace, unit: Unit) -> Entry:
     """The entry of a unit, without times."""
     layer = next(layer for layer in space.layers if layer.name == unit.name)
     outputs = Axis(unit.widths[1], unit.widths[1]) if unit.is_coupled else axis_of(space, layer.outputs)
-    return Entry(unit.key, axis_of(space, layer.inputs), outputs)
+    return Entry(unit.key, axis_of(space, layer.inputs), outputs, unit.channel_bytes)
 
 
 def timed(entry: Entry, points: Sequence[Point], timer: Timer) -> Entry:
@@ -163,8 +163,7 @@ def fitted(table: LatencyTable, space: PruningSpace) -> LatencyTable:
     """The table with its rest: least squares of relative errors of whole networks, no part negative."""
     predicted = replace(table, rest=Rest()).prediction(space)
     counts = np.array([space.kept_counts(masks) for masks in calibration_masks(space)])
-    parts = (predicted.activations.written(counts) / 1e6, predicted.params_of(counts) / 1e6)
-    columns = np.column_stack([np.ones(len(counts)), *parts, predicted.units(counts).sum(axis=-1)])
+    columns = predicted.features(counts)
     times = table.anchor * np.median(np.array(table.whole), axis=0)
     weights, _ = nnls(columns / times[:, None], np.ones(len(counts)))
     return replace(table, rest=Rest(*map(float, weights)))

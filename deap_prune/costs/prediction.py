@@ -31,17 +31,20 @@ class Rest:
         per_megabyte: Milliseconds for 10^6 bytes that operators between the units write, one sample.
         per_million: Milliseconds for 10^6 parameters, which a unit timed alone finds in the processor's cache.
         factor: Time of a unit in the network by its time alone.
+        saved: Milliseconds for 10^6 bytes that need no conversion of their layout between two units, which each unit
+            timed alone converts.
     """
 
     constant: float = 0.0
     per_megabyte: float = 0.0
     per_million: float = 0.0
     factor: float = 1.0
+    saved: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
 class TableLatency:
-    """Predicted latency of a space's networks: ``rest + factor * sum of the units``.
+    """Predicted latency of a space's networks: the sum of the units times a factor, and the rest.
 
     A unit's time is interpolated on the grid of its sheet, times a ratio for each of its two widths. Every unit has two
     widths, affine in the kept counts; arrays over both begin with the input widths. The widths of all units stand in
@@ -58,6 +61,10 @@ class TableLatency:
         outputs: The output widths, for each sheet.
         columns: Distance of two rows in ``times``, shape (units,).
         times: Times of all grids, in milliseconds.
+        lowest: Narrowest input width of each unit, shape (units,).
+        stride: Distance of its input widths, shape (units,).
+        channel_bytes: Bytes of one channel of its input, shape (units,).
+        layout: Input widths that are multiples of this stay in one layout of the activations; 1: there is one layout.
         rest: Of the table.
         activations: Bytes that the operators between the units write.
         params_of: Parameters from kept counts.
@@ -74,6 +81,10 @@ class TableLatency:
     outputs: Side
     columns: Places
     times: Floats
+    lowest: NDArray[np.int64]
+    stride: NDArray[np.int64]
+    channel_bytes: Floats
+    layout: int
     rest: Rest
     activations: Activations
     params_of: CostPolynomial
@@ -82,17 +93,37 @@ class TableLatency:
 
     def __call__(self, kept: ArrayLike) -> Floats:
         """Milliseconds for kept counts of shape (..., groups); shape (...). Widths are rounded to admissible ones."""
-        counts = np.asarray(kept, dtype=np.float64)
         rest = self.rest
-        total = rest.constant + rest.factor * self.units(counts).sum(axis=-1)
-        total = total + rest.per_megabyte / 1e6 * self.activations.written(counts)
-        return np.asarray(total + rest.per_million / 1e6 * self.params_of(counts))
+        weights = (rest.constant, rest.per_megabyte, rest.per_million, rest.factor, rest.saved)
+        return np.asarray(self.features(kept) @ np.array(weights))
+
+    def features(self, kept: ArrayLike) -> Floats:
+        """What the parts of the rest are multiplied with, in their order, shape (..., 5)."""
+        counts = np.asarray(kept, dtype=np.float64)
+        numbers = self._numbers(counts)
+        written, parameters = self.activations.written(counts) / 1e6, self.params_of(counts) / 1e6
+        times, saved = self._times(numbers).sum(axis=-1), -self._unconverted(numbers) / 1e6
+        return np.stack([np.ones(counts.shape[:-1]), written, parameters, times, saved], axis=-1)
 
     def units(self, kept: ArrayLike) -> Floats:
         """Milliseconds of each unit alone, for kept counts of shape (..., groups); shape (..., units)."""
-        numbers = (self.fixed + np.asarray(kept, dtype=np.float64) @ self._across + 0.5).astype(np.intp)
-        places = np.minimum(np.maximum(numbers, 0), self.last) + self.starts
-        n = len(self.columns)
+        return self._times(self._numbers(np.asarray(kept, dtype=np.float64)))
+
+    def _numbers(self, counts: Floats) -> Places:
+        """Numbers of the widths, shape (..., 2 * units)."""
+        numbers = (self.fixed + counts @ self._across + 0.5).astype(np.intp)
+        return np.minimum(np.maximum(numbers, 0), self.last)
+
+    def _unconverted(self, numbers: Places) -> Floats:
+        """Bytes between units that follow each other, both in the layout of the fast kernels; shape (...)."""
+        if self.layout == 1:
+            return np.zeros(numbers.shape[:-1])
+        widths = self.lowest + self.stride * numbers[..., : len(self.columns)]
+        fast = (widths % self.layout == 0) | (widths < PERIOD)
+        return np.asarray((widths * fast)[..., 1:] * fast[..., :-1] @ self.channel_bytes[1:])
+
+    def _times(self, numbers: Places) -> Floats:
+        places, n = numbers + self.starts, len(self.columns)
         inputs, outputs = self.inputs, self.outputs
         i = places[..., :n]
         o = places[..., n:] + self.sheet[i]
@@ -166,6 +197,10 @@ class TableLatency:
             outputs,
             columns,
             anchor * times,
+            np.array([entry.inputs.lowest for entry in entries]),
+            np.array([entry.inputs.stride for entry in entries]),
+            np.array([entry.channel_bytes for entry in entries], dtype=np.float64),
+            layout_of(entries),
             rest,
             space.activations,
             space.params_of,
@@ -184,6 +219,13 @@ def affine_widths(space: PruningSpace, ids: NDArray[np.intp]) -> tuple[float, Fl
     group_of = np.concatenate([np.full(group.size, i) for i, group in enumerate(space.groups)] + [[-1]])
     counts = np.bincount(group_of[ids].astype(np.int64) + 1, minlength=len(space.groups) + 1)
     return float(counts[0]), counts[1:] / space.sizes
+
+
+def layout_of(entries: Sequence[Entry]) -> int:
+    """The multiple of the fast kernels that most units share; 1 if fewer than a fifth have one."""
+    multiples = [entry.multiple for entry in entries if entry.multiple > 1]
+    most = max(set(multiples), key=multiples.count, default=1)
+    return most if 5 * multiples.count(most) >= len(entries) else 1
 
 
 def axis_of(space: PruningSpace, ids: NDArray[np.intp]) -> Axis:

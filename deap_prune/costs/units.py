@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from math import lcm
+from math import lcm, prod
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,11 @@ class Unit:
         """Input and output channels of the dense layer."""
         spec = spec_of(self.layer)
         return spec.in_channels, spec.out_channels
+
+    @property
+    def channel_bytes(self) -> int:
+        """Bytes of one channel of the input, in single precision."""
+        return 4 * prod(self.shape) // self.shape[spec_of(self.layer).axis(len(self.shape))]
 
     @property
     def is_coupled(self) -> bool:

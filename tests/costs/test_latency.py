@@ -19,7 +19,7 @@ import deap_prune as dp
 from deap_prune.cli import app
 from deap_prune.costs import LatencyCheck, LatencyTable, bound_cost, check_latency
 from deap_prune.costs.entry import Axis, Entry, fast_multiple
-from deap_prune.costs.measure import calibration_masks, random_widths
+from deap_prune.costs.measure import begun_entry, calibration_masks, random_widths
 from deap_prune.costs.prediction import Rest, TableLatency, axis_of
 from deap_prune.costs.runtimes import RUNTIMES, Clock, Setting
 from deap_prune.costs.units import units_of
@@ -28,7 +28,7 @@ from deap_prune.structure.layers import spec_of
 from deap_prune.structure.space import LayerChannels
 from deap_prune.weights import save_weights
 from deap_prune.zoo import digits_resnet
-from tests.helpers.latency import comb, formula_runtime, synthetic_table, synthetic_times, timed_by
+from tests.helpers.latency import ABOUT, comb, formula_runtime, synthetic_table, synthetic_times, timed_by
 from tests.helpers.networks import conv
 from tests.helpers.pruning import prepared
 from tests.helpers.random_scores import SPACES
@@ -99,6 +99,23 @@ def test_prediction_is_the_sum_of_the_slim_layers_and_a_rest(name: str) -> None:
         kept = case.space.kept_counts(masks)
         rest = 0.5 + 3e-6 * float(case.space.activations.written(kept)) + 0.25e-6 * int(case.space.params_of(kept))
         assert latency is not None and float(latency(kept)) == pytest.approx(rest + 1.25 * 2.0 * total)
+
+
+def test_layouts_are_converted_between_fast_and_other_kernels() -> None:
+    """Two layers that follow each other with widths in fours save a conversion, which each of them alone makes."""
+    torch.manual_seed(0)
+    model = nn.Sequential(conv(3, 32), nn.ReLU(), conv(32, 32), nn.ReLU(), conv(32, 40), nn.ReLU(), conv(40, 8)).eval()
+    image = torch.randn(1, 3, 6, 6)
+    space = dp.trace(model, image)
+    entries = tuple(timed_by(begun_entry(space, unit), comb) for unit in units_of(model, ((image,), {})))
+    uses = tuple((name, number) for number, name in enumerate("0246"))
+    table = LatencyTable(ABOUT, 1.0, entries, uses)
+    plain, saving = (replace(table, rest=rest).prediction(space) for rest in (Rest(), Rest(saved=1.0)))
+    for kept in ([32, 32, 40], [32, 31, 40], [28, 24, 22], [5, 20, 20], [30, 8, 36]):
+        inputs = [3, *kept]
+        fast = [width % 4 == 0 or width < 16 for width in inputs]
+        saved = sum(4 * 36 * inputs[n] for n in range(1, 4) if fast[n] and fast[n - 1]) / 1e6
+        assert float(plain(kept)) - float(saving(kept)) == pytest.approx(saved)
 
 
 def test_predictions_of_a_population() -> None:

@@ -45,7 +45,7 @@ def synthetic_table(space: dp.PruningSpace, *, step: int = 1, seed: int = 0) -> 
     """The table of :func:`synthetic_times`."""
     axes = {layer.name: (axis_of(space, layer.inputs), axis_of(space, layer.outputs)) for layer in space.layers}
     times = synthetic_times(space, step=step, seed=seed)
-    entries = tuple(timed_by(Entry(name, *axes[name]), time) for name, time in times.items())
+    entries = tuple(timed_by(Entry(name, *axes[name], 4), time) for name, time in times.items())
     units = tuple((entry.key, number) for number, entry in enumerate(entries))
     return LatencyTable(ABOUT, 2.0, entries, units, rest=Rest(0.5, 3.0, 0.25, 1.25))
 
