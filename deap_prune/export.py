@@ -119,7 +119,7 @@ def export(
     _check(formats, masks)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    plain, call = _plain(network), _call(example_inputs)
+    plain, call = plain_copy(network), several_samples(example_inputs)
     files: list[Path] = []
     difference: dict[str, float] = {}
     milliseconds: dict[str, float] = {}
@@ -129,7 +129,7 @@ def export(
         write_text(folder / RECIPE, recipe)
         files += [folder / WEIGHTS, folder / RECIPE]
     if "torch" in formats or "onnx" in formats:
-        program = _program(plain, call)
+        program = program_of(plain, call)
     if "torch" in formats:
         torch.export.save(program, folder / PROGRAM)
         run = torch.export.load(folder / PROGRAM).module()
@@ -138,9 +138,14 @@ def export(
     if "onnx" in formats:
         write_onnx(program, folder / ONNX)
         session = onnx_session(folder / ONNX)
-        difference["onnx"] = _compare(plain, call, lambda c: _run(session, c), tolerance, folder / ONNX)
+        difference["onnx"] = _compare(plain, call, lambda c: run_session(session, c), tolerance, folder / ONNX)
         files.append(folder / ONNX)
-        milliseconds = _time(session, dense, call, repeats)
+        sessions = {"slim": session}
+        if dense is not None:
+            with TemporaryDirectory() as temporary:
+                write_onnx(program_of(plain_copy(dense), call), Path(temporary) / ONNX)
+                sessions = {"dense": onnx_session(Path(temporary) / ONNX), **sessions}
+        milliseconds = milliseconds_of(sessions, call, repeats)
     return Exported(tuple(files), difference, milliseconds)
 
 
@@ -206,12 +211,12 @@ def _check(formats: Sequence[str], masks: Masks | None) -> None:
             raise ExportError(f"ONNX needs {', '.join(missing)}: pip install 'deap-prune[onnx]', or leave 'onnx' out")
 
 
-def _plain(network: nn.Module) -> nn.Module:
+def plain_copy(network: nn.Module) -> nn.Module:
     """A copy on the CPU in eval mode."""
     return copy.deepcopy(unwrap(network)).cpu().eval()
 
 
-def _call(inputs: Inputs) -> Call:
+def several_samples(inputs: Inputs) -> Call:
     """The inputs on the CPU, with at least two samples: torch.export treats a batch size of one as a constant."""
 
     def several(leaf: Any) -> Any:
@@ -268,7 +273,7 @@ def _zeros(outline: Any) -> Any:
     return [_zeros(part) for part in outline] if isinstance(outline, list) else outline
 
 
-def _program(network: nn.Module, call: Call) -> Any:
+def program_of(network: nn.Module, call: Call) -> Any:
     """The program of torch.export, with a dynamic batch size."""
     args, kwargs = call
     dynamic = tree_map(lambda x: {0: torch.export.Dim.DYNAMIC} if isinstance(x, Tensor) and x.dim() else None, call)
@@ -287,7 +292,8 @@ def _arrays(tensors: Sequence[Tensor]) -> list[NDArray[Any]]:
     return [(t.float() if t.dtype == torch.bfloat16 else t).detach().numpy() for t in tensors]  # NumPy has no bfloat16
 
 
-def _run(session: Any, call: Call) -> list[NDArray[Any]]:
+def run_session(session: Any, call: Call) -> list[NDArray[Any]]:
+    """Outputs of a session of ONNX Runtime."""
     tensors = _arrays(tensors_of(call))
     names = [entry.name for entry in session.get_inputs()]
     return list(session.run(None, dict(zip(names, tensors, strict=True))))
@@ -322,19 +328,14 @@ def _compare(
     return gap
 
 
-def _time(session: Any, dense: nn.Module | None, call: Call, repeats: int) -> dict[str, float]:
+def milliseconds_of(sessions: Mapping[str, Any], call: Call, repeats: int) -> dict[str, float]:
     """Median milliseconds for one sample, networks alternating, after a warm-up."""
     single = tree_map(lambda x: x[:1] if isinstance(x, Tensor) and x.dim() else x, call)
-    with TemporaryDirectory() as folder:
-        sessions = {"slim": session}
-        if dense is not None:
-            write_onnx(_program(_plain(dense), call), Path(folder) / ONNX)
-            sessions = {"dense": onnx_session(Path(folder) / ONNX), **sessions}
     seconds: dict[str, list[float]] = {name: [] for name in sessions}
     for turn in range(repeats + 3):
         for name, timed in sessions.items():
             start = time.perf_counter()
-            _run(timed, single)
+            run_session(timed, single)
             if turn >= 3:
                 seconds[name].append(time.perf_counter() - start)
     return {name: 1000 * statistics.median(times) for name, times in seconds.items()} if repeats else {}

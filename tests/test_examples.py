@@ -81,6 +81,12 @@ def test_resume(run, tmp_path):
     assert longer == len((tmp_path / "runs/resume/cache.jsonl").read_text().splitlines())
 
 
+def test_int8(run, tmp_path):
+    pytest.importorskip("onnxruntime")
+    output = run("int8.py")
+    assert output.count("%") == 4 and "slim int8" in output and (tmp_path / "runs/int8/network.int8.onnx").is_file()
+
+
 def test_export_onnx(run, tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)

@@ -167,12 +167,16 @@ def export(
     formats: Annotated[
         list[str] | None, typer.Option("--format", help="safetensors, torch or onnx; all if left out.")
     ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="ONNX in eight bits alone, compared with fp32 and the dense network.")
+    ] = False,
     target: Annotated[Path | None, typer.Option("--out", help="Folder; RUN/export if left out.")] = None,
     model: Factory = None,
 ) -> None:
     """Write a run's solution as safetensors with a recipe, torch.export and ONNX, and check and time them."""
     from deap_prune.export import FORMATS
     from deap_prune.export import export as write
+    from deap_prune.int8 import export_int8
     from deap_prune.weights import load_weights
 
     overrides = model_override(model)
@@ -181,6 +185,20 @@ def export(
     small = choice.evaluator.slim(solution.masks)
     if weights is not None:
         load_weights(small, weights)
+    if int8:
+        task, splits = opened.task, opened.splits
+        exported = export_int8(
+            small,
+            task.example_inputs,
+            target or run / "export",
+            calibration=task.calibration,
+            test=splits.validation if splits.test is None else splits.test,
+            dense=task.model,
+            forward=task.forward,
+        )
+        images = "validation" if splits.test is None else "test"
+        say(f"{solution}\n{exported}\naccuracy on {images} images; one sample in ONNX Runtime on the CPU (median)")
+        return
     written = write(
         small,
         opened.splits.validation[0][:32],
