@@ -17,7 +17,7 @@ def latency(
     file: Annotated[
         Path | None, typer.Option("--out", help="JSON file; a table of the same setting in it is completed.")
     ] = None,
-    runtime: Annotated[str, typer.Option(help="torch or onnxruntime.")] = "torch",
+    runtime: Annotated[str, typer.Option(help="torch, onnxruntime or openvino.")] = "torch",
     batch: Annotated[int, typer.Option(help="Samples a batch.")] = 1,
     threads: Annotated[int | None, typer.Option(help="Threads on the CPU; torch's number if left out.")] = None,
     device: Annotated[str, typer.Option(help="Torch's name of the device, for torch.")] = "cpu",

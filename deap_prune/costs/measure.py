@@ -58,7 +58,7 @@ def latency_table(
         model: The traced network, with any weights; it is not changed.
         space: Its pruning space.
         example_inputs: As for :func:`deap_prune.trace`; copies of the first sample are used.
-        runtime: ``"torch"`` (eager) or ``"onnxruntime"``.
+        runtime: ``"torch"`` (eager), ``"onnxruntime"`` or ``"openvino"``.
         batch: Samples a batch.
         threads: Threads on the CPU; torch's number by default. With one thread its own time counts, so that other
             processes disturb the figures little.

@@ -34,10 +34,10 @@ class Setting:
     """What a latency depends on, besides the network.
 
     Attributes:
-        runtime: ``"torch"`` (eager) or ``"onnxruntime"``.
+        runtime: ``"torch"`` (eager), ``"onnxruntime"`` or ``"openvino"``.
         batch: Samples of the batch that is timed.
         threads: Threads on the CPU.
-        device: Torch's name of the device; ``"onnxruntime"`` runs on the CPU.
+        device: Torch's name of the device; other runtimes than torch run on the CPU.
 
     Raises:
         RegistryError: If the runtime is unknown.
@@ -55,7 +55,7 @@ class Setting:
         missing = [name for name in RUNTIMES[self.runtime].packages if find_spec(name) is None]
         if missing:
             raise ConfigError(
-                f"the runtime '{self.runtime}' needs {', '.join(missing)}: pip install 'deap-prune[onnx]'"
+                f"the runtime '{self.runtime}' needs {', '.join(missing)}: pip install {' '.join(missing)}"
             )
         for name in ("batch", "threads"):
             if getattr(self, name) < 1:
@@ -208,9 +208,20 @@ def _onnxruntime(network: nn.Module, call: Call, setting: Setting) -> Run:
     return partial(session.run, None, dict(zip(names, arrays, strict=False)))
 
 
+def _openvino(network: nn.Module, call: Call, setting: Setting) -> Run:
+    import openvino
+
+    threads = {"INFERENCE_NUM_THREADS": setting.threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    core = openvino.Core()
+    model = core.read_model(BytesIO(onnx_bytes(network, call)))
+    request = core.compile_model(model, "CPU", threads).create_infer_request()
+    return partial(request.infer, [tensor.numpy() for tensor in tensors_of(call)])
+
+
 RUNTIMES: dict[str, Runtime] = {
     "torch": Runtime(_torch, ("torch",)),
     "onnxruntime": Runtime(_onnxruntime, ("onnx", "onnxruntime")),
+    "openvino": Runtime(_openvino, ("onnx", "openvino")),
 }
 
 

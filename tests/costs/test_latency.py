@@ -175,6 +175,17 @@ def test_units_hold_what_follows_a_layer() -> None:
     assert narrow(torch.randn(1, 3, 6, 6)).shape[1] == 5
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_runtimes_run_the_network(runtime: str) -> None:
+    for package in RUNTIMES[runtime].packages:
+        pytest.importorskip(package)
+    network, image = small_network(), torch.randn(2, 3, 6, 6)
+    result = Setting(runtime, threads=1).prepare(network, ((image,), {}))()
+    outputs = result if isinstance(result, torch.Tensor) else torch.from_numpy(np.array(result[0]))
+    with torch.inference_mode():
+        torch.testing.assert_close(outputs, network(image), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
 def test_a_table_is_measured_and_resumed(runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if runtime == "onnxruntime":
@@ -232,9 +243,13 @@ def test_steps_are_those_of_the_device() -> None:
     assert prediction_of(smooth).steps.tolist() == [1, 1]
 
 
-def test_illegal_settings() -> None:
+def test_illegal_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RegistryError, match=r"unknown runtime 'torhc'; did you mean 'torch'\?"):
         Setting("torhc")
+    monkeypatch.setattr("deap_prune.costs.runtimes.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="the runtime 'openvino' needs onnx, openvino: pip install onnx openvino"):
+        Setting("openvino")
+    monkeypatch.undo()
     with pytest.raises(ConfigError, match="batch is 0; give 1 or more"):
         Setting(batch=0)
     with pytest.raises(ConfigError, match="device is 'cuda'; the runtime 'onnxruntime' is timed on the CPU"):
@@ -282,7 +297,7 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A table from the command line, a search under two budgets, and its network within a limit."""
     monkeypatch.chdir(tmp_path)
     formula_runtime(monkeypatch)
-    for name in ("torch", "onnxruntime"):
+    for name in ("torch", "onnxruntime", "openvino"):
         monkeypatch.delitem(RUNTIMES, name)
     monkeypatch.setattr("deap_prune.costs.measure.PASSES", 1)
     search = {"population": 4, "generations": 1, "criteria": ["l1", "l2"], "objectives": ["agreement"], "refine": False}
