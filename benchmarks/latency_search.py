@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def main() -> None:
     budgets: dict[str, dict[str, Any]] = {"latency": {"max_latency": SHARE, "round_to": "auto"}}
     for round_to in (1, 8):
         share = flops_share(space, scores, round_to)
-        budgets[f"FLOPs, round_to={round_to}"] = {"max_flops": round(share, 4), "round_to": round_to}
+        budgets[f"FLOPs, round_to={round_to}"] = {"max_flops": math.ceil(1e4 * share) / 1e4, "round_to": round_to}
     print(budgets, flush=True)
     rows, masks = list[dict[str, Any]](), list[dp.Masks]()
     for name, budget in budgets.items():
