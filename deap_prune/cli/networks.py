@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,6 +26,9 @@ from deap_prune.cli.base import (
 )
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from deap_prune.search.finished_run import OpenedSolution
     from deap_prune.training import EpochRecord
 
 
@@ -176,7 +179,6 @@ def export(
     """Write a run's solution as safetensors with a recipe, torch.export and ONNX, and check and time them."""
     from deap_prune.export import FORMATS
     from deap_prune.export import export as write
-    from deap_prune.int8 import export_int8
     from deap_prune.weights import load_weights
 
     overrides = model_override(model)
@@ -186,18 +188,7 @@ def export(
     if weights is not None:
         load_weights(small, weights)
     if int8:
-        task, splits = opened.task, opened.splits
-        exported = export_int8(
-            small,
-            task.example_inputs,
-            target or run / "export",
-            calibration=task.calibration,
-            test=splits.validation if splits.test is None else splits.test,
-            dense=task.model,
-            forward=task.forward,
-        )
-        images = "validation" if splits.test is None else "test"
-        say(f"{solution}\n{exported}\naccuracy on {images} images; one sample in ONNX Runtime on the CPU (median)")
+        say(_in_eight_bits(choice, small, target or run / "export"))
         return
     written = write(
         small,
@@ -210,3 +201,20 @@ def export(
         ignore=opened.config.search.ignore,
     )
     say(f"{solution}\n{written}")
+
+
+def _in_eight_bits(choice: OpenedSolution, network: nn.Module, folder: Path) -> str:
+    """Write a network in eight bits, and return the comparison."""
+    from deap_prune.int8 import export_int8
+
+    task, splits = choice.opened.task, choice.opened.splits
+    test = splits.validation if splits.test is None else splits.test
+    options: dict[str, Any] = {
+        "calibration": task.calibration,
+        "test": test,
+        "dense": task.model,
+        "forward": task.forward,
+    }
+    done = export_int8(network, task.example_inputs, folder, **options)
+    images = "validation" if splits.test is None else "test"
+    return f"{choice.solution}\n{done}\naccuracy on {images} images; one sample in ONNX Runtime on the CPU (median)"
