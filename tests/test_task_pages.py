@@ -25,7 +25,7 @@ QUICK = {
 }
 PATTERNS = {
     "with_lightning.py": r"test accuracy: dense 0\.\d+, slim 0\.\d+",
-    "with_timm.py": r"1,\d+,\d+ of 1,\d+,\d+ parameters, outputs \(16, 1000\)",
+    "with_timm.py": r"[\d,]+ of 1,880,856 parameters, outputs \(16, 1000\)",
     "with_transformers.py": r"solution(.|\n)* accurate, [\d,]+ parameters",
 }
 
