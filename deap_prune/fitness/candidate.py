@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from dataclasses import fields
 from functools import cached_property
 from typing import Any, NamedTuple, cast
 
@@ -182,7 +183,8 @@ class CandidateBuilder:
         """A builder with other settings; it shares moments and refiner if the settings make the same ones."""
         other = copy.copy(self)
         other.settings = settings
-        if any(getattr(settings, name) != getattr(self.settings, name) for name in ("refine_images", "refine_memory")):
+        names = [option.name for option in fields(Settings) if option.name.startswith("refine_")]
+        if any(getattr(settings, name) != getattr(self.settings, name) for name in names):
             other._kept_refiner = None
         same = _of_moments(settings) == _of_moments(self.settings)
         for name in ("recalibrate", *(() if same else ("moments", "surrogate"))):
