@@ -110,6 +110,20 @@ def _conv_transpose(layer: nn.ConvTranspose2d) -> LayerSpec:
     )
 
 
+@register_layer("torchvision.ops.deform_conv.DeformConv2d")  # fvcore counts 0
+def _deformable_conv(layer: nn.Conv2d) -> LayerSpec | None:
+    if layer.groups == layer.in_channels > 1:
+        return None  # depthwise: rare, and its offsets may belong to groups of channels
+    return LayerSpec(
+        in_channels=layer.in_channels,
+        out_channels=layer.out_channels,
+        tensors={"weight": ("out", "in", None, None), "bias": ("out",)},
+        widths={"in_channels": "in", "out_channels": "out"},
+        role="filter",
+        blocks=layer.groups,
+    )
+
+
 @register_layer(nn.Linear)
 def _linear(layer: nn.Linear) -> LayerSpec:
     return LayerSpec(
@@ -156,19 +170,19 @@ def _norm_by_channel(n: int, per_element: int) -> LayerSpec:
 
 @register_layer(nn.LayerNorm)
 def _layer_norm(layer: nn.LayerNorm) -> LayerSpec | None:
-    n = layer.normalized_shape[-1]
+    n, *rest = layer.normalized_shape
     scale = 5 if layer.elementwise_affine else 4
-    if len(layer.normalized_shape) > 1:
+    if any(size > 1 for size in rest):
         return None  # it normalises over space too, so its weight has no channel dimension
-    dims = _channel_dims(layer)
+    dims = _channel_dims(layer) if not rest else {}
     return LayerSpec(
         in_channels=n,
         out_channels=n,
-        tensors={"weight": ("out",), "bias": ("out",)},
-        widths={"normalized_shape": lambda n_in, n_out: (n_out,)},
+        tensors=dict.fromkeys(("weight", "bias"), ("out", *(None,) * len(rest))),
+        widths={"normalized_shape": lambda n_in, n_out: (n_out, *rest)},
         flops=lambda x, y: {"out": scale * prod(x) // n},
         role="norm",
-        channel_dim=dims.get(4, -1),
+        channel_dim=dims.get(4, -1 - len(rest)),
         channel_dims=dims,
         coupled=1,
         whole=True,

@@ -93,3 +93,21 @@ def test_others_are_named_with_the_way_out() -> None:
     space = dp.trace(Body(lambda width: Own()), torch.randn(IMAGE))
     reason = next(r.reason for r in space.refused if r.layer == "stem")
     assert reason == "is mixed with other channels by 'mean' (in 'norm', Own; describe it with @dp.register_layer(Own))"
+
+
+class Context(nn.Module):
+    """GCNet: a LayerNorm over (channels, 1, 1) between two convolutions on pooled features."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.squeeze, self.norm, self.back = conv(width, 6, 1), nn.LayerNorm([6, 1, 1]), conv(6, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.back(F.relu(self.norm(self.squeeze(x.mean((2, 3), keepdim=True)))))
+
+
+def test_a_layer_norm_over_channels_with_trailing_ones() -> None:
+    space = check_laws(Body(Context), torch.randn(IMAGE), seeds=2)
+    assert [group.name for group in space.groups] == ["stem", "norm.squeeze", "up"]
+    small = dp.slim(Body(Context), space, dp.Masks.random(space, keep=0.5))
+    assert small.norm.norm.normalized_shape == (3, 1, 1)

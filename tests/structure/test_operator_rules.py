@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import DeformConv2d
 
 import deap_prune as dp
 from deap_prune.structure.tracing.operator_rules import RULES
@@ -185,6 +186,40 @@ def test_branches_are_tied(case: str) -> None:
     space = check_laws(Branches(combine, dim), torch.randn(IMAGE), seeds=2)
     assert [m.layer for m in space.group("left").layers("filter")] == ["left", "right"]
     assert not [r for r in space.refused if r.layer != "fc"]
+
+
+def test_stacked_branches_have_equal_widths() -> None:
+    """They are tied where they are stacked, also if they become channels again."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.branches = conv(3, 6), nn.ModuleList(conv(6, 8) for _ in range(3))
+            self.out, self.fc = conv(24, 5), nn.Linear(5, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.stem(x))
+            return self.fc(F.relu(self.out(torch.stack([b(x) for b in self.branches], 1).flatten(1, 2))).mean((2, 3)))
+
+    space = check_laws(Net(), torch.randn(IMAGE), seeds=2)
+    assert [m.layer for m in space.group("branches.0").layers("filter")] == [f"branches.{i}" for i in range(3)]
+    assert {r.layer for r in space.refused} == {"fc"}
+
+
+def test_deformable_convolutions_keep_their_offsets() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.offsets, self.fc = conv(3, 8), conv(8, 18), nn.Linear(6, 4)
+            self.deform = DeformConv2d(8, 6, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.a(x))
+            return self.fc(F.relu(self.deform(x, self.offsets(x))).mean((2, 3)))
+
+    space = check_laws(Net(), torch.randn(IMAGE), seeds=2)  # fvcore counts a deformable convolution as 0
+    assert [group.name for group in space.groups] == ["a", "deform"]
+    assert {r.layer for r in space.refused} == {"offsets", "fc"}
 
 
 # ------------------------------------------------------------------ messages

@@ -204,6 +204,32 @@ def test_slices_at_a_share_of_the_width() -> None:
     assert {r.layer for r in space.refused} == {"fc"} and not space.widths
 
 
+class Gates(nn.Module):
+    """WaveNet: one attribute is the width of gates, residuals and skips, which are different channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels, self.stem, self.fc = 8, nn.Conv1d(3, 8, 1), nn.Linear(8, 4)
+        self.wide = nn.ModuleList(nn.Conv1d(8, 16, 3, padding=1) for _ in range(2))
+        self.both = nn.ModuleList(nn.Conv1d(8, 16, 1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        skips = torch.zeros_like(x)
+        for wide, both in zip(self.wide, self.both, strict=True):
+            y = wide(x)
+            y = both(y[:, : self.channels].tanh() * y[:, self.channels :].sigmoid())
+            x, skips = x + y[:, : self.channels], skips + y[:, self.channels :]
+        return self.fc(F.relu(skips).mean(-1))
+
+
+def test_an_attribute_of_several_widths_ties_them() -> None:
+    space = check_laws(Gates(), torch.randn(2, 3, 12), sample=torch.randn(1, 3, 12), seeds=2)
+    assert [(group.name, group.size) for group in space.groups] == [("stem", 8)]
+    assert [str(width) for width in space.widths] == ["channels"]
+    assert {r.layer for r in space.refused} == {"fc"}
+
+
 class Scaled(nn.Module):
     """The attribute is no width of any layer: four times the channels."""
 

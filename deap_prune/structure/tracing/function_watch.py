@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ class Tracer(Protocol):
     inside: int
     split_at: str | None
     flow: Dataflow
-    widths: dict[tuple[str, str, int | None], Any]
+    widths: dict[tuple[str, str, int | None], list[Any]]
 
     def of(self, tensor: Tensor) -> Tensor | None: ...  # noqa: D102
     def freeze(self, labels: Tensor | None, reason: str) -> None: ...  # noqa: D102
@@ -116,11 +117,13 @@ def observe_widths(tracer: Tracer, source: Tensor, outputs: list[Tensor]) -> Non
                 continue
             same: Iterable[tuple[int | None, Any]] = ()
             if isinstance(value, int):
-                same = [(None, labels) for size, labels in sizes if size == value][:1]
+                same = [(None, labels) for size, labels in sizes if size == value]
             else:
                 same = [entry for shape, own in tuples if [*value] == shape for entry in own.items()]
             for index, labels in same:
-                tracer.widths.setdefault((name, attribute, index), labels)
+                uses = tracer.widths.setdefault((name, attribute, index), [])
+                if not any(np.array_equal(labels, use) for use in uses):
+                    uses.append(labels)
 
 
 def _circular_pad(tracer: Tracer, given: dict[str, Any], out: Tensor) -> None:

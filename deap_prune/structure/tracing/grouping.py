@@ -74,7 +74,7 @@ def observed_widths(tracer: LabelTracer, space: PruningSpace) -> list[WidthAttri
     channels = {entry.name: entry for entry in space.layers}
     for call in tracer.calls:
         ids[classes[call.outputs]] = channels[call.name].outputs
-    return [WidthAttribute(*place, ids[classes[labels]]) for place, labels in tracer.widths.items()]
+    return [WidthAttribute(*place, ids[classes[uses[0]]]) for place, uses in tracer.widths.items()]
 
 
 def settle_tensors(tracer: LabelTracer) -> None:

@@ -68,7 +68,7 @@ class LabelTracer(LayerWatch):
         size_splits: Line of code to the labels that it splits by sizes, which may or may not follow the width.
         split_at: The line of code that is splitting by sizes now, or None.
         widths: Attributes of modules that equal the size of a part or a view of channels: (module, attribute, index or
-            None) to the labels of these channels.
+            None) to the labels of these channels, one entry for each use.
         size: Number of labels so far.
         dead: Layers that ran in the first pass without any use of their result.
         counting: Whether costs of this pass are recorded.
@@ -89,7 +89,7 @@ class LabelTracer(LayerWatch):
         self.buffers = Buffers()
         self.size_splits: dict[str, list[Labels]] = {}
         self.split_at: str | None = None
-        self.widths: dict[tuple[str, str, int | None], Labels] = {}
+        self.widths: dict[tuple[str, str, int | None], list[Labels]] = {}
         self.size = 1
         self.folds: dict[str, list[Labels]] = {}
         self._folding_last = folding_last

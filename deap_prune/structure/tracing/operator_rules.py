@@ -184,6 +184,10 @@ def join(step: Step) -> None:
     """Concatenate or stack; constants that are the same for all channels take the channels of the others."""
     tensors = step.args[0]
     own = [step.tracer.of(t) for t in tensors]
+    if step.name == "stack":  # stacked branches have equal widths
+        labels = [label for label in own if label is not None]
+        for label in labels[1:]:
+            step.tracer.tie(label, labels[0], "is stacked with values of fixed width")
     first = next((x for x in own if x is not None and x.numel() > 1), None)
     dim = step.argument("dim", 0) % max(step.out.dim(), 1)
     along_channels = first is not None and step.name == "cat" and first.shape[dim] > 1
@@ -336,11 +340,8 @@ RULES = table(
     (spatial, "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_max_pool2d adaptive_max_pool3d"),
     (spatial, "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_bicubic2d"),
     (spatial, "upsample_linear1d upsample_trilinear3d _upsample_nearest_exact2d _upsample_bilinear2d_aa"),
-    (
-        spatial,
-        "_upsample_nearest_exact1d _upsample_nearest_exact3d _upsample_bicubic2d_aa reflection_pad3d replication_pad3d",
-    ),
-    (spatial, "adaptive_max_pool1d fractional_max_pool2d fractional_max_pool3d avg_pool3d"),
+    (spatial, "_upsample_nearest_exact1d _upsample_nearest_exact3d _upsample_bicubic2d_aa adaptive_max_pool1d"),
+    (spatial, "fractional_max_pool2d fractional_max_pool3d reflection_pad3d replication_pad3d"),
     (spatial, "reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d tril triu"),
     (along, "_softmax _log_softmax cumsum cumprod cummax cummin logcumsumexp sort topk median kthvalue mode argsort"),
     (along, "nanmedian renorm _cummax_helper _cummin_helper"),

@@ -27,7 +27,7 @@ from deap_prune.structure.tracing.grouping import (
     settle_blocks,
     settle_tensors,
 )
-from deap_prune.structure.tracing.labels import LabelTracer
+from deap_prune.structure.tracing.labels import Labels, LabelTracer
 from deap_prune.structure.tracing.proof import Proof
 from deap_prune.structure.tracing.samples import chosen_samples, learn_samples
 from deap_prune.structure.tracing.width_attributes import WidthSearch, declared_widths
@@ -88,14 +88,18 @@ def trace(
     total, uncounted = count_flops(network, inputs, consume=usual)
     in_training = _follow_training(network, tracer, inputs)
     proof = Proof.of(network, inputs, samples=samples, in_training=in_training)
-    search = WidthSearch(network, proof, declared_widths(network, widths or {}))
-    attempt = partial(_proven, network, proof=proof, search=search, ignored=ignored, total=total, uncounted=uncounted)
-    space = attempt(tracer)
-    if lines := _refused_folds(space, tracer):  # channels that are folded into two dimensions may shrink in either
+    declared = declared_widths(network, widths or {})
+    attempt = partial(_proven, network, proof=proof, ignored=ignored, total=total, uncounted=uncounted)
+    space = attempt(tracer, search=WidthSearch(network, proof, declared))
+    lines, shared = _refused_folds(space, tracer), _refused_shares(space, tracer)
+    if lines or shared:  # channels that are folded into two dimensions may shrink in either
         other = LabelTracer(network, folding_last=lines)
         other.run(network, *inputs)
         _follow_training(network, other, inputs)
-        second = attempt(other)
+        for place in shared:
+            for use in other.widths[place][1:]:
+                other.tie(*map(torch.from_numpy, (other.widths[place][0], use)), "has a width of fixed channels")
+        second = attempt(other, search=WidthSearch(network, proof, declared))
         space = second if second.min_flops < space.min_flops else space
     if proof.cost_varies_known:
         space = replace(space, cost_varies=True)
@@ -156,6 +160,21 @@ def _refused_folds(space: PruningSpace, tracer: LabelTracer) -> set[str]:
         return set()
     labels = np.concatenate(refused)
     return {line for line, parts in tracer.folds.items() if np.isin(np.concatenate(parts), labels).any()}
+
+
+def _refused_shares(space: PruningSpace, tracer: LabelTracer) -> list[tuple[str, str, int | None]]:
+    """Attributes that count several kinds of channels, some of which the proof refused: these may need equal widths."""
+    refused = {r.layer for r in space.refused if "output of the network" not in r.reason}
+    labels = [call.outputs for call in tracer.calls if call.name in refused]
+    if not labels:
+        return []
+    classes, dense = classes_of(tracer), np.concatenate(labels)
+
+    def is_shared(uses: list[Labels]) -> bool:
+        kinds = {tuple(classes[use]) for use in uses}
+        return len(kinds) > 1 and len(set(map(len, kinds))) == 1 and any(np.isin(use, dense).any() for use in uses)
+
+    return [place for place, uses in tracer.widths.items() if is_shared(uses)]
 
 
 def _follow_training(network: nn.Module, tracer: LabelTracer, inputs: Call) -> bool:
