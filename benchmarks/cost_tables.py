@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 from table_format import available, markdown, not_measured, read
 
 CANDIDATE = {
@@ -93,16 +95,19 @@ def coverage() -> str:
         if members or failed:
             exact = sum(row["law 1"] and row["law 2"] for row in members)
             wide = sum(row["share"] >= 0.99 for row in members)
-            peers = [row["torch-pruning"] for row in members if "torch-pruning" in row]
+            half = [row["half"] for row in members if "half" in row]
+            kept = f"{median(half):.3f} ({len(half)})" if half else "-"
+            peers = [row["half, Torch-Pruning"] for row in members if "half, Torch-Pruning" in row]
             runs = f"{sum(not isinstance(peer, str) for peer in peers)} of {len(peers)}" if peers else "-"
-            lines.append([label, str(len(members)), str(failed), str(exact), str(wide), runs, ""])
+            lines.append([label, str(len(members)), str(failed), str(exact), str(wide), kept, runs, ""])
     narrow = [(name, row) for name, row in traced.items() if row["share"] < 0.99]
     for name, row in sorted(narrow, key=lambda item: item[1]["share"])[:LEAST]:
         reasons = {why: layers for why, layers in row["refused"].items() if "output of the network" not in why}
         why = max(reasons, key=lambda reason: len(reasons[reason]), default="")
         text = f"{row['share']:.1%} of the FLOPs; {len(reasons[why])} layers: {why}" if why else ""
-        lines.append([f"`{name}`", "1", "", str(int(row["law 1"] and row["law 2"])), "0", "", text])
-    head = ["networks", "traced", "not traced", "laws hold", "at least 99 % prunable", "Torch-Pruning runs"]
+        lines.append([f"`{name}`", "1", "", str(int(row["law 1"] and row["law 2"])), "0", "", "", text])
+    head = ["networks", "traced", "not traced", "laws hold", "at least 99 % prunable"]
+    head += ["FLOPs with half of every group, median (n)", "Torch-Pruning runs, of those tried"]
     return markdown([*head, "prunable, and what stays dense"], lines)
 
 

@@ -42,7 +42,7 @@ from deap_prune.structure.tracing.proof import Proof, difference
 
 TRANSFORMERS = ("vit_", "swin_", "maxvit_")  # of torchvision
 SIZES = {"inception_v3": 299, "alexnet": 80, "timm:inception_v4": 107, "timm:inception_resnet_v2": 107}  # else 64
-LIMIT = 120  # seconds for Torch-Pruning
+LIMIT = 60  # CPU seconds for Torch-Pruning
 PARTS = ("fcn_resnet50", "deeplabv3_resnet50", "lraspp_mobilenet_v3_large", "fasterrcnn_resnet50_fpn")
 TIMM = """
     resnet26t seresnet50 res2net50_26w_4s dla34 hrnet_w18_small ghostnet_100 repvgg_a0 cspresnet50 nf_resnet50
@@ -204,8 +204,8 @@ def with_torch_pruning(model: nn.Module, image: Tensor, outputs: list[str]) -> f
 
     small = copy.deepcopy(model)
     dense = count_flops(model, as_call(image))[0]
-    signal.signal(signal.SIGALRM, _too_late)
-    signal.alarm(LIMIT)
+    signal.signal(signal.SIGPROF, _too_late)
+    signal.setitimer(signal.ITIMER_PROF, LIMIT)
     try:
         ignored = [small.get_submodule(name) for name in outputs]
         importance = tp.importance.MagnitudeImportance(p=2)
@@ -217,11 +217,11 @@ def with_torch_pruning(model: nn.Module, image: Tensor, outputs: list[str]) -> f
     except Exception as error:  # whatever the peer or the narrowed forward raises
         return f"{type(error).__name__}: {error}"[:160]
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _too_late(*_: object) -> None:
-    raise TimeoutError(f"took longer than {LIMIT} seconds")
+    raise TimeoutError(f"took longer than {LIMIT} CPU seconds")
 
 
 def origin() -> dict[str, str]:

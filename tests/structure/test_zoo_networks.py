@@ -29,11 +29,10 @@ def test_sample(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in coverage.networks() if n not in (*SAMPLE, *HUGE)])
-def test_all(name: str) -> None:
-    if name.startswith("timm:"):
-        pytest.importorskip("timm", reason="timm is not installed")
-    check(name)
+@pytest.mark.parametrize("name", [n for n in coverage.networks()[::3] if n not in (*SAMPLE, *HUGE)])
+def test_every_third(name: str) -> None:
+    row = coverage.examine(name)
+    assert row["law 1"] and row["law 2"], row
 
 
 @pytest.mark.parametrize("size", [96, pytest.param(224, marks=pytest.mark.slow)])

@@ -185,9 +185,9 @@ def join(step: Step) -> None:
     tensors = step.args[0]
     own = [step.tracer.of(t) for t in tensors]
     if step.name == "stack":  # stacked branches have equal widths
-        labels = [label for label in own if label is not None]
-        for label in labels[1:]:
-            step.tracer.tie(label, labels[0], "is stacked with values of fixed width")
+        branches = [label for label in own if label is not None]
+        for branch in branches[1:]:
+            step.tracer.tie(branch, branches[0], "is stacked with values of fixed width")
     first = next((x for x in own if x is not None and x.numel() > 1), None)
     dim = step.argument("dim", 0) % max(step.out.dim(), 1)
     along_channels = first is not None and step.name == "cat" and first.shape[dim] > 1

@@ -97,8 +97,9 @@ def trace(
         other.run(network, *inputs)
         _follow_training(network, other, inputs)
         for place in shared:
-            for use in other.widths[place][1:]:
-                other.tie(*map(torch.from_numpy, (other.widths[place][0], use)), "has a width of fixed channels")
+            first, *uses = map(torch.from_numpy, other.widths[place])
+            for use in uses:
+                other.tie(first, use, "has the width of channels that stay dense")
         second = attempt(other, search=WidthSearch(network, proof, declared))
         space = second if second.min_flops < space.min_flops else space
     if proof.cost_varies_known:
