@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, TypeGuard
 
@@ -40,13 +39,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 def default_forward(model: nn.Module, batch: Any) -> tuple[Any, Any]:
-    """(outputs, targets) of a batch (inputs, targets), or (outputs, None) of a batch of inputs alone.
-
-    Inputs may be a tensor, a tuple or a dict; inputs alone are a tensor, or a tensor in a tuple or list.
-
-    Raises:
-        DataError: If the batch has another form.
-    """
+    """(outputs, targets) of a batch of :func:`parts_of`; inputs may be a tensor, a tuple or a dict."""
     inputs, targets = parts_of(batch)
     if isinstance(inputs, dict):
         return model(**inputs), targets
@@ -351,10 +344,3 @@ def check_labels(outputs: Any, targets: Any, *, name: str) -> None:
     low, high = int(targets.min()), int(targets.max())
     if low < 0 or high >= outputs.shape[1]:
         raise DataError(f"{name} has labels from {low} to {high}; the network has classes 0 to {outputs.shape[1] - 1}")
-
-
-def name_of(device: torch.device) -> str:
-    """Name of a device for reports; of a CPU with the number of torch's threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()} {device.type}, {torch.get_num_threads()} threads"

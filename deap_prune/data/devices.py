@@ -1,7 +1,8 @@
-"""A network on the device that it is needed on, for a while."""
+"""Names of devices, and a network on the device that it is needed on, for a while."""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,3 +29,10 @@ def evaluating_on(device: torch.device, model: nn.Module, *, restore_modes: bool
         if restore_modes:
             for module, mode in modes:
                 module.training = mode
+
+
+def name_of(device: torch.device) -> str:
+    """Name of a device for reports; of a CPU with the number of torch's threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()} {device.type}, {torch.get_num_threads()} threads"

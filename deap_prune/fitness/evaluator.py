@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from deap_prune.data.batches import Data, Forward, Loss, check_batches, default_forward, name_of, resolve_device
+from deap_prune.data.batches import Data, Forward, Loss, check_batches, default_forward, resolve_device
+from deap_prune.data.devices import name_of
 from deap_prune.data.draws import augmented, load_batches
 from deap_prune.errors import DataError
 from deap_prune.fitness.candidate import CandidateBuilder

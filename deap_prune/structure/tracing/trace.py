@@ -88,19 +88,11 @@ def trace(
     total, uncounted = count_flops(network, inputs, consume=usual)
     in_training = _follow_training(network, tracer, inputs)
     proof = Proof.of(network, inputs, samples=samples, in_training=in_training)
-    declared = declared_widths(network, widths or {})
+    search = partial(WidthSearch, network, proof, declared_widths(network, widths or {}))
     attempt = partial(_proven, network, proof=proof, ignored=ignored, total=total, uncounted=uncounted)
-    space = attempt(tracer, search=WidthSearch(network, proof, declared))
-    lines, shared = _refused_folds(space, tracer), _refused_shares(space, tracer)
-    if lines or shared:  # channels that are folded into two dimensions may shrink in either
-        other = LabelTracer(network, folding_last=lines)
-        other.run(network, *inputs)
-        _follow_training(network, other, inputs)
-        for place in shared:
-            first, *uses = map(torch.from_numpy, other.widths[place])
-            for use in uses:
-                other.tie(first, use, "has the width of channels that stay dense")
-        second = attempt(other, search=WidthSearch(network, proof, declared))
+    space = attempt(tracer, search=search())
+    if (other := _other_labels(network, space, tracer, inputs)) is not None:
+        second = attempt(other, search=search())
         space = second if second.min_flops < space.min_flops else space
     if proof.cost_varies_known:
         space = replace(space, cost_varies=True)
@@ -113,6 +105,25 @@ def trace(
             "filter needs a convolution or linear layer whose outputs another layer reads"
         )
     return space
+
+
+def _other_labels(network: nn.Module, space: PruningSpace, tracer: LabelTracer, inputs: Call) -> LabelTracer | None:
+    """Labels under which refused channels may shrink after all; None if no channels are refused for such a reason.
+
+    Channels that are folded into two dimensions may shrink in either, and those that one attribute counts may have
+    equal widths.
+    """
+    lines, shared = _refused_folds(space, tracer), _refused_shares(space, tracer)
+    if not lines and not shared:
+        return None
+    other = LabelTracer(network, folding_last=lines)
+    other.run(network, *inputs)
+    _follow_training(network, other, inputs)
+    for place in shared:
+        first, *uses = map(torch.from_numpy, other.widths[place])
+        for use in uses:
+            other.tie(first, use, "has the width of channels that stay dense")
+    return other
 
 
 def _proven(
