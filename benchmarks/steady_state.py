@@ -157,10 +157,13 @@ def kills(args: argparse.Namespace) -> dict[str, Any]:
         total = OPTIONS["population"] * (OPTIONS["generations"] + 1)
         moments = sorted(chance.sample(range(4, total - 6), args.workers + args.drivers))
         of_driver = set(chance.sample(moments[1:], args.drivers))
-        killed, lost, driver = {"workers": 0, "drivers": 0}, 0, start_driver(folder)
+        killed, lost, failures, driver = {"workers": 0, "drivers": 0}, 0, 0, start_driver(folder)
         for moment in moments:
-            while returns(journal) < moment and driver.poll() is None:
+            while returns(journal) < moment or not ray_workers_of(driver.pid):
                 time.sleep(0.05)
+                if driver.poll() is not None:  # Ray did not start in time, for example
+                    failures += 1
+                    driver = start_driver(folder)
             family = descendants(driver.pid)
             if moment in of_driver:
                 before = journal.read_text().splitlines()
@@ -172,12 +175,13 @@ def kills(args: argparse.Namespace) -> dict[str, Any]:
                 lost += before != after[: len(before)]
                 killed["drivers"] += 1
                 driver = start_driver(folder)
-            elif workers := [pid for pid in family if command(pid).startswith("ray::_Worker")]:
-                end(chance.choice(workers))
+            else:
+                end(chance.choice(ray_workers_of(driver.pid)))
                 killed["workers"] += 1
             print(f"after {moment} returns: {killed}", flush=True)
-        if driver.wait():
-            raise SystemExit("the driver failed")
+        while driver.wait():
+            failures += 1
+            driver = start_driver(folder)
         lines = journal.read_text().splitlines()
         numbers = [json.loads(line.rpartition("\t")[0])[1] for line in lines[1:]]
         again, evaluated = Path(place) / "again", replayed(folder, Path(place) / "again")
@@ -188,6 +192,7 @@ def kills(args: argparse.Namespace) -> dict[str, Any]:
         "killed": killed,
         "candidates": total,
         "all returned once": whole,
+        "drivers that failed by themselves": failures,
         "journals that lost a line": lost,
         "files equal after replay": equal,
         "evaluations of the replay": evaluated,
@@ -229,6 +234,11 @@ def descendants(pid: int) -> list[int]:
     for member in family:
         family += [child for child, parent in parents.items() if parent == member]
     return family[1:]
+
+
+def ray_workers_of(pid: int) -> list[int]:
+    """The evaluating processes of a driver."""
+    return [member for member in descendants(pid) if command(member).startswith("ray::_Worker")]
 
 
 def command(pid: int) -> str:

@@ -146,7 +146,7 @@ class InFlight:
             with generators_kept():
                 returned = self._workers.wait()
             for number in sorted(returned):
-                self._take(number, tuple(map(_number, returned[number])))
+                self._take(number, _values(returned[number]))
         ready, self._ready = self._ready, {}
         return ready
 
@@ -178,7 +178,18 @@ def _masks(problem: BlendProblem, individual: Any) -> Masks:
     return masks
 
 
+def _values(returned: Any) -> Values:
+    """Fitness values as the journal stores them.
+
+    Raises:
+        ConfigError: If they are no sequence.
+    """
+    try:
+        return tuple(map(_number, returned))
+    except TypeError as error:
+        raise ConfigError(f"toolbox.evaluate returned {returned!r}; DEAP needs a tuple of numbers: (value,)") from error
+
+
 def _number(value: Any) -> float:
-    """A value as the journal stores it."""
     number = value.item() if hasattr(value, "item") else value
     return number if isinstance(number, int) else float(number)

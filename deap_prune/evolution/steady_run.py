@@ -87,7 +87,7 @@ class SteadyRun:
         Raises:
             RunError: If the journal belongs to another run.
         """
-        end = self._size + ngen * self._period
+        end = self._size + max(0, ngen) * self._period
         try:
             self._replay(end)
             for number in sorted(number for number in self._pending if number < self._made):

@@ -300,6 +300,11 @@ def test_executors_that_cannot_serve_are_refused() -> None:
         assert one(abs, [-1, 2]) == [1, 2]
         with pytest.raises(ConfigError, match="workers is 0; give the number of the executor's processes"):
             dp.distributed.executor_map(threads, workers=0)
+    plain = toolbox_of(1)
+    plain.register("evaluate", sum)
+    with pytest.raises(ConfigError, match=r"toolbox\.evaluate returned .*; DEAP needs a tuple of numbers"):
+        run(plain)
+    assert len(run(toolbox_of(), ngen=-1)[0]) == 8  # as in DEAP's loops, the first population is evaluated
     with pytest.raises(ConfigError, match="the population is empty"):
         steady_state([], toolbox_of(), 0.5, 0.5, 1)
 
