@@ -264,18 +264,18 @@ def driver_cost(args: argparse.Namespace) -> dict[str, Any]:
     space = dp.trace(torchvision.models.resnet50(weights=None), torch.zeros(1, 3, 64, 64))
     scores, rows = Scores(space), []
     genome = dp.Genome(space, scores, dp.cluster(scores, n_clusters=3))
-    for size in (32, 256):
+    for size in (32, 128):
         for journalled in (False, True):
             costs = []
             for seed in range(args.repeat):
                 toolbox = dp.make_toolbox(genome, CheapFitness(space), seed=seed)
                 with tempfile.TemporaryDirectory() as folder:
                     journal = Returns(Path(folder) / "returns.jsonl") if journalled else None
-                    loop = dp.algorithms.Loop("steady_state", toolbox, dp.algorithms.Variation(256), journal=journal)
+                    loop = dp.algorithms.Loop("steady_state", toolbox, dp.algorithms.Variation(64), journal=journal)
                     state = loop.run(loop.start(size), 0)
                     begun, cpu = time.perf_counter(), time.process_time()
                     loop.run(state, 1)
-                    costs.append([(time.perf_counter() - begun) / 256, (time.process_time() - cpu) / 256])
+                    costs.append([(time.perf_counter() - begun) / 64, (time.process_time() - cpu) / 64])
             wall, spent = (statistics.median(column) for column in zip(*costs, strict=True))
             rows.append({"population": size, "journal": journalled, "seconds": wall, "CPU seconds": spent})
             print(
