@@ -35,7 +35,10 @@ SHARE, POPULATION, GENERATIONS, SEED = 0.6, 10, 3, 0
 
 
 def flops_share(space: dp.PruningSpace, scores: dp.ScoreTable, round_to: int) -> float:
-    """The share of the FLOPs at which random individuals need the wanted latency on average, by bisection."""
+    """The share of the FLOPs at which random individuals need the wanted latency on average, by bisection.
+
+    If the narrowest network is slower, it is a share that the search refuses.
+    """
     assert space.latency_of is not None
     dense, clusters = float(space.latency_of(space.sizes)), dp.cluster(scores, n_clusters=1)
     low, high = 0.0, 1.0
