@@ -35,7 +35,7 @@ from selection import commit
 from torch import nn
 
 import deap_prune as dp
-from deap_prune.options import BlendOptions
+from deap_prune.options import DRAFT_ROWS, BlendOptions
 
 STEPS = ("dense", "trace", "score", "moments", "compensate", "draft", "refine", "select", "evaluate", "export")
 BATCH = 50
@@ -93,7 +93,7 @@ class Load:
             return lambda: self.evaluator.surrogate(masks)
         self.evaluator.surrogate(masks)
         refining: dict[str, Any] = {
-            "draft": {"refine_images": self.images // 4},
+            "draft": {"refine_images": self.images // 4, "refine_rows": DRAFT_ROWS},
             "refine": {},
             "select": {"select": True},
         }
