@@ -28,6 +28,8 @@ PASSES = 2
 """How often the whole table is measured, so that a disturbance of some seconds does not stay in it."""
 CALIBRATION = 16
 """Whole networks that the rest is fitted to."""
+PRIOR = 0.3
+"""Relative error that the rest accepts to give the units no part in the time: other features follow the FLOPs too."""
 TOGETHER = 32
 """Narrowed copies of a unit in memory."""
 
@@ -165,7 +167,9 @@ def fitted(table: LatencyTable, space: PruningSpace) -> LatencyTable:
     counts = np.array([space.kept_counts(masks) for masks in calibration_masks(space)])
     columns = predicted.features(counts)
     times = table.anchor * np.median(np.array(table.whole), axis=0)
-    weights, _ = nnls(columns / times[:, None], np.ones(len(counts)))
+    share = float(np.median(columns[:, 3] / times))
+    prior = PRIOR * np.array([[0.0, 0.0, 0.0, share, 0.0]])  # the units explain the whole, unless the times object
+    weights, _ = nnls(np.vstack([columns / times[:, None], prior]), np.append(np.ones(len(counts)), PRIOR))
     return replace(table, rest=Rest(*map(float, weights)))
 
 
