@@ -11,7 +11,7 @@ from dataclasses import fields, is_dataclass
 from importlib import import_module, invalidate_caches
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -38,8 +38,8 @@ class ModelConfig(_Section):
     weights: str | None = Field(
         default=None, description="state dict: .safetensors, or .pth/.pt (read with weights_only)"
     )
-    input_shape: list[int] | None = Field(
-        default=None, description="shape of one sample, without the batch; the data's by default"
+    input_shape: list[Annotated[int, Field(ge=1, le=2**16)]] | None = Field(
+        default=None, max_length=6, description="shape of one sample, without the batch; the data's by default"
     )
 
 
@@ -148,8 +148,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: If the file is missing or not YAML, a key unknown or a value illegal.
     """
     path = Path(path)
-    path = path / "config.yaml" if path.is_dir() else path
-    if not path.is_file():
+    try:
+        path = path / "config.yaml" if path.is_dir() else path
+        there = path.is_file()
+    except OSError:  # a name that is too long, or a folder that may not be entered
+        there = False
+    if not there:
         raise ConfigError(f"no config at '{path}'; give a YAML file or a run folder")
     try:
         values = parse_yaml(read_text(path)) or {}

@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from deap_prune.arguments import Count, NotNegative, checked
 from deap_prune.config import ModelConfig, validated
 from deap_prune.data.batches import tensors_of
 from deap_prune.errors import ExportError, RegistryError, did_you_mean
@@ -74,6 +75,7 @@ class Exported:
         return "\n".join(lines)
 
 
+@checked
 def export(
     network: nn.Module,
     example_inputs: Inputs,
@@ -84,8 +86,8 @@ def export(
     model: ModelConfig | None = None,
     ignore: Sequence[str] = (),
     dense: nn.Module | None = None,
-    tolerance: float = 1e-4,
-    repeats: int = 30,
+    tolerance: NotNegative = 1e-4,
+    repeats: Count = 30,
 ) -> Exported:
     """Write a slimmed network in formats that do not need deap_prune (except for the recipe), and check the files.
 
@@ -149,6 +151,7 @@ def export(
     return Exported(tuple(files), difference, milliseconds)
 
 
+@checked
 def load(folder: str | Path, *, model: nn.Module | None = None, example_inputs: Inputs | None = None) -> nn.Module:
     """Load the network that ``export`` wrote into a folder, in this or another process; no pickle is read.
 

@@ -48,8 +48,11 @@ def write_bytes(path: Path, data: bytes) -> None:
     name is replaced, not followed. The mode of a new file is the umask's.
 
     Raises:
-        RunError: If the operating system refuses (disk full, read-only, too many open files, ...).
+        RunError: If the operating system refuses (disk full, read-only, too many open files, ...), or the path has no
+            file name.
     """
+    if not path.name:
+        raise RunError(f"can't write '{path}': it is a folder; give the name of a file")
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
     with writing(path):
         try:
@@ -63,6 +66,21 @@ def write_bytes(path: Path, data: bytes) -> None:
                 temporary.unlink()
             raise
         _sync_folder(path.parent)
+
+
+def check_writable(path: Path) -> None:
+    """Check that a file can be written, before the work whose result it is to hold; its folder is made.
+
+    Raises:
+        RunError: If it can't.
+    """
+    if path.is_dir():
+        raise RunError(f"can't write '{path}': it is a folder; give the name of a file")
+    make_folder(path.parent, may_be_link=True)
+    trial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
+    with writing(path):
+        os.close(_create(trial))
+        trial.unlink()
 
 
 @contextmanager
@@ -150,6 +168,16 @@ def read_text(path: Path, *, most: int = MOST_BYTES) -> str:
         OSError: If it can't be read.
         ValueError: If it is a device, pipe or folder, is larger than ``most`` bytes, or no UTF-8.
     """
+    return read_bytes(path, most=most).decode()
+
+
+def read_bytes(path: Path, *, most: int = MOST_BYTES) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        OSError: If it can't be read.
+        ValueError: If it is a device, pipe or folder, or is larger than ``most`` bytes.
+    """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe would block
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
@@ -157,7 +185,7 @@ def read_text(path: Path, *, most: int = MOST_BYTES) -> str:
             raise ValueError("it is no regular file")
         if status.st_size > most:
             raise ValueError(f"it has {status.st_size:,} bytes; at most {most:,} are read")
-        return file.read(most + 1).decode()
+        return file.read(most + 1)
 
 
 def parse_json(text: str, *, finite: bool = True) -> Any:
@@ -168,12 +196,19 @@ def parse_json(text: str, *, finite: bool = True) -> Any:
         finite: Whether NaN and infinite numbers are refused.
 
     Raises:
-        ValueError: If it is not JSON, is nested too deeply, or holds such numbers.
+        ValueError: If it is not JSON, is nested too deeply, holds such numbers, or a key stands twice in an object.
     """
     try:
-        return json.loads(text, parse_constant=_refused if finite else None)
+        return json.loads(text, parse_constant=_refused if finite else None, object_pairs_hook=_without_repeats)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a key stands twice in an object")
+    return content
 
 
 def _refused(name: str) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deap_prune.arguments import checked
 from deap_prune.blending.decoding import Decoding
 from deap_prune.errors import ConfigError, MaskError
 from deap_prune.fitness.evaluator import Evaluator
@@ -40,6 +41,7 @@ class BlendedImportance:
         MaskError: If the genome's space belongs to another network.
     """
 
+    @checked
     def __init__(self, model: nn.Module, genome: Decoding, individual: Sequence[float]) -> None:
         try:
             from torch_pruning import pruner

@@ -104,7 +104,7 @@ class FitnessOptions:
     moment_memory: Annotated[int, _of("most MB that the moments of compensation may take", ge=1)] = 2048
     batch_size: Annotated[int, _of("samples per batch", ge=1)] = 250
     device: Annotated[str, _of("auto, cpu, cuda, cuda:1, ...; a run folder stores the one that was used")] = "auto"
-    threads: Annotated[int | None, _of("torch's threads on the CPU; null: as they are set", ge=1)] = None
+    threads: Annotated[int | None, _of("torch's threads on the CPU; null: as they are set", ge=1, le=4096)] = None
 
 
 @dataclass(frozen=True, kw_only=True)

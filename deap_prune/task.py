@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from deap_prune.data.batches import Data, Forward, Loss, iterable
+from deap_prune.data.batches import Data, Forward, Loss, readable
 from deap_prune.structure.inputs import Inputs
 
 
@@ -47,4 +47,4 @@ class Task:
 
 
 def _kept(data: Data, name: str) -> Data:
-    return data if isinstance(data, (tuple, list, Tensor)) else list(iterable(data, name))
+    return data if isinstance(data, (tuple, list, Tensor)) else list(readable(data, name))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deap_prune.config import ModelConfig, import_factory
 from deap_prune.errors import ConfigError, ModelError
-from deap_prune.files import make_folder, write_bytes
+from deap_prune.files import check_writable, write_bytes
 from deap_prune.structure.slim import unwrap
 from deap_prune.structure.tracing.clean_copy import check_finite
 
@@ -28,7 +28,7 @@ def build_model(config: ModelConfig) -> nn.Module:
     factory = torch.hub.load if config.factory == "torch.hub" else import_factory(config.factory)
     try:
         model = factory(*config.args, **config.kwargs)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"factory '{config.factory}' failed: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise ConfigError(f"factory '{config.factory}' made a {type(model).__name__}, not an nn.Module")
@@ -95,24 +95,37 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         raise ModelError(f"the weights in '{path}' don't fit the network: {reason}") from error
 
 
+def check_weights_file(path: Path) -> None:
+    """Check that weights can be written to a file, before the work that makes them.
+
+    Raises:
+        ModelError: If the suffix is not that of weights.
+        RunError: If the file can't be written.
+    """
+    if path.suffix not in (".safetensors", ".pth", ".pt"):
+        raise ModelError(f"weights are written to .safetensors, .pth or .pt files, not to '{path.name}'")
+    check_writable(path)
+
+
 def save_weights(model: nn.Module, path: str | Path) -> None:
     """Write a state dict in one step, as safetensors, or as a torch file if the suffix is .pth or .pt.
 
     Raises:
-        ModelError: If the suffix is another.
+        ModelError: If the suffix is another, or the state dict holds other values than tensors.
         RunError: If the file can't be written.
     """
     from safetensors.torch import save
 
     path = Path(path)
+    check_weights_file(path)
+    others = [name for name, value in unwrap(model).state_dict().items() if not isinstance(value, Tensor)]
+    if others:
+        raise ModelError(f"'{others[0]}' is no tensor (of a quantized layer?), so it can't be saved")
     state = {name: value.detach().cpu().contiguous().clone() for name, value in unwrap(model).state_dict().items()}
     if path.suffix == ".safetensors":
         data = save(state)
-    elif path.suffix in (".pth", ".pt"):
+    else:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         data = buffer.getvalue()
-    else:
-        raise ModelError(f"weights are written to .safetensors, .pth or .pt files, not to '{path.name}'")
-    make_folder(path.parent, may_be_link=True)
     write_bytes(path, data)

@@ -31,7 +31,7 @@ CONFIGS = {
         r"unknown key 'finetune.recipe.lrr'; did you mean 'lr'\?",
     ),
     "illegal type in the recipe": ("finetune: {recipe: {lr: fast}}", "'finetune.recipe.lr' is 'fast'"),
-    "illegal value in the recipe": ("finetune: {recipe: {lr: -1}}", "^lr=-1.0 in the training recipe; give a number"),
+    "illegal value in the recipe": ("finetune: {recipe: {lr: -1}}", "^lr is -1.0; give a number"),
     "key of another type": ("3: 4", "3"),
 }
 

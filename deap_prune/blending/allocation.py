@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from deap_prune.arguments import checked
 from deap_prune.costs.registry import BoundCost
 from deap_prune.registry import Registry
 
@@ -62,6 +63,7 @@ class Allocation:
 ALLOCATIONS: Registry[Allocation] = Registry("allocation", "allocations")
 
 
+@checked
 def register_allocation(
     name: str, *, genes: bool = False, by_stage: bool = False, reference: str = ""
 ) -> Callable[[Callable[[AllocationInputs], Path]], Callable[[AllocationInputs], Path]]:

@@ -16,6 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from deap_prune.blending.decoding import Matrix, Planner
+from deap_prune.errors import DataError
 from deap_prune.structure.masks import Masks
 
 LEVELS = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
@@ -78,6 +79,8 @@ class WidthCurves:
         """The hulls of all groups' curves: kept counts, falling, and errors, each of shape (widths,)."""
         space, steps = planner.space, list[tuple[float, int, float]]()
         for group, (widths, curve) in enumerate(zip(counts, lost, strict=True)):
+            if not np.isfinite(curve).all():
+                raise DataError("the error by width is not finite; normalise the calibration images")
             alone = np.tile(space.sizes, (len(widths), 1))
             alone[:, group] = widths
             spent = np.asarray(space.flops_of(alone)) / space.flops

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deap_prune.arguments import checked
 from deap_prune.blending.allocation import ALLOCATIONS
 from deap_prune.blending.budget import Budget, Limit, MaxFlops, budgets_on
 from deap_prune.blending.clusters import CriteriaClusters, Scored, Scores, cluster
@@ -93,6 +94,7 @@ class AffineGenome(Decoding):
             yield "scale", e**-3, e**3, locus
             yield "shift", -2.5, 2.5, locus
 
+    @checked
     def blend(self, individual: Sequence[float]) -> dict[str, dict[str, float]]:
         """The criterion that ranks every group's filters, with weight 1, in the form of :meth:`Genome.blend`."""
         return {group.name: dict.fromkeys(self.criteria, 1.0) for group in self.space.groups}
@@ -104,6 +106,7 @@ class AffineGenome(Decoding):
         ]
         return importance, np.ones((len(genes), len(self._scores)))
 
+    @checked
     def single(self, criterion: str, *, share: float = 1.0) -> list[float]:
         """The individual that ranks by the criterion without a transformation: all scales 1, all shifts 0.
 

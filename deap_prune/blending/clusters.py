@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from deap_prune.arguments import Count, checked
 from deap_prune.display import html_table, short
 from deap_prune.errors import ConfigError, RegistryError, did_you_mean
 
@@ -123,7 +124,8 @@ class CriteriaClusters:
         return [(name, [", ".join(names) for names in group.members]) for name, group in self.groups.items()]
 
 
-def cluster(scores: Scored, *, n_clusters: int | str = 3, method: str = "kmeans", seed: int = 0) -> CriteriaClusters:
+@checked
+def cluster(scores: Scored, *, n_clusters: Count | str = 3, method: str = "kmeans", seed: int = 0) -> CriteriaClusters:
     """Cluster the criteria of every group by their rankings of its filters.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from deap_prune.arguments import Count
 from deap_prune.blending.allocation import ALLOCATIONS, Allocation, AllocationInputs, Counts, Widths
 from deap_prune.blending.budget import FEWEST, Budget, MaxFlops, check_budget
 from deap_prune.blending.layout import Layout, stages_of
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 Matrix = NDArray[np.float64]
 MinKeep = float | Mapping[str, float]
-RoundTo = int | Literal["auto"]
+RoundTo = Count | Literal["auto"]
 CHUNK = 256  # individuals decoded together: bounds the memory, and keeps the arrays in the processor's cache
 
 
@@ -36,6 +37,8 @@ def genes_of(individuals: Sequence[Sequence[float]], layout: Layout) -> Matrix:
         ConfigError: If an individual's length differs from the layout's, or a gene is not a number.
     """
     for individual in individuals:
+        if not isinstance(individual, Sized) or getattr(individual, "ndim", 1) == 0:
+            raise ConfigError(f"the individual is a {type(individual).__name__}; give a list of {len(layout)} genes")
         if len(individual) != len(layout):
             raise ConfigError(f"the individual has {len(individual)} genes; this genome has {len(layout)}")
     try:
@@ -239,6 +242,8 @@ class Decoding(ABC):
         Raises:
             ConfigError: As for :meth:`decode`.
         """
+        if not isinstance(individuals, Sequence) or isinstance(individuals, (str, bytes)):
+            raise ConfigError(f"the individuals are a {type(individuals).__name__}; give a list of them")
         chunks = (individuals[start : start + CHUNK] for start in range(0, len(individuals), CHUNK))
         return [masks for chunk in chunks for masks in self._decode(genes_of(chunk, self.layout))]
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from deap_prune.arguments import Finite, Share, checked
 from deap_prune.blending.allocation import ALLOCATIONS
 from deap_prune.blending.balance import WidthCurves
 from deap_prune.blending.budget import Budget, Limit, MaxFlops, budgets_on
@@ -82,6 +83,7 @@ class Genome(Decoding):
         ConfigError: If the scores and clusters do not belong to this space, or another option is illegal.
     """
 
+    @checked
     def __init__(
         self,
         space: PruningSpace,
@@ -138,6 +140,7 @@ class Genome(Decoding):
         """Whether a gene chooses the candidate of a cluster; a cluster with one member needs none."""
         return self.candidates == "evolved" and len(members) > 1
 
+    @checked
     def blend(self, individual: Sequence[float]) -> dict[str, dict[str, float]]:
         """The criteria that rank each group's filters, with their weights in the blend, which sum to 1.
 
@@ -171,7 +174,8 @@ class Genome(Decoding):
                 factors.append(next(columns))
             yield candidates, factors, next(columns) if self._has_keep_gene(number) else None
 
-    def single(self, criterion: str, *, share: float = 1.0) -> list[float]:
+    @checked
+    def single(self, criterion: str, *, share: Share = 1.0) -> list[float]:
         """The individual that ranks by one criterion alone (by a group's first medoid where it does not apply).
 
         Args:
@@ -204,8 +208,9 @@ class Genome(Decoding):
                 genes.append(share)
         return [*genes, *self._budget_genes(budget)]
 
+    @checked
     def affine(
-        self, criterion: str, scales: Sequence[float], shifts: Sequence[float], *, share: float = 0.5
+        self, criterion: str, scales: Sequence[Finite], shifts: Sequence[Finite], *, share: Share = 0.5
     ) -> list[float]:
         """The individual with the widths of LeGR's global ranking: one threshold on scale * score + shift.
 
@@ -222,6 +227,10 @@ class Genome(Decoding):
             RegistryError: If the criterion scored no group.
         """
         self._check_keep_genes()
+        if not len(scales) == len(shifts) == len(self.space.groups):
+            raise ConfigError(
+                f"{len(scales)} scales and {len(shifts)} shifts; give one of each for {len(self.space.groups)} groups"
+            )
         planner = replace(self._planner, allocation=ALLOCATIONS["global"], budget=Budget(highest=1.0), others=())
         share = min(1.0, max(self.budget.fixed_or(share), self.min_flops))
         importance = []
@@ -232,6 +241,7 @@ class Genome(Decoding):
         counts = planner.counts(importance, np.ones((1, len(importance))), np.array([share]))[0]
         return self._single(criterion, self._stage_means(counts / self.space.sizes), share)
 
+    @checked
     def width_curves(self, criterion: str, error: Callable[[Masks], float]) -> WidthCurves:
         """The error of the network by the width of each group, for filters ranked by a criterion.
 
@@ -248,7 +258,8 @@ class Genome(Decoding):
         importance, _ = self._read(genes_of([self.single(criterion)], self.layout))
         return WidthCurves.of(self._planner, importance, error)
 
-    def balanced(self, criterion: str, curves: WidthCurves, *, share: float = 0.5) -> list[float]:
+    @checked
+    def balanced(self, criterion: str, curves: WidthCurves, *, share: Share = 0.5) -> list[float]:
         """The individual that ranks by one criterion, with widths that balance the groups' errors per FLOP.
 
         Args:

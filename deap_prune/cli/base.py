@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -45,7 +49,10 @@ Number = Annotated[int | None, typer.Option(help="Solution by its place in front
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Register a command; our own errors become one line and exit code 2, our own warnings one line."""
+    """Register a command; our own errors become one line and exit code 2, our own warnings one line.
+
+    Interrupts become one line that says how to go on, and exit code 128 + number of the signal.
+    """
 
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -58,15 +65,57 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             shown.add(str(message))
             errors.print(f"[bold yellow]warning:[/] {plain(str(message))}", highlight=False)
 
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _interruptible():
             warnings.showwarning = show
             try:
                 function(*args, **kwargs)
             except PruneError as error:
                 errors.print(f"[bold red]error:[/] {plain(str(error))}", highlight=False)
                 raise typer.Exit(2) from None
+            except KeyboardInterrupt as error:
+                advice = "; ".join(getattr(error, "__notes__", ["nothing was changed: run the command again"]))
+                errors.print(f"[bold red]interrupted:[/] {plain(advice)}", highlight=False)
+                raise typer.Exit(128 + getattr(error, "number", signal.SIGINT)) from None
+            except BrokenPipeError:  # the reader of the output has gone, as with head
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python writes its buffer at the end
+                raise typer.Exit(128 + signal.SIGPIPE) from None
+            except (OSError, MemoryError) as error:
+                cause = str(error) or "not enough memory"
+                advice = "what was finished is kept: run the command again when the cause is gone"
+                errors.print(f"[bold red]error:[/] {plain(cause)}; {advice}", highlight=False)
+                raise typer.Exit(2) from None
 
     return app.command()(run)
+
+
+class _Signalled(KeyboardInterrupt):
+    """An interrupt by another signal than Ctrl-C's."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """End like Ctrl-C on signals that ask a process to stop; a second one ends it at once."""
+    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+
+    def stop(number: int, _: Any) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_DFL)
+        raise _Signalled(number)
+
+    if threading.current_thread() is not threading.main_thread():  # as in some test runners
+        yield
+        return
+    ignored = [n for n in numbers if signal.getsignal(n) is signal.SIG_IGN]  # nohup
+    before = {n: signal.signal(n, stop) for n in numbers if n not in ignored}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def plain(text: str) -> str:

@@ -49,13 +49,15 @@ def slim(
     """Write the smaller network of a run's solution, exactly as it was evaluated (safetensors, and its masks)."""
     from deap_prune.export import export as write
     from deap_prune.files import write_text
-    from deap_prune.weights import save_weights
+    from deap_prune.weights import check_weights_file, save_weights
 
     overrides = model_override(model)
+    target = target or run / "slim.safetensors"
+    if target.suffix == ".safetensors":
+        check_weights_file(target)
     choice = chosen(run, (max_flops, max_params, max_latency), knee, number, overrides)
     solution, opened = choice.solution, choice.opened
     small = choice.evaluator.slim(solution.masks)
-    target = target or run / "slim.safetensors"
     if target.suffix == ".safetensors":
         save_weights(small, target)
         write_text(target.with_suffix(".masks.json"), solution.masks.to_json())
@@ -96,8 +98,10 @@ def finetune(
     """Slim a run's solution, fine-tune it, and print its test accuracy (or loss) before and after."""
     from deap_prune.training import finetune as train
     from deap_prune.training.evaluation import loss_and_accuracy
-    from deap_prune.weights import save_weights
+    from deap_prune.weights import check_weights_file, save_weights
 
+    target = target or run / "finetuned.safetensors"
+    check_weights_file(target)
     overrides = _data_override(data) + model_override(model, set)
     choice = chosen(run, (max_flops, max_params, max_latency), knee, number, overrides)
     options, splits, task = choice.opened.config.finetune, choice.opened.splits, choice.opened.task
@@ -117,7 +121,6 @@ def finetune(
         seed=options.seed,
         progress=not quiet,
     )
-    target = target or run / "finetuned.safetensors"
     save_weights(small, target)
     _show_best(records, held_out=splits.held_out)
     if test is not None and before is not None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deap_prune.arguments import checked
 from deap_prune.costs.entry import Axis, Entry
 from deap_prune.costs.prediction import Rest, TableLatency
 from deap_prune.errors import ConfigError
@@ -58,6 +59,7 @@ class LatencyTable:
         about = self.about
         return f"{about['runtime']}, batch {about['batch']}, threads {about['threads']}, {about['device']}"
 
+    @checked
     def on(self, space: PruningSpace) -> PruningSpace:
         """The space with this table's latency, for budgets, objectives and ``round_to="auto"``.
 
@@ -125,11 +127,13 @@ class LatencyTable:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"this is no latency table of this version ({error!r}); measure it again") from error
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write the table as JSON."""
         write_text(Path(path), self.to_json())
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> LatencyTable:
         """Read a table.
 

@@ -11,16 +11,18 @@ import torch
 from scipy.optimize import nnls
 from torch import nn
 
+from deap_prune.arguments import Count, checked
 from deap_prune.costs.entry import Axis, Entry, Point
 from deap_prune.costs.latency import LatencyTable
 from deap_prune.costs.prediction import Rest, axis_of
 from deap_prune.costs.runtimes import Clock, Setting
 from deap_prune.costs.units import Unit, units_of
+from deap_prune.data.batches import resolve_device
 from deap_prune.errors import ConfigError
 from deap_prune.progress import track
 from deap_prune.structure.inputs import Call, Inputs
 from deap_prune.structure.masks import Masks
-from deap_prune.structure.slim import slim, unwrap
+from deap_prune.structure.slim import check_network, slim, unwrap
 from deap_prune.structure.space import PruningSpace
 from deap_prune.structure.tracing.clean_copy import pristine
 
@@ -36,16 +38,17 @@ TOGETHER = 32
 Timer = Callable[[Sequence[Point]], list[float]]
 
 
+@checked
 def latency_table(
     model: nn.Module,
     space: PruningSpace,
     example_inputs: Inputs,
     *,
     runtime: str = "torch",
-    batch: int = 1,
-    threads: int | None = None,
+    batch: Count = 1,
+    threads: Count | None = None,
     device: str = "cpu",
-    repeats: int = 9,
+    repeats: Count = 9,
     out: str | Path | None = None,
     progress: bool = True,
 ) -> LatencyTable:
@@ -75,9 +78,9 @@ def latency_table(
             table of another setting.
         MaskError: If the space was traced on another network.
     """
+    resolve_device(device)
     setting = Setting(runtime, batch, torch.get_num_threads() if threads is None else threads, device)
-    if repeats < 1:
-        raise ConfigError(f"repeats is {repeats}; give 1 or more")
+    check_network(unwrap(model), space)
     network = pristine(unwrap(model)).cpu().eval()
     work = _Work(network, space, example_inputs, Clock(setting, repeats), None if out is None else Path(out))
     table, units = work.begun(), units_of(network, replace(setting, device="cpu").call(example_inputs))

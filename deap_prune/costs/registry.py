@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from deap_prune.arguments import checked
 from deap_prune.errors import BudgetError, ConfigError
 from deap_prune.registry import Registry
 from deap_prune.structure.cost_polynomial import CostPolynomial
@@ -60,6 +61,7 @@ class Cost:
 COSTS: Registry[Cost] = Registry("cost", "costs")
 
 
+@checked
 def register_cost(
     name: str, *, monotone: bool = True, unit: str = "", reference: str = ""
 ) -> Callable[[Callable[[PruningSpace], CostFunction]], Callable[[PruningSpace], CostFunction]]:

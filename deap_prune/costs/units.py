@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from deap_prune.data.batches import tensors_of
-from deap_prune.structure.inputs import Call, evaluating
+from deap_prune.errors import ModelError
+from deap_prune.structure.inputs import Call, evaluating, first_line
 from deap_prune.structure.layers import narrow_layer, spec_of
 from deap_prune.structure.tracing.layer_watch import LayerWatch
 
@@ -139,11 +140,17 @@ def units_of(network: nn.Module, call: Call) -> list[Unit]:
     Args:
         network: The dense network; it comes back in its mode.
         call: Arguments of one forward pass; the shapes of the units' inputs are its.
+
+    Raises:
+        ModelError: If the forward pass fails.
     """
     watch = _UnitWatch(network)
     args, kwargs = call
     with evaluating(network), watch.watching():
-        network(*args, **kwargs)
+        try:
+            network(*args, **kwargs)
+        except Exception as error:
+            raise ModelError(f"the network fails on the example inputs: {first_line(error)}") from error
     return watch.units
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from deap_prune.arguments import checked
 from deap_prune.criteria.passes.statistics import STATISTICS
 from deap_prune.errors import RegistryError, did_you_mean
 from deap_prune.registry import Registry
@@ -38,8 +39,9 @@ class Criterion:
 CRITERIA: Registry[Criterion] = Registry("criterion", "criteria")
 
 
+@checked
 def register_criterion(
-    name: str, *, needs: Iterable[str], reference: str = "", equivariant: bool = True
+    name: str, *, needs: str | Iterable[str], reference: str = "", equivariant: bool = True
 ) -> Callable[[Score], Score]:
     """Add a criterion: decorate a function of statistics that returns one score per filter (larger = keep).
 

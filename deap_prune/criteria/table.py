@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +14,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from deap_prune.arguments import Seed, check_fields, checked
 from deap_prune.criteria.passes.collect import Statistics, collect
 from deap_prune.criteria.registry import CRITERIA, Criterion
 from deap_prune.data.batches import Data, Forward, Loss, cross_entropy
 from deap_prune.display import html_table, short
 from deap_prune.errors import DataError, did_you_mean
+from deap_prune.files import MOST_BYTES, read_bytes, write_bytes
 from deap_prune.structure.space import FilterGroup, PruningSpace
 
 Scores = NDArray[np.float64]
+
+
+def _as_npz(path: str | Path) -> Path:
+    """The path with the suffix that NumPy's files have."""
+    return Path(path) if str(path).endswith(".npz") else Path(f"{path}.npz")
+
 
 REDUCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda layers: layers.mean(dim=0),
@@ -37,9 +47,23 @@ class ScoreTable:
 
     Attributes:
         scores: Group name -> criterion -> scores, shape (filters,), larger = keep.
+
+    Raises:
+        DataError: If scores are not finite numbers of such shapes.
     """
 
     scores: Mapping[str, Mapping[str, Scores]]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for group, by_criterion in self.scores.items():
+            sizes = {len(scores) if scores.ndim == 1 else -1 for scores in by_criterion.values()}
+            numbers = all(s.dtype.kind in "fiu" and np.isfinite(s).all() for s in by_criterion.values())
+            if len(sizes) > 1 or sizes & {-1, 0} or not numbers:
+                raise DataError(
+                    f"the scores of group '{group}' are damaged: give finite numbers of shape (filters,), equally many "
+                    "for every criterion"
+                )
 
     @property
     def criteria(self) -> tuple[str, ...]:
@@ -64,6 +88,7 @@ class ScoreTable:
         ]
         return html_table(f"Scores: {self}", ("group", "filters", *names), rows)
 
+    @checked
     def plot(self, group: str | None = None, axes: Any = None) -> Any:
         """Draw how each criterion ranks the filters of a group; columns are ordered by the mean rank.
 
@@ -85,21 +110,43 @@ class ScoreTable:
             raise DataError(f"no criterion applies to a group '{group}'; {did_you_mean(group, self.scores)}")
         return draw_ranks(new_axes() if axes is None else axes, self[group], title=group)
 
+    @checked
     def save(self, path: str | Path) -> None:
-        """Write the table to an .npz file (no pickle)."""
-        np.savez_compressed(path, **{f"{g}|{c}": s for g, by in self.scores.items() for c, s in by.items()})  # type: ignore[arg-type]
+        """Write the table to an .npz file (no pickle), atomically; the suffix is added if it is missing.
+
+        Raises:
+            RunError: If the file can't be written.
+        """
+        data = io.BytesIO()
+        np.savez_compressed(data, **{f"{g}|{c}": s for g, by in self.scores.items() for c, s in by.items()})  # type: ignore[arg-type]
+        write_bytes(_as_npz(path), data.getvalue())
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> ScoreTable:
-        """Read a table that :meth:`save` wrote."""
+        """Read a table that :meth:`save` wrote.
+
+        Raises:
+            DataError: If there is no such file, or it is damaged (zip files carry checksums) or no table of scores.
+        """
+        path = _as_npz(path)
         scores: dict[str, dict[str, Scores]] = {}
-        with np.load(path, allow_pickle=False) as stored:
-            for key in stored.files:
-                group, _, criterion = key.rpartition("|")
-                scores.setdefault(group, {})[criterion] = stored[key]
+        try:
+            with zipfile.ZipFile(io.BytesIO(read_bytes(path))) as archive:
+                if sum(entry.file_size for entry in archive.infolist()) > MOST_BYTES:
+                    raise ValueError(f"it unpacks to more than {MOST_BYTES:,} bytes")
+                for entry in archive.infolist():
+                    group, _, criterion = entry.filename.removesuffix(".npy").rpartition("|")
+                    if criterion in scores.setdefault(group, {}):
+                        raise ValueError(f"it holds the scores of '{group}' by '{criterion}' twice")
+                    with archive.open(entry) as file:
+                        scores[group][criterion] = np.lib.format.read_array(file, allow_pickle=False)
+        except Exception as error:  # zipfile, zlib and NumPy raise many kinds
+            raise DataError(f"'{path}' can't be read as scores: {error}; write it again with scores.save") from error
         return cls(scores)
 
 
+@checked
 @torch.inference_mode(False)  # gradients are needed even if the caller is in inference mode
 def score(
     model: nn.Module,
@@ -111,7 +158,7 @@ def score(
     forward: Forward | None = None,
     loss: Loss = cross_entropy,
     labels: bool = True,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: bool = False,
 ) -> ScoreTable:
     """Score every filter by every criterion, in one pass over the calibration data; some criteria need more passes.

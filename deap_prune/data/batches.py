@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, TypeGuard
 
@@ -10,7 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from deap_prune.errors import DataError
+from deap_prune.errors import DataError, PruneError
+
+MOST_SCALE = 1e12
+"""Largest value of inputs and targets: squares of larger ones do not fit into fp32 sums."""
 
 Data = tuple[Tensor, Tensor] | Tensor | Iterable[Any]
 Forward = Callable[[nn.Module, Any], tuple[Any, Any]]
@@ -90,22 +94,22 @@ def stream(data: Data, *, name: str, batch_size: int = 250, device: torch.device
         device: Device of the batches.
 
     Raises:
-        DataError: If the data is empty, lengths differ, or an input is not finite.
+        DataError: If the data is empty or can't be read, lengths differ, or values are not finite or of huge scale.
     """
     batch_size = _at_most(data[0] if is_tensor_pair(data) else data, batch_size)
     if is_tensor_pair(data):
         inputs, targets = data
-        _check_dense(data, name)
+        check_dense(data, name)
         if len(inputs) != len(targets):
             raise DataError(f"{name}: {len(inputs)} inputs but {len(targets)} targets")
         parts = -(-len(inputs) // batch_size)  # of nearly equal size: one sample has no batch statistics
         split = (inputs.tensor_split(parts), targets.tensor_split(parts)) if parts else ((), ())
         batches: Iterable[Any] = zip(*split, strict=True)
-    elif isinstance(data, Tensor):
-        _check_dense([data], name)
+    elif isinstance(data, Tensor) and data.dim():
+        check_dense([data], name)
         batches = data.tensor_split(-(-len(data) // batch_size)) if data.numel() else ()
     else:
-        batches = iterable(data, name)
+        batches = readable(data, name)
     empty = True
     for batch in batches:
         leaves = tree_leaves(batch)
@@ -113,14 +117,13 @@ def stream(data: Data, *, name: str, batch_size: int = 250, device: torch.device
         if leaves and not tensors:
             kind = type(leaves[0]).__name__
             raise DataError(f"{name} holds no tensors but {kind}: convert it first (torch.from_numpy for NumPy arrays)")
-        _check_dense(tensors, name)
+        check_dense(tensors, name)
         if tensors and not count_samples(batch):
             continue  # a batch without samples
         empty = empty and not any(tensor.numel() for tensor in tensors)
-        moved = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, batch)
-        for leaf in tree_leaves(moved):
-            if isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
-                raise DataError(f"{name} holds values that are not finite; clean or normalise the data first")
+        moved = tree_map(lambda x: x.detach().to(device) if isinstance(x, Tensor) else x, batch)
+        for leaf in tensors_of(moved):
+            _check_values(leaf, name)
         yield moved
     if empty:
         raise DataError(f"{name} is empty: give (inputs, targets) tensors or an iterable of such batches")
@@ -128,16 +131,50 @@ def stream(data: Data, *, name: str, batch_size: int = 250, device: torch.device
 
 def _at_most(inputs: Any, batch_size: int) -> int:
     """The batch size, or less where a batch of this tensor would be above ``LARGEST_BATCH``; at least 2."""
-    if not isinstance(inputs, Tensor) or not inputs.numel():
+    if not isinstance(inputs, Tensor) or inputs.is_nested or not inputs.dim() or not inputs.numel():
         return batch_size
     return min(batch_size, max(2, LARGEST_BATCH * len(inputs) // (inputs.numel() * inputs.element_size())))
 
 
-def _check_dense(tensors: Iterable[Tensor], name: str) -> None:
+def _check_values(tensor: Tensor, name: str) -> None:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return
+    largest = float(tensor.abs().amax())
+    if not math.isfinite(largest):
+        raise DataError(f"{name} holds values that are not finite; clean or normalise the data first")
+    if largest > MOST_SCALE:
+        raise DataError(f"{name} holds values up to {largest:.3g}; normalise the data first")
+
+
+def check_dense(tensors: Iterable[Tensor], name: str) -> None:
+    """A DataError if one is sparse, quantized, nested or on the meta device."""
     for tensor in tensors:
-        if tensor.is_meta or tensor.layout is not torch.strided:
-            kind = "on the meta device" if tensor.is_meta else "sparse"
+        if tensor.is_meta or tensor.is_nested or tensor.is_quantized or tensor.layout is not torch.strided:
+            kind = "on the meta device" if tensor.is_meta else "sparse, quantized or nested"
             raise DataError(f"{name} holds a tensor that is {kind}; give dense tensors with values (to_dense())")
+
+
+def readable(data: Any, name: str) -> Iterator[Any]:
+    """The batches of the data; errors of reading them name the data.
+
+    Raises:
+        DataError: If it is no iterable of batches, or reading a batch fails.
+    """
+    batches, number = iter(iterable(data, name)), 0
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except PruneError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"batch {number} of {name} can't be read: {type(error).__name__}: {str(error)[:500]}; repair the data "
+                "set, or leave out what fails"
+            ) from error
+        yield batch
+        number += 1
 
 
 def iterable(data: Any, name: str) -> Iterable[Any]:
@@ -148,68 +185,10 @@ def iterable(data: Any, name: str) -> Iterable[Any]:
     """
     if isinstance(data, torch.utils.data.Dataset):
         raise DataError(f"{name} is a {type(data).__name__}: wrap it in a torch.utils.data.DataLoader")
-    if not isinstance(data, Iterable):
+    if not isinstance(data, Iterable) or isinstance(data, (str, bytes)) or getattr(data, "ndim", 1) == 0:
         kind = type(data).__name__
         raise DataError(f"{name} is a {kind}; give (inputs, targets) tensors or an iterable of such batches")
     return data
-
-
-def first_forward(forward: Forward, model: nn.Module, batch: Any, *, name: str, labels: bool = True) -> tuple[Any, Any]:
-    """Outputs and targets of a batch; errors name the data.
-
-    Args:
-        forward: Function of (model, batch) to (outputs, targets).
-        model: The network.
-        batch: A batch on the network's device.
-        name: Name of the data in messages.
-        labels: Whether to check the labels.
-
-    Raises:
-        DataError: If the network fails on the batch, or labels are outside its classes.
-    """
-    try:
-        outputs, targets = forward(model, batch)
-    except DataError as error:
-        raise DataError(f"{name}: {error}") from error
-    except Exception as error:
-        raise DataError(
-            f"the network fails on the {name} data: {type(error).__name__}: {error}; batches are (inputs, targets), "
-            "with inputs as the network takes them (else pass forward=)"
-        ) from error
-    if labels:
-        check_labels(outputs, targets, name=name)
-    return outputs, targets
-
-
-def check_batches(
-    forward: Forward, model: nn.Module, batches: Sequence[Any], *, name: str, check: Callable[[Any, Any], Any]
-) -> None:
-    """Raise an error unless the network takes the data, labels fit its classes, and the first batch can be evaluated.
-
-    Args:
-        forward: Function of (model, batch) to (outputs, targets).
-        model: The network.
-        batches: The data.
-        name: Name of the data in messages.
-        check: Function of (outputs, targets) of the first batch; raises an error if they do not fit.
-
-    Raises:
-        DataError: If one of these does not hold.
-    """
-    if not batches:
-        return
-    outputs, targets = first_forward(forward, model, batches[0], name=name)
-    for batch in batches[1:] if forward is default_forward else ():
-        check_labels(outputs, parts_of(batch)[1], name=name)
-    try:
-        check(outputs, targets)
-    except Exception as error:
-        kind = "" if isinstance(error, DataError) else f"{type(error).__name__}: "
-        raise DataError(
-            f"the objectives fail on the {name} data: {kind}{error}; class labels are whole numbers, "
-            "one a sample (labels.long()); for other targets give your own loss (loss=) or objective "
-            "(dp.register_objective)"
-        ) from error
 
 
 def tensors_of(tree: Any) -> list[Tensor]:
@@ -239,6 +218,12 @@ def join(batches: Sequence[Any]) -> Any:
     def joined(*leaves: Any) -> Any:
         pairs = zip(leaves, counts, strict=True)
         if all(isinstance(x, Tensor) and x.dim() and len(x) == count for x, count in pairs):
+            shapes = list(dict.fromkeys(tuple(x.shape[1:]) for x in leaves))
+            if len(shapes) > 1:
+                raise DataError(
+                    f"batches hold samples of shapes {shapes[0]} and {shapes[1]}, which can't be joined; resize them "
+                    "to one shape, or give one batch shape"
+                )
             return torch.cat(leaves)
         if any(isinstance(x, Tensor) and not torch.equal(x, leaves[0]) for x in leaves):
             raise DataError(
@@ -247,7 +232,10 @@ def join(batches: Sequence[Any]) -> Any:
             )
         return leaves[0]
 
-    return tree_map(joined, *batches)
+    try:
+        return tree_map(joined, *batches)
+    except ValueError as error:  # batches of different structure; a DataError is one too
+        raise error if isinstance(error, DataError) else DataError(f"batches can't be joined: {error}") from None
 
 
 def logits_of(outputs: Any) -> Any:

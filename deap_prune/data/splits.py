@@ -103,8 +103,8 @@ def load_data(
     _check_options(format, loader, options)
     numbers = {"calibration": calibration, "validation": 1 if validation is None else validation, "seed": seed}
     for name, value in numbers.items():
-        if not hasattr(value, "__index__"):
-            raise DataError(f"{name} is {value!r}; give a whole number")
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**42:
+            raise DataError(f"{name} is {value!r}; give a whole number from 0 to 2^42")
     source = loader(**options)
     if isinstance(source, Splits):
         return source

@@ -11,7 +11,7 @@ import numpy as np
 
 from deap_prune.blending.balance import WidthCurves
 from deap_prune.blending.genome import Genome
-from deap_prune.errors import DataError
+from deap_prune.errors import ConfigError, DataError
 from deap_prune.evolution.fitness import Error
 from deap_prune.evolution.operators import initBlend
 from deap_prune.evolution.problem import BlendProblem, Decoder, Genes
@@ -47,7 +47,12 @@ class StartingPoints:
 
         Args:
             n: Size.
+
+        Raises:
+            ConfigError: If ``n`` is no whole number from 1 up.
         """
+        if not isinstance(n, int) or not 1 <= n < 2**31:
+            raise ConfigError(f"n is {n!r:.40}; give a whole number of individuals from 1 up")
         learns, singles = self._problem.fitness.learns, self._uniform(n // 2)
         shaped = self._widths_if_refined(n) if learns else self._widths_if_not_refined(n, n - len(singles))
         individuals = self._distinct([*singles, *shaped])

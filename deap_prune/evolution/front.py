@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deap_prune.arguments import Finite, checked
 from deap_prune.blending.budget import Limit
 from deap_prune.display import html_table, short, text_table
 from deap_prune.errors import BudgetError, ConfigError
@@ -138,6 +139,7 @@ class ParetoFront(Sequence[Solution]):
 
         return draw_front(new_axes() if axes is None else axes, self, points=points)
 
+    @checked
     def best(
         self,
         *,
@@ -190,7 +192,8 @@ class ParetoFront(Sequence[Solution]):
         scaled = (points - points.min(axis=0)) / np.where(span > 0, span, 1)
         return self.solutions[int(np.argmin(scaled.sum(axis=1)))]
 
-    def cheapest(self, *, at_least: float, by: str | None = None, cost: str = "flops") -> Solution:
+    @checked
+    def cheapest(self, *, at_least: Finite, by: str | None = None, cost: str = "flops") -> Solution:
         """The cheapest solution that is good enough.
 
         Args:
@@ -223,7 +226,8 @@ class ParetoFront(Sequence[Solution]):
         total = distance.sum(axis=1, keepdims=True)
         return np.where(total > 0, distance / np.where(total > 0, total, 1), 1 / points.shape[1])
 
-    def closest(self, weights: Mapping[str, float]) -> Solution:
+    @checked
+    def closest(self, weights: Mapping[str, Finite]) -> Solution:
         """The solution whose pseudo-weights are nearest to the given weights.
 
         Args:
@@ -248,7 +252,8 @@ class ParetoFront(Sequence[Solution]):
         worst = {name: 1.0 if value <= 1 else 2.0 * value for name, value in dense.items()}
         return tuple(0.0 if w > 0 else worst.get(name, 1.0) for name, w in self.weights.items())
 
-    def hypervolume(self, reference: Sequence[float] | None = None) -> float:
+    @checked
+    def hypervolume(self, reference: Sequence[Finite] | None = None) -> float:
         """Hypervolume dominated by the front.
 
         Args:
@@ -258,6 +263,7 @@ class ParetoFront(Sequence[Solution]):
         point = self.reference if reference is None else reference
         return hypervolume(_minimised(self.solutions, self.weights), list(self.weights.values()), point)
 
+    @checked
     def save(self, folder: str | Path) -> None:
         """Write masks/, front.csv and front.json into a run folder.
 
@@ -270,6 +276,7 @@ class ParetoFront(Sequence[Solution]):
         save_front(self, Path(folder))
 
     @classmethod
+    @checked
     def load(cls, folder: str | Path) -> ParetoFront:
         """Read the front of a run folder.
 

@@ -60,7 +60,15 @@ class BlendProblem:
         self.evaluator, self.fitness = evaluator, as_fitness(evaluator)
         self.owner = os.getpid()
         self.individual = individual or partial(_individual, fitness_class(evaluator.weights))
-        self._check(self.individual(genome.single(genome.criteria[0])))
+        genes = genome.single(genome.criteria[0])
+        try:
+            first = self.individual(genes)
+        except Exception as error:
+            raise ConfigError(
+                f"individual fails on a list of {len(genes)} genes: {type(error).__name__}: {error}; give a class "
+                "derived from list, or a function of the genes"
+            ) from error
+        self._check(first)
 
     def _check(self, individual: Any) -> None:
         if isinstance(individual, np.ndarray):
@@ -103,7 +111,10 @@ class BlendProblem:
         Raises:
             ConfigError: If their fitness has other values than the evaluator's objectives.
         """
-        evaluated = [ind for ind in population if ind.fitness.valid]
+        individuals = _listed(population)
+        if not all(hasattr(individual, "fitness") for individual in individuals):
+            raise ConfigError("the population holds no individuals with a fitness; give those of toolbox.population")
+        evaluated = [ind for ind in individuals if ind.fitness.valid]
         masks, values = self.genome.decode_many(evaluated), [ind.fitness.values for ind in evaluated]
         return front_of(self.evaluator, self.genome.space, evaluated, masks, values)
 
@@ -114,6 +125,10 @@ def problem_of(evaluate: Callable[..., Any]) -> BlendProblem | None:
     problem = getattr(method, "__self__", None)
     own = isinstance(problem, BlendProblem) and getattr(method, "__func__", None) is BlendProblem.evaluate
     return problem if own else None
+
+
+def _listed(population: Any) -> list[Any]:
+    return list(population) if isinstance(population, Iterable) and getattr(population, "ndim", True) else [population]
 
 
 def front_of(

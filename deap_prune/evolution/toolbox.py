@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from deap import base
 
+from deap_prune.arguments import Positive, Seed, Share, checked
 from deap_prune.blending.layout import Layout
 from deap_prune.evolution.first_population import StartingPoints
 from deap_prune.evolution.fitness import Evaluate
@@ -22,13 +23,14 @@ def mutation_probability(layout: Layout, indpb: float | None = None) -> float:
     return min(0.1, 6 / len(layout)) if indpb is None else indpb
 
 
+@checked
 def make_toolbox(
     genome: Decoder,
     evaluate: Evaluate,
     *,
-    seed: int | None = 0,
-    indpb: float | None = None,
-    sigma: float = 0.5,
+    seed: Seed | None = 0,
+    indpb: Share | None = None,
+    sigma: Positive = 0.5,
     individual: Callable[[Iterable[float]], Any] | None = None,
 ) -> base.Toolbox:
     """A toolbox with ``individual, population, evaluate, mate, mutate, select, map, clone, front, decode, singles``.

@@ -6,7 +6,6 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property, partial
 from types import MappingProxyType
 from typing import Any
@@ -14,7 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from deap_prune.data.batches import Data, Forward, Loss, check_batches, default_forward, resolve_device
+from deap_prune.arguments import checked
+from deap_prune.data.batches import Data, Forward, Loss, default_forward, resolve_device
+from deap_prune.data.check_batches import check_batches
 from deap_prune.data.devices import name_of
 from deap_prune.data.draws import augmented, load_batches
 from deap_prune.errors import DataError
@@ -27,7 +28,7 @@ from deap_prune.fitness.settings import Counters, Settings
 from deap_prune.precision import full_precision
 from deap_prune.structure.inputs import evaluating
 from deap_prune.structure.masking import masked
-from deap_prune.structure.masks import Masks
+from deap_prune.structure.masks import Masks, listed_masks
 from deap_prune.structure.slim import unwrap
 from deap_prune.structure.space import PruningSpace
 from deap_prune.structure.tracing.clean_copy import check_finite, pristine
@@ -57,6 +58,7 @@ class Evaluator:
         ModelError: If the weights are not finite.
     """
 
+    @checked
     def __init__(
         self,
         model: nn.Module,
@@ -85,8 +87,10 @@ class Evaluator:
         self._guard = load_batches(guard, "guard", needed=False, **how)
         self._objectives = ObjectiveSet(self.objectives, space, self.network, self.forward)
         with torch.no_grad():
+            runs, check = (self.forward, self.network), self._objectives.check
             for name, batches in (("validation", self._validation), ("guard", self._guard)):
-                check_batches(self.forward, self.network, batches, name=name, check=self._objectives.check)
+                check_batches(*runs, batches, name=name, check=check)
+            check_batches(*runs, self._calibration, name="calibration", check=None)
         parts = (self.network, space, self._calibration)
         self._build = CandidateBuilder(*parts, settings=self.options, forward=self.forward, counters=self.counters)
         self._forget()
@@ -163,7 +167,7 @@ class Evaluator:
             compute: Evaluates the candidates that the cache lacks, on workers for example; :meth:`compute` of each by
                 default.
         """
-        masks = list(masks)
+        masks = listed_masks(masks)
         missing = [m for m in dict.fromkeys(masks) if m not in self._cache]
         values = map(self.compute, missing) if compute is None else compute(missing)
         for candidate, its_values in zip(missing, values, strict=True):
@@ -189,6 +193,7 @@ class Evaluator:
         self.counters.clock("forward", start, self.device)
         return values
 
+    @checked
     def restore(
         self, values: Mapping[Masks, Values], *, candidates: int, dense: Mapping[str, float] | None = None
     ) -> None:
@@ -226,6 +231,7 @@ class Evaluator:
         """The objectives that follow from the masks alone, as minimised values."""
         return self._objectives.costs(masks)
 
+    @checked
     def surrogate(self, masks: Masks) -> float:
         """The error that compensation leaves, in closed form, without a forward pass; smaller is better.
 
@@ -255,10 +261,12 @@ class Evaluator:
         return full_precision()(error)
 
     # -------------------------------------------------------------- networks
+    @checked
     def slim(self, masks: Masks) -> nn.Module:
         """The smaller network exactly as it is evaluated: compensated, BN statistics set, in eval mode."""
         return copy.deepcopy(self._build(masks).network)
 
+    @checked
     def selected(self, masks: Masks) -> Masks:
         """Masks of the same widths, with the filters that refinement selects; see :attr:`Settings.select`.
 
@@ -267,6 +275,7 @@ class Evaluator:
         """
         return self._build.selected(masks)
 
+    @checked
     @contextmanager
     def masked(self, masks: Masks) -> Iterator[nn.Module]:
         """The user's model under the mask, with the weights of :meth:`slim`, so that it gives the same outputs.
@@ -278,6 +287,7 @@ class Evaluator:
         with masked(self._user_model, self.space, built.masks, state=state) as network, evaluating(network):
             yield network
 
+    @checked
     def measure(self, network: nn.Module, masks: Masks, data: Data | None = None) -> Values:
         """The objectives' values of a given network, on all validation data or on other data; not cached.
 
@@ -299,11 +309,7 @@ class Evaluator:
         return measured
 
     def on_guard(self, masks: Masks) -> Values:
-        """The values on the guard images.
-
-        Raises:
-            DataError: If there are none.
-        """
+        """The values on the guard images; without any a DataError."""
         if not self._guard:
             raise DataError("there are no guard images; give guard=(inputs, targets) to the Evaluator")
         if masks not in self._guard_cache:
@@ -319,7 +325,7 @@ class Evaluator:
         """
         other = copy.copy(self)
         vars(other).pop("_evaluated_on", None)
-        other.options = replace(self.options, **changes)
+        other.options = self.options.changed(**changes)
         other._build = self._build.with_settings(other.options)
         other._forget()
         return other

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deap_prune.arguments import Finite, checked
 from deap_prune.costs import COSTS, Cost, bound_cost
 from deap_prune.data.batches import Loss, check_map, count_samples, cross_entropy, logits_of
 from deap_prune.errors import DataError
@@ -52,7 +53,7 @@ class Objective:
 
     name: str
     maximise: bool
-    worst: float
+    worst: Finite
     summary: str
     reference: str
     batch: PerSample | None = None
@@ -89,6 +90,7 @@ def _kept_share(name: str, space: PruningSpace, masks: Masks) -> float:
 OBJECTIVES: Registry[Objective] = Registry("objective", "objectives", COSTS, of_cost)
 
 
+@checked
 def register_objective(
     name: str,
     *,

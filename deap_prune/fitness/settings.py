@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 
+from deap_prune.arguments import check_fields
 from deap_prune.errors import ConfigError, did_you_mean
 from deap_prune.fitness.objectives import OBJECTIVES
 from deap_prune.precision import computes_bf16
@@ -86,6 +87,7 @@ class Settings:
     device: str | torch.device = "auto"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, legal in _LEGAL.items():
             if (value := getattr(self, name)) not in legal:
                 *most, last = (repr(entry) if entry else "None" for entry in legal)
@@ -113,11 +115,27 @@ class Settings:
         Raises:
             ConfigError: If a keyword is unknown (the nearest is named).
         """
-        known = [f.name for f in fields(cls)]
         for name in options:
-            if name not in known:
+            if name not in (known := cls.names()):
                 raise ConfigError(f"unknown option '{name}' of the Evaluator; {did_you_mean(name, known)}")
         return cls(**options)
+
+    def changed(self, **changes: Any) -> Settings:
+        """Other settings of the same network and data.
+
+        Raises:
+            ConfigError: If a keyword is no option, or one that belongs to the data (objectives, batch_size, device).
+        """
+        free = {*self.names()} - {"objectives", "batch_size", "device"}
+        for name in changes:
+            if name not in free:
+                raise ConfigError(f"'{name}' can't be changed; {did_you_mean(name, free)}")
+        return replace(self, **changes)
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Names of the options."""
+        return [f.name for f in fields(cls)]
 
     @property
     def needs_calibration(self) -> bool:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deap_prune.data.batches import Forward, are_class_labels, divergence, first_forward, logits_of, tensors_of
+from deap_prune.data.batches import Forward, are_class_labels, divergence, logits_of, tensors_of
+from deap_prune.data.check_batches import first_forward
 from deap_prune.errors import ModelError, did_you_mean
 
 Shapes = Mapping[str, tuple[int, ...]]

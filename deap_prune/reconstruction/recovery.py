@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
+from deap_prune.arguments import Count, NotNegative, Positive, Seed, Share, checked
 from deap_prune.data.batches import (
     Data,
     Forward,
@@ -24,6 +25,7 @@ from deap_prune.data.batches import (
     tensors_of,
     to_batches,
 )
+from deap_prune.data.check_batches import errors_name
 from deap_prune.data.devices import evaluating_on
 from deap_prune.data.splits import augment as shift_and_mirror
 from deap_prune.errors import ConfigError, DataError, ModelError
@@ -65,21 +67,22 @@ class Recovery:
         return f"held-out loss {self.before:.4f} -> {self.after:.4f} in {self.steps} steps, {self.seconds:.0f} s"
 
 
+@checked
 def recover(
     small: nn.Module,
     model: nn.Module,
     calibration: Data,
     *,
-    steps: int = 500,
-    lr: float = 2e-4,
-    batch_size: int = 64,
-    held_out: float = 0.1,
+    steps: Count = 500,
+    lr: Positive = 2e-4,
+    batch_size: Count = 64,
+    held_out: Share = 0.1,
     augment: bool = True,
     layers: Sequence[str] | None = None,
-    output_weight: float = 1.0,
+    output_weight: NotNegative = 1.0,
     forward: Forward | None = None,
     device: str | torch.device = "auto",
-    seed: int = 0,
+    seed: Seed = 0,
     progress: bool = True,
 ) -> Recovery:
     """Train a pruned network in place, without labels, to do what the dense network does on calibration images.
@@ -232,7 +235,8 @@ def _train(
     for parameter in parameters:
         parameter.data = parameter.data.contiguous()
     norms = [m for m in small.modules() if isinstance(m, _BatchNorm) and not (m.affine and not m.weight.requires_grad)]
-    targets = [distance.targets(batch) for batch in held]
+    with errors_name("calibration"):
+        targets = [distance.targets(batch) for batch in held]
     optimizer = torch.optim.Adam(parameters, lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     checks = [(0, _held_out_loss(distance, held, targets))]
@@ -275,12 +279,15 @@ def _take_step(
     distance: DistanceToDense, batch: Any, optimizer: torch.optim.Optimizer, norms: Sequence[nn.Module]
 ) -> None:
     """One gradient step, with these batch norms in train mode."""
-    targets = distance.targets(batch)
-    for norm in norms:
-        norm.train()
-    loss = distance(batch, targets)
+    with errors_name("calibration"):
+        targets = distance.targets(batch)
+        for norm in norms:
+            norm.train()
+        loss = distance(batch, targets)
     for norm in norms:
         norm.eval()
+    if not loss.requires_grad:
+        raise ModelError("the outputs carry no gradient (no_grad, detach or labels in forward), which recovery needs")
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from deap_prune.arguments import Count, Positive, Seed, checked
 from deap_prune.data.batches import (
     Data,
     Forward,
@@ -20,6 +21,7 @@ from deap_prune.data.batches import (
     samples_of,
     to_batches,
 )
+from deap_prune.data.check_batches import errors_name
 from deap_prune.errors import ConfigError
 from deap_prune.reconstruction.flow import has_statistics
 from deap_prune.reconstruction.sampling import images_for, split, survey
@@ -39,6 +41,7 @@ CHUNKS = 8  # at least so many chunks of images fit into the memory
 CHUNK = 2**26  # most bytes of a chunk: larger tensors are mapped anew every time, and miss the caches
 
 
+@checked
 def refine(
     model: nn.Module,
     space: PruningSpace,
@@ -46,11 +49,11 @@ def refine(
     calibration: Data,
     *,
     start: nn.Module | None = None,
-    images: int = 1000,
-    rows: int = 1000 * ROWS,
-    refine_memory: float = MEMORY,
+    images: Count = 1000,
+    rows: Count = 1000 * ROWS,
+    refine_memory: Positive = MEMORY,
     forward: Forward | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> nn.Module:
     """Re-fit the layers of a slimmed network, in order of execution, to what the dense network's layers make.
 
@@ -97,6 +100,7 @@ def refine(
     return refiner(masks, narrowed_copy(network, space, masks) if start is None else start)
 
 
+@checked
 def select_masks(
     model: nn.Module,
     space: PruningSpace,
@@ -182,7 +186,7 @@ class Refiner:
         count = count_samples(batch)
         # Sorted images would show early layers the first classes alone.
         batch = samples_of(batch, torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(device))
-        with evaluating(network):
+        with evaluating(network), errors_name("calibration"):
             seen = survey(network, partial(forward, network, samples_of(batch, slice(2))), min(2, count))
             self._flow, half = seen.flow, memory * 2**30 / 2
             aims = find_aims(network, space, seen.flow)

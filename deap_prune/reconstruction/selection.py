@@ -293,6 +293,8 @@ class _Live:
     @classmethod
     def of(cls, x: Tensor, target: Tensor, weight: Tensor, intercept: bool) -> _Live:
         """From features (blocks, rows, n) and a target (rows, outputs)."""
+        if x.dtype in (torch.float16, torch.bfloat16):
+            x, target, weight = x.float(), target.float(), weight.float()
         y = target.reshape(len(target), len(x), -1).transpose(0, 1)
         if intercept:
             x, y = x - x.mean(dim=1, keepdim=True), y - y.mean(dim=1, keepdim=True)

@@ -6,17 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deap_prune.arguments import CountOrZero, checked
 from deap_prune.errors import RunError
 
 if TYPE_CHECKING:
     from deap_prune.search import Result
 
 
+@checked
 def report(
     run: str | Path,
     *,
     result: Result | None = None,
-    singles: int = 6,
+    singles: CountOrZero = 6,
     network: bool = True,
     beside: Sequence[str | Path] = (),
     progress: bool = False,

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
 
-from deap_prune.errors import ConfigError, RunError
+from deap_prune.errors import ConfigError, ModelError, RunError
 from deap_prune.task import Task
 
 
@@ -29,11 +31,16 @@ def run_folder(out: Any) -> Path:
 
 
 def check_arguments(task: Task, callbacks: Any) -> None:
-    """Check the functions that a search is given, and torch's default device.
+    """Check the network and the functions that a search is given, and torch's default device.
 
     Raises:
-        ConfigError: If one can't be called, or tensors would be made on another device than the CPU.
+        ModelError: If there is no network, or it has no weights yet.
+        ConfigError: If a function can't be called, or tensors would be made on another device than the CPU.
     """
+    if not isinstance(task.model, nn.Module):
+        raise ModelError(f"model is a {type(task.model).__name__}; give a trained network (nn.Module)")
+    if any(is_lazy(parameter) for parameter in task.model.parameters()):
+        raise ModelError("the network has lazy layers without weights; run it once on an input, and train it")
     if not isinstance(callbacks, Sequence) or not all(callable(callback) for callback in callbacks):
         raise ConfigError(f"callbacks is {callbacks!r}; give several functions of a Generation, such as [log], or ()")
     for name, function in task.functions.items():

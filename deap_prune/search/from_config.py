@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from deap_prune.errors import ConfigError
 from deap_prune.search.kept import kept_task
 from deap_prune.task import Task
 from deap_prune.weights import build_model
+
+MOST_NUMBERS = 10**8
+"""Size limit of the example inputs that a config describes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +49,8 @@ def open_config(config: Config) -> OpenedConfig:
     model = build_model(config.model)
     splits = load_data(**config.data.model_dump())
     shape = config.model.input_shape
+    if shape and math.prod(shape) > MOST_NUMBERS:
+        raise ConfigError(f"model.input_shape is {shape}; give a shape of at most {MOST_NUMBERS:,} numbers")
     example = torch.zeros(1, *shape) if shape else splits.calibration[0][:1]
     return OpenedConfig(config, Task(model, example, splits.calibration, splits.validation), splits)
 

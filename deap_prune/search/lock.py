@@ -26,7 +26,7 @@ def locked(folder: Path, *, new: bool) -> Iterator[None]:
     """Be the only writer of a run folder; reading needs no lock.
 
     The lock of a process that is gone is taken over. Afterwards the lock file is removed, and with it the folder if the
-    run has written nothing.
+    run has written nothing. An interrupt gets a note that says how to go on.
 
     Args:
         folder: The run folder; it is made if it is missing.
@@ -43,6 +43,9 @@ def locked(folder: Path, *, new: bool) -> Iterator[None]:
                 check_unused(folder)
             remove_temporary_files(folder)
             yield
+        except KeyboardInterrupt as error:
+            error.add_note(_how_to_go_on(folder))
+            raise
         finally:
             with suppress(OSError):  # a folder that was moved may hold the lock of another run now
                 if (folder / LOCK).stat().st_ino == os.fstat(descriptor).st_ino:
@@ -52,6 +55,12 @@ def locked(folder: Path, *, new: bool) -> Iterator[None]:
         for place in made:
             with suppress(OSError):
                 place.rmdir()
+
+
+def _how_to_go_on(folder: Path) -> str:
+    if any(folder.glob("checkpoints/*.json")):
+        return f"every finished generation is kept; go on with: deap-prune resume {folder} (dp.resume('{folder}', ...))"
+    return "no generation was finished, so there is nothing to go on from: run the command again"
 
 
 def check_unused(folder: Path) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 from deap import tools
 from torch import nn
 
+from deap_prune.arguments import checked
 from deap_prune.blending.baselines import AnyGenome
 from deap_prune.blending.clusters import CriteriaClusters
 from deap_prune.criteria.table import ScoreTable
 from deap_prune.display import MOST_LINES
+from deap_prune.errors import RunError
 from deap_prune.evolution.front import ParetoFront, Solution
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.structure.masks import Masks
@@ -84,12 +86,18 @@ class Result:
         """Number of networks that were built and evaluated."""
         return self.compared_by.counters.candidates
 
+    @checked
     def slim(self, solution: Solution | Masks | int) -> nn.Module:
         """The smaller network of a solution, exactly as it was evaluated.
 
         Args:
             solution: A solution, its place in the front, or masks.
+
+        Raises:
+            RunError: If the front has no such place.
         """
-        if isinstance(solution, Masks):
-            return self.evaluator.slim(solution)
-        return self.evaluator.slim((solution if isinstance(solution, Solution) else self.front[solution]).masks)
+        if isinstance(solution, int):
+            if not -len(self.front) <= solution < len(self.front):
+                raise RunError(f"the front has solutions 0 to {len(self.front) - 1}; solution is {solution}")
+            solution = self.front.solutions[solution]
+        return self.evaluator.slim(solution.masks if isinstance(solution, Solution) else solution)

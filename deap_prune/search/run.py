@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from deap_prune.arguments import CountOrZero, checked
 from deap_prune.config import Config, dump_config, load_config, search_options
 from deap_prune.costs import LatencyTable
 from deap_prune.data.batches import Data, Forward, Loss, is_tensor_pair, resolve_device
@@ -119,6 +120,7 @@ def search(
         return _run(task, config, folder, callbacks, progress=progress, ray=ray)
 
 
+@checked
 def resume(
     out: str | Path,
     model: nn.Module | None = None,
@@ -131,7 +133,7 @@ def resume(
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
     ray: str | None = None,
-    generations: int | None = None,
+    generations: CountOrZero | None = None,
 ) -> Result:
     """Continue a run from its newest checkpoint, bit for bit as if it had never stopped.
 
@@ -168,6 +170,8 @@ def resume(
         )
     else:
         task = Task(model, example_inputs, calibration, validation, forward, loss)
+    if config.data is None:  # a kill before the first generation's end may have prevented it
+        callbacks = [Keeper(folder, task, data=False), *callbacks]
     with locked(folder, new=False):
         return _run(task, config, folder, callbacks, progress=progress, ray=ray)
 

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 from deap_prune.errors import RunError
+from deap_prune.files import is_temporary, remove_file
+
+WRITTEN = re.compile(
+    r"(config\.yaml|versions\.json|history\.csv|front\.(json|csv|png)|(cache|refined|recovered)\.jsonl|run\.lock"
+    r"|report\.html|criteria\.png|(dense|data|slim|finetuned)\.safetensors|slim\.masks\.json"
+    r"|checkpoints/\d{6,9}\.(json|damaged)|masks/(\d{4,9}-[0-9a-f]{8}|\.pending)\.json"
+    r"|report/[\w.-]+\.(png|svg)|(slim/)?(network\.(safetensors|pt2|onnx(\.data)?)|recipe\.json))"
+)
+"""Names of the files that runs and commands write."""
 
 NUMBERED = re.compile(r"(\d{4})-.*")
 
@@ -24,13 +32,21 @@ def numbered(parent: Path, name: str) -> Path:
 
 
 def remove_run(folder: Path) -> None:
-    """Remove a run folder with all its files; nothing happens if there is none.
+    """Remove a run folder with the files that runs and commands write; nothing happens if there is none.
 
     Raises:
-        RunError: If the folder is no run (it holds no config.yaml), or is a link.
+        RunError: If the folder is no run (it holds no config.yaml), is a link, or holds other files.
     """
     if not folder.exists():
         return
     if folder.is_symlink() or not (folder / "config.yaml").is_file():
         raise RunError(f"'{folder}' holds no run, so --yes does not remove it; choose another folder")
-    shutil.rmtree(folder)
+    paths = sorted(folder.rglob("*"))
+    for path in paths:
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or (not path.is_dir() and not is_temporary(path.name) and not WRITTEN.fullmatch(name)):
+            raise RunError(f"'{path}' is no file of a run, so --yes removes nothing; move it away, or choose --out")
+    for path in paths:
+        remove_file(path)
+    for path in [p for p in (*reversed(paths), folder) if p.is_dir()]:
+        path.rmdir()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from deap_prune.errors import ModelError
 from deap_prune.structure.outputs import open_outputs
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
@@ -60,10 +61,17 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run in eval mode; restore the mode of every module afterwards."""
+    """Run in eval mode; restore the mode of every module afterwards.
+
+    Raises:
+        ModelError: If the network has no eval mode (torch.export's programs).
+    """
     before = {module: module.training for module in model.modules()}
     try:
-        model.eval()
+        try:
+            model.eval()
+        except Exception as error:
+            raise ModelError(f"the network can't be put into eval mode: {first_line(error)}") from error
         yield
     finally:
         if model.training != before[model]:

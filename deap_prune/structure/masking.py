@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from deap_prune.arguments import checked
 from deap_prune.structure.inputs import in_order
 from deap_prune.structure.layers import Indices, LayerSpec, narrow_layer, selection, spec_of, tensor_named
 from deap_prune.structure.masks import Masks
@@ -22,6 +23,7 @@ Index = tuple[Tensor | slice, ...]
 Saved = list[tuple[Tensor, Index | None, Tensor]]  # tensor, overwritten part (None: all), original values
 
 
+@checked
 @contextmanager
 def masked(
     model: nn.Module, space: PruningSpace, masks: Masks, *, state: nn.Module | None = None

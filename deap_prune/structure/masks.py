@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import ItemsView, Iterator, Mapping, Sequence
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from deap_prune.arguments import Seed, checked
 from deap_prune.errors import MaskError
+from deap_prune.files import parse_json
 
 MOST_FILTERS = 2**24
 """Size limit of a group that is read from a file."""
@@ -50,8 +52,15 @@ class Masks(Mapping[str, NDArray[np.bool_]]):
 
     def __init__(self, keep: Mapping[str, ArrayLike]) -> None:
         self._keep: dict[str, NDArray[np.bool_]] = {}
+        if not isinstance(keep, Mapping):
+            raise MaskError(f"masks are a {type(keep).__name__}; give a dict of booleans by group name")
         for name, values in keep.items():
-            array = np.array(values)
+            if not isinstance(name, str):
+                raise MaskError(f"{name!r} is no group name; groups are named by text (space.groups)")
+            try:
+                array = np.array(values)
+            except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors on a device
+                raise MaskError(f"the mask of '{name}' is no array of booleans: {error}") from error
             if array.ndim != 1 or array.dtype != np.bool_:
                 raise MaskError(
                     f"the mask of '{name}' has dtype {array.dtype} and shape {array.shape}; "
@@ -111,7 +120,8 @@ class Masks(Mapping[str, NDArray[np.bool_]]):
         return candidates
 
     @classmethod
-    def random(cls, space: Space, *, keep: float | tuple[float, float] = 0.5, seed: int = 0) -> Masks:
+    @checked
+    def random(cls, space: Space, *, keep: float | tuple[float, float] = 0.5, seed: Seed = 0) -> Masks:
         """Masks that keep uniformly drawn filters, at least one per block.
 
         Args:
@@ -148,7 +158,7 @@ class Masks(Mapping[str, NDArray[np.bool_]]):
         """
         try:
             keep = {}
-            for name, entry in json.loads(text)["masks"].items():
+            for name, entry in parse_json(text)["masks"].items():
                 size, places = entry["size"], entry["keep"]
                 if type(size) is not int or not 0 <= size <= MOST_FILTERS:
                     raise ValueError(f"'{name}' has size {size!r:.40}; it is a whole number of at most {MOST_FILTERS}")
@@ -160,3 +170,16 @@ class Masks(Mapping[str, NDArray[np.bool_]]):
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
             raise MaskError(f"not masks in JSON, as Masks.to_json writes them: {error!r}") from error
         return cls(keep)
+
+
+def listed_masks(masks: Any) -> list[Masks]:
+    """Several masks as a list.
+
+    Raises:
+        MaskError: If there is anything else among them.
+    """
+    candidates = list(masks) if isinstance(masks, Iterable) and getattr(masks, "ndim", True) else [masks]
+    for candidate in candidates:
+        if not isinstance(candidate, Masks):
+            raise MaskError(f"a candidate is a {type(candidate).__name__}; give masks (dp.Masks)")
+    return candidates

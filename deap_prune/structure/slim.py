@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from deap_prune.arguments import checked
 from deap_prune.errors import MaskError
 from deap_prune.structure.inputs import copied
 from deap_prune.structure.layers import describe_layer, narrow_layer, replace_tensor, spec_of, tensor_named
@@ -31,6 +32,7 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
+@checked
 def slim(model: nn.Module, space: PruningSpace, masks: Masks) -> nn.Module:
     """Copy the network without its pruned filters, as modules of the same classes.
 

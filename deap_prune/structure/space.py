@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from deap_prune.arguments import checked
 from deap_prune.display import html_table, short
 from deap_prune.errors import MaskError, did_you_mean
 from deap_prune.structure.cost_polynomial import Activations, CostPolynomial, LatencyModel
@@ -289,6 +290,7 @@ def _count(group: FilterGroup, keep: NDArray[np.bool_]) -> int:
     return number
 
 
+@checked
 def flops(space: PruningSpace, masks: Masks) -> int:
     """Multiply-adds of the slimmed network for one sample, as fvcore counts them.
 
@@ -302,6 +304,7 @@ def flops(space: PruningSpace, masks: Masks) -> int:
     return int(space.flops_of(space.kept_counts(masks)))
 
 
+@checked
 def params(space: PruningSpace, masks: Masks) -> int:
     """Parameters of the slimmed network.
 

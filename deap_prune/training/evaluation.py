@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deap_prune.arguments import Count, checked
 from deap_prune.data.batches import (
     Data,
     Forward,
@@ -17,16 +18,18 @@ from deap_prune.data.batches import (
     resolve_device,
     stream,
 )
+from deap_prune.data.check_batches import errors_name
 from deap_prune.data.devices import evaluating_on
 from deap_prune.errors import DataError, ModelError
 from deap_prune.training.losses import has_one_label_each, in_fp32, target_loss
 
 
+@checked
 def accuracy(
     model: nn.Module,
     data: Data,
     *,
-    batch_size: int = 500,
+    batch_size: Count = 500,
     device: str | torch.device = "auto",
     forward: Forward | None = None,
 ) -> float:
@@ -49,7 +52,8 @@ def accuracy(
     hits = count = 0
     with evaluating_on(device, model), torch.no_grad():
         for batch in stream(data, name="the data for the accuracy", batch_size=batch_size, device=device):
-            logits, targets = (forward or default_forward)(model, batch)
+            with errors_name("given"):
+                logits, targets = (forward or default_forward)(model, batch)
             _check_classes(logits, targets)
             hits += int((logits.argmax(1) == targets).sum())
             count += len(targets)
@@ -81,7 +85,8 @@ def loss_and_accuracy(
     total, count, hits, labels, has_labels = 0.0, 0, 0, 0, True
     with evaluating_on(device, model), torch.no_grad():
         for batch in stream(data, name="the validation data", batch_size=500, device=device):
-            outputs, targets = (forward or default_forward)(model, batch)
+            with errors_name("validation"):
+                outputs, targets = (forward or default_forward)(model, batch)
             size = max(count_samples(batch), 1)
             total += float(target_loss(loss, in_fp32(outputs), targets)) * size
             count += size
@@ -94,8 +99,15 @@ def loss_and_accuracy(
 
 def _check_classes(logits: Any, targets: Any) -> None:
     """Raise an error unless these are logits (N, classes) and int64 targets (N,) in 0 .. classes - 1."""
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(targets):
-        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if not isinstance(targets, Tensor):
+        raise DataError(f"targets are a {type(targets).__name__}; give torch.int64 (N,)")
+    if (
+        not isinstance(logits, Tensor)
+        or logits.ndim != 2
+        or len(logits) != len(targets)
+        or not logits.is_floating_point()
+    ):
+        shape = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise ModelError(
             f"the network gives {shape} for {len(targets)} targets; logits (N, classes) are needed: give forward=, "
             "a function of (model, batch) to (logits, targets)"

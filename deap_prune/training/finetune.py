@@ -11,28 +11,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deap_prune.arguments import Count, Seed, checked
 from deap_prune.data.batches import Data, Forward, Loss, default_forward, resolve_device
 from deap_prune.data.devices import evaluating_on
 from deap_prune.data.splits import augment as shift_and_mirror
 from deap_prune.errors import ConfigError, ModelError
+from deap_prune.files import check_writable
 from deap_prune.training.recipe import Recipe
 from deap_prune.training.state import EpochRecord, reset_weights, shuffled_batches
 from deap_prune.training.trainer import Augment, Trainer
 
 
+@checked
 def finetune(
     model: nn.Module,
     train: Data,
     validation: Data | None = None,
     *,
-    epochs: int,
+    epochs: Count,
     recipe: Recipe | None = None,
     teacher: nn.Module | None = None,
     augment: bool | Augment = False,
     from_scratch: bool = False,
     state: str | Path | None = None,
     device: str | torch.device = "auto",
-    seed: int = 0,
+    seed: Seed = 0,
     forward: Forward | None = None,
     loss: Loss | None = None,
     progress: bool = True,
@@ -93,6 +96,8 @@ def finetune(
         raise ConfigError(f"patience={recipe.patience} needs the validation accuracy (or loss); give validation data")
     if teacher is model:
         raise ModelError("the teacher is the network itself; give the dense one (copy.deepcopy before pruning)")
+    if state is not None:
+        check_writable(Path(state))
     device = resolve_device(device)
     generator = torch.Generator().manual_seed(seed)
     transform = shift_and_mirror if augment is True else augment or None

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from deap_prune.arguments import Count, NotNegative, Positive, Share, check_fields
 from deap_prune.errors import ConfigError, did_you_mean
 
 _SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -46,20 +47,21 @@ class Recipe:
         ConfigError: If a value is out of range or a name is unknown.
     """
 
-    lr: float = 0.01
-    batch_size: int = 128
+    lr: Positive = 0.01
+    batch_size: Count = 128
     momentum: float = 0.9
-    weight_decay: float = 5e-4
+    weight_decay: NotNegative = 5e-4
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     schedule: Literal["cosine", "step", "constant"] = "cosine"
-    warmup_epochs: float = 0
-    temperature: float = 4.0
-    distill: float = 0.5
+    warmup_epochs: NotNegative = 0
+    temperature: Positive = 4.0
+    distill: Share = 0.5
     precision: Literal["fp32", "bf16"] = "fp32"
     ema: float | None = None
-    patience: int | None = None
+    patience: Count | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.optimizer not in _OPTIMIZERS:
             raise ConfigError(f"unknown optimizer '{self.optimizer}'; {did_you_mean(self.optimizer, _OPTIMIZERS)}")
         if self.schedule not in _SCHEDULES:
@@ -67,15 +69,8 @@ class Recipe:
         if self.precision not in _PRECISIONS:
             raise ConfigError(f"unknown precision '{self.precision}'; {did_you_mean(self.precision, _PRECISIONS)}")
         legal = {
-            "lr": (self.lr > 0, "above 0"),
-            "batch_size": (self.batch_size >= 1, "at least 1"),
             "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
-            "weight_decay": (self.weight_decay >= 0, "at least 0"),
-            "warmup_epochs": (self.warmup_epochs >= 0, "at least 0"),
-            "temperature": (self.temperature > 0, "above 0"),
-            "distill": (0 <= self.distill <= 1, "in [0, 1]"),
             "ema": (self.ema is None or 0 < self.ema < 1, "in (0, 1), or None"),
-            "patience": (self.patience is None or self.patience >= 1, "of at least 1, or None"),
         }
         for name, (ok, rule) in legal.items():
             if not ok:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from deap_prune.data.batches import Data, is_tensor_pair
+from deap_prune.data.batches import Data, check_dense, is_tensor_pair, iterable
 from deap_prune.errors import DataError, ModelError, RunError
+from deap_prune.files import make_folder, parse_json, write_bytes
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ def shuffled_batches(data: Data, size: int, generator: torch.Generator, device: 
     if isinstance(data, Tensor):
         raise DataError("the data to train on is one tensor; give (inputs, targets), or an iterable of such batches")
     if not is_tensor_pair(data):
-        return data
+        return iterable(data, "the training data")
+    check_dense(data, "the training data")
     inputs, targets = data
     if len(inputs) != len(targets) or not len(targets):
         raise DataError(f"{len(inputs)} inputs and {len(targets)} targets to train on; give equally many, at least 1")
@@ -167,7 +171,7 @@ def save_state(
         generator: Random numbers of the order and the augmentation.
         metadata: JSON values: the settings and the epoch records.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for number, state in optimizer.state_dict()["state"].items():
@@ -177,11 +181,27 @@ def save_state(
     tensors |= {"random.order": generator.get_state(), "random.cpu": torch.get_rng_state()}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
     text = json.dumps({**metadata, "averaged steps": 0 if average is None else average.steps})
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, str(beside), {"about": text})
-    beside.replace(path)
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    make_folder(path.parent, may_be_link=True)
+    write_bytes(path, save(plain, {"about": text, "sha256": _checksum(text, plain)}))
+
+
+def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the metadata and of all tensors, by name."""
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Metadata(BaseModel):
+    """What a training state holds beside tensors."""
+
+    settings: dict[str, Any]
+    records: list[EpochRecord]
+    averaged_steps: Annotated[int, Field(ge=0, alias="averaged steps")]
 
 
 def load_state(
@@ -206,14 +226,19 @@ def load_state(
         The metadata of the file.
 
     Raises:
-        RunError: If the file can't be read, or belongs to a training with other settings.
+        RunError: If the file can't be read, is damaged (its checksum differs), or belongs to a training with other
+            settings or of another network.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(path), framework="pt") as file:
-            metadata: dict[str, Any] = json.loads(file.metadata()["about"])
+            about = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        if _checksum(about["about"], tensors) != about["sha256"]:
+            raise ValueError("its checksum differs")
+        metadata: dict[str, Any] = parse_json(about["about"], finite=False)
+        Metadata.model_validate(metadata)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise RunError(
             f"'{path}' can't be read as the state of a training: {error}; remove it to start again"
@@ -227,6 +252,24 @@ def load_state(
         model.load_state_dict(_part(tensors, "model."))
     except RuntimeError as error:
         raise RunError(f"'{path}' belongs to another network: {str(error).splitlines()[-1].strip()}") from error
+    try:
+        _restore(tensors, optimizer, average, generator)
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise RunError(f"'{path}' belongs to another training: {error}; remove it to start again") from error
+    if average is not None:
+        average.steps = metadata["averaged steps"]
+    if "random.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random.cuda"])
+    return metadata
+
+
+def _restore(
+    tensors: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None,
+    generator: torch.Generator,
+) -> None:
+    """Set optimizer, averaged weights and random numbers to those stored."""
     stored: dict[int, dict[str, Tensor]] = {}
     for name, value in _part(tensors, "optimizer.").items():
         number, _, key = name.partition(".")
@@ -235,12 +278,8 @@ def load_state(
     if average is not None:
         for name, value in _part(tensors, "average.").items():
             average.tensors[name].copy_(value)
-        average.steps = metadata["averaged steps"]
     generator.set_state(tensors["random.order"])
     torch.set_rng_state(tensors["random.cpu"])
-    if "random.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random.cuda"])
-    return metadata
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -28,8 +28,10 @@ from deap_prune.data.batches import (
     count_samples,
     default_forward,
     logits_of,
+    readable,
     tensors_of,
 )
+from deap_prune.data.check_batches import errors_name
 from deap_prune.data.splits import augment as shift_and_mirror
 from deap_prune.errors import DataError, ModelError
 from deap_prune.progress import training_bar
@@ -152,10 +154,11 @@ class Trainer:
             if isinstance(layer, _BatchNorm) and layer.affine and not layer.weight.requires_grad:
                 layer.eval()
         steps, count, total = length_hint(batches), 0, torch.zeros((), device=self.device)
-        for number, batch in enumerate(batches):
+        for number, batch in enumerate(readable(batches, "the training data")):
             fraction = epoch + ((number + 0.5) / steps if steps else 0.5)
             set_rate(optimizer, self.recipe.rate(fraction, self.epochs))
-            loss, size = step(self.prepare(batch))
+            with errors_name("training"):
+                loss, size = step(self.prepare(batch))
             if average is not None:
                 average.update()
             total += loss * size

@@ -43,6 +43,14 @@ class After(nn.Module):
         return self.change(self.body(x))
 
 
+class Failing:
+    """Batches that can't all be read."""
+
+    def __iter__(self) -> Iterator[Any]:
+        yield X, Y
+        raise KeyError("image 13")
+
+
 class NoCopy(nn.Sequential):
     def __deepcopy__(self, memo: Any) -> Any:
         raise NotImplementedError("no copies")
@@ -51,6 +59,12 @@ class NoCopy(nn.Sequential):
 def holding(name: str, value: Any) -> nn.Module:
     model = net()
     setattr(model[0], name, value)
+    return model
+
+
+def hooked(hook: Any) -> nn.Module:
+    model = net()
+    model[0].register_forward_hook(hook)
     return model
 
 
@@ -96,6 +110,9 @@ def networks() -> dict[str, Attack]:
         "outputs NaN": After(lambda y: y * NAN),
         "outputs infinite": After(lambda y: y * INF),
         "fails": After(lambda y: {}["a"]),
+        "a hook that fails": hooked(lambda *_: {}["a"]),
+        "a layer without channels": nn.Sequential(*list(net())[:-1], nn.Linear(4, 0)),
+        "an exported program": torch.export.export(net(), (X[:1],)).module(),
         "fails by assertion": After(lambda y: (_ for _ in ()).throw(AssertionError("x"))),
     }
     attacks = {f"model {name}": partial(search, model) for name, model in models.items()}
@@ -144,6 +161,15 @@ def data() -> dict[str, Attack]:
         "labels below": (X, Y - 1),
         "labels far below": (X, Y - 100),
         "a dataset": torch.utils.data.TensorDataset(X, Y),
+        "half precision": (X.half(), Y),
+        "bool": (X > 0, Y),
+        "quantized": (torch.quantize_per_tensor(X, 0.1, 0, torch.qint8), Y),
+        "huge": (X * 1e30, Y),
+        "other channels in the last batch": [(X, Y), (X[:, :2], Y)],
+        "an error while reading": Failing(),
+        "a dict of other names": [({"q": X}, Y)],
+        "three values a batch": [(X, Y, Y)],
+        "a scalar": torch.tensor(1.0),
         "batches of None": [None, None],
         "batches of text": ["a", "b"],
         "a loader that drops all": torch.utils.data.DataLoader(

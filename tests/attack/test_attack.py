@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import deap_prune as dp
-from tests.attack import damage, inputs, weight_files
+from tests.attack import arguments, damage, inputs, weight_files
 from tests.attack.doors import Attack, outcome, table
 
 ALL: Counter[str] = Counter()
@@ -35,6 +35,15 @@ def check(attacks: dict[str, Attack]) -> None:
 @pytest.mark.parametrize("part", ["networks", "data", "options"])
 def test_search(part: str) -> None:
     check(getattr(inputs, part)())
+
+
+def test_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    check(arguments.arguments())
+
+
+def test_training_states_and_scores(tmp_path: Path) -> None:
+    check(arguments.files_of_numbers(tmp_path / "numbers"))
 
 
 def test_fronts(run: Path, tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_spearman_of_constants() -> None:
 
 def test_messages() -> None:
     for n in (0, -1, 2.0, "many", None):
-        with pytest.raises(ConfigError, match=rf"n_clusters is {n!r}; give a whole number from 1 up, or 'auto'"):
+        with pytest.raises(ConfigError, match=rf"n_clusters is {n!r}; give a whole number from 1 up, or ('auto'|text)"):
             dp.cluster(one_group(a=[1, 2]), n_clusters=n)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="no chosen criterion applies to 'g'; add one on weights, such as 'l2'"):
         dp.cluster(Table({"g": {}}))

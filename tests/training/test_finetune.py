@@ -170,7 +170,7 @@ def test_errors(two_classes: Pair) -> None:
         train_briefly(model, two_classes, teacher=nn.Sequential(nn.Flatten(), nn.Linear(16, 10)))
     with pytest.raises(ModelError, match="forward="):
         accuracy(nn.Identity(), two_classes)
-    with pytest.raises(ConfigError, match="epochs=0"):
+    with pytest.raises(ConfigError, match="epochs is 0"):
         train_briefly(model, two_classes, epochs=0)
     with pytest.raises(ConfigError, match="epochs=2 with warmup_epochs=2"):
         train_briefly(model, two_classes, epochs=2, recipe=Recipe(warmup_epochs=2))

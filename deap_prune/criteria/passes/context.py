@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from deap_prune.data.batches import Forward, Loss, count_samples, first_forward, samples_of
+from deap_prune.data.batches import Forward, Loss, count_samples, samples_of
+from deap_prune.data.check_batches import first_forward
 from deap_prune.errors import DataError
 from deap_prune.structure.inputs import first_line
 from deap_prune.structure.layers import spec_of

@@ -112,8 +112,8 @@ def settle_hooks(network: nn.Module, clean: nn.Module, call: Call) -> nn.Module:
         try:
             with same_draws():
                 with_hooks = forward(network, call)
-        except Exception:  # the network itself fails: the tracer reports it
-            return clean
+        except Exception as error:
+            raise ModelError(f"the network fails on the example inputs: {first_line(error)}") from error
         try:
             with same_draws():
                 without = forward(clean, call)
@@ -166,6 +166,9 @@ def check_finite(network: nn.Module) -> None:
     Raises:
         ModelError: If there is such a tensor; the message names the first one.
     """
+    for name, parameter in network.named_parameters():
+        if not parameter.numel():
+            raise ModelError(f"'{name}' is empty, of shape {tuple(parameter.shape)}; give its layer channels")
     for name, tensor in network.state_dict().items():
         if isinstance(tensor, Tensor) and tensor.is_meta:
             raise ModelError(f"'{name}' is on the meta device, without values; load the trained weights")

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from deap_prune.arguments import checked
 from deap_prune.data.batches import tensors_of
 from deap_prune.errors import ModelError, did_you_mean
 from deap_prune.structure.inputs import Call, Inputs, as_call, first_line, on_device, training_branches
@@ -33,6 +34,7 @@ from deap_prune.structure.tracing.samples import chosen_samples, learn_samples
 from deap_prune.structure.tracing.width_attributes import WidthSearch, declared_widths
 
 
+@checked
 @torch.inference_mode(False)  # inference mode does not decompose composite operators
 @without_fast_paths()
 def trace(
@@ -72,8 +74,11 @@ def trace(
     """
     network = pristine(unwrap(model))
     check_finite(network)
-    if any(tensor.is_meta or not tensor.numel() for tensor in tensors_of(example_inputs)):
-        raise ModelError("the example inputs hold a tensor without values; give at least one real sample")
+    for tensor in tensors_of(example_inputs):
+        if tensor.is_meta or not tensor.numel():
+            raise ModelError("the example inputs hold a tensor without values; give at least one real sample")
+        if tensor.layout is not torch.strided or tensor.is_quantized:
+            raise ModelError("the example inputs hold a sparse or quantized tensor; give dense ones (to_dense())")
     call = on_device(as_call(example_inputs), next(network.parameters(), torch.empty(0)).device)
     samples = learn_samples(network, call) if batched is None else chosen_samples(network, call, batched)
     inputs = samples.first(call)

@@ -1,0 +1,115 @@
+"""Run a network on the data before the work begins: errors name the data, and what does not fit it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from deap_prune.data.batches import Forward, check_labels, default_forward, parts_of
+from deap_prune.errors import DataError, PruneError
+
+
+@contextmanager
+def errors_name(data: str) -> Iterator[None]:
+    """Name the data that a network, or the user's function, fails on.
+
+    Args:
+        data: Name of the data in messages.
+
+    Raises:
+        DataError: If the body raises an error that is not ours.
+    """
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{data}: {error}") from error
+    except PruneError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"the network fails on the {data} data: {type(error).__name__}: {str(error)[:500]}; batches are (inputs, "
+            "targets), with inputs as the network takes them (else pass forward=)"
+        ) from error
+
+
+def first_forward(forward: Forward, model: nn.Module, batch: Any, *, name: str, labels: bool = True) -> tuple[Any, Any]:
+    """Outputs and targets of a batch; errors name the data.
+
+    Args:
+        forward: Function of (model, batch) to (outputs, targets).
+        model: The network.
+        batch: A batch on the network's device.
+        name: Name of the data in messages.
+        labels: Whether to check the labels.
+
+    Raises:
+        DataError: If the network fails on the batch, or labels are outside its classes.
+    """
+    with errors_name(name):
+        outputs, targets = forward(model, batch)
+    if labels:
+        check_labels(outputs, targets, name=name)
+    return outputs, targets
+
+
+def check_batches(
+    forward: Forward, model: nn.Module, batches: Sequence[Any], *, name: str, check: Callable[[Any, Any], Any] | None
+) -> None:
+    """Raise an error unless the network takes the data, labels fit its classes, and the first batch can be evaluated.
+
+    Of the other batches those are run whose samples have another shape or type than those before.
+
+    Args:
+        forward: Function of (model, batch) to (outputs, targets).
+        model: The network.
+        batches: The data.
+        name: Name of the data in messages.
+        check: Function of (outputs, targets) of the first batch; raises an error if they do not fit. None for data
+            whose targets may not be used.
+
+    Raises:
+        DataError: If one of these does not hold.
+    """
+    if not batches:
+        return
+    outputs, targets = first_forward(forward, model, batches[0], name=name, labels=check is not None)
+    check_later_batches(forward, model, batches, name=name)
+    if check is None:
+        return
+    for batch in batches[1:] if forward is default_forward else ():
+        check_labels(outputs, parts_of(batch)[1], name=name)
+    try:
+        check(outputs, targets)
+    except Exception as error:
+        kind = "" if isinstance(error, DataError) else f"{type(error).__name__}: "
+        raise DataError(
+            f"the objectives fail on the {name} data: {kind}{error}; class labels are whole numbers, "
+            "one a sample (labels.long()); for other targets give your own loss (loss=) or objective "
+            "(dp.register_objective)"
+        ) from error
+
+
+def check_later_batches(forward: Forward, model: nn.Module, batches: Sequence[Any], *, name: str) -> None:
+    """Run the network on the batches whose samples have another shape or type than those before.
+
+    Raises:
+        DataError: If it fails on one.
+    """
+    seen = {_outline(batches[0])}
+    for batch in batches[1:]:
+        if (outline := _outline(batch)) not in seen:
+            seen.add(outline)
+            first_forward(forward, model, batch, name=name, labels=False)
+
+
+def _outline(batch: Any) -> str:
+    """Structure of a batch, with the shapes and types of its samples."""
+
+    def part(leaf: Any) -> str:
+        return f"{leaf.dtype} {tuple(leaf.shape[1:])}" if isinstance(leaf, Tensor) else type(leaf).__name__
+
+    return repr(tree_map(part, batch))

@@ -1,0 +1,155 @@
+"""SIGKILL at every fsync, rename and unlink of a run and of its end, and at random moments: the files are the same.
+
+A driver process forks a child for each run, so that a kill costs a search and no imports. All slow.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import deap_prune as dp
+from deap_prune.data import load_data
+from deap_prune.zoo import digits_resnet
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+import sys
+sys.path[:0] = ["."]
+from tests.search.test_kill_points import campaign
+campaign(*sys.argv[1:])
+"""
+WATCHED = ("fsync", "rename", "replace", "unlink", "ftruncate")
+SKIPPED = ("checkpoints", "versions.json", "front.png", "run.lock")
+
+
+def work(out: Path) -> None:
+    """Search, or resume, with untrained weights and an end that refines the front."""
+    torch.manual_seed(0)
+    model, digits = digits_resnet(width=8), load_data(format="digits")
+    splits = {"calibration": digits.calibration, "validation": digits.validation}
+    data = {name: (x[:40], y[:40]) for name, (x, y) in splits.items()}
+    example = torch.zeros(1, 1, 8, 8)
+    if (out / "config.yaml").is_file():
+        dp.resume(out, model, example, **data, progress=False)
+        return
+    options = {"criteria": ("l1", "fpgm"), "population": 4, "generations": 2, "finalists": 1, "refine_images": 40}
+    dp.search(model, example, out=out, **data, progress=False, device="cpu", **options)
+
+
+def forked(task: Callable[[], Any]) -> tuple[int, float]:
+    """Exit status of a child process that does the task, and the seconds it took."""
+    begun = time.monotonic()
+    if (pid := os.fork()) == 0:
+        try:
+            task()
+            os._exit(0)
+        except BaseException as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            os._exit(1)
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status), time.monotonic() - begun
+
+
+def killed_at(out: Path, point: int, counted: Path | None = None) -> Callable[[], None]:
+    """The work, with a SIGKILL before the given call of the watched functions; counts the calls without one."""
+
+    def task() -> None:
+        calls = 0
+
+        def watched(name: str) -> Callable[..., Any]:
+            function = getattr(os, name)
+
+            def call(*args: Any, **kwargs: Any) -> Any:
+                nonlocal calls
+                calls += 1
+                if calls == point:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(*args, **kwargs)
+
+            return call
+
+        for name in WATCHED:
+            setattr(os, name, watched(name))
+        work(out)
+        if counted is not None:
+            counted.write_text(str(calls))
+
+    return task
+
+
+def killed_after(out: Path, seconds: float) -> Callable[[], None]:
+    def task() -> None:
+        signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        work(out)
+
+    return task
+
+
+def files(out: Path) -> dict[str, bytes]:
+    """The files of a result."""
+    paths = [p for p in sorted(out.rglob("*")) if p.is_file()]
+    return {n: p.read_bytes() for p in paths if not (n := str(p.relative_to(out))).startswith(SKIPPED)}
+
+
+def campaign(folder: str, step: str, moments: str) -> None:
+    """Kill at every ``step``-th call and at random moments; print how many runs ended as the whole one, and how not."""
+    torch.set_num_threads(1)
+    place, seconds = Path(folder), 0.0
+    counted = place / "counted"
+    assert forked(killed_at(place / "whole", 0, counted))[0] == 0
+    seconds = forked(lambda: work(place / "again"))[1]
+    expected, calls = files(place / "whole"), int(counted.read_text())
+    assert files(place / "again") == expected
+    draws = random.Random(0)
+    tasks = [("call", k, killed_at(place / f"call{k}", k)) for k in range(1, calls + 1, int(step))]
+    for n in range(int(moments)):
+        moment = draws.uniform(0.05, 1) * seconds
+        tasks.append(("moment", n, killed_after(place / f"moment{n}", moment)))
+    same, hit, different = 0, 0, []
+    for kind, number, task in tasks:
+        out = place / f"{kind}{number}"
+        status, _ = forked(task)
+        hit += status == -signal.SIGKILL
+        ends = status if status in (0, -signal.SIGKILL) else 1
+        while ends == -signal.SIGKILL or not (out / "front.json").is_file():
+            ends = forked(lambda out=out: work(out))[0]
+            if ends == 1:
+                break
+        wrong = [name for name in {*expected, *files(out)} if files(out).get(name) != expected.get(name)]
+        if ends == 0 and not wrong:
+            same += 1
+        else:
+            different.append(f"{kind} {number}: exit {ends}, {wrong[:5]}")
+        print(f"{kind} {number}: {status}, {same} the same, {hit} kills, {different}", file=sys.stderr, flush=True)
+        shutil.rmtree(out)
+    print(json.dumps({"calls": calls, "kills": hit, "runs": len(tasks), "same": same, "different": different}))
+
+
+def result(folder: Path, step: int, moments: int) -> dict[str, Any]:
+    command = [sys.executable, "-c", PROGRAM, str(folder), str(step), str(moments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    counts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(counts)
+    return counts
+
+
+@pytest.mark.slow
+def test_a_hundred_kills(tmp_path: Path) -> None:
+    counts = result(tmp_path, 1, 40)
+    assert counts["different"] == []
+    assert counts["kills"] >= 100
