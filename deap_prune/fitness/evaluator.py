@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from deap_prune.arguments import checked
+from deap_prune.arguments import CountOrZero, checked
 from deap_prune.data.batches import Data, Forward, Loss, default_forward, resolve_device
+from deap_prune.data.check_batches import check_batches
+from deap_prune.data.devices import name_of
 from deap_prune.data.check_batches import check_batches
 from deap_prune.data.devices import name_of
 from deap_prune.data.draws import augmented, load_batches
@@ -195,7 +197,7 @@ class Evaluator:
 
     @checked
     def restore(
-        self, values: Mapping[Masks, Values], *, candidates: int, dense: Mapping[str, float] | None = None
+        self, values: Mapping[Masks, Values], *, candidates: CountOrZero, dense: Mapping[str, float] | None = None
     ) -> None:
         """Set the evaluator to the state of an earlier process.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from deap_prune.arguments import check_fields
+from deap_prune.arguments import Count, CountOrZero, check_fields
 from deap_prune.errors import ConfigError, did_you_mean
 from deap_prune.fitness.objectives import OBJECTIVES
 from deap_prune.precision import computes_bf16
@@ -73,17 +73,17 @@ class Settings:
     recalibrate: str | None = "auto"
     compensate: str | None = "auto"
     refine: bool = False
-    refine_images: int = 1000
-    refine_rows: int = ROWS
+    refine_images: Count = 1000
+    refine_rows: Count = ROWS
     select: bool = False
-    recover: int = 0
+    recover: CountOrZero = 0
     executor: str = "auto"
     precision: str = "fp32"
     augment: bool = False
     seed: int = 0
-    moment_memory: int = MEMORY // 2**20
+    moment_memory: Count = MEMORY // 2**20
     refine_memory: float = REFINE_MEMORY
-    batch_size: int = 250
+    batch_size: Count = 250
     device: str | torch.device = "auto"
 
     def __post_init__(self) -> None:
