@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
-from deap_prune.arguments import Count, NotNegative, Positive, Seed, Share, checked
+from deap_prune.arguments import Count, CountOrZero, Seed, Share, checked
 from deap_prune.data.batches import (
     Data,
     Forward,
@@ -73,13 +73,13 @@ def recover(
     model: nn.Module,
     calibration: Data,
     *,
-    steps: Count = 500,
-    lr: Positive = 2e-4,
+    steps: CountOrZero = 500,
+    lr: float = 2e-4,
     batch_size: Count = 64,
     held_out: Share = 0.1,
     augment: bool = True,
     layers: Sequence[str] | None = None,
-    output_weight: NotNegative = 1.0,
+    output_weight: float = 1.0,
     forward: Forward | None = None,
     device: str | torch.device = "auto",
     seed: Seed = 0,
