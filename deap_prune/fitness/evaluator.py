@@ -17,8 +17,6 @@ from deap_prune.arguments import CountOrZero, checked
 from deap_prune.data.batches import Data, Forward, Loss, default_forward, resolve_device
 from deap_prune.data.check_batches import check_batches
 from deap_prune.data.devices import name_of
-from deap_prune.data.check_batches import check_batches
-from deap_prune.data.devices import name_of
 from deap_prune.data.draws import augmented, load_batches
 from deap_prune.errors import DataError
 from deap_prune.fitness.candidate import CandidateBuilder
