@@ -75,7 +75,7 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any], str, str]]:
         "evaluator.restore": (evaluator.restore, {"values": {}, "candidates": 0}, "values dense", "candidates"),
         "with_settings": (evaluator.with_settings, {}, "refine objectives nonsense", "refine_images"),
         "refine": (dp.refine, {**pruned, "calibration": (X, Y)}, "model space masks start forward", "images rows seed"),
-        "recover": (dp.recover, recovered, "small model layers augment", "steps lr batch_size held_out seed"),
+        "recover": (dp.recover, recovered, "small model layers augment", "steps batch_size held_out seed"),
         "finetune": (dp.finetune, train, "model train teacher recipe augment loss forward", "epochs seed"),
         "Recipe": (dp.Recipe, {}, "optimizer schedule precision", "lr batch_size weight_decay temperature distill ema"),
         "accuracy": (dp.accuracy, {"model": model, "data": (X, Y)}, "model data forward device", "batch_size"),
