@@ -9,7 +9,7 @@ import os
 import sys
 import types
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache, wraps
 from numbers import Integral, Real
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_
 
 import numpy as np
 
-from deap_prune.errors import BudgetError, ConfigError, MaskError, ModelError, PruneError
+from deap_prune.errors import ConfigError, MaskError, ModelError, PruneError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -70,9 +70,9 @@ class _Kind:
 def checked(function: F) -> F:
     """Check the arguments of a function by its annotations before it runs.
 
-    A number with a :class:`Range` must be finite and inside it; bools are no numbers. Sequences and
-    mappings are checked with their elements, iterators and ``Iterable[Any]`` are not. Classes that are imported for
-    type checkers only are compared by name.
+    A number with a :class:`Range` must be finite and inside it; bools are no numbers. An error class in an
+    ``Annotated`` is raised in the place of ``ConfigError``. Sequences and mappings are checked with their elements,
+    iterators and ``Iterable[Any]`` are not. Classes that are imported for type checkers only are compared by name.
 
     Raises:
         ConfigError: From the function, if an argument is not what its annotation says (``ModelError`` for networks,
@@ -156,7 +156,7 @@ _WORDS = {
     "Tensor": "a tensor",
     "device": "a torch.device",
 }
-_ERRORS: dict[str, type[PruneError]] = {"Module": ModelError, "Masks": MaskError, "Budget": BudgetError}
+_ERRORS: dict[str, type[PruneError]] = {"Module": ModelError, "Masks": MaskError}
 
 
 def _kind(hint: Any) -> _Kind | None:
@@ -165,7 +165,9 @@ def _kind(hint: Any) -> _Kind | None:
     if hint is Any:
         return None
     if origin is Annotated:
-        return _within(_kind(args[0]), [limit for limit in args[1:] if isinstance(limit, Range)])
+        kind = _within(_kind(args[0]), [limit for limit in args[1:] if isinstance(limit, Range)])
+        errors = [error for error in args[1:] if isinstance(error, type) and issubclass(error, PruneError)]
+        return replace(kind, error=errors[0]) if kind and errors else kind
     if origin in (Union, types.UnionType):
         return _any_of(args)
     if origin is Literal:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from deap_prune.costs.registry import bound_cost, limit_of, shown, unit_name
 from deap_prune.errors import BudgetError
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 FEWEST = "one filter a group (or block)"
 
-Limit = float | str | None
+Limit = Annotated[float | str | None, BudgetError]
 """A limit as users write it: a kept share, an amount such as "150M" or "4 ms", or None."""
-MaxFlops = Limit | tuple[float, ...]
+MaxFlops = Annotated[float | str | tuple[float, ...] | None, BudgetError]
 """A budget as users write it: a limit, or a range (lowest, highest) of kept shares."""
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from deap_prune.arguments import Count, CountOrZero, check_fields
+from deap_prune.arguments import MOST, check_fields
 from deap_prune.errors import ConfigError, did_you_mean
 from deap_prune.fitness.objectives import OBJECTIVES
 from deap_prune.precision import computes_bf16
@@ -29,6 +29,7 @@ _LEGAL: dict[str, tuple[str | None, ...]] = {
     "executor": ("auto", "slim", "masked"),
     "precision": ("fp32", "bf16", "auto"),
 }
+NAMES = "objectives is {!r}; give a tuple of different names, such as ('accuracy', 'flops')"
 _LEAST = {"batch_size": 1, "moment_memory": 1, "refine_images": 2, "refine_rows": 1, "recover": 0}
 
 
@@ -73,27 +74,29 @@ class Settings:
     recalibrate: str | None = "auto"
     compensate: str | None = "auto"
     refine: bool = False
-    refine_images: Count = 1000
-    refine_rows: Count = ROWS
+    refine_images: int = 1000
+    refine_rows: int = ROWS
     select: bool = False
-    recover: CountOrZero = 0
+    recover: int = 0
     executor: str = "auto"
     precision: str = "fp32"
     augment: bool = False
     seed: int = 0
-    moment_memory: Count = MEMORY // 2**20
+    moment_memory: int = MEMORY // 2**20
     refine_memory: float = REFINE_MEMORY
-    batch_size: Count = 250
+    batch_size: int = 250
     device: str | torch.device = "auto"
 
     def __post_init__(self) -> None:
+        if isinstance(self.objectives, str):
+            raise ConfigError(NAMES.format(self.objectives))
         check_fields(self)
         for name, legal in _LEGAL.items():
             if (value := getattr(self, name)) not in legal:
                 *most, last = (repr(entry) if entry else "None" for entry in legal)
                 raise ConfigError(f"{name} is {value!r}; it is {', '.join(most)} or {last}")
         for name, least in _LEAST.items():
-            if (number := getattr(self, name)) < least:
+            if not least <= (number := getattr(self, name)) <= MOST:
                 default = type(self).__dataclass_fields__[name].default
                 raise ConfigError(f"{name} is {number}; give {least} or more, {default} is the default")
         if not self.refine_memory > 0:
@@ -101,10 +104,8 @@ class Settings:
         if self.select and not self.refine:
             raise ConfigError("select=True selects filters while a candidate is refined; set refine=True")
         names = self.objectives
-        if isinstance(names, str) or not names or len(set(names)) < len(tuple(names)):
-            raise ConfigError(
-                f"objectives is {names!r}; give a tuple of different names, such as ('accuracy', 'flops')"
-            )
+        if not names or len(set(names)) < len(tuple(names)):
+            raise ConfigError(NAMES.format(names))
         for name in names:
             OBJECTIVES[name]
 

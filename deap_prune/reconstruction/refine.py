@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from deap_prune.arguments import Count, Positive, Seed, checked
+from deap_prune.arguments import Count, Seed, checked
 from deap_prune.data.batches import (
     Data,
     Forward,
@@ -51,7 +51,7 @@ def refine(
     start: nn.Module | None = None,
     images: Count = 1000,
     rows: Count = 1000 * ROWS,
-    refine_memory: Positive = MEMORY,
+    refine_memory: float = MEMORY,
     forward: Forward | None = None,
     seed: Seed = 0,
 ) -> nn.Module:

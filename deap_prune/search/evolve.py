@@ -46,6 +46,8 @@ def ray_workers(ray: str | None, evaluator: Evaluator) -> AbstractContextManager
     """
     if ray is None:
         return nullcontext()
+    if not isinstance(ray, str):
+        raise ConfigError(f"ray is {ray!r}; give 'local' or the address of a cluster")
     address, *given = ray.split(",")
     threads, gpus = torch.get_num_threads(), float(evaluator.device.type == "cuda")
     how: dict[str, Any] = {"num_cpus": threads, "num_gpus": gpus} | dict(_worker_option(text) for text in given)

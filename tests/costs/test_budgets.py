@@ -89,7 +89,7 @@ def test_amounts_are_shares(cost: str) -> None:
 
 
 def test_illegal_budgets() -> None:
-    with pytest.raises(BudgetError, match=r"max_params is a range, \(0.3, 0.5\); only max_flops can be one"):
+    with pytest.raises(BudgetError, match=r"max_params is \(0.3, 0.5\); give a number, or text"):
         make("residual", max_params=(0.3, 0.5))
     with pytest.raises(BudgetError, match=r"max_params is 0.001, but .* of the params: that is the reachable minimum"):
         make("residual", max_params=0.001)
