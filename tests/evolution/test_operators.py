@@ -243,8 +243,10 @@ def test_affine_widths_are_the_global_ranking(digits: Digits) -> None:
 def test_a_child_differs_in_few_genes_however_many_there_are() -> None:
     """Six on average where a tenth would be more: a child of many changes is worse than its parent."""
     for layers, expected in ((4, 0.1 * 16), (40, 6 * 160 / 200)):  # widths may change all together
-        genome = SimpleNamespace(layout=layout_of(layers), decode_many=list, criteria=("a",), single=lambda name: [0.0])
-        toolbox = dp.make_toolbox(genome, Fake(prepared("residual").space))
+        space = prepared("residual").space
+        parts = {"decode_many": list, "criteria": ("a",), "single": lambda name: [0.0], "space": space, "budget": None}
+        genome = SimpleNamespace(layout=layout_of(layers), **parts)
+        toolbox = dp.make_toolbox(genome, Fake(space))
         parent = [0.5 if kind != "candidate" else 1 for kind in genome.layout.kinds]
         places = [i for i, kind in enumerate(genome.layout.kinds) if kind != "keep"]
         children = [toolbox.mutate(parent[:])[0] for _ in range(400)]
