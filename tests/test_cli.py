@@ -67,7 +67,7 @@ def run(home):
 def test_the_run_folder_holds_all_files_and_no_pickle(run):
     names = {p.name for p in run.iterdir()}
     files = {"config.yaml", "versions.json", "front.json", "front.csv", "history.csv", "front.png"}
-    assert names == files | {"cache.jsonl", "refined.jsonl", "masks", "checkpoints"}
+    assert names == files | {"cache.jsonl", "refined.jsonl", "live.json", "masks", "checkpoints"}
     assert {p.suffix for p in run.rglob("*") if p.is_file()} <= {".yaml", ".json", ".jsonl", ".csv", ".png"}
     assert len((run / "history.csv").read_text().splitlines()) == 4
     assert not list(run.rglob("*.tmp"))

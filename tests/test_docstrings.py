@@ -9,6 +9,7 @@ import pytest
 
 import deap_prune as dp
 from deap_prune.criteria import CRITERIA
+from deap_prune.fitness.objectives import OBJECTIVES
 
 MODULES = [importlib.import_module(m.name) for m in pkgutil.walk_packages(dp.__path__, "deap_prune.")]
 FIND = doctest.DocTestFinder(exclude_empty=True, recurse=True)
@@ -28,7 +29,8 @@ def run(test, names):
 def names(tmp_path, monkeypatch):
     """The names that the package's docstring defines, new for each test."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(CRITERIA, "_entries", dict(CRITERIA._entries))
+    for registry in (CRITERIA, OBJECTIVES):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     (first,) = FIND.find(dp, "deap_prune", globs={})[:1]
     defined = {}
     run(first, defined)
