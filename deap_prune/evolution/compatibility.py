@@ -47,6 +47,8 @@ def check_same_task(stored: Mapping[str, str], now: Mapping[str, str], run: Path
             f"'{run}' was run with {' and '.join(differing)}; go on with the same, or start a new run in another folder"
         )
     unknown = [name for name in now if name not in stored and name != "environment"]
+    if "settings" in shared:
+        unknown += [f"setting {key}" for key in _new_settings(stored["settings"], now["settings"])]
     if unknown:
         warnings.warn(
             f"'{run}' was begun by an earlier version, which did not store its {', '.join(unknown)}: they are not "
@@ -67,7 +69,7 @@ def _difference(name: str, before: str, after: str) -> str:
     if before == after:
         return ""
     if name in _BY_KEY:
-        keys = _keys(before, after)
+        keys = _keys(before, after, settings=name == "settings")
         return f"{_WORDS[name]}: {keys}" if keys else ""
     detail = (
         f"{before[:8]}, now {after[:8]}" if len(before) == len(after) == 64 else f"{before[:120]}, now {after[:120]}"
@@ -75,13 +77,22 @@ def _difference(name: str, before: str, after: str) -> str:
     return f"{_WORDS.get(name, f'another {name}')} [{detail}]"
 
 
-def _keys(before: str, after: str) -> str:
-    """The entries of two JSON texts that differ, in words: at most five."""
+def _new_settings(before: str, after: str) -> list[str]:
+    """Settings that the version which began the run did not have."""
+    try:
+        return sorted({*parse_json(after, finite=False)} - {*parse_json(before, finite=False)})
+    except ValueError:
+        return []
+
+
+def _keys(before: str, after: str, *, settings: bool = False) -> str:
+    """The entries of two JSON texts that differ, in words: at most five. Of settings, only those that were stored."""
     try:
         old, new = parse_json(before, finite=False), parse_json(after, finite=False)
     except ValueError:
         return "a part that can't be read"
     keys = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k) and not _other_python(old.get(k), new.get(k))]
+    keys = [k for k in keys if not settings or k in old]
     shown = [f"{k} {_text(old.get(k))}, now {_text(new.get(k))}" for k in keys[:5]]
     return ", ".join(shown) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
 

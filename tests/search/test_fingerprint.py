@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -174,6 +175,19 @@ def test_other_versions_are_a_warning() -> None:
     older = {name: text for name, text in now.items() if name in ("settings", "model")}
     with pytest.warns(UserWarning, match="begun by an earlier version, which did not store its code, functions"):
         check_same_task(older, now, Path("run"))
+
+
+def test_a_setting_that_came_later_is_a_warning() -> None:
+    """A run of an earlier version goes on; what that version did store is compared."""
+    now = fingerprint(task(), SearchOptions(criteria=("l1",), device="cpu"))
+    settings = json.loads(now["settings"])
+    del settings["refine_memory"]
+    earlier = {**now, "settings": json.dumps(settings, sort_keys=True)}
+    with pytest.warns(UserWarning, match="did not store its setting refine_memory"):
+        check_same_task(earlier, now, Path("run"))
+    other = {**now, "settings": json.dumps({**settings, "seed": 7}, sort_keys=True)}
+    with pytest.raises(RunError, match="other settings: seed 7, now 0; go on"):
+        check_same_task(other, now, Path("run"))
 
 
 def test_code_of_another_python_is_not_compared() -> None:
