@@ -139,7 +139,7 @@ def test_labels_of_another_shape_are_not_compared_with_every_sample() -> None:
 
 def test_ignore_takes_names_not_a_text() -> None:
     model, inputs, *_ = prepared("residual")
-    with pytest.raises(ModelError, match=r"give several names, such as \('10',\)"):
+    with pytest.raises(ModelError, match="ignore is '10'; give several values, each text, or a network"):
         dp.trace(model, inputs, ignore="10")
     with pytest.raises(ModelError, match=r"give several names, such as \('10',\)"):
         search(ignore="10")

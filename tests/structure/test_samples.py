@@ -105,7 +105,7 @@ def test_the_user_declares_the_batch() -> None:
     assert by_name.flops * 4 == dp.trace(Trunk(lambda net, x: net.features(x)), image(4), batched=()).flops
     with pytest.raises(ModelError, match="batched names argument 'image'"):
         dp.trace(model, inputs, batched=("image",))
-    with pytest.raises(ModelError, match="batched is 'x'; give several positions or names"):
+    with pytest.raises(ModelError, match="batched is 'x'; give several values, each a whole number, or text"):
         dp.trace(model, inputs, batched="x")
 
 

@@ -78,10 +78,6 @@ def chosen_samples(network: nn.Module, call: Call, batched: Iterable[int | str])
     Raises:
         ModelError: If there is no such argument, or it has no dimension.
     """
-    if isinstance(batched, (str, int)):
-        raise ModelError(
-            f"batched is {batched!r}; give several positions or names of arguments, such as ({batched!r},)"
-        )
     args, kwargs = call
     try:
         parameters = list(inspect.signature(network.forward).parameters)

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -41,8 +42,8 @@ def trace(
     model: nn.Module,
     example_inputs: Inputs,
     *,
-    ignore: Iterable[str | nn.Module] = (),
-    batched: Iterable[int | str] | None = None,
+    ignore: Annotated[Iterable[str | nn.Module], ModelError] = (),
+    batched: Annotated[Iterable[int | str] | None, ModelError] = None,
     widths: Mapping[str, str] | None = None,
 ) -> PruningSpace:
     """Find the filter groups of a network and prove them.
