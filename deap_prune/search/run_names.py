@@ -9,10 +9,10 @@ from deap_prune.errors import RunError
 from deap_prune.files import is_temporary, remove_file
 
 WRITTEN = re.compile(
-    r"(config\.yaml|versions\.json|history\.csv|front\.(json|csv|png)|(cache|refined|recovered)\.jsonl|run\.lock"
-    r"|report\.html|criteria\.png|(dense|data|slim|finetuned)\.safetensors|slim\.masks\.json"
+    r"(config\.yaml|versions\.json|history\.csv|front\.(json|csv|png)|(cache|refined|recovered|returns)\.jsonl|run\.lock"
+    r"|(live|latency)\.json|report\.html|criteria\.png|(dense|data|slim|finetuned)\.safetensors|slim\.masks\.json"
     r"|checkpoints/\d{6,9}\.(json|damaged)|masks/(\d{4,9}-[0-9a-f]{8}|\.pending)\.json"
-    r"|report/[\w.-]+\.(png|svg)|(slim/)?(network\.(safetensors|pt2|onnx(\.data)?)|recipe\.json))"
+    r"|report/[\w.-]+\.(png|svg)|(slim/)?(network[\w.]*\.(safetensors|pt2|onnx(\.data)?)|recipe\.json))"
 )
 """Names of the files that runs and commands write."""
 
