@@ -32,7 +32,7 @@ from tests.search.test_kill_points import campaign
 campaign(*sys.argv[1:])
 """
 WATCHED = ("fsync", "rename", "replace", "unlink", "ftruncate")
-SKIPPED = ("checkpoints", "versions.json", "front.png", "run.lock")
+SKIPPED = ("checkpoints", "versions.json", "front.png", "run.lock", "live.json")
 
 
 def work(out: Path) -> None:
