@@ -80,7 +80,8 @@ def _difference(name: str, before: str, after: str) -> str:
 def _new_settings(before: str, after: str) -> list[str]:
     """Settings that the version which began the run did not have."""
     try:
-        return sorted({*parse_json(after, finite=False)} - {*parse_json(before, finite=False)})
+        old, new = parse_json(before, finite=False), parse_json(after, finite=False)
+        return sorted(key for key in new if key not in old and new[key] is not None)  # None: the option is off
     except ValueError:
         return []
 
