@@ -65,20 +65,21 @@ def rivals() -> str:
     return markdown(["ResNet-20, CIFAR-100", "FLOPs, %", *STAGES], lines)
 
 
-def best_rivals() -> str:
-    """The best of Torch-Pruning's pruners and of this library's masks, at every stage and on every pair."""
+def rival_ranges() -> str:
+    """The worst and the best of Torch-Pruning's masks and of this library's, at every stage and on every pair."""
     if not available("rivals"):
         return not_measured("Torch-Pruning's pruners")
     lines = []
     for pair in pairs_of(read("rivals")):
-        rows = [row for row in read("rivals") if row["pair"] == pair]
-        theirs, ours = ([row for row in rows if _is_ours(row) == mine] for mine in (False, True))
-        cells = []
-        for stage in STAGES:
-            best = [max((100 * row["test accuracy"][stage] for row in part), default=None) for part in (theirs, ours)]
-            cells.append(" / ".join("-" if value is None else f"{value:.2f}" for value in best))
-        lines.append([PAIRS[pair], str(len(theirs)), *cells])
-    return markdown(["Torch-Pruning's best / ours", "pruners", *STAGES], lines)
+        for name, mine in (("Torch-Pruning", False), ("this library", True)):
+            rows = [row for row in read("rivals") if row["pair"] == pair and _is_ours(row) == mine]
+            lines.append([f"{PAIRS[pair]}: {name}", str(len(rows)), *(_range(rows, stage) for stage in STAGES)])
+    return markdown(["all masks, lowest to highest", "masks", *STAGES], lines)
+
+
+def _range(rows: list[Row], stage: str) -> str:
+    values = [100 * row["test accuracy"][stage] for row in rows]
+    return f"{min(values):.2f} to {max(values):.2f}" if values else "-"
 
 
 PUBLISHED_PARAMETERS = {0.5: "about 85.5", 0.25: "about 50", 0.125: "about 25"}  # El Halabi et al. 2022, figure 2

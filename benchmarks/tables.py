@@ -24,7 +24,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "blend_worth": method_tables.blend_worth,
     "ablation": evidence_tables.ablation,
     "rivals": evidence_tables.rivals,
-    "best_rivals": evidence_tables.best_rivals,
+    "rival_ranges": evidence_tables.rival_ranges,
     "parameter_budgets": evidence_tables.parameter_budgets,
     "published": evidence_tables.published,
     "after_training": evidence_tables.after_training,
