@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pairs import PAIRS, Row, Setup, open_config, train_digits
-from provenance import origin, packed
+from provenance import searched
 from table_format import RESULTS
 
 import deap_prune as dp
@@ -63,17 +63,7 @@ def row_of(setup: Setup, arm: str, args: argparse.Namespace) -> Row:
         "progress": False,
     }
     result = dp.search(setup.model, images[0][:1], **{**shared, **ARMS[arm]})
-    best = result.best
-    return {
-        "flops": best.flops / result.space.flops,
-        "evaluations": result.evaluations,
-        "validation": dict(best.values),
-        "test accuracy": setup.test_accuracy(result.slim(best)),
-        "cpu seconds": time.process_time() - begun,
-        "calibration images": len(images[0]),
-        **origin(),
-        "masks": packed(best.masks),
-    }
+    return searched(result, setup.test_accuracy, len(images[0]), begun)
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from methods import single_masks
 from pairs import Row, Setup, by_name, device_name, open_config
 from selection import commit
 
@@ -49,9 +50,9 @@ class Measured:
 
     def row(self, key: Row) -> Row | None:
         """The row with these values, or None."""
-        wanted = self.facts | key
+        facts = self.facts | key
         names = ("pair", "seed", "images", "validation images", *key)
-        return next((row for row in self.rows if all(row.get(name) == wanted[name] for name in names)), None)
+        return next((row for row in self.rows if all(row.get(name) == facts[name] for name in names)), None)
 
     def add(self, key: Row, evaluator: dp.Evaluator, masks: dp.Masks, network: Any, seconds: float, **more: Any) -> Row:
         """Evaluate a network on validation and test images, and keep its row."""
@@ -68,14 +69,7 @@ class Measured:
 def best_masks(setup: Setup, evaluator: dp.Evaluator, budget: float, widths: str) -> tuple[str, dp.Masks, Row]:
     """The best single criterion on validation images, its masks, and the losses of all."""
     genome = setup.genome(budget, allocation="uniform" if widths == "uniform" else "evolved")
-    individuals = {name: genome.single(name) for name in genome.criteria}
-    if widths == "balanced":
-        curves = {name: genome.width_curves(name, evaluator.surrogate) for name in individuals}
-        individuals = {name: genome.balanced(name, curves[name]) for name in individuals}
-    elif widths == "threshold":
-        identity = [1.0] * len(setup.space.groups), [0.0] * len(setup.space.groups)
-        individuals = {name: genome.affine(name, *identity) for name in individuals}
-    masks = {name: genome.decode(individual) for name, individual in individuals.items()}
+    masks = single_masks(genome, evaluator, widths)
     losses = {name: evaluator(candidate)[0] for name, candidate in masks.items()}
     best = min(losses, key=losses.__getitem__)
     return best, masks[best], losses

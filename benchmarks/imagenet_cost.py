@@ -158,15 +158,18 @@ def main() -> None:
                 continue
             command = [sys.executable, __file__, "--only", "--networks", network, "--steps", step]
             command += ["--images", str(args.images), "--repeat", str(args.repeat)]
-            found = json.loads(
+            cost = json.loads(
                 subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
             )
             dense = next(
-                (r["peak MB"] for r in rows if (r["network"], r["step"]) == (network, "dense")), found["peak MB"]
+                (r["peak MB"] for r in rows if (r["network"], r["step"]) == (network, "dense")), cost["peak MB"]
             )
-            rows.append(key | found | {"MB beyond dense": found["peak MB"] - dense} | facts)
+            rows.append(key | cost | {"MB beyond dense": cost["peak MB"] - dense} | facts)
             args.out.write_text(json.dumps(rows, indent=1))
-            print(f"{network:12} {step:10} {found['dense passes']:6.2f} passes {found['peak MB']:7.0f} MB", flush=True)
+            print(
+                f"{network:12} {step:10} {cost['dense passes']:6.2f} passes {cost['peak MB']:7.0f} MB",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

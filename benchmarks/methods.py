@@ -73,18 +73,23 @@ def row_of_best(setup: Setup, protocol: str, genome: Any, state: dp.algorithms.G
 
 
 # ------------------------------------------------------------------ methods at a budget
-def best_single(setup: Setup, budget: float, protocol: str, *, widths: str = "uniform", objective: str = "loss") -> Row:
-    """Every criterion alone, with uniform or balanced widths or one threshold; the best on validation is chosen."""
-    genome = setup.genome(budget, allocation="uniform" if widths == "uniform" else "evolved")
-    evaluator = setup.evaluator(protocol)
+def single_masks(genome: Any, evaluator: dp.Evaluator, widths: str) -> dict[str, dp.Masks]:
+    """The masks of every criterion alone, with uniform or balanced widths or one threshold."""
     individuals = {name: genome.single(name) for name in genome.criteria}
     if widths == "balanced":
         curves = {name: genome.width_curves(name, evaluator.surrogate) for name in individuals}
         individuals = {name: genome.balanced(name, curves[name]) for name in individuals}
     elif widths == "threshold":
-        identity = [1.0] * len(setup.space.groups), [0.0] * len(setup.space.groups)
+        identity = [1.0] * len(genome.space.groups), [0.0] * len(genome.space.groups)
         individuals = {name: genome.affine(name, *identity) for name in individuals}
-    masks = {name: genome.decode(individual) for name, individual in individuals.items()}
+    return {name: genome.decode(individual) for name, individual in individuals.items()}
+
+
+def best_single(setup: Setup, budget: float, protocol: str, *, widths: str = "uniform", objective: str = "loss") -> Row:
+    """Every criterion alone, with uniform or balanced widths or one threshold; the best on validation is chosen."""
+    genome = setup.genome(budget, allocation="uniform" if widths == "uniform" else "evolved")
+    evaluator = setup.evaluator(protocol)
+    masks = single_masks(genome, evaluator, widths)
     values = {name: by_name(evaluator, evaluator(candidate)) for name, candidate in masks.items()}
     weight = evaluator.weights[evaluator.names.index(objective)]
     best = max(values, key=lambda name: weight * values[name][objective])

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from pairs import PAIRS, Row, Setup, open_config
-from provenance import origin, packed
+from provenance import searched
 from table_format import RESULTS
 
 import deap_prune as dp
@@ -52,18 +52,7 @@ def row_of(setup: Setup, budget: float, args: argparse.Namespace) -> Row:
         seed=setup.seed,
         progress=False,
     )
-    best = result.best
-    return {
-        "params": dp.params(result.space, best.masks) / result.space.params,
-        "flops": dp.flops(result.space, best.masks) / result.space.flops,
-        "evaluations": result.evaluations,
-        "validation": dict(best.values),
-        "test accuracy": setup.test_accuracy(result.slim(best)),
-        "cpu seconds": time.process_time() - begun,
-        "calibration images": len(images[0]),
-        **origin(),
-        "masks": packed(best.masks),
-    }
+    return searched(result, setup.test_accuracy, len(images[0]), begun)
 
 
 def main() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,29 @@ def origin(*packages: str) -> dict[str, Any]:
     """Commit, hardware, and versions of Python, torch, this library and other packages."""
     versions = {name: version(name) for name in ("deap-prune", "torch", *packages)}
     return {"commit": COMMIT, "hardware": hardware(), "versions": {"python": platform.python_version(), **versions}}
+
+
+def searched(result: Any, test_accuracy: Callable[[Any], float], images: int, begun: float) -> dict[str, Any]:
+    """The row of a search's best network, tested once.
+
+    Args:
+        result: What ``dp.search`` gave.
+        test_accuracy: Accuracy of a network on the test images.
+        images: Number of calibration images.
+        begun: ``time.process_time()`` before the search.
+    """
+    best = result.best
+    return {
+        "params": dp.params(result.space, best.masks) / result.space.params,
+        "flops": dp.flops(result.space, best.masks) / result.space.flops,
+        "evaluations": result.evaluations,
+        "validation": dict(best.values),
+        "test accuracy": test_accuracy(result.slim(best)),
+        "cpu seconds": time.process_time() - begun,
+        "calibration images": images,
+        **origin(),
+        "masks": packed(best.masks),
+    }
 
 
 def packed(masks: dp.Masks) -> dict[str, str]:
