@@ -35,8 +35,10 @@ class Range:
     def __str__(self) -> str:
         if self == Range():
             return ", finite"
-        if self.high >= MOST:
+        if self.high == MOST:
             return f" from {self.low:g} up"
+        if self.high == math.inf:
+            return f" from {self.low:g} up, finite"
         return f" from {self.low:g} to {self.high:g}"
 
 
@@ -172,7 +174,7 @@ def _kind(hint: Any) -> _Kind | None:
         return _any_of(args)
     if origin is Literal:
         return _Kind(" or ".join(map(repr, args)), lambda v: isinstance(v, str) and v in args)
-    if origin is Callable or origin is cast(Any, Callable):
+    if origin is cast(Any, Callable):
         return _Kind("a function", callable)
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return _mapping(*map(_kind, args))

@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from deap_prune.arguments import Count, checked
 from deap_prune.data.batches import Data, Forward, default_forward, stream, tensors_of
-from deap_prune.errors import DataError, ExportError, ModelError
+from deap_prune.errors import ExportError, ModelError
 from deap_prune.export import ONNX, milliseconds_of, plain_copy, program_of, run_session, several_samples
 from deap_prune.onnx_files import onnx_session, write_onnx
 from deap_prune.structure.inputs import Inputs, first_line
@@ -63,6 +64,7 @@ class Int8Export:
         return "\n".join([f"wrote {self.file}", f"{'':<11}{'accuracy':>9}{'MB':>10}{'ms':>10}", *rows])
 
 
+@checked
 def export_int8(
     network: nn.Module,
     example_inputs: Inputs,
@@ -72,7 +74,7 @@ def export_int8(
     test: Data | None = None,
     dense: nn.Module | None = None,
     forward: Forward | None = None,
-    repeats: int = 30,
+    repeats: Count = 30,
 ) -> Int8Export:
     """Write a slimmed network as ONNX in eight bits, and compare it with the same in fp32, and with the dense network.
 
@@ -111,7 +113,7 @@ def export_int8(
             quantise(files[f"{name} fp32"], files[f"{name} int8"], ranges)
         sessions = {name: onnx_session(path) for name, path in files.items()}
         sizes = {name: path.stat().st_size for name, path in files.items()}
-    times = milliseconds_of(sessions, call, max(repeats, 1))
+    times = milliseconds_of(sessions, call, repeats)
     accuracies = {name: None if test is None else _accuracy(one, test, forward) for name, one in sessions.items()}
     variants = tuple(Variant(name, accuracies[name], sizes[name], times[name]) for name in sessions)
     return Int8Export(folder / INT8, variants)
@@ -194,5 +196,5 @@ class OnnxNetwork(nn.Module):
 def _accuracy(session: Any, data: Data, forward: Forward | None) -> float | None:
     try:
         return accuracy(OnnxNetwork(session), data, device="cpu", forward=forward)
-    except (ModelError, DataError):
+    except ModelError:
         return None

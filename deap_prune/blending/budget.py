@@ -125,9 +125,10 @@ class Budget:
             return None
         return self.highest if self.lowest is None or self.highest is None else (self.lowest, self.highest)
 
-    def fixed_or(self, share: float) -> float:
-        """The fixed share, or ``share`` if the budget is a range or free."""
-        return self.highest if self.highest is not None and self.lowest is None else share
+    def flops_or(self, share: float) -> float:
+        """The fixed share of the FLOPs, or ``share`` if there is none: a range, no limit, or one of another cost."""
+        fixed = self.highest if self.cost == "flops" and self.lowest is None else None
+        return share if fixed is None else fixed
 
 
 def budgets_on(space: PruningSpace, limits: Mapping[str, MaxFlops | Budget]) -> tuple[Budget, ...]:

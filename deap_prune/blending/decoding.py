@@ -66,7 +66,8 @@ class Planner:
     Attributes:
         space: The pruning space.
         allocation: Rule that distributes the kept filters over the groups.
-        budget: The first budget: of the FLOPs, or of another cost if the FLOPs are free; a budget gene is of this cost.
+        budget: The first budget: of the FLOPs, or of another cost if the FLOPs are free. A budget gene is a share of
+            the FLOPs.
         round_to: Kept counts are multiples of this, or dense; ``"auto"``: of each group's step in the latency table.
         min_keep: Smallest kept share of a group, in [0, 1]: one number for all groups, or a mapping from names of
             groups, or of modules that contain them, to numbers.
@@ -242,7 +243,7 @@ class Decoding(ABC):
         Raises:
             ConfigError: As for :meth:`decode`.
         """
-        if not isinstance(individuals, Sequence) or isinstance(individuals, (str, bytes)):
+        if not isinstance(individuals, (Sequence, np.ndarray)) or isinstance(individuals, (str, bytes)):
             raise ConfigError(f"the individuals are a {type(individuals).__name__}; give a list of them")
         chunks = (individuals[start : start + CHUNK] for start in range(0, len(individuals), CHUNK))
         return [masks for chunk in chunks for masks in self._decode(genes_of(chunk, self.layout))]

@@ -20,7 +20,7 @@ from deap_prune.blending.balance import WidthCurves
 from deap_prune.blending.budget import Budget, Limit, MaxFlops, budgets_on
 from deap_prune.blending.clusters import CriteriaClusters, Scored
 from deap_prune.blending.decoding import Decoding, GeneSpec, Matrix, MinKeep, Planner, RoundTo, genes_of
-from deap_prune.errors import ConfigError, RegistryError, did_you_mean
+from deap_prune.errors import BudgetError, ConfigError, RegistryError, did_you_mean
 from deap_prune.structure.masks import Masks
 
 if TYPE_CHECKING:
@@ -117,8 +117,13 @@ class Genome(Decoding):
             [np.stack([normalise(scores.scores[name][c]) for c in members]) for members in self._members[name]]
             for name in names
         ]
-        further = {budget.cost: budget for budget in budgets}
-        limits = {"flops": max_flops, "params": max_params, "latency": max_latency, **further}
+        limits: dict[str, MaxFlops | Budget] = {"flops": max_flops, "params": max_params, "latency": max_latency}
+        for further in budgets:
+            if limits.get(further.cost) is not None:
+                raise BudgetError(
+                    f"several budgets limit the {further.cost}; give one (max_{further.cost}, or budgets)"
+                )
+            limits[further.cost] = further
         budget, *others = budgets_on(space, limits)
         planner = Planner(space, self.allocation, budget, round_to, min_keep, tuple(others))
         super().__init__(space, clusters, planner)
@@ -232,7 +237,7 @@ class Genome(Decoding):
                 f"{len(scales)} scales and {len(shifts)} shifts; give one of each for {len(self.space.groups)} groups"
             )
         planner = replace(self._planner, allocation=ALLOCATIONS["global"], budget=Budget(highest=1.0), others=())
-        share = min(1.0, max(self.budget.fixed_or(share), self.min_flops))
+        share = min(1.0, max(self.budget.flops_or(share), self.min_flops))
         importance = []
         for group, tables, scale, shift in zip(self.space.groups, self._tables, scales, shifts, strict=True):
             clusters = self._members[group.name]
@@ -265,14 +270,14 @@ class Genome(Decoding):
         Args:
             criterion: Registry name; it ranks the filters.
             curves: From :meth:`width_curves`.
-            share: Kept share of the FLOPs; ignored if the budget is fixed.
+            share: Kept share of the FLOPs; ignored if the budget of the FLOPs is fixed.
 
         Raises:
             ConfigError: If the allocation has no keep genes for the widths.
             RegistryError: If the criterion scored no group.
         """
         self._check_keep_genes()
-        share = self.budget.fixed_or(share)
+        share = self.budget.flops_or(share)
         return self._single(criterion, self._stage_means(np.array(curves.shares(share))), share)
 
     def _check_keep_genes(self) -> None:

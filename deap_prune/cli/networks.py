@@ -180,10 +180,13 @@ def export(
     model: Factory = None,
 ) -> None:
     """Write a run's solution as safetensors with a recipe, torch.export and ONNX, and check and time them."""
+    from deap_prune.errors import RunError
     from deap_prune.export import FORMATS
     from deap_prune.export import export as write
     from deap_prune.weights import load_weights
 
+    if int8 and formats:
+        raise RunError("--int8 writes one ONNX file in eight bits; leave --format out, or export twice")
     overrides = model_override(model)
     choice = chosen(run, (max_flops, max_params, max_latency), knee, number, overrides)
     solution, opened = choice.solution, choice.opened

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from deap_prune.structure.space import LayerChannels, PruningSpace
 
 FORMAT = 2
+ABOUT = {"runtime", "batch", "threads", "device", "version"}
 ELSEWHERE = "elsewhere"
 """The device of a table whose times come from another machine."""
 MOST_BYTES = 64 * 2**20
@@ -31,7 +32,7 @@ class LatencyTable:
     """Measured times of the units of a network.
 
     Attributes:
-        about: Runtime, batch, threads, device and version: what the times hold for.
+        about: Runtime, batch, threads, device and version: what the times hold for; while it is measured, the network.
         anchor: Milliseconds of the anchor (see :class:`deap_prune.costs.runtimes.Clock`).
         entries: Times by widths.
         units: For each use of a layer its name and the number of its entry.
@@ -148,18 +149,15 @@ class LatencyTable:
 
     def _check(self) -> None:
         """Raise a ValueError if the parts do not fit together."""
+        if not {*self.about} >= ABOUT or not 0 < self.anchor < float("inf"):
+            raise ValueError("its setting is incomplete")
         for entry in self.entries:
             axes = (entry.inputs, entry.outputs)
             legal = entry.channel_bytes >= 0 and all(
                 0 < a.lowest <= a.dense and a.stride > 0 and a.dense <= MOST_BYTES for a in axes
             )
             times = np.array(entry.samples, dtype=np.float64)
-            if (
-                not legal
-                or entry.channel_bytes < 0
-                or times.shape != (len(entry.samples), len(entry.points))
-                or not (times > 0).all()
-            ):
+            if not legal or times.shape != (len(entry.samples), len(entry.points)) or not (times > 0).all():
                 raise ValueError(f"the times of '{entry.key[:60]}' are damaged")
             if not {*entry.first_points} <= {*entry.points} or not {*entry.needed} <= {*entry.points}:
                 raise ValueError(f"times of '{entry.key[:60]}' are missing")

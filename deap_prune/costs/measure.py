@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,13 +70,13 @@ def latency_table(
             processes disturb the figures little.
         device: Torch's name of the device, for the runtime ``"torch"``.
         repeats: Timed runs of each width, in turn with the other widths; the median counts.
-        out: JSON file, written after every layer; a file of the same setting is completed.
+        out: JSON file, written after every layer; a file of the same setting and network is completed.
         progress: Show a progress bar.
 
     Raises:
         RegistryError: If the runtime is unknown.
         ConfigError: If the runtime is not installed or can't run a layer, an argument is illegal, or ``out`` holds a
-            table of another setting.
+            table of another setting or network.
         MaskError: If the space was traced on another network.
     """
     resolve_device(device)
@@ -83,7 +84,8 @@ def latency_table(
     check_network(unwrap(model), space)
     network = pristine(unwrap(model)).cpu().eval()
     work = _Work(network, space, example_inputs, Clock(setting, repeats), None if out is None else Path(out))
-    table, units = work.begun(), units_of(network, replace(setting, device="cpu").call(example_inputs))
+    units = units_of(network, replace(setting, device="cpu").call(example_inputs))
+    table = work.begun(units)
     by_key = {unit.key: unit for unit in units}
     for number in range(PASSES):
         for key in track(by_key, f"timing layers, {number + 1} of {PASSES}", shown=progress):
@@ -102,11 +104,12 @@ class _Work:
     clock: Clock
     out: Path | None
 
-    def begun(self) -> LatencyTable:
+    def begun(self, units: Sequence[Unit]) -> LatencyTable:
         """The table in the file if there is one, or an empty one."""
+        about = {**self.clock.setting.about, "network": _digest(self.space, units)}
         if self.out is None or not self.out.is_file():
-            return LatencyTable(self.clock.setting.about, self.clock.anchor, ())
-        table, about = LatencyTable.load(self.out), self.clock.setting.about
+            return LatencyTable(about, self.clock.anchor, ())
+        table = LatencyTable.load(self.out)
         if dict(table.about) != about:
             raise ConfigError(f"'{self.out}' holds a table of {dict(table.about)}, not of {about}; choose another file")
         self.clock.anchor = table.anchor
@@ -149,6 +152,12 @@ class _Work:
         if self.out is not None:
             table.save(self.out)
         return table
+
+
+def _digest(space: PruningSpace, units: Sequence[Unit]) -> str:
+    """What the times of a table depend on besides its setting: the layers, and the groups that narrow them."""
+    groups = [(group.name, group.size, group.blocks) for group in space.groups]
+    return hashlib.sha256(repr(([(unit.name, unit.key) for unit in units], groups)).encode()).hexdigest()[:16]
 
 
 def begun_entry(space: PruningSpace, unit: Unit) -> Entry:

@@ -57,12 +57,13 @@ class ScoreTable:
     def __post_init__(self) -> None:
         check_fields(self)
         for group, by_criterion in self.scores.items():
-            sizes = {len(scores) if scores.ndim == 1 else -1 for scores in by_criterion.values()}
-            numbers = all(s.dtype.kind in "fiu" and np.isfinite(s).all() for s in by_criterion.values())
-            if len(sizes) > 1 or sizes & {-1, 0} or not numbers:
+            arrays = [scores for scores in by_criterion.values() if isinstance(scores, np.ndarray)]
+            sizes = {len(scores) if scores.ndim == 1 else -1 for scores in arrays}
+            numbers = all(scores.dtype.kind in "fiu" and np.isfinite(scores).all() for scores in arrays)
+            if len(arrays) < len(by_criterion) or len(sizes) > 1 or sizes & {-1, 0} or not numbers:
                 raise DataError(
-                    f"the scores of group '{group}' are damaged: give finite numbers of shape (filters,), equally many "
-                    "for every criterion"
+                    f"the scores of group '{group}' are damaged: give arrays of finite numbers of shape (filters,), "
+                    "equally many for every criterion"
                 )
 
     @property

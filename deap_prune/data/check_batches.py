@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -21,13 +22,13 @@ def errors_name(data: str) -> Iterator[None]:
         data: Name of the data in messages.
 
     Raises:
-        DataError: If the body raises an error that is not ours.
+        DataError: If the body raises an error that is not ours; a lack of memory stays what it is.
     """
     try:
         yield
     except DataError as error:
         raise DataError(f"{data}: {error}") from error
-    except PruneError:
+    except (PruneError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         raise DataError(

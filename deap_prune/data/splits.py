@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib import import_module
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -103,8 +104,8 @@ def load_data(
     _check_options(format, loader, options)
     numbers = {"calibration": calibration, "validation": 1 if validation is None else validation, "seed": seed}
     for name, value in numbers.items():
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**42:
-            raise DataError(f"{name} is {value!r}; give a whole number from 0 to 2^42")
+        if not isinstance(value, Integral) or isinstance(value, bool) or not 0 <= value < 2**42:
+            raise DataError(f"{name} is {value!r}; give a whole number from 0 to 2^42 - 1")
     source = loader(**options)
     if isinstance(source, Splits):
         return source

@@ -8,10 +8,9 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future
 from typing import Any
 
 from deap_prune.errors import ConfigError, RunError
+from deap_prune.evolution.in_flight import MAX_DEATHS
 from deap_prune.evolution.problem import problem_of
 from deap_prune.structure.masks import Masks
-
-MAX_DEATHS = 5
 
 
 class ExecutorMap:
@@ -39,7 +38,13 @@ class ExecutorMap:
 
     def __call__(self, function: Callable[..., Any], *items: Iterable[Any]) -> list[Any]:
         """What stock loops call: ``toolbox.map(toolbox.evaluate, individuals)``."""
-        return list(self._executor.map(function, *items))
+        self._check_threads(function)
+        try:
+            return list(self._executor.map(function, *items))
+        except BrokenExecutor as error:
+            raise RunError(
+                "a process of the executor died; it may lack memory: run again, or with fewer workers"
+            ) from error
 
     def workers_for(self, evaluate: Callable[..., Any]) -> ExecutorMap:
         """This map, to send single candidates to it.
@@ -47,12 +52,15 @@ class ExecutorMap:
         Raises:
             ConfigError: If threads would share one network.
         """
-        threads = isinstance(self._executor, ThreadPoolExecutor)
-        if threads and self._workers > 1 and problem_of(evaluate) is not None:
-            raise ConfigError("threads would narrow one network in place at once; give a ProcessPoolExecutor")
+        self._check_threads(evaluate)
         self.forget()
         self._evaluate = evaluate
         return self
+
+    def _check_threads(self, evaluate: Callable[..., Any]) -> None:
+        threads = isinstance(self._executor, ThreadPoolExecutor)
+        if threads and self._workers > 1 and problem_of(evaluate) is not None:
+            raise ConfigError("threads would narrow one network in place at once; give a ProcessPoolExecutor")
 
     def free(self) -> int:
         """Number of processes without a candidate."""
@@ -115,8 +123,8 @@ def executor_map(executor: Executor | Callable[[], Executor], *, workers: int) -
     """A ``map`` for ``toolbox.register("map", ...)`` that evaluates on a ``concurrent.futures`` executor.
 
     Args:
-        executor: The executor, or a function that makes one, such as ``lambda: ProcessPoolExecutor(2)``. With a
-            function, an executor that broke because a process died is replaced, and its candidates are sent again.
+        executor: The executor, or a function that makes one, such as ``lambda: ProcessPoolExecutor(2)``. In a
+            steady-state loop, one that a function made is replaced if a process dies; its candidates are sent again.
         workers: Number of the executor's processes: as many candidates are sent at a time.
 
     Raises:

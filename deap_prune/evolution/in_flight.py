@@ -19,6 +19,8 @@ from deap_prune.randomness import generators_kept
 from deap_prune.structure.masks import Masks
 
 Values = tuple[float, ...]
+MAX_DEATHS = 5
+"""How often workers may die with one candidate."""
 
 
 class Workers(Protocol):
@@ -141,7 +143,7 @@ class InFlight:
         self._sent[number] = masks
 
     def wait(self) -> dict[int, Values]:
-        """Candidates that came back, at least one if no worker joins; the values by number."""
+        """Values of the candidates that came back, by number; empty if only a worker joined."""
         if not self._ready:
             with generators_kept():
                 returned = self._workers.wait()

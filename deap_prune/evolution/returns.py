@@ -77,7 +77,7 @@ class Returns:
         elif place and (not self._lines or self._lines[-1].place < place - 1):
             warnings.warn(
                 f"'{self.path}' is lost or damaged: the run goes on from its checkpoint, but it can't be replayed from "
-                "its begin",
+                "its beginning",
                 stacklevel=2,
             )
         return returns

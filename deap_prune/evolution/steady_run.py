@@ -77,6 +77,7 @@ class SteadyRun:
             self._pending = {
                 int(number): _individual(toolbox, template, *stored) for number, stored in memory["pending"].items()
             }
+        self._recorded = self._returned
 
     def run(self, ngen: int) -> Generation:
         """Replay the journal, and go on until generation ``ngen`` is complete or a stop ends the run.
@@ -102,7 +103,7 @@ class SteadyRun:
                     self._accept(number, values)
         finally:
             self._in_flight.forget()
-        if self._evaluated:
+        if self._returned != self._recorded:
             self._end_generation()
         return self.state
 
@@ -176,7 +177,7 @@ class SteadyRun:
         earlier = 0
         if state.logbook and state.logbook[-1]["gen"] == state.number:
             earlier = state.logbook.pop(len(state.logbook) - 1)["nevals"]
-        self._evaluated = []
+        self._evaluated, self._recorded = [], self._returned
         pending = {str(number): _stored(individual) for number, individual in self._pending.items()}
         counts = {"size": self._size, "made": self._made, "returned": self._returned}
         state.memory[MEMORY] = {**counts, "pending": pending}

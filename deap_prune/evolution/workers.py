@@ -19,13 +19,13 @@ import torch
 from deap_prune.errors import ConfigError, RunError
 from deap_prune.evolution.executor_map import executor_map as executor_map
 from deap_prune.evolution.fitness import Evaluate, Values, as_fitness
+from deap_prune.evolution.in_flight import MAX_DEATHS
 from deap_prune.evolution.problem import problem_of
 from deap_prune.evolution.ray_cluster import cluster_resources, connect, import_ray, worker_lost
 from deap_prune.evolution.worker_pickles import Parcel
 from deap_prune.randomness import generators_kept
 from deap_prune.structure.masks import Masks
 
-MAX_DEATHS = 5
 PATIENCE = 300  # seconds until the first worker must be up
 LOOK = 5  # seconds between two looks at the cluster's size
 

@@ -87,7 +87,8 @@ class _Settings:
     """The settings of torch that each thread has for itself, as the thread that makes this object has them."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._default = device, torch.get_default_device()
+        self._default, self._casts_on = torch.get_default_device(), device.type
+        self._stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
         self._casts = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
 
     @contextmanager
@@ -98,8 +99,8 @@ class _Settings:
             stack.enter_context(torch.no_grad())
             if self._default != torch.get_default_device():
                 stack.enter_context(self._default)
-            if self._device.type == "cuda":
-                stack.enter_context(torch.cuda.device(self._device))
+            if self._stream is not None:
+                stack.enter_context(torch.cuda.stream(self._stream))  # and its device
             if casts:
-                stack.enter_context(torch.autocast(self._device.type, dtype=dtype))
+                stack.enter_context(torch.autocast(self._casts_on, dtype=dtype))
             yield

@@ -128,10 +128,12 @@ class SequentialFit:
     def _set_statistics(self, name: str) -> None:
         """Let a normalisation have the statistics of what it reads."""
         parts = self._gather(name, self._needed(name))
+        if not parts:  # no chunk reads it
+            return
         total = sum(parts[1:], parts[0])
         norm: Any = self.network.get_submodule(name)
         norm.running_mean.copy_(total.mean)
-        norm.running_var.copy_(total.square / (total.count - 1))
+        norm.running_var.copy_(total.square / max(total.count - 1, 1))
 
     def _fit(self, name: str) -> None:
         """Fit a layer; before that, select what it reads, if that is open."""
@@ -184,7 +186,9 @@ class SequentialFit:
             waiting.pop().give_up()
 
     def _target(self, name: str, parts: Sequence[_Rows]) -> tuple[Tensor, Tensor | None] | None:
-        """Target and floor at the rows of the chunks, (rows, outputs); None if the other summand is missing."""
+        """Target and floor at the rows of the chunks, (rows, outputs); None without rows or the other summand."""
+        if not parts:
+            return None
         aim, target = self.plan.aims[name], self.plan.targets[name]
         stays = torch.as_tensor(self._keep[aim.outputs], device=target.values.device)
         values = torch.cat([target.values[part.rows] for part in parts])[:, stays]

@@ -94,13 +94,13 @@ def draw_samples(
         positions: Output positions of an image by layer name.
         images: Number of images.
         rows: Most output positions of a layer.
-        memory: Most bytes of all targets, and four times the most of what one layer reads.
+        memory: Most bytes of all targets; what one layer reads takes at most a quarter of it.
         seed: Seed of the draws.
     """
     order = {name: number for number, name in enumerate(aims)}
     names = [name for name in aims if positions[name] >= 1 and positions[name].is_integer()]
-    most = {name: _most_rows(network.get_submodule(name), rows, memory) for name in names}
     layers: dict[str, Any] = {name: network.get_submodule(name) for name in names}
+    most = {name: _most_rows(layer, rows, memory) for name, layer in layers.items()}
     nbytes = sum(most[name] * len(aims[name].outputs) * layers[name].weight.element_size() for name in names)
     share = min(1.0, memory / max(nbytes, 1))
     return {

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deap_prune.arguments import CountOrZero, checked
-from deap_prune.errors import RunError
 
 if TYPE_CHECKING:
     from deap_prune.search import Result
@@ -53,8 +52,6 @@ def report(
     from deap_prune.report.pictures import draw
 
     folder = Path(run)
-    if singles < 0:
-        raise RunError(f"singles is {singles}; give the number of budgets, or 0 for none")
     facts = gather(
         folder,
         result=result,

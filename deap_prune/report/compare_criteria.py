@@ -112,7 +112,7 @@ def compare_criteria(
         PruneError: If network, data or options are illegal.
     """
     search = opened.config.search
-    share = Budget.of(search.genome_budget).fixed_or(0.5) if max_flops is None else max_flops
+    share = Budget.of(search.genome_budget).flops_or(0.5) if max_flops is None else max_flops
     alone: dict[str, Any] = {"allocation": "uniform", "algorithm": "singles", "prescreen": 1, "guard": 0}
     plain: dict[str, Any] = {"objectives": ("accuracy", "loss"), "compare": "compensated", "augment": False}
     options = replace(search, max_flops=share, **alone, **plain)

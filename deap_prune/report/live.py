@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -106,15 +107,16 @@ def _handler(folder: Path, token: str) -> type[BaseHTTPRequestHandler]:
         """Answers ``/TOKEN/`` and ``/TOKEN/facts``."""
 
         def do_GET(self) -> None:
-            host = (self.headers.get("Host") or "").rpartition(":")[0]
-            name = self.path.removeprefix(f"/{token}/") if self.path.startswith(f"/{token}/") else None
-            if host not in (HOST, "localhost") or name not in ("", "facts"):
+            host = (self.headers.get("Host") or "").partition(":")[0]
+            given, _, name = self.path.removeprefix("/").partition("/")
+            known = secrets.compare_digest(given.encode(), token.encode()) and self.path.count("/") == 2
+            if host not in (HOST, "localhost") or not known or name not in ("", "facts"):
                 self._answer(HTTPStatus.NOT_FOUND, "text/plain", "nothing here: the address needs its token")
                 return
             try:
                 facts = live_facts(folder)
                 text = page(facts, live=True) if name == "" else content(facts, live=True)
-            except PruneError as error:
+            except (PruneError, OSError, ValueError, csv.Error) as error:  # a file changes, or is being replaced
                 self._answer(HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", str(error))
                 return
             self._answer(HTTPStatus.OK, "text/html" if name == "" else "application/json", text)
@@ -130,8 +132,9 @@ def _handler(folder: Path, token: str) -> type[BaseHTTPRequestHandler]:
                 ("Referrer-Policy", "no-referrer"),
             ):
                 self.send_header(header, value)
-            self.end_headers()
-            self.wfile.write(body)
+            with suppress(ConnectionError):  # the browser has left
+                self.end_headers()
+                self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
             """Requests are not logged: their paths hold the token."""

@@ -171,9 +171,12 @@
     let seconds = 2;
     try {
       const answer = await fetch("facts", { cache: "no-store" });
-      if (!answer.ok) throw new Error(String(answer.status));
       const text = await answer.text();
-      if (text !== poll.last) { poll.last = text; facts = JSON.parse(text); update(); }
+      if (answer.status === 503) {
+        at("status").hidden = false;
+        at("status").textContent = text;
+      } else if (!answer.ok) throw new Error(String(answer.status));
+      else if (text !== poll.last) { poll.last = text; facts = JSON.parse(text); update(); }
     } catch {
       at("status").textContent = "The program that serves this page has ended (deap-prune watch); the page shows its last state.";
       seconds = 10;

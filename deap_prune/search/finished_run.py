@@ -74,7 +74,7 @@ def open_solution(
         solution = front.best(**limits)
     opened = open_run(run, overrides)
     options, task = opened.config.search, opened.task
-    space = traced(task, options)
+    space, _ = traced(task, options)
     if (flops(space, solution.masks), params(space, solution.masks)) != (solution.flops, solution.params):
         raise RunError(f"front.json in '{run}' was changed: FLOPs or parameters are not those of the masks")
     evaluator = Evaluator(

@@ -94,7 +94,12 @@ def kept_task(folder: Path, config: ModelConfig | None) -> tuple[Task, Splits]:
             f"'{folder}' was started from Python and lacks {lacking}. In Python result.slim(solution) needs neither; "
             "dp.resume(folder, model, example_inputs, calibration=..., validation=...) gives a result again"
         )
-    if config.weights is None and (folder / WEIGHTS).is_file():
+    if config.weights is None:
+        if not (folder / WEIGHTS).is_file():
+            raise RunError(
+                f"'{folder}' does not hold the weights of its network, which are kept up to {MOST_BYTES // 2**20} MB; "
+                "give them: --set model.weights=FILE"
+            )
         config = config.model_copy(update={"weights": str(folder / WEIGHTS)})
     model = build_model(config)
     example, calibration, validation = _read(folder / DATA)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from pathlib import Path
 
 from deap_prune.costs import LatencyCheck, LatencyTable, check_latency
@@ -11,6 +12,7 @@ from deap_prune.costs.runtimes import installed_runtimes
 from deap_prune.evolution.front import ParetoFront
 from deap_prune.files import write_text
 from deap_prune.progress import note
+from deap_prune.structure.inputs import first_line
 from deap_prune.structure.slim import slim
 from deap_prune.structure.space import PruningSpace
 from deap_prune.task import Task
@@ -40,8 +42,8 @@ def check_front(
         shown: Print the comparison.
 
     Returns:
-        The comparison, in the front's order; None if there is no network, the table is of another device, or it is too
-        late.
+        The comparison, in the front's order; None if there is no network, the table is of another device, it is too
+        late, or a runtime fails (with a warning: a finished search does not depend on it).
     """
     if folder is not None:
         (folder / FILE).unlink(missing_ok=True)  # of an earlier end of the run
@@ -49,9 +51,13 @@ def check_front(
     if late or table.about["device"] == ELSEWHERE or not len(front):
         return None
     masks = [solution.masks for solution in front]
-    networks = [slim(task.model, space, one) for one in masks]
-    runtimes = installed_runtimes()
-    check = check_latency(networks, masks, table, task.model, space, task.example_inputs, runtimes=runtimes, repeats=9)
+    try:
+        networks = [slim(task.model, space, one) for one in masks]
+        subject = (networks, masks, table, task.model, space, task.example_inputs)
+        check = check_latency(*subject, runtimes=installed_runtimes(), repeats=9)
+    except Exception as error:  # a runtime may raise anything
+        warnings.warn(f"the latencies of the front were not measured: {first_line(error)}", stacklevel=2)
+        return None
     note(str(check), shown=shown)
     if folder is not None:
         write_text(folder / FILE, check.to_json())

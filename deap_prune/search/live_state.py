@@ -79,7 +79,7 @@ def read_live(folder: Path) -> LiveState:
         ]
         front = ParetoFront.of(solutions, fields["objectives"], fields["dense"], fields["settings"])
         return LiveState(int(fields["generation"]), int(fields["generations"]), layers, front)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise RunError(
             f"'{path}' can't be read ({error!r}); the run writes it again after its next generation"
         ) from error

@@ -28,22 +28,27 @@ class Prepared:
         genome: Space, clusters, and the way from individuals to masks.
         evaluator: The fitness that compares candidates.
         scores: Scores of all filters by all criteria.
+        table: Latency table of the options, if there is one.
     """
 
     genome: AnyGenome
     evaluator: Evaluator
     scores: ScoreTable
+    table: LatencyTable | None = None
 
 
-def traced(task: Task, options: SearchOptions) -> PruningSpace:
-    """The network's space, with the latencies of the options' table if there is one.
+def traced(task: Task, options: SearchOptions) -> tuple[PruningSpace, LatencyTable | None]:
+    """The network's space, with the latencies of the options' table if there is one, and the table.
 
     Raises:
         ModelError: If the network can't be traced.
         ConfigError: If the table can't be read, or was measured on another network.
     """
     space = trace(task.model, task.example_inputs, ignore=options.ignore)
-    return space if options.latency_table is None else LatencyTable.load(options.latency_table).on(space)
+    if options.latency_table is None:
+        return space, None
+    table = LatencyTable.load(options.latency_table)
+    return table.on(space), table
 
 
 def prepare(task: Task, options: SearchOptions, *, progress: bool = False) -> Prepared:
@@ -56,7 +61,7 @@ def prepare(task: Task, options: SearchOptions, *, progress: bool = False) -> Pr
     check_limits(options.limits)
     size = sum(parameter.numel() for parameter in task.model.parameters())
     step(f"tracing {type(task.model).__name__}: {size:,} parameters", shown=progress)
-    space = traced(task, options)
+    space, table = traced(task, options)
     check_budgets(space, options.limits)
     options.warn_if_degenerate()
     validation, guard = hold_out(task.validation, options.guard)
@@ -93,7 +98,7 @@ def prepare(task: Task, options: SearchOptions, *, progress: bool = False) -> Pr
         round_to=options.round_to,
         min_keep=options.min_keep,
     )
-    return Prepared(genome, evaluator, scores)
+    return Prepared(genome, evaluator, scores, table)
 
 
 def _size(data: Data) -> str:

@@ -96,9 +96,10 @@ class SearchProgress:
     def _look(self) -> None:
         """Until the end: show new candidates, and the estimate after the first one."""
         while not self._ended.wait(LOOK):
-            if not self._estimated and self._evaluator.counters.candidates > self._candidates:
+            new = self._evaluator.counters.candidates - self._candidates
+            if not self._estimated and new > 0:
                 self._estimated = True
-                step(self._estimate(), shown=True)
+                step(self._estimate(new), shown=True)
                 self._last_line = time.monotonic()
             self._show()
             if self._logs and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
@@ -126,10 +127,9 @@ class SearchProgress:
             return f"{left} left" if left else ""
         return f"{duration(passed)}, about {left} left" if left else duration(passed)
 
-    def _estimate(self) -> str:
-        """The time of the whole run, from one candidate."""
+    def _estimate(self, new: int) -> str:
+        """The time of the whole run, from so many new candidates."""
         options, counters = self._options, self._evaluator.counters
-        new = counters.candidates - self._candidates
         spent = {name: seconds - self._spent[name] for name, seconds in counters.seconds.items()}
         candidate = (sum(spent.values()) or time.monotonic() - self._begun) / new  # on workers the wall time counts
         left = self._total - self._reached

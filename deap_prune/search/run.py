@@ -15,7 +15,6 @@ from torch import nn
 
 from deap_prune.arguments import CountOrZero, checked
 from deap_prune.config import Config, dump_config, load_config, search_options
-from deap_prune.costs import LatencyTable
 from deap_prune.data.batches import Data, Forward, Loss, is_tensor_pair, resolve_device
 from deap_prune.errors import ConfigError, RunError
 from deap_prune.evolution.checkpoint import Checkpoints
@@ -204,9 +203,8 @@ def _run(
         result = Result(final.front, state.logbook, *facts, final.evaluator, prepared.evaluator)
         if folder is not None:
             write_result(folder, result.front, result.logbook)
-        if options.latency_table is not None:
-            table = LatencyTable.load(options.latency_table)
-            check_front(result.front, task, genome.space, table, folder, deadline=deadline, shown=progress)
+        if prepared.table is not None:
+            check_front(result.front, task, genome.space, prepared.table, folder, deadline=deadline, shown=progress)
         return result
     finally:
         restore_random_states(states)

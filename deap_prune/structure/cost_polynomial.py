@@ -1,8 +1,8 @@
 """FLOPs, parameters and activations of a pruned network in closed form, without running the network.
 
-A cost is a sum of products of two widths. A width is a sum over the groups that feed it. So both costs are polynomials
-in the numbers of filters that the groups keep. One multiply-add is one flop (fvcore's convention), counted in eval mode
-for one sample.
+FLOPs and parameters are sums of products of two widths. A width is a sum over the groups that feed it. So both are
+polynomials in the numbers of filters that the groups keep. Peak activations are a maximum of affine functions of them.
+One multiply-add is one flop (fvcore's convention), counted in eval mode for one sample.
 """
 
 from __future__ import annotations

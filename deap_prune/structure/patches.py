@@ -27,8 +27,9 @@ def conv_patches(layer: nn.Conv2d, x: Tensor, picks: Tensor) -> Tensor:
             before = after = layer.padding[d]
         edges.append((before, after))
     if layer.padding_mode != "zeros":
+        # F.pad counts from the last dimension.
         x = F.pad(x, [edge for pair in reversed(edges) for edge in pair], mode=layer.padding_mode)
-        edges = [(0, 0)] * len(edges)  # F.pad counts from the last dimension
+        edges = [(0, 0)] * len(edges)
     return _windows(x, picks, layer.kernel_size, layer.stride, layer.dilation, edges)
 
 

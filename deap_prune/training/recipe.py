@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deap_prune.arguments import Count, NotNegative, Positive, Share, check_fields
-from deap_prune.errors import ConfigError, did_you_mean
+from deap_prune.errors import ConfigError
 
 _SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda share: 0.5 * (1 + math.cos(math.pi * share)),
@@ -62,12 +62,6 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.optimizer not in _OPTIMIZERS:
-            raise ConfigError(f"unknown optimizer '{self.optimizer}'; {did_you_mean(self.optimizer, _OPTIMIZERS)}")
-        if self.schedule not in _SCHEDULES:
-            raise ConfigError(f"unknown schedule '{self.schedule}'; {did_you_mean(self.schedule, _SCHEDULES)}")
-        if self.precision not in _PRECISIONS:
-            raise ConfigError(f"unknown precision '{self.precision}'; {did_you_mean(self.precision, _PRECISIONS)}")
         legal = {
             "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
             "ema": (self.ema is None or 0 < self.ema < 1, "in (0, 1), or None"),

@@ -235,7 +235,7 @@ def load_state(
         with safe_open(str(path), framework="pt") as file:
             about = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        if _checksum(about["about"], tensors) != about["sha256"]:
+        if _checksum(about["about"], tensors) != about.get("sha256"):
             raise ValueError("its checksum differs")
         metadata: dict[str, Any] = parse_json(about["about"], finite=False)
         Metadata.model_validate(metadata)

@@ -23,7 +23,7 @@ def test_kinds_of_budgets(max_flops: Any, kind: str, shares: tuple[float, ...]) 
     assert [name for name in ("is_fixed", "is_range", "is_free") if getattr(budget, name)] == [kind]
     assert budget.shares == shares and budget.cost == "flops"
     assert budget.max_flops == max_flops and Budget.of(budget) is budget
-    assert budget.fixed_or(0.4) == (max_flops if kind == "is_fixed" else 0.4)
+    assert budget.flops_or(0.4) == (max_flops if kind == "is_fixed" else 0.4)
 
 
 def test_a_range_of_equal_shares_is_not_a_fixed_budget() -> None:

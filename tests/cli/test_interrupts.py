@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from deap_prune.cli import app, runs
+from deap_prune.errors import RunError
 from deap_prune.search.lock import locked
 from deap_prune.search.run_names import remove_run
 
@@ -56,7 +57,14 @@ def test_errors_of_the_operating_system_are_one_line(tmp_path: Path, monkeypatch
 
 
 def test_yes_removes_runs_and_nothing_else(tmp_path: Path) -> None:
-    written = ["config.yaml", "front.json", "masks/0000-01234567.json", "checkpoints/000001.json", "report/a.png"]
+    written = [
+        "config.yaml",
+        "front.json",
+        "masks/0000-01234567.json",
+        "checkpoints/000001.json",
+        "report/a.png",
+        "export/network.int8.onnx",
+    ]
     for name in [*written, "notes.txt"]:
         (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "run" / name).write_text("")
@@ -64,5 +72,8 @@ def test_yes_removes_runs_and_nothing_else(tmp_path: Path) -> None:
         remove_run(tmp_path / "run")
     assert all((tmp_path / "run" / name).is_file() for name in [*written, "notes.txt"])
     (tmp_path / "run/notes.txt").unlink()
+    with locked(tmp_path / "run", new=False), pytest.raises(RunError, match="another run writes to"):
+        remove_run(tmp_path / "run")
+    assert all((tmp_path / "run" / name).is_file() for name in written)
     remove_run(tmp_path / "run")
     assert not (tmp_path / "run").exists()

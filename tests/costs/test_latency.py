@@ -218,6 +218,9 @@ def test_a_table_is_measured_and_resumed(runtime: str, tmp_path: Path, monkeypat
     assert min(check.predicted) > 0 and np.isfinite(check.median_error) and f"({runtime}, batch 1" in str(check)
     with pytest.raises(ConfigError, match=r"holds a table of .*, not of .*'batch': 2.*; choose another file"):
         dp.latency_table(model, space, image, **how, batch=2)
+    other = dp.trace(model, image, ignore=[space.layers[0].name])
+    with pytest.raises(ConfigError, match=r"holds a table of .*'network': .*; choose another file"):
+        dp.latency_table(model, other, image, **how)
 
 
 def test_a_measured_table_predicts_a_device_that_follows_a_formula(monkeypatch: pytest.MonkeyPatch) -> None:

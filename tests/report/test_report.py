@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import deap_prune as dp
 from deap_prune.blending.baselines import Table, borda
 from deap_prune.cli import app
-from deap_prune.errors import RunError
+from deap_prune.errors import ConfigError, RunError
 from deap_prune.plot import plot_agreement
 from deap_prune.report.compare_criteria import _matrix
 from deap_prune.report.facts import gather
@@ -183,7 +183,7 @@ def test_a_run_of_mean_ranks(digits, tmp_path):
 def test_errors(copy, tmp_path):
     with pytest.raises(RunError, match="there is no folder"):
         dp.report(tmp_path / "nothing")
-    with pytest.raises(RunError, match="singles is -1"):
+    with pytest.raises(ConfigError, match="singles is -1"):
         dp.report(copy, singles=-1)
     versions = (copy / "versions.json").read_text()
     (copy / "versions.json").write_text(versions[:-5])

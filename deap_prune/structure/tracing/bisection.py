@@ -32,18 +32,18 @@ class Bisection:
             if self.failures:
                 return
 
-    def _locate(self, names: Sequence[str], failure: Failure) -> bool:
-        """Repair or record the guilty ones of groups that fail together; True if any was found."""
+    def _locate(self, names: Sequence[str], failure: Failure) -> None:
+        """Repair or record the guilty ones of groups that fail together."""
         if len(names) == 1:
-            if self._search.repair(self.space, names[0]):
+            if self._search.repair(self.space, names[0], counted=failure.of_cost):
                 self.space = self._search.extended(self.space)
             else:
                 self.failures[names[0]] = failure.reason
-            return True
+            return
         middle, located = len(names) // 2, False
         for half in (names[:middle], names[middle:]):
             if reason := self._proof.failure(self.space, half, counted=failure.of_cost):
-                located |= self._locate(half, reason)
+                self._locate(half, reason)
+                located = True
         if not located:
             self.failures.update(dict.fromkeys(names, f"{failure.reason}, together with other groups"))
-        return True

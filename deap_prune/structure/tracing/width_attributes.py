@@ -114,8 +114,14 @@ class WidthSearch:
                 widths.setdefault((width.module, width.attribute, width.index), width)
         return replace(space, widths=tuple(widths.values())) if widths else space
 
-    def repair(self, space: PruningSpace, group: str) -> bool:
-        """Look for rules that make the proof of a failing group hold; True if there are some."""
+    def repair(self, space: PruningSpace, group: str, *, counted: bool = False) -> bool:
+        """Look for rules that make the proof of a failing group hold; True if there are some.
+
+        Args:
+            space: The space.
+            group: Name of the group.
+            counted: Whether the proof compares the cost as well.
+        """
         channels = {entry.name: entry for entry in space.layers if entry.dim is None}
         patterns: list[Pattern | Observed] = [*self._patterns(space, group, channels)]
         observed: list[Pattern | Observed] = [*self._observed(space, group)]
@@ -127,7 +133,7 @@ class WidthSearch:
             self._trials += 1
             before = self.rules
             self.rules = [*before, *option]
-            if not self.proof.failure(self.extended(space), [group], counted=False):
+            if not self.proof.failure(self.extended(space), [group], counted=counted):
                 self._trials = 0
                 return True
             self.rules = before
