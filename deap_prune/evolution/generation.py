@@ -10,6 +10,7 @@ import numpy as np
 from deap import base, tools
 
 from deap_prune.evolution.front import hypervolume
+from deap_prune.evolution.pool_map import safe_map
 
 Callback = Callable[["Generation"], None]
 
@@ -80,6 +81,6 @@ def non_dominated(individuals: Sequence[Any]) -> list[Any]:
 def evaluate_invalid(individuals: Sequence[Any], toolbox: base.Toolbox) -> list[Any]:
     """Evaluate the individuals without valid fitness through ``toolbox.map``, and return them."""
     fresh = list({id(ind): ind for ind in individuals if not ind.fitness.valid}.values())
-    for individual, values in zip(fresh, toolbox.map(toolbox.evaluate, fresh), strict=True):
+    for individual, values in zip(fresh, safe_map(toolbox.map)(toolbox.evaluate, fresh), strict=True):
         individual.fitness.values = values
     return fresh

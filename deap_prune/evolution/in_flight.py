@@ -7,13 +7,12 @@ the evaluations run is behind one protocol, :class:`Workers`: here, on ``concurr
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Executor
-from multiprocessing.pool import Pool
 from typing import Any, Protocol, runtime_checkable
 
 from deap import base
 
 from deap_prune.errors import ConfigError
+from deap_prune.evolution.pool_map import PoolMap, safe_map
 from deap_prune.evolution.problem import BlendProblem, problem_of
 from deap_prune.randomness import generators_kept
 from deap_prune.structure.masks import Masks
@@ -92,7 +91,7 @@ def workers_of(toolbox: base.Toolbox) -> Workers:
     function = getattr(toolbox.map, "func", toolbox.map)
     if isinstance(function, MapOnWorkers):
         return function.workers_for(toolbox.evaluate)
-    if isinstance(getattr(function, "__self__", None), (Executor, Pool)):
+    if isinstance(safe_map(function), PoolMap):
         raise ConfigError(
             "toolbox.map is that of a pool, which evaluates whole populations; for a steady-state loop register "
             "dp.distributed.executor_map(lambda: ProcessPoolExecutor(2), workers=2), or a ray_map"

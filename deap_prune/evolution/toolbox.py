@@ -14,6 +14,7 @@ from deap_prune.blending.layout import Layout
 from deap_prune.evolution.first_population import StartingPoints
 from deap_prune.evolution.fitness import Evaluate
 from deap_prune.evolution.operators import cxBlendWidths, initBlend, mutBlend
+from deap_prune.evolution.pool_map import SafeToolbox
 from deap_prune.evolution.problem import BlendProblem, Decoder
 from deap_prune.evolution.selection import selBlend
 
@@ -61,7 +62,7 @@ def make_toolbox(
         np.random.seed(seed % 2**32)
     problem = BlendProblem(genome, evaluate, individual)
     starting_points = StartingPoints(problem)
-    toolbox = base.Toolbox()
+    toolbox = SafeToolbox()
     register: Callable[..., None] = toolbox.register
     register("individual", initBlend, problem.individual, genome.layout)
     register("individual_guess", problem.individual)  # the name of DEAP's tutorial on seeding a population

@@ -24,6 +24,7 @@ from deap_prune.fitness.execution import Executor, make_executor
 from deap_prune.fitness.fold import find_pairs
 from deap_prune.fitness.objective_set import ObjectiveSet, Values, forwarded
 from deap_prune.fitness.objectives import OBJECTIVES, on_space, with_loss
+from deap_prune.fitness.serial import one_at_a_time
 from deap_prune.fitness.settings import Counters, Settings
 from deap_prune.precision import full_precision
 from deap_prune.structure.inputs import evaluating
@@ -37,7 +38,7 @@ Error = Callable[[Masks], float]
 
 
 class Evaluator:
-    """The fitness of masks: a function of the masks alone. Equal masks are answered from a cache.
+    """The fitness of masks: a function of the masks alone. Equal ones are answered from a cache; threads take turns.
 
     Args:
         model: The network that was traced; it is copied, and never changed.
@@ -103,7 +104,6 @@ class Evaluator:
         self._cache: dict[Masks, Values] = {}
         self._guard_cache: dict[Masks, Values] = {}
 
-    # -------------------------------------------------------------- what it is
     @property
     def weights(self) -> Values:
         """DEAP's fitness weights, +1 to maximise, -1 to minimise."""
@@ -148,7 +148,6 @@ class Evaluator:
         """Values of all candidates so far, read-only, in the order of their evaluation."""
         return MappingProxyType(self._cache)
 
-    # -------------------------------------------------------------- values
     def __call__(self, masks: Masks) -> Values:
         """The objectives' values of a pruned network, in order.
 
@@ -176,6 +175,7 @@ class Evaluator:
         self.counters.cache_hits += len(masks) - len(missing)
         return [self._cache[m] for m in masks]
 
+    @one_at_a_time
     def compute(self, masks: Masks) -> Values:
         """The values of a candidate, computed without the cache."""
         if all(o.of_masks for o in self.objectives):
@@ -226,12 +226,12 @@ class Evaluator:
             device=self.device,
         )
 
-    # -------------------------------------------------------------- estimates without a forward pass
     def costs(self, masks: Masks) -> list[float]:
         """The objectives that follow from the masks alone, as minimised values."""
         return self._objectives.costs(masks)
 
     @checked
+    @one_at_a_time
     def surrogate(self, masks: Masks) -> float:
         """The error that compensation leaves, in closed form, without a forward pass; smaller is better.
 
@@ -260,13 +260,14 @@ class Evaluator:
             error = self._build.surrogate.learned((m, -sign * values[place]) for m, values in known.items())
         return full_precision()(error)
 
-    # -------------------------------------------------------------- networks
     @checked
+    @one_at_a_time
     def slim(self, masks: Masks) -> nn.Module:
         """The smaller network exactly as it is evaluated: compensated, BN statistics set, in eval mode."""
         return copy.deepcopy(self._build(masks).network)
 
     @checked
+    @one_at_a_time
     def selected(self, masks: Masks) -> Masks:
         """Masks of the same widths, with the filters that refinement selects; see :attr:`Settings.select`.
 
@@ -282,9 +283,8 @@ class Evaluator:
 
         Undone at the end; the model stays on its device.
         """
-        built = self._build(masks)
-        state = copy.deepcopy(built.network)
-        with masked(self._user_model, self.space, built.masks, state=state) as network, evaluating(network):
+        built = one_at_a_time(lambda: copy.deepcopy(self._build(masks)))()
+        with masked(self._user_model, self.space, built.masks, state=built.network) as network, evaluating(network):
             yield network
 
     @checked
@@ -308,6 +308,7 @@ class Evaluator:
         self.counters.clock("forward", start, self.device)
         return measured
 
+    @one_at_a_time
     def on_guard(self, masks: Masks) -> Values:
         """The values on the guard images; without any a DataError."""
         if not self._guard:
@@ -316,7 +317,6 @@ class Evaluator:
             self._guard_cache[masks] = self.measure(self._build(masks).network, masks, self._guard)
         return self._guard_cache[masks]
 
-    # -------------------------------------------------------------- other evaluators and processes
     def with_settings(self, **changes: Any) -> Evaluator:
         """An evaluator with other settings that shares network, data, moments and counters, with an empty cache.
 

@@ -31,16 +31,15 @@ def test_pickles_are_light(digits: Digits) -> None:
     problem = toolbox.evaluate.func.__self__
     assert len(data) < 1000 and pickle.dumps(toolbox.evaluate) == data
     assert pickle.loads(data).func.__self__ is problem
-    parcel = Path(problem._folder) / "problem.pt"
+    parcel = Path(problem._sent[1])
     assert parcel.stat().st_mode & 0o77 == 0 or parcel.parent.stat().st_mode & 0o77 == 0
-    _, _, sent = torch.load(parcel, weights_only=False)
+    _, _, _, sent = torch.load(parcel, weights_only=False)
     assert sent.evaluate.cache == {} and len(evaluate.cache) == 1
     assert "_executor" in vars(evaluate) and "_executor" not in vars(sent.evaluate)  # each process makes its own
     assert tuple(sent.evaluate(digits.genome().decode(individual))) == values
-    folder = parcel.parent
     del toolbox, problem, sent
     gc.collect()
-    assert not folder.exists()
+    assert not parcel.exists()
 
 
 def test_model_guard_and_cache_are_not_sent(digits: Digits) -> None:
@@ -82,13 +81,23 @@ print(one.__self__ is two.__self__, one(eval(sys.argv[2])))
     command = [sys.executable, "-c", code, str(tmp_path / "evaluate"), repr(list(individual))]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.stdout.strip() == f"True {problem.evaluate(individual)}", done.stderr
-    folder, key = problem._folder, problem._key
-    worker_pickles._remove(Path(folder), os.getpid())
-    worker_pickles._LOADED.pop(key)
-    with pytest.raises(RunError, match="the process that pickled this toolbox has ended"):
-        worker_pickles.received(key, folder)
-    Path(folder).mkdir()
-    (Path(folder) / "problem.pt").touch()  # for the clean-up at the end
+    key, path, _ = problem._sent
+    assert worker_pickles._LOADED.pop(key)() is problem
+    assert worker_pickles.received(key, path).evaluate(individual) == problem.evaluate(individual)
+    for other in (("another", path), ("another", "/nowhere/problem.pt")):
+        with pytest.raises(RunError, match="the process that pickled this toolbox has ended"):
+            worker_pickles.received(*other)
+
+
+def test_where_open_files_have_no_path_the_file_lies_in_a_private_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_pickles.Path, "exists", lambda path: False)
+    problem = dp.algorithms.BlendProblem(fake_genome(), CachedFake(prepared("residual").space))
+    pickle.dumps(problem)
+    folder = Path(problem._sent[1]).parent
+    assert folder.stat().st_mode & 0o77 == 0 and [path.name for path in folder.iterdir()] == ["problem.pt"]
+    del problem
+    gc.collect()
+    assert not folder.is_dir()
 
 
 FORKED = """

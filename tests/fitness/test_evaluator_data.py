@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -218,3 +219,12 @@ def test_values_are_plain_numbers_whatever_objectives_return(digits: Digits) -> 
         for name in ("a cost of numpy", "a mean of torch"):
             OBJECTIVES.remove(name)
     assert [type(value) for value in values] == [float, float]
+
+
+def test_threads_take_turns(digits: Digits) -> None:
+    """Candidates share memory: without turns, the networks of two threads would mix."""
+    evaluate = digits.evaluator()
+    masks = [dp.Masks.random(digits.space, keep=0.5, seed=seed) for seed in range(6)]
+    expected = [evaluate.compute(candidate) for candidate in masks]
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(evaluate.compute, masks)) == expected
