@@ -67,8 +67,24 @@ def pack_masks(space: PruningSpace, masks: Masks) -> str:
 
 def unpack_masks(space: PruningSpace, text: str) -> Masks:
     """The inverse of :func:`pack_masks`."""
+    return unpack_bits({group.name: group.size for group in space.groups}, text)
+
+
+def unpack_bits(sizes: Mapping[str, int], text: str) -> Masks:
+    """Masks of hexadecimal bits.
+
+    Args:
+        sizes: Number of filters of each group, in the order of the bits.
+        text: The bits, filled up to whole bytes.
+
+    Raises:
+        ValueError: If they are too few or too many, or no hexadecimal bits.
+    """
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8)).astype(bool)
-    return Masks({g.name: bits[g.start : g.start + g.size] for g in space.groups})
+    ends = np.cumsum([0, *sizes.values()])
+    if not ends[-1] <= len(bits) < ends[-1] + 8:
+        raise ValueError(f"masks have {len(bits)} bits, not those of {ends[-1]} filters")
+    return Masks({name: bits[end - size : end] for (name, size), end in zip(sizes.items(), ends[1:], strict=True)})
 
 
 def checkpoint_extra(evaluator: Evaluator) -> dict[str, Any]:

@@ -6,6 +6,7 @@ request). The network's class is not stored: a factory makes it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from deap_prune.config import ModelConfig
 from deap_prune.data import Splits
 from deap_prune.data.batches import is_tensor_pair
 from deap_prune.errors import ConfigError, DataError, RunError
-from deap_prune.evolution.generation import Generation
-from deap_prune.files import write_bytes
+from deap_prune.files import remove_file, write_bytes
+from deap_prune.search.lock import KEPT_MARK
 from deap_prune.structure.slim import unwrap
 from deap_prune.task import Task
 from deap_prune.weights import build_model
@@ -29,7 +30,7 @@ MOST_BYTES = 512 * 2**20
 
 
 class Keeper:
-    """A callback that writes weights, and data if asked, into the run folder once.
+    """Writes weights, and data if asked, into the run folder when a run begins.
 
     Args:
         folder: The run folder.
@@ -44,15 +45,36 @@ class Keeper:
         self._folder, self._task = folder, task
         self._tensors = _flat(task) if data else {}
 
-    def __call__(self, state: Generation) -> None:
-        """Write the files that are missing."""
+    def write(self, *, new: bool) -> None:
+        """Write the files that are missing, with a warning if the weights are not kept.
+
+        Args:
+            new: Whether the run is new: what a run left that was killed before it began is removed then.
+        """
         from safetensors.torch import save
 
-        weights = _state_of(self._task.model)
-        for name, tensors in ((WEIGHTS, weights), (DATA, self._tensors)):
+        for name, tensors in ((WEIGHTS, self._weights()), (DATA, self._tensors)):
+            if new:
+                remove_file(self._folder / name)
             if tensors and not (self._folder / name).exists():
                 plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-                write_bytes(self._folder / name, save(plain))
+                write_bytes(self._folder / name, save(plain, metadata=KEPT_MARK))
+
+    def _weights(self) -> Mapping[str, Tensor]:
+        """The state of the network if it is small and consists of tensors alone; else nothing, with a warning."""
+        state = unwrap(self._task.model).state_dict()
+        reason = "its state holds objects that are no tensors"
+        if all(isinstance(value, Tensor) for value in state.values()):
+            size = sum(t.numel() * t.element_size() for t in state.values())
+            if size <= MOST_BYTES:
+                return state
+            reason = f"they have {size / 2**20:,.0f} MB, and at most {MOST_BYTES / 2**20:,.0f} are kept"
+        warnings.warn(
+            f"the weights of the network are not kept in '{self._folder}': {reason}; commands on this run need "
+            "--set model.weights=FILE",
+            stacklevel=2,
+        )
+        return {}
 
 
 def checked_factory(factory: str, model: nn.Module) -> ModelConfig:
@@ -110,14 +132,6 @@ def kept_task(folder: Path, config: ModelConfig | None) -> tuple[Task, Splits]:
         raise RunError(f"'{folder}' was started from Python and keeps no training images: give --data FOLDER")
 
     return Task(model, example, calibration, validation), Splits(*pairs, no_training_images, None, classes)
-
-
-def _state_of(model: nn.Module) -> Mapping[str, Tensor]:
-    """The state of a network if it is small and consists of tensors alone; else nothing."""
-    state = unwrap(model).state_dict()
-    if not all(isinstance(value, Tensor) for value in state.values()):
-        return {}
-    return state if sum(t.numel() * t.element_size() for t in state.values()) <= MOST_BYTES else {}
 
 
 def _flat(task: Task) -> dict[str, Tensor]:

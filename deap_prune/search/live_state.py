@@ -8,15 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from deap_prune.errors import RunError
 from deap_prune.evolution.front import ParetoFront, Solution
 from deap_prune.evolution.generation import Generation
 from deap_prune.evolution.problem import BlendProblem
 from deap_prune.files import parse_json, read_text, write_text
-from deap_prune.search.folder import pack_masks
-from deap_prune.structure.masks import Masks
+from deap_prune.search.folder import pack_masks, unpack_bits
 
 LIVE = "live.json"
 
@@ -74,7 +71,7 @@ def read_live(folder: Path) -> LiveState:
         fields: dict[str, Any] = parse_json(read_text(path))
         layers = {str(name): int(size) for name, size in fields["layers"].items()}
         solutions = [
-            Solution(entry["values"], _masks(layers, entry["masks"]), int(entry["flops"]), int(entry["params"]))
+            Solution(entry["values"], unpack_bits(layers, entry["masks"]), int(entry["flops"]), int(entry["params"]))
             for entry in fields["solutions"]
         ]
         front = ParetoFront.of(solutions, fields["objectives"], fields["dense"], fields["settings"])
@@ -83,12 +80,3 @@ def read_live(folder: Path) -> LiveState:
         raise RunError(
             f"'{path}' can't be read ({error!r}); the run writes it again after its next generation"
         ) from error
-
-
-def _masks(layers: Mapping[str, int], text: str) -> Masks:
-    """The inverse of :func:`pack_masks`, without the space."""
-    bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8)).astype(bool)
-    ends = np.cumsum(list(layers.values()))
-    if len(bits) < ends[-1]:
-        raise ValueError("masks are too short")
-    return Masks(dict(zip(layers, np.split(bits[: ends[-1]], ends[:-1]), strict=True)))

@@ -19,6 +19,8 @@ except ImportError:  # not on this system: the process id decides alone
     fcntl = None  # type: ignore[assignment]
 
 LOCK = "run.lock"
+KEPT_MARK = {"written_by": "deap_prune"}
+"""Metadata of the safetensors files that a run writes before its config."""
 
 
 @contextmanager
@@ -77,8 +79,16 @@ def check_unused(folder: Path) -> None:
 
 
 def is_unused(folder: Path) -> bool:
-    """Whether a folder holds nothing but the lock and the temporary files of a run that was killed before it began."""
-    return all(path.name == LOCK or is_temporary(path.name) for path in folder.iterdir())
+    """Whether a folder holds nothing but what a run leaves that was killed before its config was written."""
+    return all(path.name == LOCK or is_temporary(path.name) or _is_kept(path) for path in folder.iterdir())
+
+
+def _is_kept(path: Path) -> bool:
+    """Whether a file holds the weights or data that a run keeps."""
+    if path.suffix != ".safetensors" or path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return json.dumps(KEPT_MARK, separators=(",", ":")).encode() in file.read(128)
 
 
 def _make(folder: Path) -> list[Path]:

@@ -113,10 +113,9 @@ def search(
     if keep_data:  # an iterator can be read only once
         with torch.inference_mode(False), torch.random.fork_rng():
             task = task.kept()
-    if folder is not None and config.data is None:
-        callbacks = [Keeper(folder, task, data=keep_data), *callbacks]
+    keeper = None if folder is None or config.data is not None else Keeper(folder, task, data=keep_data)
     with nullcontext() if folder is None else locked(folder, new=True):
-        return _run(task, config, folder, callbacks, progress=progress, ray=ray)
+        return _run(task, config, folder, callbacks, keeper, progress=progress, ray=ray)
 
 
 @checked
@@ -169,10 +168,9 @@ def resume(
         )
     else:
         task = Task(model, example_inputs, calibration, validation, forward, loss)
-    if config.data is None:  # a kill before the first generation's end may have prevented it
-        callbacks = [Keeper(folder, task, data=False), *callbacks]
+    keeper = Keeper(folder, task, data=False) if config.data is None else None
     with locked(folder, new=False):
-        return _run(task, config, folder, callbacks, progress=progress, ray=ray)
+        return _run(task, config, folder, callbacks, keeper, progress=progress, ray=ray)
 
 
 @torch.inference_mode(False)  # the caller's inference mode would prevent gradients
@@ -181,6 +179,7 @@ def _run(
     config: Config,
     folder: Path | None,
     callbacks: Sequence[Callback],
+    keeper: Keeper | None,
     *,
     progress: bool,
     ray: str | None,
@@ -196,7 +195,8 @@ def _run(
         prepared = prepare(task, options, progress=progress)
         problem = BlendProblem(prepared.genome, prepared.evaluator)
         deadline = None if options.max_seconds is None else begun + options.max_seconds
-        state = _evolved(task, config, folder, prepared, problem, callbacks, begun=begun, progress=progress, ray=ray)
+        parts = (task, config, folder, prepared, problem, callbacks, keeper)
+        state = _evolved(*parts, begun=begun, progress=progress, ray=ray)
         final = final_front(Ending(problem, prepared.evaluator, state, options, folder, deadline, progress))
         genome = prepared.genome
         facts = (genome.space, prepared.scores, genome.clusters, genome)
@@ -218,6 +218,7 @@ def _evolved(
     prepared: Prepared,
     problem: BlendProblem,
     callbacks: Sequence[Callback],
+    keeper: Keeper | None,
     *,
     begun: float,
     progress: bool,
@@ -241,7 +242,8 @@ def _evolved(
                 partial(checkpoint_extra, evaluator),
                 cache_journal(folder, evaluator),
             )
-            state = _opened_folder(folder, checkpoints, config, evaluator, problem)
+            state = _stored(checkpoints, evaluator, problem, options.generations)
+            _write_beginning(folder, config, keeper)
             returns = returns_journal(folder, options, checkpoints.fingerprint)
             watched = live_writer(folder, problem, options.generations)
             hooks += [checkpoints, lambda state: write_history(folder, state.logbook), watched]
@@ -249,18 +251,24 @@ def _evolved(
         return evolve(toolbox, problem, evaluator, options, [*hooks, bar], state, begun=begun, journal=returns)
 
 
-def _opened_folder(
-    folder: Path, checkpoints: Checkpoints, config: Config, evaluator: Evaluator, problem: BlendProblem
+def _stored(
+    checkpoints: Checkpoints, evaluator: Evaluator, problem: BlendProblem, generations: int
 ) -> Generation | None:
-    """The state of the newest checkpoint, if there is one; makes the folder and writes the resolved config."""
+    """The state of the newest checkpoint, if there is one."""
     stored = checkpoints.load(problem.individual, lambda extra, lines: restore_evaluator(extra, lines, evaluator))
-    generations = config.search.generations
     if stored is not None and stored.number > generations:
+        folder = checkpoints.folder.parent
         raise RunError(f"'{folder}' is at generation {stored.number} already, beyond generations={generations}")
+    return stored
+
+
+def _write_beginning(folder: Path, config: Config, keeper: Keeper | None) -> None:
+    """Write what a run folder holds before the first generation; with the config it can be resumed."""
     folder.mkdir(parents=True, exist_ok=True)
+    if keeper is not None:
+        keeper.write(new=not (folder / "config.yaml").exists())
     write_text(folder / "config.yaml", dump_config(config))
     write_versions(folder)
-    return stored
 
 
 def _resolved(config: Config) -> Config:

@@ -14,7 +14,8 @@ from typer.testing import CliRunner, Result
 
 import deap_prune as dp
 from deap_prune.cli import app
-from deap_prune.errors import ConfigError, DataError
+from deap_prune.errors import ConfigError, DataError, RunError
+from deap_prune.search import kept, run
 
 FACTORY = f"{__name__}:network"
 OPTIONS: dict[str, Any] = {
@@ -113,3 +114,35 @@ def test_factories_and_data_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"keeps \(inputs, targets\) tensors; calibration has a dict"):
         search(tmp_path / "run", lambda seed: [{"x": images(seed)[0]}], keep_data=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_kept_is_written_before_the_first_generation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill in the first generation loses neither weights nor data; one before the config leaves a usable folder."""
+    out = tmp_path / "run"
+
+    def killed(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run, "dump_config", killed)
+        search(out, factory=FACTORY, keep_data=True)
+    assert sorted(path.name for path in out.iterdir()) == ["data.safetensors", "dense.safetensors"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run, "evolve", killed)
+        search(out, factory=FACTORY)
+    assert not (out / "data.safetensors").exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "data.safetensors").write_bytes(b"of the user")
+    with pytest.raises(RunError, match="exists and is not empty"):
+        search(tmp_path / "other", keep_data=True)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run, "evolve", killed)
+        search(tmp_path / "next", factory=FACTORY, keep_data=True)
+    assert len(dp.resume(tmp_path / "next", progress=False).front) > 0
+
+
+def test_weights_that_are_not_kept_are_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "MOST_BYTES", 100)
+    with pytest.warns(UserWarning, match=r"are not kept in '.*run': they have 0 MB, .* need --set model\.weights=FILE"):
+        search(tmp_path / "run")
+    assert not (tmp_path / "run" / "dense.safetensors").exists()
