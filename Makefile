@@ -17,7 +17,7 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $(READY)
 
-demo: $(READY) ## Prune a network on real images: train, search, compare, slim, fine-tune (two to three minutes)
+demo: $(READY) ## Prune a network on real images: train, search, compare, slim, fine-tune (three to five minutes on two cores)
 	$(BIN)/python examples/demo.py
 
 test: $(READY) ## Run the tests, on up to four cores (four to ten minutes on two)

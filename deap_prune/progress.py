@@ -7,28 +7,40 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 T = TypeVar("T")
+Shown = bool | Literal["bar", "log"]
+"""Whether and how progress is shown: True is a bar in a terminal and log lines elsewhere; False is nothing."""
+
 SECONDS_BETWEEN_LINES = 10
 
 
-def track(items: Sequence[T] | Iterable[T], description: str, *, shown: bool, each: bool = False) -> Iterator[T]:
-    """Iterate; if ``shown``, with a progress bar in a terminal, or else with a log line now and then.
+def console_of(shown: Shown) -> Console | None:
+    """The console of a bar on standard error; None if log lines are due, or nothing."""
+    from rich.console import Console
+
+    console = Console(stderr=True, force_terminal=True if shown == "bar" else None)
+    return console if shown and shown != "log" and console.is_terminal else None
+
+
+def track(items: Sequence[T] | Iterable[T], description: str, *, shown: Shown, each: bool = False) -> Iterator[T]:
+    """Iterate; if ``shown``, with a progress bar, or with a log line now and then.
 
     Args:
         items: What to iterate over.
         description: Text of the bar and of the lines; without it nothing is shown.
-        shown: Whether progress is shown.
+        shown: Whether and how progress is shown.
         each: Write a log line for each item.
     """
-    from rich.console import Console
     from rich.progress import track as bar
 
-    console = Console(stderr=True)
     if not shown or not description:
         yield from items
-    elif console.is_terminal:
+    elif console := console_of(shown):
         yield from bar(items, description=description, console=console, transient=True)
     else:
         yield from _logged(list(items), description, each)
@@ -36,15 +48,28 @@ def track(items: Sequence[T] | Iterable[T], description: str, *, shown: bool, ea
 
 def _logged(items: Sequence[T], description: str, each: bool) -> Iterator[T]:
     """Iterate, with a log line at the beginning, every ten seconds (or for each item) and at the end."""
-    total, begun = len(items), time.monotonic()
-    last = begun
+    total, lines = len(items), _Lines(description)
     log_line(f"{description}: {total} to do")
     for number, item in enumerate(items, start=1):
         yield item
+        lines.add(number, total, due=each or number == total)
+
+
+class _Lines:
+    """Log lines that say how much is done and how long the rest takes."""
+
+    def __init__(self, description: str, done: float = 0) -> None:
+        self._description, self._at_first = description, done
+        self._begun = self._last = time.monotonic()
+
+    def add(self, done: float, total: float, *, note: str = "", due: bool = False) -> None:
+        """Write a line if it is due, or ten seconds have passed without one."""
         now = time.monotonic()
-        if each or now - last >= SECONDS_BETWEEN_LINES or number == total:
-            last = now
-            log_line(f"{description}: {number} of {total}, {duration(now - begun)}")
+        if not due and now - self._last < SECONDS_BETWEEN_LINES:
+            return
+        self._last, passed, new = now, now - self._begun, done - self._at_first
+        left = f", about {duration(passed / new * (total - done))} left" if new > 0 and done < total else ""
+        log_line(f"{self._description}: {done:g} of {total:g}, {duration(passed)}{left}{note and f'; {note}'}")
 
 
 def log_line(text: str) -> None:
@@ -64,39 +89,37 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def step(text: str, *, shown: bool) -> None:
-    """Say what is being done: a line on standard error in a terminal, a log line elsewhere."""
-    from rich.console import Console
-
-    if shown and Console(stderr=True).is_terminal:
-        note(text, shown=True)
+def step(text: str, *, shown: Shown) -> None:
+    """Say what is being done, or what came of it: a line on standard error in a terminal, a log line elsewhere."""
+    if console := console_of(shown):
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
     elif shown:
         log_line(text)
 
 
-def note(text: str, *, shown: bool) -> None:
-    """Print a line on standard error if ``shown``."""
-    from rich.console import Console
-
-    if shown:
-        Console(stderr=True).print(text, highlight=False, soft_wrap=True)
-
-
 @contextmanager
-def training_bar(unit: str, total: int, *, shown: bool, completed: int = 0) -> Iterator[Callable[..., None]]:
-    """A bar over the epochs or steps of a training on standard error; call it with ``completed=`` and ``note=``.
+def training_bar(unit: str, total: int, *, shown: Shown, completed: int = 0) -> Iterator[Callable[..., None]]:
+    """Progress over the epochs or steps of a training; call it with ``completed=`` and ``note=``.
 
     Args:
         unit: What is counted: "epoch" or "step".
         total: How many there are.
-        shown: False for no bar.
+        shown: Whether and how progress is shown.
         completed: How many are done already.
     """
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    digits = 1 if unit == "epoch" else 0
-    count = TextColumn(f"{unit} {{task.completed:.{digits}f}}/{{task.total}}")
-    columns = (count, BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
-        yield partial(bar.update, bar.add_task("", total=total, completed=completed, note=""))
+    if console := console_of(shown):
+        digits = 1 if unit == "epoch" else 0
+        count = TextColumn(f"{unit} {{task.completed:.{digits}f}}/{{task.total}}")
+        columns = (count, BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+        with Progress(*columns, console=console) as bar:
+            yield partial(bar.update, bar.add_task("", total=total, completed=completed, note=""))
+        return
+    lines = _Lines(unit, completed)
+
+    def write(*, completed: float, note: Any = "") -> None:
+        if shown:  # an epoch ends with a note; every step has one
+            lines.add(completed, total, note=str(note), due=bool(note) if unit == "epoch" else completed == total)
+
+    yield write

@@ -29,7 +29,8 @@ def build_model(config: ModelConfig) -> nn.Module:
     try:
         model = factory(*config.args, **config.kwargs)
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"factory '{config.factory}' failed: {type(error).__name__}: {error}") from error
+        advice = "; a download that fails is replaced by --weights FILE (model.weights)" * isinstance(error, OSError)
+        raise ConfigError(f"factory '{config.factory}' failed: {type(error).__name__}: {error}{advice}") from error
     if not isinstance(model, nn.Module):
         raise ConfigError(f"factory '{config.factory}' made a {type(model).__name__}, not an nn.Module")
     if config.weights is not None:

@@ -87,6 +87,8 @@ def prune(
     sections = first_config(model, data, weights=weights, max_flops=max_flops, max_seconds=max_seconds)
     target = folder or numbered(Path("runs"), model.rpartition(":")[2])
     config = reach_factories(config_of({**sections, "out": str(target)}, set or ()), (Path(),))
+    if config.data is not None and "size" in (images := config.data.model_dump()):
+        say(f"images of {images['size']} x {images['size']} pixels; others: --set data.size=N")
     result, opened = start(config, target, replace=yes, progress=not quiet)
     show_result(result, target)
     _write_slim(result, opened, target / "slim")

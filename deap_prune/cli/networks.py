@@ -53,9 +53,9 @@ def slim(
 
     overrides = model_override(model)
     target = target or run / "slim.safetensors"
+    choice = chosen(run, (max_flops, max_params, max_latency), knee, number, overrides)
     if target.suffix == ".safetensors":
         check_weights_file(target)
-    choice = chosen(run, (max_flops, max_params, max_latency), knee, number, overrides)
     solution, opened = choice.solution, choice.opened
     small = choice.evaluator.slim(solution.masks)
     if target.suffix == ".safetensors":
@@ -101,9 +101,9 @@ def finetune(
     from deap_prune.weights import check_weights_file, save_weights
 
     target = target or run / "finetuned.safetensors"
-    check_weights_file(target)
     overrides = _data_override(data) + model_override(model, set)
     choice = chosen(run, (max_flops, max_params, max_latency), knee, number, overrides)
+    check_weights_file(target)
     options, splits, task = choice.opened.config.finetune, choice.opened.splits, choice.opened.task
     small = choice.evaluator.slim(choice.solution.masks)
     images, test = splits.train, splits.test
@@ -140,7 +140,7 @@ def _data_override(data: str | None) -> list[str]:
 
     from deap_prune.search.first_config import data_section
 
-    return [] if data is None else [f"data={json.dumps(data_section(Path(data)).values)}"]
+    return [] if data is None else [f"data={json.dumps(data_section(Path(data), enlarges=False).values)}"]
 
 
 def _show_best(records: Sequence[EpochRecord], *, held_out: bool) -> None:
@@ -176,7 +176,9 @@ def export(
     int8: Annotated[
         bool, typer.Option("--int8", help="ONNX in eight bits alone, compared with fp32 and the dense network.")
     ] = False,
-    target: Annotated[Path | None, typer.Option("--out", help="Folder; RUN/export if left out.")] = None,
+    target: Annotated[
+        Path | None, typer.Option("--out", help="Folder, RUN/export if left out; an earlier export is replaced.")
+    ] = None,
     model: Factory = None,
 ) -> None:
     """Write a run's solution as safetensors with a recipe, torch.export and ONNX, and check and time them."""

@@ -46,7 +46,7 @@ def search(
     configured = None if loaded.out is None else Path(loaded.out)
     target = folder or configured or numbered(Path("runs"), config.stem)
     result, _ = start(loaded, target, replace=yes, progress=not quiet, ray=ray)
-    show_result(result, target)
+    show_result(result, target, advice=f"; next: deap-prune slim {target}")
 
 
 @command
@@ -75,7 +75,7 @@ def resume(
             progress=not quiet,
             ray=ray,
         )
-    show_result(result, run)
+    show_result(result, run, advice=f"; next: deap-prune slim {run}")
 
 
 @command
@@ -104,6 +104,8 @@ def watch(
     """Serve a run's report on this machine while the run goes on; the page updates itself."""
     from deap_prune.report import live
 
+    if not run.is_dir():
+        say(f"there is no folder '{run}' yet: the page waits until a run begins there")
     with live.served(run, port=port) as watched:
         say(f"open {watched.address} (Ctrl+C stops it; the address is secret)")
         try:
@@ -142,8 +144,8 @@ def start(
     return result, opened
 
 
-def show_result(result: Result, folder: Path) -> None:
-    """Print the front as a table with the dense network in its last row, and the run folder."""
+def show_result(result: Result, folder: Path, *, advice: str = "") -> None:
+    """Print the front as a table with the dense network in its last row, the run folder, and what to do next."""
     from rich.table import Table
 
     front, dense = result.front, result.front.dense
@@ -154,4 +156,4 @@ def show_result(result: Result, folder: Path) -> None:
         table.add_row(name, *(f"{value:.4f}" for value in values.values()), *costs)
     out.print(table)
     summary = f"{len(front)} solution{'s' * (len(front) != 1)} after {result.evaluations} evaluations, in {folder}"
-    say(f"{summary}; next: deap-prune slim {folder}")
+    say(summary + advice)

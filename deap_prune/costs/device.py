@@ -20,7 +20,7 @@ from deap_prune.costs.runtimes import Setting, onnx_bytes
 from deap_prune.costs.units import Unit, units_of
 from deap_prune.errors import ConfigError
 from deap_prune.files import parse_json, read_text, write_bytes, write_text
-from deap_prune.progress import track
+from deap_prune.progress import Shown, track
 from deap_prune.structure.inputs import Inputs
 from deap_prune.structure.slim import slim, unwrap
 from deap_prune.structure.space import PruningSpace
@@ -80,7 +80,7 @@ class Grid:
         keys = [(entry.key, points_of(entry)) for _, entry in self.entries()]
         return hashlib.sha256(json.dumps([keys, self.setting.batch, self.setting.threads]).encode()).hexdigest()
 
-    def write(self, folder: Path, *, progress: bool = True) -> int:
+    def write(self, folder: Path, *, progress: Shown = True) -> int:
         """Write the ONNX files, without weights, plan.json and the script that times them; returns their number.
 
         Raises:

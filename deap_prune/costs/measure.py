@@ -20,7 +20,7 @@ from deap_prune.costs.runtimes import Clock, Setting
 from deap_prune.costs.units import Unit, units_of
 from deap_prune.data.batches import resolve_device
 from deap_prune.errors import ConfigError
-from deap_prune.progress import track
+from deap_prune.progress import Shown, track
 from deap_prune.structure.inputs import Call, Inputs
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import check_network, slim, unwrap
@@ -51,7 +51,7 @@ def latency_table(
     device: str = "cpu",
     repeats: Count = 9,
     out: str | Path | None = None,
-    progress: bool = True,
+    progress: Shown = True,
 ) -> LatencyTable:
     """Measure the latency of a network's layers by their widths, once, for budgets and objectives in milliseconds.
 
@@ -71,7 +71,7 @@ def latency_table(
         device: Torch's name of the device, for the runtime ``"torch"``.
         repeats: Timed runs of each width, in turn with the other widths; the median counts.
         out: JSON file, written after every layer; a file of the same setting and network is completed.
-        progress: Show a progress bar.
+        progress: Show progress; "bar" or "log" choose its form.
 
     Raises:
         RegistryError: If the runtime is unknown.

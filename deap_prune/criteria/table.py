@@ -21,6 +21,7 @@ from deap_prune.data.batches import Data, Forward, Loss, cross_entropy
 from deap_prune.display import html_table, short
 from deap_prune.errors import DataError, did_you_mean
 from deap_prune.files import MOST_BYTES, read_bytes, write_bytes
+from deap_prune.progress import Shown
 from deap_prune.structure.space import FilterGroup, PruningSpace
 
 Scores = NDArray[np.float64]
@@ -160,7 +161,7 @@ def score(
     loss: Loss = cross_entropy,
     labels: bool = True,
     seed: Seed = 0,
-    progress: bool = False,
+    progress: Shown = False,
 ) -> ScoreTable:
     """Score every filter by every criterion, in one pass over the calibration data; some criteria need more passes.
 
@@ -177,7 +178,7 @@ def score(
         labels: If False, targets are ignored (self-supervised networks): criteria on the loss measure the change of the
             network's own outputs instead.
         seed: Seed of noise and random places.
-        progress: Show progress bars.
+        progress: Show progress; "bar" or "log" choose its form.
 
     Examples:
         >>> scores = dp.score(model, space, criteria=("l1", "l2"))  # criteria on weights need no data

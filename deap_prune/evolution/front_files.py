@@ -194,7 +194,9 @@ def read_front(folder: Path) -> ReadFront:
     if not folder.is_dir():
         raise RunError(f"there is no folder '{folder}'")
     if not path.is_file():
-        raise RunError(f"'{folder}' holds no front.json; a run writes it when it is done (deap-prune resume goes on)")
+        begun = "a run writes it when it is done (deap-prune resume goes on)"
+        advice = begun if (folder / "config.yaml").is_file() else "give the folder of a run"
+        raise RunError(f"'{folder}' holds no front.json; {advice}")
     try:
         raw = parse_json(read_text(path))
         checked = FrontFile.model_validate(raw)

@@ -30,7 +30,7 @@ from deap_prune.data.devices import evaluating_on
 from deap_prune.data.splits import augment as shift_and_mirror
 from deap_prune.errors import ConfigError, DataError, ModelError
 from deap_prune.precision import full_precision
-from deap_prune.progress import training_bar
+from deap_prune.progress import Shown, training_bar
 from deap_prune.reconstruction.dense_targets import DenseTargets, DistanceToDense, layers_to_compare
 from deap_prune.structure.slim import unwrap
 
@@ -83,7 +83,7 @@ def recover(
     forward: Forward | None = None,
     device: str | torch.device = "auto",
     seed: Seed = 0,
-    progress: bool = True,
+    progress: Shown = True,
 ) -> Recovery:
     """Train a pruned network in place, without labels, to do what the dense network does on calibration images.
 
@@ -225,7 +225,7 @@ def _augmented(batch: Any, generator: torch.Generator) -> Any:
 
 # ------------------------------------------------------------------ training
 def _train(
-    distance: DistanceToDense, draws: Iterator[Any], held: Sequence[Any], steps: int, lr: float, progress: bool
+    distance: DistanceToDense, draws: Iterator[Any], held: Sequence[Any], steps: int, lr: float, progress: Shown
 ) -> tuple[list[tuple[int, float]], int]:
     """Train, and give the network the weights of its best check. Returns the checks and the steps run."""
     small = distance.small

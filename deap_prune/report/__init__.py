@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deap_prune.arguments import CountOrZero, checked
+from deap_prune.progress import Shown
 
 if TYPE_CHECKING:
     from deap_prune.search import Result
@@ -20,7 +21,7 @@ def report(
     singles: CountOrZero = 6,
     network: bool = True,
     beside: Sequence[str | Path] = (),
-    progress: bool = False,
+    progress: Shown = False,
     overrides: Sequence[str] = (),
 ) -> Path:
     """Write ``report.html`` and the folder ``report`` (each picture as PNG and SVG) into a run folder.
@@ -37,7 +38,7 @@ def report(
         network: If False, only read the folder; the factory in its config is not imported.
         beside: Folders of other runs of the same network, such as a baseline; their fronts share the axes, and a table
             compares the runs.
-        progress: Show a progress bar.
+        progress: Show progress; "bar" or "log" choose its form.
         overrides: ``key.sub=value`` each, for the run's config, such as ``model.factory=module:function``.
 
     Returns:

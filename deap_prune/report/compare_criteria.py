@@ -18,7 +18,7 @@ from deap_prune.criteria.table import ScoreTable, score
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.options import SearchOptions
 from deap_prune.plot import plot_agreement
-from deap_prune.progress import track
+from deap_prune.progress import Shown, track
 from deap_prune.search import prepare
 from deap_prune.search.from_config import OpenedConfig
 
@@ -40,13 +40,13 @@ class Ranked:
     groups: int
 
 
-def rank_criteria(genome: AnyGenome, evaluate: Evaluator, *, progress: bool = False) -> list[Ranked]:
+def rank_criteria(genome: AnyGenome, evaluate: Evaluator, *, progress: Shown = False) -> list[Ranked]:
     """Evaluate each criterion alone, with the genome's allocation and budget; best first by the first objective.
 
     Args:
         genome: Scores, allocation and budget; keep genes are 1.
         evaluate: The fitness; each criterion takes one evaluation.
-        progress: Show a progress bar.
+        progress: Show progress; "bar" or "log" choose its form.
     """
     names = list(dict.fromkeys(c for group in genome.clusters.groups.values() for c in group.criteria))
     ranking = []
@@ -98,7 +98,7 @@ class Comparison:
 
 
 def compare_criteria(
-    opened: OpenedConfig, *, max_flops: float | None = None, picture: str | Path | None = None, progress: bool = True
+    opened: OpenedConfig, *, max_flops: float | None = None, picture: str | Path | None = None, progress: Shown = True
 ) -> Comparison:
     """Score a network by the criteria of a config; cluster, draw and rank the criteria.
 
@@ -106,7 +106,7 @@ def compare_criteria(
         opened: Network, data and config.
         max_flops: Kept share of the FLOPs for the ranking. Default: that of the config, or 0.5.
         picture: File for the picture of the agreement; None for none.
-        progress: Show progress bars.
+        progress: Show progress; "bar" or "log" choose its form.
 
     Raises:
         PruneError: If network, data or options are illegal.

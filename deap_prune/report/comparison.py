@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from deap_prune.errors import BudgetError, PruneError
+from deap_prune.errors import BudgetError, PruneError, RunError
 from deap_prune.evolution.front import ParetoFront
 
 SHARES = (0.75, 0.5, 0.25)
@@ -39,6 +39,20 @@ def compare_fronts(fronts: Mapping[str, ParetoFront]) -> list[list[str]]:
         row += [_best(front, share, goal) for share in SHARES]
         rows.append([*row, f"{_dominated(points[name], others):.0%}"])
     return rows
+
+
+def run_names(folders: Sequence[Path]) -> list[str]:
+    """Short, different names of run folders: the folder's name, or its path where names are equal.
+
+    Raises:
+        RunError: If two of the folders are the same.
+    """
+    paths = [folder.resolve() for folder in folders]
+    if len(set(paths)) < len(paths):
+        twice = next(folder for folder, path in zip(folders, paths, strict=True) if paths.count(path) > 1)
+        raise RunError(f"'{twice}' is given twice; give another run to compare it with")
+    names = [path.name for path in paths]
+    return [name if names.count(name) == 1 else str(folder) for name, folder in zip(names, folders, strict=True)]
 
 
 def config_differences(folders: Sequence[Path]) -> dict[str, list[str]]:

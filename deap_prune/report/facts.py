@@ -22,8 +22,8 @@ from deap_prune.errors import BudgetError, PruneError, RunError
 from deap_prune.evolution.front import ParetoFront, Solution
 from deap_prune.files import read_text
 from deap_prune.fitness.evaluator import Evaluator
-from deap_prune.progress import track
-from deap_prune.report.comparison import config_differences
+from deap_prune.progress import Shown, track
+from deap_prune.report.comparison import config_differences, run_names
 from deap_prune.search.fingerprint import versions
 from deap_prune.search.finished_run import as_final, open_run
 
@@ -85,10 +85,11 @@ class Facts:
         insight: Facts from the network; None if it is not available.
         why: The reason why the network is not available.
         run_versions: ``versions`` are those of the run, not of this report.
-        beside: Folder name to the front of another run of the same network.
+        beside: Name to the front of another run of the same network.
         latency: Predicted and measured latencies of the front; None if the run had no latency table.
         differences: Config key to its value in this run and in each of ``beside``, where they differ.
         status: What the run is doing, if it goes on; else empty.
+        name: The run's name beside those of ``beside``.
     """
 
     folder: Path
@@ -104,6 +105,7 @@ class Facts:
     latency: LatencyCheck | None = None
     differences: Mapping[str, Sequence[str]] = field(default_factory=dict)
     status: str = ""
+    name: str = ""
 
     def kept(self) -> NDArray[np.float64]:
         """Kept share of each layer's filters, shape (layers, solutions)."""
@@ -130,7 +132,7 @@ def gather(
     result: Result | None,
     singles: int,
     network: bool,
-    progress: bool,
+    progress: Shown,
     beside: Sequence[str | Path] = (),
     overrides: Sequence[str] = (),
 ) -> Facts:
@@ -141,7 +143,7 @@ def gather(
         result: The run's result, if it is in memory.
         singles: Number of budgets for single criteria and baselines.
         network: Compute facts from the network.
-        progress: Show progress bars.
+        progress: Show progress; "bar" or "log" choose its form.
         beside: Folders of other runs of the same network.
         overrides: ``key.sub=value`` each, for the run's config.
 
@@ -149,7 +151,9 @@ def gather(
         RunError: If there is no front, it can't be read, or a run in ``beside`` has another network or objectives.
     """
     front = ParetoFront.load(folder)
-    other_fronts = _other_fronts(front, beside)
+    folders = [folder, *map(Path, beside)]
+    name, *others = run_names(folders)
+    other_fronts = _other_fronts(front, dict(zip(others, folders[1:], strict=True)))
     layers = {name: len(keep) for solution in front for name, keep in solution.masks.items()}
     insight, why = None, "the network was not opened (network=False, --no-network)"
     if network:
@@ -171,7 +175,8 @@ def gather(
         stored.is_file(),
         other_fronts,
         latency=_latency(folder / "latency.json", front),
-        differences=config_differences([folder, *map(Path, beside)]),
+        differences=config_differences(folders),
+        name=name,
     )
 
 
@@ -194,10 +199,10 @@ def read_versions(stored: Path) -> Mapping[str, str]:
     return run_versions
 
 
-def _other_fronts(front: ParetoFront, folders: Sequence[str | Path]) -> dict[str, ParetoFront]:
-    """Fronts of other runs, by folder name (or path, if names are equal)."""
+def _other_fronts(front: ParetoFront, folders: Mapping[str, Path]) -> dict[str, ParetoFront]:
+    """Fronts of other runs, by the names of their folders."""
     fronts: dict[str, ParetoFront] = {}
-    for folder in map(Path, folders):
+    for name, folder in folders.items():
         other = ParetoFront.load(folder)
         if not front.weights.items() <= other.weights.items():
             raise RunError(f"'{folder}' has the objectives {', '.join(other.weights)}, not {', '.join(front.weights)}")
@@ -206,8 +211,7 @@ def _other_fronts(front: ParetoFront, folders: Sequence[str | Path]) -> dict[str
                 f"the network of '{folder}' has {other.dense['flops']:,} multiply-adds, that of this run "
                 f"{front.dense['flops']:,}; give runs of one network"
             )
-        name = folder.resolve().name
-        fronts[name if name not in fronts else str(folder)] = other
+        fronts[name] = other
     return fronts
 
 
@@ -236,7 +240,7 @@ def _insight(
     front: ParetoFront,
     result: Result | None,
     singles: int,
-    progress: bool,
+    progress: Shown,
     overrides: Sequence[str],
 ) -> tuple[Insight, dict[str, int]]:
     """Facts from the network, and its layers (name to number of filters) in order of execution."""
@@ -267,7 +271,7 @@ def _evaluate_singles(
     scores: ScoreTable,
     clusters: CriteriaClusters,
     budgets: int,
-    progress: bool,
+    progress: Shown,
 ) -> tuple[list[Single], list[Single]]:
     """Every criterion, and the baselines, at budgets between those of the front; unreachable ones are skipped."""
     shares = sorted({s.flops / front.dense["flops"] for s in front})

@@ -114,7 +114,7 @@ def _comparison(facts: Facts) -> str:
     """The HTML section that compares this run with the others."""
     if not facts.beside:
         return ""
-    fronts = {facts.folder.resolve().name: facts.front, **facts.beside}
+    fronts = {facts.name: facts.front, **facts.beside}
     head, *rows = compare_fronts(fronts)
     reached = _html_table(head, rows, "What the runs reach")
     rows = [[key, *values] for key, values in facts.differences.items()]

@@ -30,7 +30,7 @@ def run_folder(out: Any) -> Path:
     return folder
 
 
-def check_arguments(task: Task, callbacks: Any) -> None:
+def check_arguments(task: Task, callbacks: Any, progress: Any) -> None:
     """Check the network and the functions that a search is given, and torch's default device.
 
     Raises:
@@ -43,6 +43,8 @@ def check_arguments(task: Task, callbacks: Any) -> None:
         raise ModelError("the network has lazy layers without weights; run it once on an input, and train it")
     if not isinstance(callbacks, Sequence) or not all(callable(callback) for callback in callbacks):
         raise ConfigError(f"callbacks is {callbacks!r}; give several functions of a Generation, such as [log], or ()")
+    if not isinstance(progress, bool) and progress not in ("bar", "log"):
+        raise ConfigError(f"progress is {progress!r}; give True, False, 'bar' or 'log'")
     for name, function in task.functions.items():
         if function is not None and not callable(function):
             raise ConfigError(f"{name} is {function!r}; give a function, or leave it out")

@@ -14,7 +14,7 @@ from deap_prune.evolution.problem import BlendProblem, front_of
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.fitness.settings import Settings
 from deap_prune.options import EndOptions
-from deap_prune.progress import note, track
+from deap_prune.progress import Shown, step, track
 from deap_prune.search.finalists import finalists
 from deap_prune.search.refined import Refined, RefinedNetworks, spread
 from deap_prune.structure.masks import Masks
@@ -50,7 +50,7 @@ class Ending:
     options: EndOptions
     folder: Path | None = None
     deadline: float | None = None
-    progress: bool = False
+    progress: Shown = False
 
 
 def final_front(ending: Ending) -> FinalFront:
@@ -78,7 +78,7 @@ def final_front(ending: Ending) -> FinalFront:
     networks = RefinedNetworks(path, refining)
     comparable = not ending.evaluator.options.refine and not ending.evaluator.is_timed
     if comparable and _all_probes_get_worse(ending, refining, networks):
-        return _as_searched(ending, "that would make the front worse (it did all of the first networks)")
+        return _as_searched(ending, "each of the first networks became worse")
     extra = finalists(ending.problem, ending.evaluator, ending.state, ending.options.finalists)
     individuals = [*ending.state.archive, *extra]
     _refine(ending, refining, networks, individuals, "refining the front")
@@ -220,4 +220,4 @@ def _as_searched(ending: Ending, reason: str) -> FinalFront:
 
 
 def _note_not_refined(ending: Ending, reason: str) -> None:
-    note(f"not refined: {reason}", shown=ending.progress)
+    step(f"not refined: {reason}", shown=ending.progress)

@@ -9,11 +9,13 @@ from typing import Any
 
 import yaml
 
+from deap_prune.data.image_files import read_image
 from deap_prune.errors import ConfigError, DataError
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 IMAGENET_CLASSES = 1000
 MOST_IMAGES = 500
+SIDE = 224  # pixels, of the images that torchvision's networks were trained on
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # those of ImageFolder
 
 COMMENTS: Mapping[str, str] = {
@@ -44,21 +46,25 @@ class DataSection:
     classes: int
 
 
-def data_section(data: Path) -> DataSection:
+def data_section(data: Path, *, enlarges: bool = True) -> DataSection:
     """The data section for a folder of images.
 
     Args:
         data: Folder with one sub-folder of images a class, or with such folders named ``train`` and, optionally,
             ``test`` or ``val``; or the word ``digits``.
+        enlarges: Whether smaller images become 224 pixels wide and high; else all get the size of the first one.
 
     Raises:
-        DataError: If there is no such folder, or it holds too few images.
+        DataError: If there is no such folder, or it holds too few images, or the first one can't be read.
     """
     if str(data) == "digits":
         return DataSection({"format": "digits", "calibration": MOST_IMAGES}, 10)
+    if not data.is_dir():
+        raise DataError(f"there is no folder '{data}'; give one with a sub-folder of images a class, or 'digits'")
     train = data / "train" if (data / "train").is_dir() else data
-    classes = [path for path in sorted(train.iterdir()) if path.is_dir()] if train.is_dir() else []
-    images = sum(path.suffix.lower() in SUFFIXES for folder in classes for path in folder.rglob("*"))
+    classes = [path for path in sorted(train.iterdir()) if path.is_dir()]
+    paths = [path for folder in classes for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
+    images = len(paths)
     if images < 4:
         raise DataError(
             f"'{train}' holds {images} images in {len(classes)} folders; give a folder with one sub-folder of images a "
@@ -68,7 +74,8 @@ def data_section(data: Path) -> DataSection:
     test = next((data / name for name in ("test", "val") if train != data and (data / name).is_dir()), None)
     numbers = {"calibration": calibration, "validation": min(MOST_IMAGES, images - calibration)}
     folders = {"train": str(train), **({} if test is None else {"test": str(test)})}
-    return DataSection({"format": "image_folder", **folders, "size": 224, **IMAGENET, **numbers}, len(classes))
+    size = SIDE if enlarges else min(SIDE, *read_image(str(paths[0])).size)
+    return DataSection({"format": "image_folder", **folders, "size": size, **IMAGENET, **numbers}, len(classes))
 
 
 def first_config(
@@ -91,8 +98,8 @@ def first_config(
         ConfigError: If there is no such network in torchvision.
         DataError: As for :func:`data_section`.
     """
-    images = data_section(data)
     factory = model if ":" in model else f"torchvision.models:{model}"
+    images = data_section(data, enlarges=factory.startswith("torchvision."))
     network: dict[str, Any] = {"factory": factory}
     same_classes = True
     if factory.startswith("torchvision.models:"):

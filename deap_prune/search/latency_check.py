@@ -11,7 +11,7 @@ from deap_prune.costs.latency import ELSEWHERE
 from deap_prune.costs.runtimes import installed_runtimes
 from deap_prune.evolution.front import ParetoFront
 from deap_prune.files import write_text
-from deap_prune.progress import note
+from deap_prune.progress import Shown, step
 from deap_prune.structure.inputs import first_line
 from deap_prune.structure.slim import slim
 from deap_prune.structure.space import PruningSpace
@@ -28,7 +28,7 @@ def check_front(
     folder: Path | None,
     *,
     deadline: float | None,
-    shown: bool,
+    shown: Shown,
 ) -> LatencyCheck | None:
     """Time the front's networks in the table's setting, with their speed-ups on all installed runtimes.
 
@@ -58,7 +58,7 @@ def check_front(
     except Exception as error:  # a runtime may raise anything
         warnings.warn(f"the latencies of the front were not measured: {first_line(error)}", stacklevel=2)
         return None
-    note(str(check), shown=shown)
+    step(str(check), shown=shown)
     if folder is not None:
         write_text(folder / FILE, check.to_json())
     return check

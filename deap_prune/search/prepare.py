@@ -14,7 +14,7 @@ from deap_prune.data.hold_out import hold_out
 from deap_prune.evolution.loop import ALGORITHMS
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.options import SearchOptions
-from deap_prune.progress import step
+from deap_prune.progress import Shown, step
 from deap_prune.structure.space import PruningSpace
 from deap_prune.structure.tracing.trace import trace
 from deap_prune.task import Task
@@ -51,7 +51,7 @@ def traced(task: Task, options: SearchOptions) -> tuple[PruningSpace, LatencyTab
     return table.on(space), table
 
 
-def prepare(task: Task, options: SearchOptions, *, progress: bool = False) -> Prepared:
+def prepare(task: Task, options: SearchOptions, *, progress: Shown = False) -> Prepared:
     """Trace, score, cluster, and make the genome and the fitness. Bad input raises its error here.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any
 from deap_prune.evolution.generation import Generation
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.options import DRAFT_IMAGES, SearchOptions
-from deap_prune.progress import SECONDS_BETWEEN_LINES, duration, log_line, step
+from deap_prune.progress import SECONDS_BETWEEN_LINES, Shown, console_of, duration, log_line, step
 
 LOOK = 0.25  # seconds between two looks at the evaluator's counters
 REFINEMENT = 4  # dense passes that the refinement of a network takes
@@ -24,20 +24,19 @@ class SearchProgress:
     Args:
         options: Size and end of the search.
         evaluator: Evaluator with the counters.
-        shown: Whether progress is shown.
+        shown: Whether and how progress is shown.
     """
 
-    def __init__(self, options: SearchOptions, evaluator: Evaluator, *, shown: bool) -> None:
-        from rich.console import Console
+    def __init__(self, options: SearchOptions, evaluator: Evaluator, *, shown: Shown) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
         from rich.table import Column
 
-        console = Console(stderr=True)
-        terminal = console.is_terminal
+        console = console_of(shown)
         text = TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis"))
         columns = (text, BarColumn(bar_width=8), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
-        self._bar = Progress(*columns, console=console, transient=True, disable=not (shown and terminal))
-        self._options, self._evaluator, self._shown, self._logs = options, evaluator, shown, shown and not terminal
+        self._bar = Progress(*columns, console=console, transient=True, disable=console is None)
+        self._options, self._evaluator = options, evaluator
+        self._shown, self._logs = shown, bool(shown) and console is None
         self._total = options.population * (options.generations + 1)
         self._task = self._bar.add_task("first population", total=self._total, left="")
         self._reached, self._candidates = 0, 0  # done at the end of the last generation, and counted then
@@ -59,7 +58,7 @@ class SearchProgress:
             self._reached = self._at_first = self._options.population * (state.number + 1)
             self._at_first += self._options.population
         if self._shown:
-            step(f"evaluating the dense network{_moments(self._evaluator)}", shown=True)
+            step(f"evaluating the dense network{_moments(self._evaluator)}", shown=self._shown)
             self._dense = _dense_seconds(self._evaluator)
             self._spent = dict(self._evaluator.counters.seconds)
             self._candidates = self._evaluator.counters.candidates
@@ -99,7 +98,7 @@ class SearchProgress:
             new = self._evaluator.counters.candidates - self._candidates
             if not self._estimated and new > 0:
                 self._estimated = True
-                step(self._estimate(new), shown=True)
+                step(self._estimate(new), shown=self._shown)
                 self._last_line = time.monotonic()
             self._show()
             if self._logs and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
@@ -137,7 +136,7 @@ class SearchProgress:
         if options.refine:
             draft = spent["refine"] / new * options.refine_images / min(DRAFT_IMAGES, options.refine_images)
             refinement, number = draft or REFINEMENT * options.refine_images * self._dense, _refinements(options)
-            parts.append(f"about {number} refinements at {_seconds(refinement)}")
+            parts.append(f"up to {number} refinements at {_seconds(refinement)}")
             whole += number * refinement
         if options.max_seconds is None:
             bound = "max_seconds= bounds it"

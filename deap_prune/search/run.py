@@ -22,7 +22,7 @@ from deap_prune.evolution.generation import Callback, Generation
 from deap_prune.evolution.problem import BlendProblem
 from deap_prune.files import write_text
 from deap_prune.fitness.evaluator import Evaluator
-from deap_prune.progress import step
+from deap_prune.progress import Shown, step
 from deap_prune.randomness import random_states, restore_random_states
 from deap_prune.search.check_arguments import check_arguments, run_folder
 from deap_prune.search.evolve import evolve, ray_workers, seeded_toolbox
@@ -63,7 +63,7 @@ def search(
     forward: Forward | None = None,
     loss: Loss | None = None,
     callbacks: Sequence[Callback] = (),
-    progress: bool = True,
+    progress: Shown = True,
     ray: str | None = None,
     config: Config | None = None,
     factory: str | None = None,
@@ -85,7 +85,7 @@ def search(
         loss: For other tasks than classification: function of (outputs, targets) to the mean over a batch. Criteria on
             the loss and the objective ``loss`` use it; cross-entropy by default.
         callbacks: Called with the :class:`Generation` after each generation; a callback may set ``stop``.
-        progress: Show progress bars.
+        progress: Show progress; "bar" or "log" choose its form.
         ray: Evaluate on a Ray cluster: its address, or "local"; options of ``dp.distributed.ray_map`` may follow, as in
             "auto,workers=64,num_gpus=0.25". The result is the same, except with the algorithm ``steady_state``.
         config: A whole config (of the command line); its ``search`` section replaces ``options``.
@@ -129,7 +129,7 @@ def resume(
     forward: Forward | None = None,
     loss: Loss | None = None,
     callbacks: Sequence[Callback] = (),
-    progress: bool = True,
+    progress: Shown = True,
     ray: str | None = None,
     generations: CountOrZero | None = None,
 ) -> Result:
@@ -145,7 +145,7 @@ def resume(
         forward: As for :func:`search`.
         loss: As for :func:`search`.
         callbacks: As for :func:`search`.
-        progress: Show progress bars.
+        progress: Show progress; "bar" or "log" choose its form.
         ray: As for :func:`search`.
         generations: A new number of generations, to run longer.
 
@@ -181,11 +181,11 @@ def _run(
     callbacks: Sequence[Callback],
     keeper: Keeper | None,
     *,
-    progress: bool,
+    progress: Shown,
     ray: str | None,
 ) -> Result:
     """Run from the beginning, or from the newest checkpoint in the folder if there is one."""
-    check_arguments(task, callbacks)
+    check_arguments(task, callbacks, progress)
     begun, states, threads = time.monotonic(), random_states(), torch.get_num_threads()
     config = _resolved(config)
     step("reading the images", shown=progress and not is_tensor_pair(task.calibration))
@@ -221,7 +221,7 @@ def _evolved(
     keeper: Keeper | None,
     *,
     begun: float,
-    progress: bool,
+    progress: Shown,
     ray: str | None,
 ) -> Generation:
     """The last state of the evolution."""
@@ -247,6 +247,8 @@ def _evolved(
             returns = returns_journal(folder, options, checkpoints.fingerprint)
             watched = live_writer(folder, problem, options.generations)
             hooks += [checkpoints, lambda state: write_history(folder, state.logbook), watched]
+        done = state is not None and state.number == options.generations
+        step("all generations are done; a larger number (generations=) makes the run longer", shown=done and progress)
         bar.begin(state)
         return evolve(toolbox, problem, evaluator, options, [*hooks, bar], state, begun=begun, journal=returns)
 

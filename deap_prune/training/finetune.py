@@ -17,6 +17,7 @@ from deap_prune.data.devices import evaluating_on
 from deap_prune.data.splits import augment as shift_and_mirror
 from deap_prune.errors import ConfigError, ModelError
 from deap_prune.files import check_writable
+from deap_prune.progress import Shown
 from deap_prune.training.recipe import Recipe
 from deap_prune.training.state import EpochRecord, reset_weights, shuffled_batches
 from deap_prune.training.trainer import Augment, Trainer
@@ -38,7 +39,7 @@ def finetune(
     seed: Seed = 0,
     forward: Forward | None = None,
     loss: Loss | None = None,
-    progress: bool = True,
+    progress: Shown = True,
 ) -> list[EpochRecord]:
     """Train a network in place; it ends with the weights of the last epoch, in eval mode, on its own device.
 

@@ -34,7 +34,7 @@ from deap_prune.data.batches import (
 from deap_prune.data.check_batches import errors_name
 from deap_prune.data.splits import augment as shift_and_mirror
 from deap_prune.errors import DataError, ModelError
-from deap_prune.progress import training_bar
+from deap_prune.progress import Shown, training_bar
 from deap_prune.training.evaluation import loss_and_accuracy
 from deap_prune.training.losses import distillation_loss, has_one_label_each, in_fp32, target_loss
 from deap_prune.training.recipe import Recipe
@@ -86,7 +86,7 @@ class Trainer:
         batches: Iterable[Any],
         validation: Data | None,
         saved: tuple[Path, Mapping[str, Any]] | None,
-        progress: bool,
+        progress: Shown,
     ) -> list[EpochRecord]:
         """Train all epochs, after those in the saved state.
 

@@ -105,6 +105,7 @@ def test_prune_in_one_command(place: Path, monkeypatch: pytest.MonkeyPatch) -> N
         "prune", "ownnet:make", "--data", "photos", "--max-flops", 0.5, "--out", "small", "--quiet", *settings()
     )
     assert done.exit_code == 0, done.output
+    assert "images of 32 x 32 pixels" in done.stdout and "next:" not in done.stdout
     assert "validation accuracy: dense" in done.stdout and "test accuracy: dense" in done.stdout
     names = {path.name for path in (place / "small" / "slim").iterdir()}
     assert names == {"network.safetensors", "recipe.json", "network.pt2"}
@@ -158,9 +159,21 @@ def test_data_sections(place: Path) -> None:
     assert section.classes == 2 and section.values["test"] == "photos/test"
     assert (section.values["calibration"], section.values["validation"]) == (8, 8)
     assert "test" not in data_section(Path("photos/train")).values
-    for missing in (Path("nowhere"), Path("photos/train/cats")):
-        with pytest.raises(DataError, match=r"holds 0 images in 0 folders"):
-            data_section(missing)
+    assert section.values["size"] == 224 and data_section(Path("photos"), enlarges=False).values["size"] == 40
+    assert first_config("ownnet:make", Path("photos"))["data"]["size"] == 40
+    assert first_config("resnet18", Path("photos"))["data"]["size"] == 224
+    with pytest.raises(DataError, match=r"holds 0 images in 0 folders"):
+        data_section(Path("photos/train/cats"))
+    with pytest.raises(DataError, match="there is no folder 'nowhere'"):
+        data_section(Path("nowhere"))
+
+
+def test_a_run_that_does_not_exist(place: Path) -> None:
+    for command in ("slim", "finetune", "export", "report"):
+        done = here(command, "runs/mistyped")
+        assert done.exit_code == 2 and "there is no folder 'runs/mistyped'" in done.stderr, command
+    assert not (place / "runs").exists()
+    assert "deap-prune resume" not in here("slim", "photos").stderr
 
 
 def test_run_names(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_a_saved_front_loads_as_it_was(tmp_path: Path) -> None:
 
 
 def test_fronts_that_can_not_be_read(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"holds no front.json; a run writes it when it is done"):
+    with pytest.raises(RunError, match=r"holds no front.json; give the folder of a run"):
         dp.ParetoFront.load(tmp_path)
     front_of(solution(0.6, 0.2)).save(tmp_path)
     text = (tmp_path / "front.json").read_text()

@@ -124,6 +124,14 @@ def test_other_runs_share_the_axes(copy, run, tmp_path):
             dp.report(copy, network=False, beside=[other])
 
 
+def test_runs_of_one_name_are_told_apart_by_their_paths(copy, run, tmp_path):
+    others = [shutil.copytree(run[0], tmp_path / parent / copy.name) for parent in ("a", "b")]
+    page = dp.report(copy, network=False, beside=others)
+    assert [one["name"] for one in content(page)["beside"]] == [str(other) for other in others]
+    with pytest.raises(RunError, match="is given twice; give another run"):
+        dp.report(copy, network=False, beside=[copy.parent / "." / copy.name])
+
+
 def test_criteria_without_a_common_layer_are_blank(tmp_path):
     """Their correlation is unknown, not 0."""
     up = np.arange(4.0)

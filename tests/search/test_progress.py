@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import rich.console
 
+from deap_prune.errors import ConfigError
 from deap_prune.evolution.generation import Generation
 from deap_prune.fitness import Counters
 from deap_prune.options import SearchOptions
-from deap_prune.progress import track
+from deap_prune.progress import console_of, track, training_bar
 from deap_prune.search import progress as module
 from deap_prune.search.progress import SearchProgress
 from tests.helpers.fakes import individuals_of
@@ -66,10 +67,16 @@ def wait_for(log: pytest.LogCaptureFixture, pattern: str) -> str:
 
 ESTIMATES: list[tuple[dict[str, Any], str]] = [
     # 72 candidates at 3 s, 4 + 3 x 9 refinements of four dense passes (0.002 s an image) over 1,000 images
-    ({}, "about 8 min: 72 candidates at 3 s, about 31 refinements at 8 s; max_seconds= bounds it"),
+    ({}, "about 8 min: 72 candidates at 3 s, up to 31 refinements at 8 s; max_seconds= bounds it"),
     ({"refine": False}, "about 4 min: 72 candidates at 3 s; max_seconds= bounds it"),
-    ({"max_seconds": 90.0}, "about 90 s: 72 candidates at 3 s, about 31 refinements at 8 s; max_seconds=90 bounds it"),
-    ({"objectives": ("loss",), "max_flops": 0.5}, "about 6 min: 72 candidates at 3 s, about 16 refinements at 8 s;"),
+    (
+        {"max_seconds": 90.0},
+        "about 90 s: 72 candidates at 3 s, up to 31 refinements at 8 s; max_seconds=90 bounds it",
+    ),
+    (
+        {"objectives": ("loss",), "max_flops": 0.5},
+        "about 6 min: 72 candidates at 3 s, up to 16 refinements at 8 s;",
+    ),
 ]
 
 
@@ -96,7 +103,7 @@ def test_an_estimate_of_drafts_and_of_what_is_left(log: pytest.LogCaptureFixture
         progress.begin(state_of(3))
         evaluator.counters.seconds["refine"] += 2.0
         evaluator.evaluate(1.0)
-        assert wait_for(log, "^about").startswith("about 6 min: 40 candidates at 3 s, about 31 refinements at 8 s")
+        assert wait_for(log, "^about").startswith("about 6 min: 40 candidates at 3 s, up to 31 refinements at 8 s")
 
 
 def test_lines_while_a_generation_lasts(log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,4 +164,30 @@ def test_each_item_may_have_a_line(caplog: pytest.LogCaptureFixture) -> None:
     assert [line.split(",")[0] for line in caplog.messages] == [
         "letters: 3 to do",
         *(f"letters: {number} of 3" for number in (1, 2, 3)),
+    ]
+
+
+def test_the_form_of_progress_can_be_chosen() -> None:
+    console = console_of("bar")
+    assert console is not None and console.is_terminal
+    assert console_of("log") is console_of(False) is None
+    with pytest.raises(ConfigError, match="progress is 'bars'; give True, False, 'bar' or 'log'"):
+        search(None, progress="bars")
+
+
+def test_lines_of_a_training(caplog: pytest.LogCaptureFixture) -> None:
+    """Each epoch has a line, and the last step."""
+    with caplog.at_level(logging.INFO, "deap_prune.progress"):
+        with training_bar("epoch", 3, shown="log", completed=1) as report:
+            for done in (1.5, 2.0):
+                report(completed=done)
+            report(completed=2, note="loss 0.5")
+        with training_bar("step", 2, shown="log") as report:
+            for done in (1, 2):
+                report(completed=done, note="best 0.4")
+        with training_bar("step", 1, shown=False) as report:
+            report(completed=1)
+    assert [re.sub(r"\d+ s", "t", line) for line in caplog.messages] == [
+        "epoch: 2 of 3, t, about t left; loss 0.5",
+        "step: 2 of 2, t; best 0.4",
     ]

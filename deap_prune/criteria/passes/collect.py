@@ -19,6 +19,7 @@ from deap_prune.criteria.passes.gating import close_filters, train_gates
 from deap_prune.criteria.passes.second_moments import second_moments
 from deap_prune.criteria.passes.weights import weight_statistics
 from deap_prune.data.batches import Data, Forward, Loss, cross_entropy, default_forward, to_batches
+from deap_prune.progress import Shown
 from deap_prune.structure.inputs import evaluating
 from deap_prune.structure.slim import unwrap
 from deap_prune.structure.space import FilterGroup, PruningSpace
@@ -84,7 +85,7 @@ def collect(
     loss: Loss = cross_entropy,
     labels: bool = True,
     seed: int = 0,
-    progress: bool = False,
+    progress: Shown = False,
 ) -> Statistics:
     """Gather statistics of the dense network, in eval mode, on the network's device.
 

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from deap_prune.data.batches import Forward, Loss, count_samples, samples_of
 from deap_prune.data.check_batches import first_forward
 from deap_prune.errors import DataError
+from deap_prune.progress import Shown
 from deap_prune.structure.inputs import first_line
 from deap_prune.structure.layers import spec_of
 from deap_prune.structure.space import FilterGroup, Member, PruningSpace
@@ -46,7 +47,7 @@ class Calibration:
     loss: Loss
     labels: bool
     seed: int
-    progress: bool
+    progress: Shown
     gradients: dict[str, Tensor] = field(default_factory=dict)
 
     @property
