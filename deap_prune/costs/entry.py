@@ -188,10 +188,10 @@ class Entry:
     @cached_property
     def multiple(self) -> int:
         """The input widths that are multiples of this run on a faster kernel; 1: all widths run on one kernel."""
-        found = fast_multiple({i: self.times[i, self.outputs.dense] for i, _ in self.first_points})
+        step = fast_multiple({i: self.times[i, self.outputs.dense] for i, _ in self.first_points})
         fast, slow = (int(self.inputs.spread(even=even)[-1]) for even in (True, False))
-        are_timed = {*self.next_points(slow=found > 1)} <= {*self.points} or len(self.points) == len(self.first_points)
-        return found if fast % found == 0 and slow % found and are_timed else 1
+        are_timed = {*self.next_points(slow=step > 1)} <= {*self.points} or len(self.points) == len(self.first_points)
+        return step if fast % step == 0 and slow % step and are_timed else 1
 
     @cached_property
     def sheets(self) -> tuple[Sheet, ...]:

@@ -49,18 +49,18 @@ class ReconstructionError:
         """
         return sum(weight * error for weight, error in zip(self.weights, self.by_layer(masks), strict=True))
 
-    def learned(self, judged: Iterable[tuple[Masks, float]]) -> ReconstructionError:
-        """The same errors, with weights of the layers that tell most of what was judged.
+    def learned(self, evaluated: Iterable[tuple[Masks, float]]) -> ReconstructionError:
+        """The same errors, with weights of the layers that are fitted to evaluated candidates.
 
         Least squares of the values on the errors and a constant, over weights that are not negative and are drawn to
         equal ones. A value far above the others (a network that broke down) counts as less; one that is not finite,
         not at all.
 
         Args:
-            judged: Masks, and values of which smaller is better; the latest 512 count.
+            evaluated: Masks, and values of which smaller is better; the latest 512 count.
         """
         rows, values = [], []
-        for masks, value in list(judged)[-LATEST:]:
+        for masks, value in list(evaluated)[-LATEST:]:
             if np.isfinite(value):
                 rows.append(self.by_layer(masks))
                 values.append(value)

@@ -76,11 +76,11 @@ def _module(module: nn.Module) -> str:
 
 def _functions(kind: type) -> list[FunctionType]:
     """Functions that a class itself defines, properties and static methods too."""
-    found = []
+    functions = []
     for _, value in sorted(vars(kind).items(), key=lambda item: item[0]):
         function = getattr(value, "fget", None) or getattr(value, "__func__", value)
-        found += [function] if isinstance(function, FunctionType) else []
-    return found
+        functions += [function] if isinstance(function, FunctionType) else []
+    return functions
 
 
 def _is_packaged(value: Any) -> bool:
