@@ -23,7 +23,8 @@ def l2(weight: Tensor) -> Tensor:
 @register_criterion("fpgm", needs="weight", reference="He et al. 2019, arXiv 1811.00250")
 def fpgm(weight: Tensor) -> Tensor:
     """Sum of the distances to the layer's other filters: sum_j ||w_i - w_j||."""
-    return torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist").sum(dim=1)
+    exact = weight.double()  # matrix products lose the distances of near equal filters in single precision
+    return torch.cdist(exact, exact, compute_mode="use_mm_for_euclid_dist").sum(dim=1).to(weight.dtype)
 
 
 @register_criterion("fermat", needs="weight", reference="Huang et al. 2021, arXiv 2004.11627")
