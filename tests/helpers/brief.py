@@ -1,4 +1,4 @@
-"""Run an example on few images, with few finalists: ``python tests/helpers/brief.py EXAMPLE [ARGUMENTS]``."""
+"""Run an example on few images, without finalists: ``python tests/helpers/brief.py EXAMPLE [ARGUMENTS]``."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def few(**options: Any) -> deap_prune.data.Splits:
 
 
 def short(*args: Any, **options: Any) -> deap_prune.Result:
-    """``search`` that refines few single criteria in addition to its front, and selects no filters."""
-    return search(*args, **{"finalists": 1, "select": None, **options})
+    """``search`` that refines its front alone, and selects no filters."""
+    return search(*args, **{"finalists": 0, "select": None, **options})
 
 
 def run(program: str, *args: str) -> None:

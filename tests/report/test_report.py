@@ -38,6 +38,7 @@ def run(digits, tmp_path_factory):
         generations=2,
         finalists=0,
         refine_images=100,
+        select=None,
         out=folder,
         device="cpu",
         progress=False,
@@ -173,7 +174,14 @@ def test_an_incomplete_folder(copy, tmp_path):
 def test_one_objective(digits, tmp_path):
     folder = tmp_path / "one"
     data = {"calibration": digits.calibration, "validation": digits.validation, "device": "cpu"}
-    options = {"objectives": ("loss",), "max_flops": 0.5, "population": 4, "generations": 1, "criteria": ("l1", "l2")}
+    options = {
+        "objectives": ("loss",),
+        "max_flops": 0.5,
+        "population": 4,
+        "generations": 1,
+        "criteria": ("l1", "l2"),
+        "refine": False,
+    }
     result = dp.search(digits.model, digits.example, **data, **options, out=folder, progress=False)
     facts = content(dp.report(folder, result=result, singles=1))
     assert facts["progress"]["name"] == "loss" and len(facts["solutions"]) == 1
@@ -182,7 +190,7 @@ def test_one_objective(digits, tmp_path):
 def test_a_run_of_mean_ranks(digits, tmp_path):
     """Its genome has one criterion, Borda; the single criteria are the scored ones."""
     data = {"calibration": digits.calibration, "validation": digits.validation, "device": "cpu"}
-    options = {"algorithm": "borda", "population": 4, "finalists": 0, "criteria": ("l1", "fpgm")}
+    options = {"algorithm": "borda", "population": 4, "refine": False, "criteria": ("l1", "fpgm")}
     result = dp.search(digits.model, digits.example, **data, **options, out=tmp_path / "run", progress=False)
     facts = gather(tmp_path / "run", result=result, singles=1, network=True, progress=False)
     assert {s.criterion for s in facts.insight.singles} == {"l1", "fpgm"}
