@@ -5,7 +5,10 @@ A config's ``factory`` imports code: treat a config, and the config.yaml of a ru
 
 from __future__ import annotations
 
+import hashlib
+import re
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import import_module, invalidate_caches
@@ -149,18 +152,26 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = Path(path)
     try:
-        path = path / "config.yaml" if path.is_dir() else path
+        of_run = path.is_dir()
+        path = path / "config.yaml" if of_run else path
         there = path.is_file()
     except OSError:  # a name that is too long, or a folder that may not be entered
-        there = False
+        there = of_run = False
     if not there:
         raise ConfigError(f"no config at '{path}'; give a YAML file or a run folder")
     try:
-        values = parse_yaml(read_text(path)) or {}
+        text = read_text(path)
+        values = parse_yaml(text) or {}
     except (yaml.YAMLError, ValueError, OSError) as error:
         raise ConfigError(f"'{path}' is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"'{path}' holds a {type(values).__name__}; a config is a mapping of sections")
+    if of_run and (written := _WRITTEN.match(text)) and written[1] != _checksum(text[written.end() :]):
+        warnings.warn(
+            f"'{path}' was changed after the run wrote it; what makes the result another one is refused, but the run "
+            "may take longer or shorter (generations, max_seconds, patience)",
+            stacklevel=2,
+        )
     return reach_factories(config_of(values, overrides), (path.parent, Path()))
 
 
@@ -220,8 +231,16 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 
 def dump_config(config: Config) -> str:
-    """The resolved config as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json", exclude_none=False), sort_keys=False)
+    """The resolved config of a run as YAML, with a checksum in its first line."""
+    text = yaml.safe_dump(config.model_dump(mode="json", exclude_none=False), sort_keys=False)
+    return f"# written by a run; sha256 of the lines below: {_checksum(text)}\n{text}"
+
+
+_WRITTEN = re.compile(r"# written by a run; sha256 of the lines below: ([0-9a-f]{64})\n")
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def import_factory(path: str) -> Any:

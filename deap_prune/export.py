@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
+import hashlib
 import math
 import statistics
 import time
@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -26,29 +25,17 @@ from deap_prune.arguments import Count, NotNegative, checked
 from deap_prune.config import ModelConfig, validated
 from deap_prune.data.batches import tensors_of
 from deap_prune.errors import ExportError, RegistryError, did_you_mean
-from deap_prune.files import parse_json, read_text, write_text
+from deap_prune.export_recipe import WEIGHTS, read_recipe, recipe_text
+from deap_prune.files import write_bytes, write_text
 from deap_prune.onnx_files import onnx_session, write_onnx
 from deap_prune.structure.inputs import Call, Inputs, as_call, first_line, forward
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import slim, unwrap
 from deap_prune.structure.tracing.trace import trace
-from deap_prune.weights import build_model, load_weights, save_weights
+from deap_prune.weights import build_model, load_weights, packed_weights
 
 FORMATS = ("safetensors", "torch", "onnx")
-WEIGHTS, RECIPE, PROGRAM, ONNX = "network.safetensors", "recipe.json", "network.pt2", "network.onnx"
-
-
-MOST_NUMBERS = 10**9  # of the example inputs that a recipe describes
-
-
-class RecipeFile(BaseModel):
-    """recipe.json."""
-
-    model: dict[str, Any] | None
-    dtype: Literal["float16", "bfloat16", "float32", "float64"]
-    inputs: Any
-    ignore: list[str]
-    masks: dict[str, dict[str, Any]]
+RECIPE, PROGRAM, ONNX = "recipe.json", "network.pt2", "network.onnx"
 
 
 @dataclass(frozen=True)
@@ -126,8 +113,9 @@ def export(
     difference: dict[str, float] = {}
     milliseconds: dict[str, float] = {}
     if "safetensors" in formats and masks is not None:
-        recipe = _recipe(plain, masks, model, ignore, call)
-        save_weights(plain, folder / WEIGHTS)
+        weights = packed_weights(plain, ".safetensors")
+        recipe = recipe_text(plain, masks, model, ignore, call, hashlib.sha256(weights).hexdigest())
+        write_bytes(folder / WEIGHTS, weights)
         write_text(folder / RECIPE, recipe)
         files += [folder / WEIGHTS, folder / RECIPE]
     if "torch" in formats or "onnx" in formats:
@@ -176,20 +164,16 @@ def load(folder: str | Path, *, model: nn.Module | None = None, example_inputs: 
         if model is None and (path.parent / PROGRAM).is_file():
             return _load_program(path.parent / PROGRAM)
         raise ExportError(f"no {RECIPE} in '{folder}'; export with the format 'safetensors' writes it")
-    try:
-        recipe = RecipeFile.model_validate(parse_json(read_text(path)))
-        source, inputs, ignore = recipe.model, _zeros(recipe.inputs), recipe.ignore
-        dtype = getattr(torch, recipe.dtype)
-        masks = Masks.from_json(json.dumps({"masks": recipe.masks}))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise ExportError(f"'{path}' can't be read as a recipe of this version: {error!r}; export again") from error
-    if model is None and source is None:
+    recipe = read_recipe(path)
+    if model is None and recipe.model is None:
         if (path.parent / PROGRAM).is_file():
             return _load_program(path.parent / PROGRAM)
         raise ExportError(f"'{path}' names no factory; give load(..., model=), the dense network with any weights")
-    network = model if model is not None else build_model(validated(ModelConfig, source or {})).to(dtype)
-    inputs = inputs if example_inputs is None else example_inputs
-    small = slim(network, trace(network, inputs, ignore=tuple(ignore)), masks)
+    source = validated(ModelConfig, recipe.model or {}) if model is None else None
+    network = build_model(source).to(recipe.dtype) if source is not None else cast(nn.Module, model)
+    inputs = recipe.inputs if example_inputs is None else example_inputs
+    recipe.check_weights(path.parent / WEIGHTS)
+    small = slim(network, trace(network, inputs, ignore=recipe.ignore), recipe.masks)
     load_weights(small, path.parent / WEIGHTS)
     return small.eval()
 
@@ -230,50 +214,6 @@ def several_samples(inputs: Inputs) -> Call:
 
     call: Call = tree_map(several, as_call(inputs))
     return call
-
-
-def _recipe(network: nn.Module, masks: Masks, model: ModelConfig | None, ignore: Sequence[str], call: Call) -> str:
-    """The text of recipe.json."""
-    recipe = {
-        "what": "a network slimmed by deap_prune; deap_prune.load(FOLDER) makes it",
-        "weights": WEIGHTS,
-        "model": None if model is None else model.model_copy(update={"weights": None}).model_dump(mode="json"),
-        "dtype": _short(next(network.parameters()).dtype),
-        "inputs": _outline(call[1] or list(call[0])),
-        "ignore": list(ignore),
-        **json.loads(masks.to_json()),
-    }
-    try:
-        return json.dumps(recipe, indent=1)
-    except TypeError as error:
-        raise ExportError(f"the inputs can't be written to a recipe ({error}); leave 'safetensors' out") from error
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _outline(inputs: Any) -> Any:
-    """Inputs for JSON: each tensor is replaced by the shape and dtype of one sample."""
-
-    def described(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        return {"shape": list(leaf[:1].shape) if leaf.dim() else [], "dtype": _short(leaf.dtype)}
-
-    return tree_map(described, inputs)
-
-
-def _zeros(outline: Any) -> Any:
-    """Tensors of zeros for the inputs that :func:`_outline` described."""
-    if isinstance(outline, dict) and set(outline) == {"shape", "dtype"}:
-        shape, dtype = outline["shape"], getattr(torch, outline["dtype"])
-        if not all(type(side) is int and side >= 0 for side in shape) or math.prod(shape) > MOST_NUMBERS:
-            raise ValueError(f"it has example inputs of shape {shape!r:.80}")
-        return torch.zeros(shape, dtype=dtype)
-    if isinstance(outline, dict):
-        return {name: _zeros(part) for name, part in outline.items()}
-    return [_zeros(part) for part in outline] if isinstance(outline, list) else outline
 
 
 def program_of(network: nn.Module, call: Call) -> Any:

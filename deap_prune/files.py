@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from deap_prune.errors import RunError
 
 MOST_BYTES = 256 * 2**20
 """Size limit of a JSON file of a run."""
+
+SEAL = "sha256"
+"""Name of the checksum in a JSON object."""
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.EBADF}
@@ -146,6 +149,29 @@ def unsealed(line: str) -> str | None:
     """The inverse of :func:`sealed`; None if the line is damaged."""
     content = line.rpartition("\t")[0]
     return content if sealed(content) == line else None
+
+
+def sealed_json(content: Mapping[str, Any]) -> str:
+    """A JSON object as text, with a checksum of its content as last entry."""
+    return json.dumps({**content, SEAL: _checksum(json.loads(json.dumps(content)))}, indent=1)
+
+
+def unsealed_json(content: Any) -> dict[str, Any]:
+    """The content of :func:`sealed_json`, parsed, without its checksum; files of earlier versions have none.
+
+    Raises:
+        ValueError: If it is no object, or the checksum differs.
+    """
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__}, not an object")
+    plain = {name: value for name, value in content.items() if name != SEAL}
+    if SEAL in content and content[SEAL] != _checksum(plain):
+        raise ValueError("it was changed after it was written (its checksum differs)")
+    return plain
+
+
+def _checksum(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def append_line(path: Path, line: str) -> None:

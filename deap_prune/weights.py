@@ -115,18 +115,29 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
         ModelError: If the suffix is another, or the state dict holds other values than tensors.
         RunError: If the file can't be written.
     """
-    from safetensors.torch import save
-
     path = Path(path)
     check_weights_file(path)
+    write_bytes(path, packed_weights(model, path.suffix))
+
+
+def packed_weights(model: nn.Module, suffix: str) -> bytes:
+    """A state dict as the content of a file.
+
+    Args:
+        model: The network.
+        suffix: Suffix of the file: .safetensors, .pth or .pt.
+
+    Raises:
+        ModelError: If the state dict holds other values than tensors.
+    """
+    from safetensors.torch import save
+
     others = [name for name, value in unwrap(model).state_dict().items() if not isinstance(value, Tensor)]
     if others:
         raise ModelError(f"'{others[0]}' is no tensor (of a quantized layer?), so it can't be saved")
     state = {name: value.detach().cpu().contiguous().clone() for name, value in unwrap(model).state_dict().items()}
-    if path.suffix == ".safetensors":
-        data = save(state)
-    else:
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        data = buffer.getvalue()
-    write_bytes(path, data)
+    if suffix == ".safetensors":
+        return save(state)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()

@@ -15,7 +15,7 @@ from deap_prune.arguments import checked
 from deap_prune.costs.entry import Axis, Entry
 from deap_prune.costs.prediction import Rest, TableLatency
 from deap_prune.errors import ConfigError
-from deap_prune.files import parse_json, read_text, write_text
+from deap_prune.files import parse_json, read_text, sealed_json, unsealed_json, write_text
 
 if TYPE_CHECKING:
     from deap_prune.structure.space import LayerChannels, PruningSpace
@@ -95,7 +95,7 @@ class LatencyTable:
 
     def to_json(self) -> str:
         """The table as text."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
+        return sealed_json({"format": FORMAT, **asdict(self)})
 
     @classmethod
     def from_json(cls, text: str) -> LatencyTable:
@@ -105,7 +105,7 @@ class LatencyTable:
             ConfigError: If the text is no latency table of this version.
         """
         try:
-            content = parse_json(text)
+            content = unsealed_json(parse_json(text))
             if content["format"] != FORMAT:
                 raise ValueError(f"format {content['format']}")
             entries = tuple(
@@ -167,7 +167,8 @@ class LatencyTable:
     @property
     def digest(self) -> str:
         """Hash of the content."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
+        text = json.dumps({"format": FORMAT, **asdict(self)}, indent=1)  # without a checksum, as in earlier versions
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def as_tuples(nested: Any) -> Any:

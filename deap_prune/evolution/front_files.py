@@ -15,7 +15,7 @@ from typing import Annotated, Any, Protocol
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictInt, ValidationError
 
 from deap_prune.errors import RunError
-from deap_prune.files import make_folder, parse_json, read_text, remove_file, write_text
+from deap_prune.files import make_folder, parse_json, read_text, remove_file, sealed_json, unsealed_json, write_text
 from deap_prune.structure.masks import Masks
 
 MASK_NAME = re.compile(r"masks/\d{4,9}-([0-9a-f]{8})\.json")
@@ -133,7 +133,7 @@ def save_front(front: Front, folder: Path) -> None:
     for name, text in zip(names, texts, strict=True):
         write_text(folder / name, text)
     write_text(folder / "front.csv", _table(front, names))
-    write_text(folder / "front.json", json.dumps(_content(front, names), indent=1))
+    write_text(folder / "front.json", sealed_json(_content(front, names)))
     for name in earlier - set(names):
         remove_file(folder / name)
     remove_file(masks / PENDING)
@@ -198,7 +198,7 @@ def read_front(folder: Path) -> ReadFront:
         advice = begun if (folder / "config.yaml").is_file() else "give the folder of a run"
         raise RunError(f"'{folder}' holds no front.json; {advice}")
     try:
-        raw = parse_json(read_text(path))
+        raw = unsealed_json(parse_json(read_text(path)))
         checked = FrontFile.model_validate(raw)
         weights = {entry.name: 1.0 if entry.maximise else -1.0 for entry in checked.objectives}
         if len(weights) < len(checked.objectives):
@@ -208,7 +208,9 @@ def read_front(folder: Path) -> ReadFront:
                 raise ValueError(f"solution {number} has values of {[*entry.values]}, not of {[*weights]}")
         solutions = [(entry, _read_masks(folder, entry["masks"])) for entry in raw["solutions"]]
     except (OSError, ValueError) as error:
-        raise RunError(f"'{path}' can't be read as a front: {_reason(error)}") from error
+        raise RunError(
+            f"'{path}' can't be read as a front: {_reason(error)}; deap-prune resume (dp.resume) writes it again"
+        ) from error
     return ReadFront(weights, raw["dense"], raw["settings"], solutions)
 
 

@@ -42,6 +42,7 @@ class Ending:
         folder: The run folder, where refined networks are kept; None: in memory.
         deadline: ``time.monotonic()`` at which the end must be over; None: no limit.
         progress: Show bars.
+        task: What the run depends on, as a text.
     """
 
     problem: BlendProblem
@@ -51,6 +52,7 @@ class Ending:
     folder: Path | None = None
     deadline: float | None = None
     progress: Shown = False
+    task: str = ""
 
 
 def final_front(ending: Ending) -> FinalFront:
@@ -75,7 +77,7 @@ def final_front(ending: Ending) -> FinalFront:
         precision="fp32",
     )
     path = None if ending.folder is None else ending.folder / "refined.jsonl"
-    networks = RefinedNetworks(path, refining)
+    networks = RefinedNetworks(path, refining, ending.task)
     comparable = not ending.evaluator.options.refine and not ending.evaluator.is_timed
     if comparable and _all_probes_get_worse(ending, refining, networks):
         return _as_searched(ending, "each of the first networks became worse")
@@ -102,7 +104,7 @@ def _recovered(ending: Ending, refined: FinalFront) -> FinalFront:
     """The front after label-free recovery of its networks, as far as the time allows; as it was if that is no gain."""
     recovering = refined.evaluator.with_settings(recover=ending.options.recover)
     path = None if ending.folder is None else ending.folder / "recovered.jsonl"
-    networks = RefinedNetworks(path, recovering)
+    networks = RefinedNetworks(path, recovering, ending.task)
     solutions = {s.masks: s.individual for s in refined.front}
     _evaluate(ending, recovering, networks, solutions, "recovering the front")
     if not len(networks):

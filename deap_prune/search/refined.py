@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deap_prune.files import append_line, read_text, remove_file, sealed, unsealed
+from deap_prune.files import append_line, parse_json, read_text, remove_file, sealed, unsealed
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.search.folder import pack_masks, unpack_masks
 from deap_prune.structure.masks import Masks
@@ -40,11 +40,13 @@ class RefinedNetworks:
     Args:
         path: ``refined.jsonl`` in the run folder; None keeps the networks in memory.
         evaluator: The evaluator of the networks.
+        task: What the run depends on (network, data, ...), as a text; networks of another task are not read.
     """
 
-    def __init__(self, path: Path | None, evaluator: Evaluator) -> None:
+    def __init__(self, path: Path | None, evaluator: Evaluator, task: str = "") -> None:
         self._path, self._space = path, evaluator.space
-        self._head = json.dumps({"objectives": list(evaluator.names), "settings": evaluator.settings})
+        head = {"objectives": list(evaluator.names), "settings": evaluator.settings, "task": task}
+        self._head = json.dumps(head)
         self._networks: dict[Masks, Refined] = {}
         if path is not None:
             self._read(path)
@@ -82,7 +84,7 @@ class RefinedNetworks:
             content = unsealed(line)
             if content is None:  # the last line, if a kill cut it
                 continue
-            decoded, kept, values, genes = json.loads(content)
+            decoded, kept, values, genes = parse_json(content, finite=False)
             network = Refined(tuple(genes), unpack_masks(self._space, kept), tuple(values))
             self._networks[unpack_masks(self._space, decoded)] = network
         if lines and lines[-1]:

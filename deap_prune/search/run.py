@@ -25,6 +25,7 @@ from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.progress import Shown, step
 from deap_prune.randomness import random_states, restore_random_states
 from deap_prune.search.check_arguments import check_arguments, run_folder
+from deap_prune.search.describe import hash_of
 from deap_prune.search.evolve import evolve, ray_workers, seeded_toolbox
 from deap_prune.search.final_front import Ending, final_front
 from deap_prune.search.fingerprint import fingerprint
@@ -195,9 +196,11 @@ def _run(
         prepared = prepare(task, options, progress=progress)
         problem = BlendProblem(prepared.genome, prepared.evaluator)
         deadline = None if options.max_seconds is None else begun + options.max_seconds
-        parts = (task, config, folder, prepared, problem, callbacks, keeper)
+        identity = {} if folder is None else fingerprint(task, options, prepared.genome.space)
+        parts = (identity, config, folder, prepared, problem, callbacks, keeper)
         state = _evolved(*parts, begun=begun, progress=progress, ray=ray)
-        final = final_front(Ending(problem, prepared.evaluator, state, options, folder, deadline, progress))
+        task_hash = hash_of({name: text for name, text in identity.items() if name != "environment"})
+        final = final_front(Ending(problem, prepared.evaluator, state, options, folder, deadline, progress, task_hash))
         genome = prepared.genome
         facts = (genome.space, prepared.scores, genome.clusters, genome)
         result = Result(final.front, state.logbook, *facts, final.evaluator, prepared.evaluator)
@@ -212,7 +215,7 @@ def _run(
 
 
 def _evolved(
-    task: Task,
+    identity: dict[str, str],
     config: Config,
     folder: Path | None,
     prepared: Prepared,
@@ -238,7 +241,7 @@ def _evolved(
         if folder is not None:
             checkpoints = Checkpoints(
                 folder,
-                fingerprint(task, options, prepared.genome.space),
+                identity,
                 partial(checkpoint_extra, evaluator),
                 cache_journal(folder, evaluator),
             )

@@ -66,6 +66,7 @@ Write = Callable[[Path], None]
 def fronts(run: Path, scratch: Path) -> dict[str, Attack]:
     """front.json damaged in every place, read by ``ParetoFront.load``."""
     content = json.loads((run / "front.json").read_text())
+    checksum = content.pop("sha256")
     solution = ("solutions", 0)
     wrong: dict[tuple[Any, ...], tuple[Any, ...]] = {
         ("objectives",): (*WRONG, ..., [None], [{"name": "accuracy"}], 2 * content["objectives"]),
@@ -107,6 +108,8 @@ def fronts(run: Path, scratch: Path) -> dict[str, Attack]:
             variants[f"{'.'.join(map(str, path))} ({number})"] = partial(_write, name="front.json", data=text.encode())
     for name, data in texts(content).items():
         variants[name] = partial(_write, name="front.json", data=data)
+    edited = changed(content, ("solutions", 0, "flops"), content["solutions"][0]["flops"] - 1) | {"sha256": checksum}
+    variants["edited"] = partial(_write, name="front.json", data=json.dumps(edited).encode())
     variants["is a pipe"] = lambda d: ((d / "front.json").unlink(), os.mkfifo(d / "front.json"))  # type: ignore[assignment, return-value]
     return {f"front {name}": partial(_load, run, scratch, write) for name, write in variants.items()}
 
@@ -230,6 +233,7 @@ def configs(scratch: Path) -> dict[str, Attack]:
 def recipes(exported: Path, scratch: Path, model: nn.Module) -> dict[str, Attack]:
     """recipe.json damaged in every place."""
     content = json.loads((exported / "recipe.json").read_text())
+    checksum = content.pop("sha256")
     wrong: dict[tuple[Any, ...], tuple[Any, ...]] = {
         ("model",): ("x", [1], NAN, True, ...),
         ("dtype",): (*WRONG, ..., "float99", "load", "int8"),
@@ -248,6 +252,10 @@ def recipes(exported: Path, scratch: Path, model: nn.Module) -> dict[str, Attack
         attacks[f"recipe {label}"] = partial(
             _rebuild, exported, scratch, partial(_write, name="recipe.json", data=data), model
         )
+    content |= {"sha256": checksum, "dtype": "float64"}
+    attacks["recipe edited"] = partial(
+        _rebuild, exported, scratch, partial(_write, name="recipe.json", data=json.dumps(content).encode()), model
+    )
     gone: Write = lambda d: (d / "network.safetensors").unlink()  # noqa: E731
     return attacks | {"recipe weights gone": partial(_rebuild, exported, scratch, gone, model)}
 
@@ -263,7 +271,9 @@ def _replace_masks(folder: Path, *, old: str, data: bytes) -> None:
     (folder / old).unlink()
     (folder / new).write_bytes(data)
     front = folder / "front.json"
-    front.write_text(front.read_text().replace(old, new))
+    content = json.loads(front.read_text().replace(old, new))
+    content.pop("sha256", None)
+    front.write_text(json.dumps(content))
 
 
 def fresh(run: Path, scratch: Path) -> Path:

@@ -142,6 +142,9 @@ def test_tables_go_to_json_and_back(tmp_path: Path) -> None:
     ):
         damaged = json.loads(table.to_json())
         damaged["entries"][0][part] = value
+        with pytest.raises(ConfigError, match="was changed after it was written"):
+            LatencyTable.from_json(json.dumps(damaged))
+        del damaged["sha256"]
         with pytest.raises(ConfigError, match=message):
             LatencyTable.from_json(json.dumps(damaged))
     with pytest.raises(ConfigError, match=r"the latency table '.*none.json' can't be read"):

@@ -226,7 +226,10 @@ def test_resuming_with_other_input_is_refused(tmp_path: Path) -> None:
         resume(out, other, validation=images(5))
     config = out / "config.yaml"
     config.write_text(config.read_text().replace("seed: 0", "seed: 3", 1))
-    with pytest.raises(RunError, match=r"was run with other settings: seed 0, now 3;"):
+    with (
+        pytest.raises(RunError, match=r"was run with other settings: seed 0, now 3;"),
+        pytest.warns(UserWarning, match=r"config\.yaml' was changed after the run wrote it; what makes"),
+    ):
         resume(out)
     config.write_bytes(before[config])
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
