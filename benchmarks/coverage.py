@@ -7,7 +7,8 @@ Method: a fresh network (random weights) is traced with one image. Law 1: on a r
 and the slimmed network agree for random masks that keep between 30 and 70 % of every group. Law 2: the closed-form
 flops and parameters equal fvcore's count and the parameters of the slimmed network, as whole numbers; it is not
 compared where the cost depends on values. Torch-Pruning's MagnitudePruner prunes half, with the layers ignored whose
-channels are outputs of the network. Packages that are not installed are skipped.
+channels are outputs of the network. Packages that are not installed are skipped. Every network has a process of its
+own with a limit on its CPU seconds.
 Output: results/coverage.json, one entry a network (networks that have one are skipped), and the same as coverage.csv.
 
     python benchmarks/coverage.py                    # everything: hours on two cores
@@ -19,15 +20,17 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
-import gc
 import json
+import multiprocessing
 import platform
+import resource
 import signal
 import subprocess
 import time
 import warnings
 from importlib import metadata
 from importlib.util import find_spec
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +227,34 @@ def _too_late(*_: object) -> None:
     raise TimeoutError(f"took longer than {LIMIT} CPU seconds")
 
 
+def limited(name: str, cpu_seconds: int, *, peer: bool) -> dict[str, Any]:
+    """The row of one network, or the error that prevented it, from a process of its own.
+
+    Args:
+        name: As in :func:`networks`.
+        cpu_seconds: The process is killed when it has used as many.
+        peer: As in :func:`examine`.
+    """
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=_send, args=(theirs, name, cpu_seconds, peer))
+    process.start()
+    theirs.close()
+    try:
+        row: dict[str, Any] = ours.recv()
+    except EOFError:
+        row = {"error": f"killed: more than {cpu_seconds} CPU seconds, or no memory"}
+    process.join()
+    return row
+
+
+def _send(pipe: Connection, name: str, cpu_seconds: int, peer: bool) -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
+    try:
+        pipe.send(examine(name, peer=peer))
+    except Exception as error:  # a refusal, or a network that this version of its package can't build
+        pipe.send({"error": f"{type(error).__name__}: {error}"[:400]})
+
+
 def origin() -> dict[str, str]:
     """Commit, versions and hardware of a row."""
     here = Path(__file__).parent
@@ -266,18 +297,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "coverage.json")
+    parser.add_argument("--limit", type=int, default=400, help="CPU seconds for one network")
     args = parser.parse_args()
     rows: dict[str, dict[str, Any]] = json.loads(args.out.read_text()) if args.out.exists() else {}
     peer, version = find_spec("torch_pruning") is not None, origin()
     for name in args.names or [name for name in networks() if name not in rows]:
-        try:
-            rows[name] = examine(name, peer=peer) | version
-        except Exception as error:  # a refusal, or a network that this version of its package can't build
-            rows[name] = {"error": f"{type(error).__name__}: {error}"[:400]} | version
+        rows[name] = limited(name, args.limit, peer=peer) | version
         print(name, json.dumps(rows[name]), flush=True)
         rows = {n: rows[n] for n in [*networks(), *rows] if n in rows}
         write(rows, args.out)
-        gc.collect()
 
 
 if __name__ == "__main__":
