@@ -101,7 +101,7 @@ class Buffers:
         slopes = np.zeros((len(self.entries), len(sizes)))
         for number, buffer in enumerate(self.entries):
             counts = np.bincount(group_of[ids_of[buffer.labels]] + 1, minlength=len(sizes) + 1)
-            scale = buffer.size / len(buffer.labels)
+            scale = buffer.size / max(1, len(buffer.labels))
             fixed[number] = counts[0] * scale
             slopes[number] = counts[1:] * scale / np.maximum(np.asarray(sizes), 1)
         spans = np.array([(buffer.first, buffer.last) for buffer in self.entries], dtype=np.int64).reshape(-1, 2)

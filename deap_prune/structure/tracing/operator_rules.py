@@ -105,8 +105,9 @@ def follow(step: Step) -> None:
         RULES.get(packet, usual)(step)
     except Exception:  # an overload with other arguments than the rule expects
         refuse(step)
-    for per_element, tensor in zip(COUNTED.get(packet, ()), (step.tensors[0], step.outputs[0]), strict=False):
-        step.tracer.charge(tensor, per_element)
+    if packet in COUNTED:
+        for per_element, tensor in zip(COUNTED[packet], (step.tensors[0], step.outputs[0]), strict=True):
+            step.tracer.charge(tensor, per_element)
 
 
 def refuse(step: Step) -> None:
@@ -250,12 +251,18 @@ def pick(step: Step) -> None:
     several = sum(n > 1 for n in label.shape) > 1  # tokens or branches with different labels; the proof decides
     if label.shape[dim] > 1 and step.out.shape != tensor.shape and not several:
         parts = _equal_parts(step, label, dim)
-        if parts is None:
-            step.tracer.freeze(label, f"is indexed by fixed positions{step.tracer.where()}")
-        else:
-            step.tracer.note_split(label)
+        if parts is not None:
             step.tracer.tie(parts, parts.narrow(dim, 0, 1), "is split beside channels that stay dense")
+        if parts is not None or _is_range(step):
+            step.tracer.note_split(label)
+        else:
+            step.tracer.freeze(label, f"is indexed by fixed positions{step.tracer.where()}")
     move(step)
+
+
+def _is_range(step: Step) -> bool:
+    """Whether a slice takes several consecutive positions; an attribute may hold where it starts or ends."""
+    return step.name in ("slice", "narrow") and step.argument("step", 1) == 1 and step.out.numel() > 1
 
 
 def _equal_parts(step: Step, label: Tensor, dim: int) -> Tensor | None:

@@ -126,9 +126,9 @@ def _other_labels(network: nn.Module, space: PruningSpace, tracer: LabelTracer, 
     other.run(network, *inputs)
     _follow_training(network, other, inputs)
     for place in shared:
-        first, *uses = map(torch.from_numpy, other.widths[place])
-        for use in uses:
-            other.tie(first, use, "has the width of channels that stay dense")
+        uses = [torch.from_numpy(use) for use in other.widths.get(place, ())]  # other labels, other sizes
+        for use in uses[1:]:
+            other.tie(uses[0], use, "has the width of channels that stay dense")
     return other
 
 
