@@ -51,6 +51,7 @@ def make_executor(
 ) -> Executor:
     """The executor of a kind: ``"slim"``, ``"masked"``, or ``"auto"``, by the device."""
     static = all(_keeps_shapes(network, entry.name, entry.inputs.max()) for entry in space.layers if entry.dim is None)
+    static &= not space.mixing
     if kind == "slim" or (kind == "auto" and not (device.type == "cuda" and static)):
         return SlimExecutor(forward, pairs, dtype, device)
     run = _Precise(forward, dtype, device)

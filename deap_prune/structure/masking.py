@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from deap_prune.arguments import checked
 from deap_prune.structure.inputs import in_order
 from deap_prune.structure.layers import Indices, LayerSpec, narrow_layer, selection, spec_of, tensor_named
 from deap_prune.structure.masks import Masks
+from deap_prune.structure.mixing import KeptChannels
 from deap_prune.structure.slim import check_network, unwrap
 from deap_prune.structure.space import PruningSpace
 
@@ -74,7 +75,8 @@ def masked(
             for name, value in state.named_buffers():  # statistics of layers outside of the space
                 if name.rpartition(".")[0] not in traced and name not in traced:
                     _overwrite(network.get_buffer(name), (), value, saved)
-        yield model
+        with _kept_channels(network, space, kept):
+            yield model
     finally:
         for tensor, part, original in reversed(saved):
             if part is None:
@@ -85,6 +87,15 @@ def masked(
             vars(layer).pop("forward", None)
             if own is not None:
                 layer.forward = own
+
+
+def _kept_channels(network: nn.Module, space: PruningSpace, kept: NDArray[np.bool_]) -> AbstractContextManager[Any]:
+    pruned = [
+        call
+        for call in space.mixing
+        if any(side is not None and not kept[side[1]].all() for side in (*call.inputs, *call.outputs))
+    ]
+    return KeptChannels(network, pruned, kept) if pruned else nullcontext()
 
 
 def _mask_layer(

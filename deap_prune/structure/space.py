@@ -16,6 +16,7 @@ from deap_prune.display import html_table, short
 from deap_prune.errors import MaskError, did_you_mean
 from deap_prune.structure.cost_polynomial import Activations, CostPolynomial, LatencyModel
 from deap_prune.structure.masks import Masks
+from deap_prune.structure.mixing import MixingCall
 
 Ids = NDArray[np.intp]
 
@@ -137,6 +138,7 @@ class PruningSpace:
         widths: Attributes of modules that hold a width and are rewritten by slim.
         idle_layers: Channels of the idle layers that slim narrows like their siblings; the others it leaves unchanged.
         activations: Bytes of the activations of one sample in eval mode, from kept counts.
+        mixing: Calls of torch functions outside of the layers that mix channels; see :class:`MixingCall`.
         latency_of: Milliseconds from kept counts, if a latency table is attached (``table.on(space)``).
     """
 
@@ -151,6 +153,7 @@ class PruningSpace:
     idle_layers: tuple[LayerChannels, ...] = ()
     widths: tuple[WidthAttribute, ...] = ()
     activations: Activations | None = None
+    mixing: tuple[MixingCall, ...] = ()
     latency_of: LatencyModel | None = None
 
     @cached_property

@@ -59,16 +59,16 @@ def _col2im(step: Step) -> None:
 
 
 def _product(step: Step) -> None:
-    """Matrix products: rows of the first and columns of the second factor survive, contracted channels stay dense."""
+    """Matrix products: rows of the first and columns of the second factor survive; contracted channels are mixed."""
     first, second = step.tensors[-2:]
     a, b = step.tracer.of(first), step.tracer.of(second)
-    contracted = first.shape[-1]
-    if a is not None and a.shape[-1] > 1:
-        step.tracer.freeze(a, f"is contracted by '{step.name}', which can't be narrowed{step.tracer.where()}")
-        a = None
-    if (b is not None and second.dim() > 1 and b.shape[-2] > 1) or (b is not None and second.dim() == 1):
-        step.tracer.freeze(b, f"is contracted by '{step.name}', which can't be narrowed{step.tracer.where()}")
-        b = None
+    depth = -2 if second.dim() > 1 else -1
+    if _contract(step, a, b, depth):
+        step.tracer.charge(first, second.shape[-1] if second.dim() > 1 else 1)
+        step.tracer.mark_constant(step.out)
+        return
+    a = None if a is not None and a.shape[-1] > 1 else a
+    b = None if b is not None and b.shape[depth] > 1 else b
     rows = a is not None and a.numel() > 1
     if rows and b is not None and b.numel() > 1:
         for label in (a, b):
@@ -79,9 +79,31 @@ def _product(step: Step) -> None:
         return
     step.tracer.attach(step.out, label if second.dim() > 1 else label.squeeze(-1))
     if step.name in ("mm", "bmm", "addmm"):
-        step.tracer.charge(step.out, contracted)
+        step.tracer.charge(step.out, first.shape[-1])
     if step.name in ("addmm", "baddbmm") and (bias := step.tracer.of(step.tensors[0])) is not None:
         step.tracer.tie(bias, label, f"meets values of fixed width in '{step.name}'")
+
+
+def _contract(step: Step, a: Tensor | None, b: Tensor | None, depth: int) -> bool:
+    """Tie and mix the channels that a product contracts; True if both factors vary along nothing else.
+
+    Args:
+        step: The product.
+        a: Labels of the first factor; its last dimension is contracted.
+        b: Labels of the second factor.
+        depth: Its dimension that is contracted.
+    """
+    sides = [(a, -1), (b, depth)]
+    contracted = [(x, d) for x, d in sides if x is not None and x.shape[d] > 1]
+    if len(contracted) == 2 and all(x.numel() == x.shape[d] for x, d in contracted):
+        (one, _), (two, _) = contracted
+        step.tracer.tie(one.reshape(-1), two.reshape(-1), f"is contracted with values of fixed width by '{step.name}'")
+        for label, _ in contracted:
+            step.tracer.mix(label, f"is contracted by '{step.name}'{step.tracer.where()}")
+        return True
+    for label, _ in contracted:
+        step.tracer.freeze(label, f"is contracted by '{step.name}', which can't be narrowed{step.tracer.where()}")
+    return False
 
 
 def _batch_norm(step: Step) -> None:
@@ -125,10 +147,16 @@ def _layer_norm(step: Step) -> None:
     """Statistics over the last dimensions: fine over space."""
     tensor, label = step.source
     over = range(tensor.dim() - len(step.args[1]), tensor.dim())
-    if any(label.shape[d] > 1 for d in over):
-        step.tracer.freeze(label, f"is mixed with other channels by '{step.name}'{step.tracer.where()}")
-    else:
-        step.tracer.attach(step.outputs[0], label)
+    mixed = [d for d in over if label.shape[d] > 1]
+    for weight in step.tensors[1:]:
+        own = step.tracer.of(weight)
+        if mixed and own is not None:
+            step.tracer.tie(own, label, f"meets values of fixed width in '{step.name}'")
+        elif mixed:
+            step.tracer.freeze(label, f"meets values of fixed width in '{step.name}'")
+    if mixed:
+        step.tracer.mix(label, f"is mixed with other channels by '{step.name}'{step.tracer.where()}")
+    step.tracer.attach(step.outputs[0], label)
 
 
 def _index(step: Step) -> None:
@@ -230,9 +258,17 @@ def _new(step: Step) -> None:
 def _every_group(step: Step) -> None:
     """Group norm without a registered layer mixes the channels of a group."""
     tensor, label = step.source
-    if step.argument("group") != tensor.shape[1]:
-        step.tracer.freeze(label, f"is mixed with other channels by '{step.name}'{step.tracer.where()}")
-        return
+    reason = f"is mixed with other channels by '{step.name}'{step.tracer.where()}"
+    for weight in step.tensors[1:]:
+        own = step.tracer.of(weight)
+        if own is not None:
+            step.tracer.tie(own.reshape(-1), label.reshape(-1), f"meets values of fixed width in '{step.name}'")
+        else:
+            step.tracer.freeze(label, f"meets values of fixed width in '{step.name}'")
+    if step.argument("group") == 1:
+        step.tracer.mix(label, reason)
+    elif step.argument("group") != tensor.shape[1]:
+        step.tracer.freeze(label, reason)
     step.tracer.attach(step.outputs[0], label)
 
 

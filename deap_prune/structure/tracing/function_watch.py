@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from deap_prune.data.batches import tensors_of
 from deap_prune.structure.tracing.dataflow import Dataflow
+from deap_prune.structure.tracing.mixing_watch import MixingWatch
 from deap_prune.structure.tracing.width_attributes import may_hold_widths
 
 _TORCH, _HERE = str(Path(torch.__file__).parent), str(Path(__file__).parent)
@@ -33,10 +35,13 @@ class Tracer(Protocol):
     inside: int
     split_at: str | None
     flow: Dataflow
+    mixing: MixingWatch
     widths: dict[tuple[str, str, int | None], list[Any]]
 
     def of(self, tensor: Tensor) -> Tensor | None: ...  # noqa: D102
     def freeze(self, labels: Tensor | None, reason: str) -> None: ...  # noqa: D102
+    def tie(self, a: Tensor, b: Tensor, reason: str) -> None: ...  # noqa: D102
+    def mix(self, labels: Tensor, reason: str) -> None: ...  # noqa: D102
     def attach(self, tensor: Any, labels: Tensor) -> None: ...  # noqa: D102
     def charge(self, tensor: Tensor, per_element: float) -> None: ...  # noqa: D102
     def where(self) -> str: ...  # noqa: D102
@@ -54,23 +59,41 @@ class FunctionWatch(TorchFunctionMode):
         kwargs, tracer = kwargs or {}, self.tracer
         if tracer.inside:
             return func(*args, **kwargs)
+        if getattr(func, "__name__", "") == "__get__":  # an attribute of a tensor
+            return func(*args, **kwargs)
+        by_size = func in _BY_SIZE
+        tracer.split_at = caller() if by_size else None
+        with self._aside():
+            call = tracer.mixing.start(tracer, func, (args, kwargs))
+        try:
+            out = self._run(func, args, kwargs)
+        finally:
+            tracer.split_at = None
+            tracer.mixing.stop()
+        with self._aside():
+            if func in CHARGES:
+                given = _arguments(func, args, kwargs)
+                tracer.charge(given["input"], CHARGES[func](given))
+            tracer.mixing.finish(tracer, call, out)
+            if (by_size or func in _BY_SHAPE) and args and isinstance(args[0], Tensor):
+                observe_widths(tracer, args[0], tensors_of(out))
+        return out
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Work on labels, which is no step of the network."""
+        self.tracer.inside += 1
+        try:
+            yield
+        finally:
+            self.tracer.inside -= 1
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
         if func in (F.pad, F.scaled_dot_product_attention):
             given = _arguments(func, args, kwargs)
             if func is F.scaled_dot_product_attention or given.get("mode") == "circular":
                 return self._opaque(func, args, kwargs, given)
-        by_size = func in _BY_SIZE
-        if by_size:
-            tracer.split_at = caller()
-        try:
-            out = func(*args, **kwargs)
-        finally:
-            tracer.split_at = None if by_size else tracer.split_at
-        if (by_size or func in _BY_SHAPE) and args and isinstance(args[0], Tensor):
-            observe_widths(tracer, args[0], tensors_of(out))
-        if func in CHARGES:
-            given = _arguments(func, args, kwargs)
-            tracer.charge(given["input"], CHARGES[func](given))
-        return out
+        return func(*args, **kwargs)
 
     def _opaque(self, func: Any, args: Any, kwargs: Any, given: dict[str, Any]) -> Any:
         """Run a function as one step."""
@@ -139,10 +162,18 @@ def _circular_pad(tracer: Tracer, given: dict[str, Any], out: Tensor) -> None:
 
 
 def _attention(tracer: Tracer, given: dict[str, Any], out: Tensor) -> None:
-    """Attention contracts the channels of queries and keys, and keeps those of values."""
-    for name in ("query", "key", "attn_mask"):
-        if isinstance(given.get(name), Tensor):
-            tracer.freeze(tracer.of(given[name]), "is contracted by 'scaled_dot_product_attention'" + tracer.where())
+    """Attention contracts the channels of queries with those of keys, and keeps those of values."""
+    reason = "is contracted by 'scaled_dot_product_attention'" + tracer.where()
+    query, key = tracer.of(given["query"]), tracer.of(given["key"])
+    if query is not None and key is not None and query.numel() == query.shape[-1] == key.numel() == key.shape[-1]:
+        tracer.tie(query.reshape(-1), key.reshape(-1), reason)
+        for labels in (query, key):
+            tracer.mix(labels, reason)
+    else:
+        for part in (query, key):
+            tracer.freeze(part, reason)
+    if isinstance(given.get("attn_mask"), Tensor):
+        tracer.freeze(tracer.of(given["attn_mask"]), reason)
     label = tracer.of(given["value"])
     if label is not None and label.shape[-2] > 1:
         tracer.freeze(label, "is mixed with other channels by 'scaled_dot_product_attention'" + tracer.where())

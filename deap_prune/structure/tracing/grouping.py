@@ -64,6 +64,7 @@ def build_space(network: nn.Module, tracer: LabelTracer, total: int, uncounted: 
         idle=idle,
         idle_layers=tuple(alike),
         activations=tracer.buffers.activations(ids[classes], group_of, sizes),
+        mixing=tracer.mixing.with_ids(ids[classes]),
     )
 
 

@@ -27,16 +27,17 @@ from deap_prune.data.batches import tensors_of
 from deap_prune.structure.inputs import Call, first_line
 from deap_prune.structure.layers import LayerSpec, spec_of
 from deap_prune.structure.outputs import open_outputs
+from deap_prune.structure.tracing import channelwise_rules, slicing_rules
 from deap_prune.structure.tracing.buffers import Buffers
-from deap_prune.structure.tracing.channelwise_rules import ROWS
 from deap_prune.structure.tracing.dataflow import Dataflow
 from deap_prune.structure.tracing.function_watch import FunctionWatch, caller
 from deap_prune.structure.tracing.fvcore_count import measured_flops
 from deap_prune.structure.tracing.layer_watch import LayerWatch
+from deap_prune.structure.tracing.mixing_watch import MixingWatch
 from deap_prune.structure.tracing.operator_rules import DENSE, RULES, UNIFORM, Step, follow, table
 
 Labels = NDArray[np.int64]
-RULES.update(table(*ROWS))
+RULES.update(table(*channelwise_rules.ROWS, *slicing_rules.ROWS))
 MOST_ELEMENTS = 2**18  # of a tensor whose elements get labels: position embeddings, but not the weights of attention
 
 
@@ -73,6 +74,7 @@ class LabelTracer(LayerWatch):
         dead: Layers that ran in the first pass without any use of their result.
         counting: Whether costs of this pass are recorded.
         buffers: Memory of the activations of the pass whose costs are recorded.
+        mixing: Calls of functions outside of the layers that mix channels.
     """
 
     def __init__(self, model: nn.Module, *, folding_last: Collection[str] = ()) -> None:
@@ -87,6 +89,7 @@ class LabelTracer(LayerWatch):
         self.dead: list[str] = []
         self.flow = Dataflow()
         self.buffers = Buffers()
+        self.mixing = MixingWatch(model)
         self.size_splits: dict[str, list[Labels]] = {}
         self.split_at: str | None = None
         self.widths: dict[tuple[str, str, int | None], list[Labels]] = {}
@@ -169,6 +172,10 @@ class LabelTracer(LayerWatch):
         """Keep these channels dense."""
         if labels is not None:
             self.frozen.append((np.unique(labels.numpy()), reason))
+
+    def mix(self, labels: Tensor, reason: str) -> None:
+        """Note channels that an operator mixes; they stay dense if no torch function can run on the kept ones."""
+        self.mixing.mix(self, labels, reason)
 
     def tie(self, a: Tensor, b: Tensor, reason: str) -> None:
         """Tie two label tensors, broadcast against each other; a label that is tied to a dense channel is frozen."""

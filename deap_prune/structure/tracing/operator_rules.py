@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from math import gcd
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
@@ -35,6 +33,7 @@ class Tracer(Protocol):
     def attach(self, tensor: Any, labels: Tensor) -> None: ...  # noqa: D102
     def tie(self, a: Tensor, b: Tensor, reason: str) -> None: ...  # noqa: D102
     def freeze(self, labels: Tensor | None, reason: str) -> None: ...  # noqa: D102
+    def mix(self, labels: Tensor, reason: str) -> None: ...  # noqa: D102
     def note_split(self, labels: Tensor) -> None: ...  # noqa: D102
     def charge(self, tensor: Tensor, per_element: float) -> None: ...  # noqa: D102
     def mark_constant(self, tensor: Tensor) -> None: ...  # noqa: D102
@@ -212,75 +211,6 @@ def restride(step: Step) -> None:
     step.tracer.attach(step.out, label)
 
 
-def roll(step: Step) -> None:
-    """Freeze channels that are shifted by a fixed number of positions; shifts along other dimensions are free."""
-    tensor, label = step.source
-    dims = [d % tensor.dim() for d in step.argument("dims") or range(tensor.dim())]
-    if any(label.shape[d] > 1 for d in dims):
-        step.tracer.freeze(label, "is shifted by a fixed number of channels")
-    move(step)
-
-
-def pad(step: Step) -> None:
-    """Constant padding: along the channels it adds dense channels, elsewhere it changes no label."""
-    _, label = step.source
-    pads = list(step.args[1])
-    for k in range(len(pads) // 2):  # pads count from the last dimension
-        if label.shape[label.dim() - 1 - k] == 1:
-            pads[2 * k] = pads[2 * k + 1] = 0
-    if any(p < 0 for p in pads):
-        step.tracer.freeze(label, "is cropped by a fixed number of channels")
-    step.tracer.attach(step.out, F.pad(label, pads, value=DENSE))
-
-
-def split(step: Step) -> None:
-    """Tie parts of equal width position by position; parts of unequal width need sizes that follow the width."""
-    step.tracer.note_split(step.source[1])
-    for tensor, part in zip(step.out, step.on_labels(), strict=True):
-        step.tracer.attach(tensor, part)
-    labels = [label for t in step.out if (label := step.tracer.of(t)) is not None]
-    if len({label.shape for label in labels}) == 1 and not all(torch.equal(label, labels[0]) for label in labels):
-        for label in labels[1:]:
-            step.tracer.tie(label, labels[0], "is split beside channels that stay dense")
-
-
-def pick(step: Step) -> None:
-    """Slices and selections: equal parts of the channels are tied, as for a split; other parts of channels freeze."""
-    tensor, label = step.source
-    dim = step.argument("dim", 0) % tensor.dim()
-    several = sum(n > 1 for n in label.shape) > 1  # tokens or branches with different labels; the proof decides
-    if label.shape[dim] > 1 and step.out.shape != tensor.shape and not several:
-        parts = _equal_parts(step, label, dim)
-        if parts is not None:
-            step.tracer.tie(parts, parts.narrow(dim, 0, 1), "is split beside channels that stay dense")
-        if parts is not None or _is_range(step):
-            step.tracer.note_split(label)
-        else:
-            step.tracer.freeze(label, f"is indexed by fixed positions{step.tracer.where()}")
-    move(step)
-
-
-def _is_range(step: Step) -> bool:
-    """Whether a slice takes several consecutive positions; an attribute may hold where it starts or ends."""
-    return step.name in ("slice", "narrow") and step.argument("step", 1) == 1 and step.out.numel() > 1
-
-
-def _equal_parts(step: Step, label: Tensor, dim: int) -> Tensor | None:
-    """The labels as (..., parts, positions, ...) if a slice takes some of several equal parts, else None."""
-    size, length = step.source[0].shape[dim], step.out.shape[dim] if step.out.dim() == label.dim() else 0
-    if step.name not in ("slice", "narrow") or not length:
-        return None
-    start = step.argument("start", 0) or 0
-    start = max(start + size, 0) if start < 0 else start
-    stride = step.argument("step", 1) if step.name == "slice" else 1
-    part = gcd(size, start, length)
-    if stride == 1 and part > 1:
-        return label.unflatten(dim, (size // part, part))
-    if size % length == 0 and stride == size // length and start < stride:
-        return label.unflatten(dim, (length, stride)).transpose(dim, dim + 1)
-    return None
-
-
 def _wide(tensor: Tensor, dims: int) -> Tensor:
     return tensor.reshape([1] * (dims - tensor.dim()) + list(tensor.shape))
 
@@ -308,7 +238,7 @@ def reduce_dims(step: Step, dims: Iterable[int]) -> None:
     chosen = {d % tensor.dim() for d in dims} if tensor.dim() else set()
     varying = {d for d, n in enumerate(label.shape) if n > 1}
     if varying & chosen and not varying - chosen:
-        step.tracer.freeze(label, f"is mixed with other channels by '{step.name}'{step.tracer.where()}")
+        mix(step, label, varying)
         return
     for d in varying & chosen:
         first = label.narrow(d, 0, 1)
@@ -322,6 +252,19 @@ def reduce_dims(step: Step, dims: Iterable[int]) -> None:
             step.tracer.attach(leaf, label)
 
 
+def mix(step: Step, label: Tensor, dims: Iterable[int]) -> None:
+    """Mix channels along dimensions: results of the same size there keep the channels, others are the same for all."""
+    tensor = step.tensors[0]
+    step.tracer.mix(label, f"is mixed with other channels by '{step.name}'{step.tracer.where()}")
+    for leaf in step.outputs:
+        if leaf.dim() == tensor.dim() and all(leaf.shape[d] == tensor.shape[d] for d in dims):
+            step.tracer.attach(leaf, label)
+        elif leaf.dim() < tensor.dim() or all(leaf.shape[d] == 1 for d in dims):
+            step.tracer.mark_constant(leaf)
+        else:
+            step.tracer.freeze(label, f"is pooled with other channels by '{step.name}'{step.tracer.where()}")
+
+
 def table(*rows: tuple[Callable[[Step], None], str]) -> dict[Any, Callable[[Step], None]]:
     """Rules by operator; names that this version of torch does not have are left out."""
     return {getattr(aten, n): rule for rule, names in rows for n in names.split() if hasattr(aten, n)}
@@ -331,12 +274,8 @@ RULES = table(
     (view, "view _unsafe_view reshape"),
     (move, "transpose permute t unsqueeze squeeze expand flip repeat detach alias movedim"),
     (join, "cat stack"),
-    (roll, "roll"),
     (restride, "as_strided as_strided_"),
     (move, "pixel_shuffle pixel_unshuffle channel_shuffle rot90 fliplr flipud tile"),
-    (pad, "constant_pad_nd"),
-    (split, "split split_with_sizes chunk unbind tensor_split"),
-    (pick, "slice select index_select narrow"),
     (pointwise, "hardswish hardswish_ contiguous _to_copy copy_ zeros_like ones_like empty_like full_like lift_fresh"),
     (
         pointwise,
