@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -16,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from deap_prune.structure.call_stack import module_frames
 
 Channels = tuple[int, NDArray[np.intp]] | None  # the dimension of a tensor that holds channels, and their ids
 Key = tuple[str, str, int]  # module, function, number of the call
@@ -54,7 +55,7 @@ class CallNumbers:
 
     def key(self, function: str) -> Key | None:
         """The key of the call that is made now; None if the code that calls belongs to no module of the network."""
-        frames = list(_module_frames())
+        frames = list(module_frames())
         if not frames or id(frames[0].f_locals["self"]) not in self._names:
             return None
         own = [frame for frame in frames if id(frame.f_locals["self"]) in self._names]
@@ -65,15 +66,6 @@ class CallNumbers:
         name = self._names[id(frames[0].f_locals["self"])]
         self._counts[name, function] += 1
         return name, function, self._counts[name, function] - 1
-
-
-def _module_frames() -> Iterator[FrameType]:
-    """Frames of the methods of modules that are running, innermost first."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if isinstance(frame.f_locals.get("self"), nn.Module):
-            yield frame
-        frame = frame.f_back
 
 
 class KeptChannels(TorchFunctionMode):

@@ -25,9 +25,13 @@ class Bisection:
         self._proof, self._search = proof, search
 
     def run(self) -> None:
-        """Prove the whole space, and locate what fails."""
-        names = [group.name for group in self.space.groups]
+        """Prove the whole space, with all observed attributes if it fails, and locate what fails then."""
+        names, first = [group.name for group in self.space.groups], True
         while names and (failure := self._proof.failure(self.space, names)):
+            if first and not failure.of_cost and self._search.repair_all(self.space, names):
+                self.space = self._search.extended(self.space)
+                return
+            first = False
             self._locate(names, failure)
             if self.failures:
                 return

@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from deap_prune.structure.tracing.operator_rules import Step, reduce_dims, refuse
+from deap_prune.structure.tracing.operator_rules import Step, pointwise, reduce_dims, refuse
 
 
 def _along_spatial(step: Step) -> None:
@@ -159,10 +159,27 @@ def _layer_norm(step: Step) -> None:
     step.tracer.attach(step.outputs[0], label)
 
 
+def _embedding(step: Step) -> None:
+    """Rows of a table, by position."""
+    table, label = step.source
+    step.tracer.freeze(step.tracer.of(step.args[1]), "is used as an index")
+    step.tracer.attach(step.out, label.expand(table.shape)[step.args[1]])
+
+
+def _regions(step: Step) -> None:
+    """Pooling over regions of interest: one row of results for each region."""
+    _, label = step.source
+    step.tracer.freeze(step.tracer.of(step.tensors[1]), f"is read by '{step.name}' as positions")
+    step.tracer.attach(step.outputs[0], label)
+
+
 def _index(step: Step) -> None:
     """Indexing by tensors: fine along any dimension without channels."""
     tensor, label = step.source
     indices = list(step.args[1])
+    if step.name != "index" and _is_own_mask(step, indices):
+        pointwise(step)
+        return
     for index in indices:
         if isinstance(index, Tensor):
             step.tracer.freeze(step.tracer.of(index), "is used as an index")
@@ -181,6 +198,13 @@ def _index(step: Step) -> None:
         values = step.args[2]
         step.tracer.freeze(step.tracer.of(values), f"is written by '{step.name}', which can't be narrowed")
         step.tracer.attach(step.out, label)
+
+
+def _is_own_mask(step: Step, indices: Sequence[object]) -> bool:
+    """Whether one value is written where a mask of the tensor's shape is true."""
+    mask = indices[0]
+    whole = len(indices) == 1 and isinstance(mask, Tensor) and mask.dtype == torch.bool
+    return whole and mask.shape == step.tensors[0].shape and step.args[2].numel() == 1
 
 
 def _gather(step: Step) -> None:
@@ -272,6 +296,10 @@ def _every_group(step: Step) -> None:
     step.tracer.attach(step.outputs[0], label)
 
 
+NAMED: dict[str, Callable[[Step], None]] = {
+    "torchvision.roi_align": _regions,
+    "torchvision.roi_pool": _regions,
+}
 ROWS: tuple[tuple[Callable[[Step], None], str], ...] = (
     (_along_spatial, "grid_sampler_2d grid_sampler_3d cudnn_grid_sampler"),
     (_unpool, "max_unpool2d max_unpool3d"),
@@ -285,6 +313,7 @@ ROWS: tuple[tuple[Callable[[Step], None], str], ...] = (
     (_every_group, "native_group_norm"),
     (_index, "index index_put index_put_ _unsafe_index"),
     (_gather, "gather"),
+    (_embedding, "embedding"),
     (_scatter, "scatter scatter_ scatter_add scatter_add_ index_add index_add_ index_copy index_copy_"),
     (_compared, "bucketize"),
     (_windows, "unfold"),

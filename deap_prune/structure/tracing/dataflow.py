@@ -46,6 +46,12 @@ class Dataflow:
                 self._state.setdefault(tensor, (-1, []))[1].append(step)
         return step
 
+    def depend(self, tensor: Tensor, source: Tensor) -> None:
+        """Note that the step which made a tensor reads another one too (its size)."""
+        made, _ = self._state.get(tensor, (-1, ()))
+        if made >= 0:
+            self._reads[made] |= set(self._steps(source)) - {made}
+
     def live(self, outputs: Iterable[Tensor]) -> set[int]:
         """Numbers of the steps that contribute to these tensors."""
         live: set[int] = set()

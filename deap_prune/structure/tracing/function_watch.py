@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from deap_prune.data.batches import tensors_of
+from deap_prune.structure.mixing import function_name
 from deap_prune.structure.tracing.dataflow import Dataflow
 from deap_prune.structure.tracing.mixing_watch import MixingWatch
-from deap_prune.structure.tracing.width_attributes import may_hold_widths
+from deap_prune.structure.tracing.sizes import follow_widths, with_widths
+from deap_prune.structure.tracing.width_attributes import holds_sizes
 
 _TORCH, _HERE = str(Path(torch.__file__).parent), str(Path(__file__).parent)
 _BY_SIZE: tuple[Any, ...] = (torch.split, Tensor.split, torch.split_with_sizes, Tensor.split_with_sizes)
@@ -43,6 +45,7 @@ class Tracer(Protocol):
     def tie(self, a: Tensor, b: Tensor, reason: str) -> None: ...  # noqa: D102
     def mix(self, labels: Tensor, reason: str) -> None: ...  # noqa: D102
     def attach(self, tensor: Any, labels: Tensor) -> None: ...  # noqa: D102
+    def is_constant(self, tensor: Tensor) -> bool: ...  # noqa: D102
     def charge(self, tensor: Tensor, per_element: float) -> None: ...  # noqa: D102
     def where(self) -> str: ...  # noqa: D102
     def running(self) -> Iterator[tuple[str, nn.Module]]: ...  # noqa: D102
@@ -59,12 +62,13 @@ class FunctionWatch(TorchFunctionMode):
         kwargs, tracer = kwargs or {}, self.tracer
         if tracer.inside:
             return func(*args, **kwargs)
-        if getattr(func, "__name__", "") == "__get__":  # an attribute of a tensor
-            return func(*args, **kwargs)
+        name = function_name(func)
+        if name in ("__get__", "size"):  # __get__: an attribute of a tensor
+            return self._size(func, args, kwargs)
         by_size = func in _BY_SIZE
         tracer.split_at = caller() if by_size else None
         with self._aside():
-            call = tracer.mixing.start(tracer, func, (args, kwargs))
+            call = tracer.mixing.start(tracer, name, (args, kwargs))
         try:
             out = self._run(func, args, kwargs)
         finally:
@@ -75,9 +79,18 @@ class FunctionWatch(TorchFunctionMode):
                 given = _arguments(func, args, kwargs)
                 tracer.charge(given["input"], CHARGES[func](given))
             tracer.mixing.finish(tracer, call, out)
-            if (by_size or func in _BY_SHAPE) and args and isinstance(args[0], Tensor):
+            if (by_size or func in (*_BY_SHAPE, F.layer_norm, F.rms_norm)) and args and isinstance(args[0], Tensor):
                 observe_widths(tracer, args[0], tensors_of(out))
+            follow_widths(tracer, name, args, kwargs, out)
         return out
+
+    def _size(self, func: Any, args: Any, kwargs: Any) -> Any:
+        out = func(*args, **kwargs)
+        if not isinstance(out, (torch.Size, int)):
+            return out
+        with self._aside():
+            shape = with_widths(self.tracer, args[0], args[0].shape)
+        return shape[args[1] if len(args) > 1 else kwargs["dim"]] if isinstance(out, int) else shape
 
     @contextmanager
     def _aside(self) -> Iterator[None]:
@@ -130,13 +143,14 @@ def observe_widths(tracer: Tracer, source: Tensor, outputs: list[Tensor]) -> Non
     sizes = [(tensor.shape[d], labels) for tensor, own in channels for d, labels in own.items()]
     parts = [next(iter(own.items())) for _, own in channels[:-1] if own]
     tuples = [([*tensor.shape], own) for tensor, own in channels[:-1]]
+    tuples += [([size], {0: labels}) for size, labels in sizes]
     if 1 < len(parts) == len(outputs):
         tuples.append(
             ([out.shape[d] for out, (d, _) in zip(outputs, parts, strict=True)], dict(enumerate(x for _, x in parts)))
         )
     for name, module in islice(tracer.running(), 2 if sizes else 0):
         for attribute, value in vars(module).items():
-            if not may_hold_widths(attribute, value):
+            if attribute.startswith("_") or not holds_sizes(value):
                 continue
             same: Iterable[tuple[int | None, Any]] = ()
             if isinstance(value, int):

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import nn
@@ -44,7 +45,7 @@ def build_space(network: nn.Module, tracer: LabelTracer, total: int, uncounted: 
             reasons.setdefault(int(c), reason)
     ports = _ports(calls, classes)
     _freeze_uneven_blocks(calls, classes, ports, reasons)
-    groups, ids = _groups(ports, calls, classes, reasons)
+    groups, ids = _groups(ports, calls, classes, reasons, _mixed(tracer, classes))
     refused = _refusals(calls, classes, ids, reasons)
     layers = [LayerChannels(n, ids[classes[c.inputs]], ids[classes[c.outputs]]) for n, c in calls.items()]
     layers += [
@@ -210,8 +211,19 @@ def _places(ports: list[_Port], cells: Labels) -> dict[int, list[tuple[int, int]
     return places
 
 
+def _mixed(tracer: LabelTracer, classes: Labels) -> NDArray[np.bool_]:
+    """True for the classes that a torch function reads, shape (classes,)."""
+    mixed = np.zeros(int(classes.max()) + 1, dtype=np.bool_)
+    mixed[classes[tracer.mixing.labels()]] = True
+    return mixed
+
+
 def _groups(
-    ports: list[_Port], calls: Mapping[str, LayerCall], classes: Labels, reasons: dict[int, str]
+    ports: list[_Port],
+    calls: Mapping[str, LayerCall],
+    classes: Labels,
+    reasons: dict[int, str],
+    mixed: NDArray[np.bool_],
 ) -> tuple[list[FilterGroup], Labels]:
     """Groups of the classes that occur in the same ports, and the channel id of each class (-1: dense)."""
     n = int(classes.max()) + 1
@@ -223,7 +235,7 @@ def _groups(
     names: Counter[str] = Counter()
     for cell, places in _places(ports, cells).items():
         sides = {ports[p].side for p, _ in places}
-        if not sides >= {"makes", "reads"}:
+        if "makes" not in sides or not ("reads" in sides or mixed[cells == cell].all()):
             continue
         first = next(p for p, _ in places if ports[p].side == "makes")
         made = ports[first].classes

@@ -11,10 +11,8 @@ A label tensor has as many dimensions as its activation, with size 1 where the l
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -24,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from deap_prune.data.batches import tensors_of
+from deap_prune.structure.call_stack import described, module_frames
 from deap_prune.structure.inputs import Call, first_line
 from deap_prune.structure.layers import LayerSpec, spec_of
 from deap_prune.structure.outputs import open_outputs
@@ -37,7 +36,7 @@ from deap_prune.structure.tracing.mixing_watch import MixingWatch
 from deap_prune.structure.tracing.operator_rules import DENSE, RULES, UNIFORM, Step, follow, table
 
 Labels = NDArray[np.int64]
-RULES.update(table(*channelwise_rules.ROWS, *slicing_rules.ROWS))
+RULES.update(table(*channelwise_rules.ROWS, *slicing_rules.ROWS) | channelwise_rules.NAMED)
 MOST_ELEMENTS = 2**18  # of a tensor whose elements get labels: position embeddings, but not the weights of attention
 
 
@@ -79,6 +78,7 @@ class LabelTracer(LayerWatch):
 
     def __init__(self, model: nn.Module, *, folding_last: Collection[str] = ()) -> None:
         super().__init__(model)
+        self._network = model
         self.calls: list[LayerCall] = []
         self.vectors: dict[str, tuple[int, Labels]] = {}
         self.elements: dict[str, Labels] = {}
@@ -119,6 +119,8 @@ class LabelTracer(LayerWatch):
         """
         self.counting, self.flow = counting, Dataflow()
         inputs = tensors_of((args, kwargs))
+        for tensor in inputs:
+            self.blame(tensor, "made from an input of the network")
         if counting:
             self.buffers.start(inputs)
         with self.watching(), FunctionWatch(self):
@@ -269,6 +271,9 @@ class LabelTracer(LayerWatch):
         elif step.name in UNIFORM or (step.tensors and all(tensor in self._constants for tensor in step.tensors)):
             for tensor in step.outputs:
                 self.mark_constant(tensor)
+        elif not step.tensors:
+            for tensor in step.outputs:
+                self.blame(tensor, f"made by '{step.name}'")
         elif causes := [self._causes[tensor] for tensor in step.tensors if tensor in self._causes]:
             for tensor in step.outputs:
                 self._causes[tensor] = causes[0]
@@ -299,33 +304,25 @@ class LabelTracer(LayerWatch):
         return tensor in self._constants
 
     def blame(self, tensor: Tensor, cause: str) -> None:
-        """Note the operator without a rule from which a tensor comes."""
-        self._causes[tensor] = f"'{cause}'"
+        """Note where a tensor without labels comes from, as in ``"made by 'arange'"``."""
+        self._causes[tensor] = cause
 
     def cause(self, tensor: Tensor) -> str:
-        """The operator without a rule from which a tensor comes; empty if there is none."""
+        """Where a tensor without labels comes from; empty if that is unknown."""
         return str(self._causes.get(tensor, ""))
 
     def where(self) -> str:
         """The innermost module that is running, for a reason; empty for the network itself."""
-        name, module = next(self.running(), ("", nn.Module()))
-        if not name:
-            return ""
-        kind = type(module)
-        custom = not kind.__module__.startswith("torch.") and not list(module.children())
-        advice = f"; describe it with @dp.register_layer({kind.__name__})" if custom else ""
-        return f" (in '{name}', {kind.__name__}{advice})"
+        return described(*next(self.running(), ("", self._network)))
 
     def running(self) -> Iterator[tuple[str, nn.Module]]:
         """Names of the modules that are running, and the modules, innermost first."""
-        frame: FrameType | None = sys._getframe(1)
         last: nn.Module | None = None
-        while frame is not None:
-            module = frame.f_locals.get("self")
-            if isinstance(module, nn.Module) and module is not last and id(module) in self._modules:
+        for frame in module_frames():
+            module = frame.f_locals["self"]
+            if module is not last and id(module) in self._modules:
                 last = module
                 yield self._modules[id(module)], module
-            frame = frame.f_back
 
     def folds_last(self, labels: Tensor) -> bool:
         """Whether the last of two dimensions is the one of fixed size, where channels are folded into two."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deap_prune.data.batches import tensors_of
-from deap_prune.structure.mixing import CallNumbers, Key, MixingCall, function_name
+from deap_prune.structure.mixing import CallNumbers, Key, MixingCall
 
 Labels = NDArray[np.int64]
 LabelledDim = tuple[int, Labels] | None
@@ -51,10 +50,10 @@ class MixingWatch:
         self._numbers = CallNumbers(network)
         self._running: RunningCall | None = None
 
-    def start(self, tracer: Tracer, func: Callable[..., Any], arguments: Any) -> RunningCall:
+    def start(self, tracer: Tracer, name: str, arguments: Any) -> RunningCall:
         """Note what the operators of a call mix from now on, until :meth:`stop`; :meth:`finish` records it."""
         inputs = [tracer.of(x) for x in tensors_of(arguments)]
-        self._running = RunningCall(self._numbers.key(function_name(func)), inputs)
+        self._running = RunningCall(self._numbers.key(name), inputs)
         return self._running
 
     def stop(self) -> None:
@@ -79,6 +78,11 @@ class MixingWatch:
             return
         for labels, reason in call.mixed:
             tracer.freeze(labels, reason)
+
+    def labels(self) -> Labels:
+        """Labels of all channels that the calls read."""
+        sides = [entry[1] for inputs, _ in self.calls.values() for entry in inputs if entry is not None]
+        return np.concatenate([np.zeros(0, dtype=np.int64), *sides])
 
     def with_ids(self, ids: NDArray[np.intp]) -> tuple[MixingCall, ...]:
         """The calls with channel ids instead of labels, without those whose channels are all dense.

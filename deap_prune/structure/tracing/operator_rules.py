@@ -101,7 +101,7 @@ def follow(step: Step) -> None:
     packet, tags = step.func.overloadpacket, step.func.tags
     usual = pointwise if torch.Tag.pointwise in tags else reduction if torch.Tag.reduction in tags else refuse
     try:
-        RULES.get(packet, usual)(step)
+        RULES.get(packet, RULES.get(str(packet), usual))(step)
     except Exception:  # an overload with other arguments than the rule expects
         refuse(step)
     if packet in COUNTED:
@@ -114,12 +114,10 @@ def refuse(step: Step) -> None:
     reason = f"is read by '{step.name}', which can't be narrowed"
     if step.func.namespace == "quantized":
         reason = f"is read by the quantised operator '{step.name}': prune first, then quantise"
-    elif "lstm" in step.name or "gru" in step.name or "rnn" in step.name:
-        reason = "is an input of a recurrent layer, which can't be narrowed"
     for tensor in step.tensors:
         step.tracer.freeze(step.tracer.of(tensor), reason + step.tracer.where())
     for tensor in step.outputs:
-        step.tracer.blame(tensor, step.name)
+        step.tracer.blame(tensor, f"made by '{step.name}'")
 
 
 def pointwise(step: Step) -> None:
@@ -132,7 +130,7 @@ def pointwise(step: Step) -> None:
     varying = {d for x in labels if x is not None for d in range(len(shape)) if x.shape[d] > 1}
     result: Tensor | None = None
     causes = sorted({tracer.cause(t) for t, x in zip(tensors, own, strict=True) if x is None} - {""})
-    suffix = f", made by {' and '.join(causes)}" if causes else ""
+    suffix = f", {' and '.join(causes)}" if causes else ""
     for source, tensor, label in zip(tensors, wide, labels, strict=True):
         spread = {d for d in varying if tensor.shape[d] > 1}
         if label is None and (not spread or tracer.is_constant(source)):
@@ -169,8 +167,10 @@ def view(step: Step) -> None:
     label_out = step.tracer.of(step.out)
     varying = [d for d in range(folded.dim()) if label_out is not None and label_out.shape[d] > 1]
     if label_out is not None and len(varying) > sum(n > 1 for n in label.shape):
-        fixed = varying[1] if step.tracer.folds_last(label) else varying[0]
-        first = label_out.narrow(fixed, 0, 1)
+        free = varying[-2] if step.tracer.folds_last(label) else varying[-1]
+        first = label_out
+        for d in varying:
+            first = first if d == free else first.narrow(d, 0, 1)
         step.tracer.tie(label_out, first, "is folded together with channels that stay dense")
         step.tracer.attach(step.out, first)
 
@@ -255,14 +255,15 @@ def reduce_dims(step: Step, dims: Iterable[int]) -> None:
 def mix(step: Step, label: Tensor, dims: Iterable[int]) -> None:
     """Mix channels along dimensions: results of the same size there keep the channels, others are the same for all."""
     tensor = step.tensors[0]
-    step.tracer.mix(label, f"is mixed with other channels by '{step.name}'{step.tracer.where()}")
+    reason = f"is mixed with other channels by '{step.name}'{step.tracer.where()}"
+    step.tracer.mix(label, reason)
     for leaf in step.outputs:
         if leaf.dim() == tensor.dim() and all(leaf.shape[d] == tensor.shape[d] for d in dims):
             step.tracer.attach(leaf, label)
         elif leaf.dim() < tensor.dim() or all(leaf.shape[d] == 1 for d in dims):
             step.tracer.mark_constant(leaf)
         else:
-            step.tracer.freeze(label, f"is pooled with other channels by '{step.name}'{step.tracer.where()}")
+            step.tracer.freeze(label, reason)
 
 
 def table(*rows: tuple[Callable[[Step], None], str]) -> dict[Any, Callable[[Step], None]]:
@@ -273,9 +274,10 @@ def table(*rows: tuple[Callable[[Step], None], str]) -> dict[Any, Callable[[Step
 RULES = table(
     (view, "view _unsafe_view reshape"),
     (move, "transpose permute t unsqueeze squeeze expand flip repeat detach alias movedim"),
+    (move, "transpose_ t_ unsqueeze_ squeeze_"),
     (join, "cat stack"),
     (restride, "as_strided as_strided_"),
-    (move, "pixel_shuffle pixel_unshuffle channel_shuffle rot90 fliplr flipud tile"),
+    (move, "pixel_shuffle pixel_unshuffle rot90 fliplr flipud tile"),
     (pointwise, "hardswish hardswish_ contiguous _to_copy copy_ zeros_like ones_like empty_like full_like lift_fresh"),
     (
         pointwise,

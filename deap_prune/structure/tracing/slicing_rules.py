@@ -81,9 +81,19 @@ def _equal_parts(step: Step, label: Tensor, dim: int) -> Tensor | None:
     return None
 
 
+def _shuffle(step: Step) -> None:
+    """Channels in the same place of each group are tied, as for a view by groups."""
+    _, label = step.source
+    if label.shape[1] > 1:
+        groups = label.unflatten(1, (step.argument("groups"), -1))
+        step.tracer.tie(groups, groups[:, :1], "is shuffled together with channels that stay dense")
+    move(step)
+
+
 ROWS: tuple[tuple[Callable[[Step], None], str], ...] = (
     (roll, "roll"),
     (pad, "constant_pad_nd"),
     (split, "split split_with_sizes chunk unbind tensor_split"),
+    (_shuffle, "channel_shuffle native_channel_shuffle"),
     (pick, "slice select index_select narrow"),
 )

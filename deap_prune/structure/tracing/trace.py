@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -97,9 +97,11 @@ def trace(
     search = partial(WidthSearch, network, proof, declared_widths(network, widths or {}))
     attempt = partial(_proven, network, proof=proof, ignored=ignored, total=total, uncounted=uncounted)
     space = attempt(tracer, search=search())
-    if (other := _other_labels(network, space, tracer, inputs)) is not None:
+    for other in _other_labels(network, space, tracer, inputs):
         second = attempt(other, search=search())
         space = second if second.min_flops < space.min_flops else space
+        if not _may_shrink(space):
+            break
     if proof.cost_varies_known:
         space = replace(space, cost_varies=True)
     if space.groups and not space.flops:
@@ -113,23 +115,31 @@ def trace(
     return space
 
 
-def _other_labels(network: nn.Module, space: PruningSpace, tracer: LabelTracer, inputs: Call) -> LabelTracer | None:
-    """Labels under which refused channels may shrink after all; None if no channels are refused for such a reason.
+def _other_labels(network: nn.Module, space: PruningSpace, tracer: LabelTracer, inputs: Call) -> Iterator[LabelTracer]:
+    """Labels under which refused channels may shrink after all, one way after the other.
 
-    Channels that are folded into two dimensions may shrink in either, and those that one attribute counts may have
-    equal widths.
+    Channels that one attribute counts have equal widths. Channels that are folded into two dimensions shrink in the
+    other one.
     """
-    lines, shared = _refused_folds(space, tracer), _refused_shares(space, tracer)
-    if not lines and not shared:
-        return None
-    other = LabelTracer(network, folding_last=lines)
-    other.run(network, *inputs)
-    _follow_training(network, other, inputs)
-    for place in shared:
-        uses = [torch.from_numpy(use) for use in other.widths.get(place, ())]  # other labels, other sizes
-        for use in uses[1:]:
-            other.tie(uses[0], use, "has the width of channels that stay dense")
-    return other
+    ways: list[tuple[set[str], Sequence[tuple[str, str, int | None]]]] = []
+    if shared := _refused_shares(space, tracer):
+        ways.append((set(), shared))
+    if lines := _refused_folds(space, tracer):
+        ways.append((lines, ()))
+    for folds, places in ways:
+        other = LabelTracer(network, folding_last=folds)
+        other.run(network, *inputs)
+        _follow_training(network, other, inputs)
+        for place in places:
+            uses = [torch.from_numpy(use) for use in other.widths.get(place, ())]
+            for use in uses[1:]:
+                other.tie(uses[0], use, "has the width of channels that stay dense")
+        yield other
+
+
+def _may_shrink(space: PruningSpace) -> bool:
+    """Whether channels are refused because a slimmed network fails or differs."""
+    return any(reason in r.reason for r in space.refused for reason in ("when slimmed", "masked and slimmed"))
 
 
 def _proven(
@@ -171,7 +181,7 @@ def _proven(
 
 def _refused_folds(space: PruningSpace, tracer: LabelTracer) -> set[str]:
     """Lines of code that fold channels into two dimensions, and whose channels a mixing or the proof refused."""
-    reasons = ("is mixed with", "fails when slimmed", "masked and slimmed", "folded", "moved so that")
+    reasons = ("is mixed with", "fails when slimmed", "masked and slimmed", "folded", "moved so that", "is read by no")
     layers = {r.layer for r in space.refused if any(reason in r.reason for reason in reasons)}
     refused = [call.outputs for call in tracer.calls if call.name in layers]
     if not refused:

@@ -74,8 +74,11 @@ def counted(name: str, module: nn.Module, attribute: str, ids: Ids) -> Iterator[
 
 def may_hold_widths(attribute: str, value: object) -> bool:
     """Whether an attribute of a module may hold a number of channels, by its name and type."""
-    if attribute.startswith("_") or NO_WIDTHS.search(attribute):
-        return False
+    return not attribute.startswith("_") and not NO_WIDTHS.search(attribute) and holds_sizes(value)
+
+
+def holds_sizes(value: object) -> bool:
+    """Whether a value is an integer above 1, or a sequence of integers with one."""
     whole = isinstance(value, (tuple, list)) and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
     return _is_width(value) or (isinstance(value, (tuple, list)) and whole and any(map(_is_width, value)))
 
@@ -113,6 +116,17 @@ class WidthSearch:
             for width in rule.apply(self, channels):
                 widths.setdefault((width.module, width.attribute, width.index), width)
         return replace(space, widths=tuple(widths.values())) if widths else space
+
+    def repair_all(self, space: PruningSpace, names: Sequence[str]) -> bool:
+        """Whether the proof of all groups holds with all observed attributes, which are kept then."""
+        before = self.rules
+        rules = dict.fromkeys(Observed(type(self.network.get_submodule(w.module)), w.attribute) for w in self.observed)
+        added = [rule for rule in rules if rule not in before]
+        self.rules = [*before, *added]
+        if added and not self.proof.failure(self.extended(space), names):
+            return True
+        self.rules = before
+        return False
 
     def repair(self, space: PruningSpace, group: str, *, counted: bool = False) -> bool:
         """Look for rules that make the proof of a failing group hold; True if there are some.

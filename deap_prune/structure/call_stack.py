@@ -1,0 +1,30 @@
+"""Which module of a network runs the present line of code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from types import FrameType
+
+from torch import nn
+
+
+def module_frames() -> Iterator[FrameType]:
+    """Frames of the methods of modules that are running, innermost first."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if isinstance(frame.f_locals.get("self"), nn.Module):
+            yield frame
+        frame = frame.f_back
+
+
+def described(name: str, module: nn.Module) -> str:
+    """A module in words, for the reason of a refusal; empty for the network itself."""
+    if not name:
+        return ""
+    kind = type(module)
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        return f" (in '{name}', {kind.__name__}: inputs of recurrent layers stay dense)"
+    custom = not kind.__module__.startswith("torch.") and not list(module.children())
+    lines = f"@dp.register_layer({kind.__name__}) def spec(layer): return dp.LayerSpec(...)"
+    return f" (in '{name}', {kind.__name__}{'; describe it: ' + lines if custom else ''})"
