@@ -88,11 +88,14 @@ def test_others_are_named_with_the_way_out() -> None:
 
     class Own(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return x - x.mean(1, keepdim=True)
+            return x * torch.linalg.svdvals(x.movedim(1, -1)).sum()
 
     space = dp.trace(Body(lambda width: Own()), torch.randn(IMAGE))
     reason = next(r.reason for r in space.refused if r.layer == "stem")
-    assert reason == "is mixed with other channels by 'mean' (in 'norm', Own; describe it with @dp.register_layer(Own))"
+    assert reason == (
+        "is read by '_linalg_svd', which can't be narrowed (in 'norm', Own; describe it: @dp.register_layer(Own) "
+        "def spec(layer): return dp.LayerSpec(...))"
+    )
 
 
 class Context(nn.Module):

@@ -75,7 +75,7 @@ def frozen() -> nn.Module:
 
 
 WORKS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
-    "a dynamic if on values": (lambda: Plain(lambda x: 2 * x if x.max() > 0 else x), {"second"}),
+    "a dynamic if on values": (lambda: Plain(lambda x: 2 * x if x.max() > 0 else x), {"first", "second"}),
     "a dynamic if on the width": (lambda: Plain(lambda x: 2 * x if x.shape[1] > 6 else x), {"second"}),
     "a dynamic if on the image": (lambda: Plain(lambda x: 2 * x if x.shape[2] > 6 else x), {"first", "second"}),
     "a lambda": (lambda: Plain(lambda x: F.gelu(x) * 2), {"first", "second"}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -200,7 +201,7 @@ def _index(step: Step) -> None:
         step.tracer.attach(step.out, label)
 
 
-def _is_own_mask(step: Step, indices: Sequence[object]) -> bool:
+def _is_own_mask(step: Step, indices: Sequence[Any]) -> bool:
     """Whether one value is written where a mask of the tensor's shape is true."""
     mask = indices[0]
     whole = len(indices) == 1 and isinstance(mask, Tensor) and mask.dtype == torch.bool

@@ -86,11 +86,11 @@ class FunctionWatch(TorchFunctionMode):
 
     def _size(self, func: Any, args: Any, kwargs: Any) -> Any:
         out = func(*args, **kwargs)
-        if not isinstance(out, (torch.Size, int)):
+        if not isinstance(out, torch.Size) and func is not Tensor.size:
             return out
         with self._aside():
             shape = with_widths(self.tracer, args[0], args[0].shape)
-        return shape[args[1] if len(args) > 1 else kwargs["dim"]] if isinstance(out, int) else shape
+        return shape if isinstance(out, torch.Size) else shape[args[1] if len(args) > 1 else kwargs["dim"]]
 
     @contextmanager
     def _aside(self) -> Iterator[None]:
