@@ -44,7 +44,13 @@ from deap_prune.structure.tracing.fvcore_count import count_flops
 from deap_prune.structure.tracing.proof import Proof, difference
 
 TRANSFORMERS = ("vit_", "swin_", "maxvit_")  # of torchvision
-SIZES = {"inception_v3": 299, "alexnet": 80, "timm:inception_v4": 107, "timm:inception_resnet_v2": 107}  # else 64
+SIZES = {
+    "inception_v3": 299,
+    "alexnet": 80,
+    "timm:inception_v4": 107,
+    "timm:bat_resnext26ts": 256,
+    "timm:inception_resnet_v2": 107,
+}  # else 64
 LIMIT = 60  # CPU seconds for Torch-Pruning
 PARTS = ("fcn_resnet50", "deeplabv3_resnet50", "lraspp_mobilenet_v3_large", "fasterrcnn_resnet50_fpn")
 TIMM = """

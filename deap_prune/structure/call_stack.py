@@ -18,9 +18,9 @@ def module_frames() -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def described(name: str, module: nn.Module) -> str:
+def described(name: str, module: nn.Module | None) -> str:
     """A module in words, for the reason of a refusal; empty for the network itself."""
-    if not name:
+    if not name or module is None:
         return ""
     kind = type(module)
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):

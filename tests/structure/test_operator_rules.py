@@ -236,7 +236,9 @@ def test_recurrent_layers_are_named(kind: type[nn.RNNBase]) -> None:
     space = dp.trace(Net(), torch.randn(1, 3, 12))
     assert [group.name for group in space.groups] == ["a"]
     reason = next(r.reason for r in space.refused if r.layer == "b")
-    assert reason.endswith(f"which can't be narrowed (in 'rnn', {kind.__name__}: inputs of recurrent layers stay dense)")
+    assert reason.endswith(
+        f"which can't be narrowed (in 'rnn', {kind.__name__}: inputs of recurrent layers stay dense)"
+    )
 
 
 def test_a_rule_that_fails_refuses_its_channels_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +253,5 @@ def test_a_rule_that_fails_refuses_its_channels_alone(monkeypatch: pytest.Monkey
 
 
 def test_the_cause_of_a_fixed_width_is_named() -> None:
-    space = dp.trace(
-        Between(lambda x: x + torch.cdist(x.flatten(2), x.flatten(2))[:, :, :1, None]), torch.randn(IMAGE)
-    )
+    space = dp.trace(Between(lambda x: x + torch.cdist(x.flatten(2), x.flatten(2))[:, :, :1, None]), torch.randn(IMAGE))
     assert "b" not in [group.name for group in space.groups]

@@ -78,7 +78,6 @@ class LabelTracer(LayerWatch):
 
     def __init__(self, model: nn.Module, *, folding_last: Collection[str] = ()) -> None:
         super().__init__(model)
-        self._network = model
         self.calls: list[LayerCall] = []
         self.vectors: dict[str, tuple[int, Labels]] = {}
         self.elements: dict[str, Labels] = {}
@@ -176,7 +175,7 @@ class LabelTracer(LayerWatch):
             self.frozen.append((np.unique(labels.numpy()), reason))
 
     def mix(self, labels: Tensor, reason: str) -> None:
-        """Note channels that an operator mixes; they stay dense if no torch function can run on the kept ones."""
+        """Note channels that an operator mixes; see :class:`MixingWatch`."""
         self.mixing.mix(self, labels, reason)
 
     def tie(self, a: Tensor, b: Tensor, reason: str) -> None:
@@ -313,7 +312,7 @@ class LabelTracer(LayerWatch):
 
     def where(self) -> str:
         """The innermost module that is running, for a reason; empty for the network itself."""
-        return described(*next(self.running(), ("", self._network)))
+        return described(*next(self.running(), ("", None)))
 
     def running(self) -> Iterator[tuple[str, nn.Module]]:
         """Names of the modules that are running, and the modules, innermost first."""
