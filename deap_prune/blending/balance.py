@@ -35,13 +35,22 @@ class WidthCurves:
     steps: tuple[tuple[float, int, float], ...]
 
     @classmethod
-    def of(cls, planner: Planner, importance: Sequence[Matrix], error: Callable[[Masks], float]) -> WidthCurves:
+    def of(
+        cls,
+        planner: Planner,
+        importance: Sequence[Matrix],
+        error: Callable[[Masks], float],
+        *,
+        anchor: Callable[[Masks], float] | None = None,
+    ) -> WidthCurves:
         """Measure every group alone at eight widths.
 
         Args:
             planner: Of the groups and their admissible widths.
             importance: Of every group's filters, shape (1, filters) each; larger = keep.
             error: Of masks; 0 where nothing is pruned.
+            anchor: A dearer error of masks, which the whole curve of each group is scaled to at half of its width. A
+                group keeps its curve where either error is 0 or not finite.
         """
         space, groups = planner.space, len(planner.space.groups)
         alone = np.ones((len(LEVELS), groups, groups))
@@ -50,7 +59,13 @@ class WidthCurves:
         rows = [np.broadcast_to(scores, (len(wishes), scores.shape[1])) for scores in importance]
         free = planner.free()
         counts = np.diagonal(free.widths.admissible(space.sizes * wishes).reshape(alone.shape), axis1=1, axis2=2)
-        lost = np.array([error(masks) for masks in free.masks(rows, wishes, None)]).reshape(counts.shape)
+        candidates = free.masks(rows, wishes, None)
+        lost = np.array([error(masks) for masks in candidates]).reshape(counts.shape)
+        if anchor is not None:
+            at = LEVELS.index(0.5)
+            goal = np.array([anchor(masks) for masks in candidates[at * groups : (at + 1) * groups]])
+            usable = np.isfinite(goal) & (goal > 0) & (lost[at] > 0)
+            lost = lost * np.divide(goal, lost[at], out=np.ones(groups), where=usable)
         return cls._joined(planner, list(counts.T), list(lost.T))
 
     @classmethod

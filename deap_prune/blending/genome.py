@@ -247,13 +247,17 @@ class Genome(Decoding):
         return self._single(criterion, self._stage_means(counts / self.space.sizes), share)
 
     @checked
-    def width_curves(self, criterion: str, error: Callable[[Masks], float]) -> WidthCurves:
+    def width_curves(
+        self, criterion: str, error: Callable[[Masks], float], *, anchor: Callable[[Masks], float] | None = None
+    ) -> WidthCurves:
         """The error of the network by the width of each group, for filters ranked by a criterion.
 
         Args:
             criterion: Registry name; it ranks the filters.
             error: Function of masks, smaller is better, such as ``evaluator.surrogate``. It is called eight times per
                 group.
+            anchor: Function of masks that makes the groups comparable, such as ``evaluator.output_distance``; called
+                once per group. For networks that are refined: the layers after a group make up for much of its error.
 
         Raises:
             ConfigError: If the allocation has no keep genes for the widths.
@@ -261,7 +265,7 @@ class Genome(Decoding):
         """
         self._check_keep_genes()
         importance, _ = self._read(genes_of([self.single(criterion)], self.layout))
-        return WidthCurves.of(self._planner, importance, error)
+        return WidthCurves.of(self._planner, importance, error, anchor=anchor)
 
     @checked
     def balanced(self, criterion: str, curves: WidthCurves, *, share: Share = 0.5) -> list[float]:

@@ -28,7 +28,8 @@ class StartingPoints:
     one threshold over all groups (``genome.affine``).
 
     Args:
-        problem: Makes individuals. If its fitness compensates, the fitness's surrogate balances the widths.
+        problem: Makes individuals. If its fitness compensates, the fitness's surrogate balances the widths; if it
+            refines, the distance of outputs makes the errors of different groups comparable.
     """
 
     def __init__(self, problem: BlendProblem) -> None:
@@ -179,12 +180,16 @@ class StartingPoints:
 
     @cached_property
     def _curves(self) -> WidthCurves | None:
-        return self._measured(self._surrogate, self._criteria_by_error)
+        fitness = self._problem.fitness
+        anchor = fitness.output_distance if fitness.learns else None
+        return self._measured(self._surrogate, self._criteria_by_error, anchor)
 
-    def _measured(self, error: Error | None, names: Sequence[str]) -> WidthCurves | None:
+    def _measured(self, error: Error | None, names: Sequence[str], anchor: Error | None = None) -> WidthCurves | None:
         """The width curves of the first of the criteria, which all criteria share."""
         genome = self._genome_with_widths
-        return None if genome is None or error is None or not names else genome.width_curves(names[0], error)
+        if genome is None or error is None or not names:
+            return None
+        return genome.width_curves(names[0], error, anchor=anchor)
 
     def _sorted_by(self, error: Error | None) -> list[str]:
         """The criteria, smallest error first; an empty list without widths that evolve or without an error."""

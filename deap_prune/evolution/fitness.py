@@ -47,6 +47,7 @@ class Fitness(Evaluate, Protocol):
     def compute(self, masks: Masks) -> Values: ...  # noqa: D102
     def costs(self, masks: Masks) -> list[float]: ...  # noqa: D102
     def surrogate(self, masks: Masks) -> float: ...  # noqa: D102
+    def output_distance(self, masks: Masks) -> float: ...  # noqa: D102
     def learned(self) -> Error | None: ...  # noqa: D102
 
 
@@ -58,6 +59,7 @@ class _Estimating(Protocol):
     def compute(self, masks: Masks) -> Values: ...
     def costs(self, masks: Masks) -> list[float]: ...
     def surrogate(self, masks: Masks) -> float: ...
+    def output_distance(self, masks: Masks) -> float: ...
     def learned(self) -> Error | None: ...
 
 
@@ -129,6 +131,10 @@ class PlainFitness:
         return []
 
     def surrogate(self, masks: Masks) -> float:
+        """The same for all masks: nothing is known of them."""
+        return 0.0
+
+    def output_distance(self, masks: Masks) -> float:
         """The same for all masks: nothing is known of them."""
         return 0.0
 

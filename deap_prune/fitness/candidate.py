@@ -18,6 +18,7 @@ from deap_prune.fitness.settings import STORED, Counters, Settings
 from deap_prune.fitness.slim_buffer import SlimBuffer
 from deap_prune.precision import full_precision
 from deap_prune.reconstruction import Grams, ReconstructionError, collect_grams, compensate, propagate_bn
+from deap_prune.reconstruction.output_distance import OutputDistance
 from deap_prune.reconstruction.recovery import recover
 from deap_prune.reconstruction.refine import Refiner
 from deap_prune.structure.masks import Masks
@@ -92,6 +93,22 @@ class CandidateBuilder:
             DataError: If there is no calibration data.
         """
         return ReconstructionError(self._space, self.moments)
+
+    @cached_property
+    def output_distance(self) -> OutputDistance:
+        """The distance of a compensated network's outputs from the dense one's.
+
+        Raises:
+            DataError: If there is no calibration data.
+        """
+        return OutputDistance(
+            self._network,
+            self._space,
+            self.moments,
+            self._calibration,
+            forward=self._forward,
+            statistics=self.recalibrate == "closed_form",
+        )
 
     @property
     def stored_settings(self) -> dict[str, Any]:
@@ -176,8 +193,9 @@ class CandidateBuilder:
         return trained
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the refiner, which is quickly made again."""
-        return vars(self) | {"_kept_refiner": None}
+        """Without the refiner and the output distance, which are quickly made again."""
+        state = vars(self) | {"_kept_refiner": None}
+        return {name: value for name, value in state.items() if name != "output_distance"}
 
     def with_settings(self, settings: Settings) -> CandidateBuilder:
         """A builder with other settings; it shares moments and refiner if the settings make the same ones."""
@@ -187,7 +205,7 @@ class CandidateBuilder:
         if any(getattr(settings, name) != getattr(self.settings, name) for name in names):
             other._kept_refiner = None
         same = _of_moments(settings) == _of_moments(self.settings)
-        for name in ("recalibrate", *(() if same else ("moments", "surrogate"))):
+        for name in ("recalibrate", "output_distance", *(() if same else ("moments", "surrogate"))):
             vars(other).pop(name, None)
         return other
 

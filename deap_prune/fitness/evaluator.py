@@ -149,11 +149,7 @@ class Evaluator:
         return MappingProxyType(self._cache)
 
     def __call__(self, masks: Masks) -> Values:
-        """The objectives' values of a pruned network, in order.
-
-        Raises:
-            MaskError: If the masks don't fit the space.
-        """
+        """The objectives' values of a pruned network, in order."""
         return self.many([masks])[0]
 
     def many(
@@ -244,6 +240,12 @@ class Evaluator:
         with full_precision():
             return self._build.surrogate(masks)
 
+    @checked
+    def output_distance(self, masks: Masks) -> float:
+        """See :class:`deap_prune.reconstruction.output_distance.OutputDistance`; it raises what surrogate raises."""
+        with full_precision():
+            return self._build.output_distance(masks)
+
     def learned(self, evaluated: Mapping[Masks, Values] | None = None) -> Error | None:
         """The surrogate with per-layer weights fitted to the evaluated candidates, or None unless :attr:`learns`.
 
@@ -269,11 +271,7 @@ class Evaluator:
     @checked
     @one_at_a_time
     def selected(self, masks: Masks) -> Masks:
-        """Masks of the same widths, with the filters that refinement selects; see :attr:`Settings.select`.
-
-        Raises:
-            MaskError: If the masks don't fit the space.
-        """
+        """Masks of the same widths, with the filters that refinement selects; see :attr:`Settings.select`."""
         return self._build.selected(masks)
 
     @checked

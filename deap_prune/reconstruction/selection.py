@@ -18,11 +18,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deap_prune.reconstruction.elimination import Reader, run_elimination, uses_of
+from deap_prune.reconstruction.elimination import run_elimination, uses_of
 from deap_prune.reconstruction.fit import current_map
 from deap_prune.reconstruction.flow import Flow
-from deap_prune.reconstruction.grams import scarcity
-from deap_prune.reconstruction.matrix import RIDGE, blocks_of, features, to_features
+from deap_prune.reconstruction.live_problem import LiveProblem
+from deap_prune.reconstruction.matrix import (
+    blocks_of,
+    features,
+    to_features,
+)
 from deap_prune.reconstruction.targets import Aim
 from deap_prune.structure.inputs import in_order
 from deap_prune.structure.layers import describe_layer, narrow_layer, selection, spec_of
@@ -194,7 +198,7 @@ class Selector:
         inputs, spec, taps = self._entries[reader].inputs, spec_of(layer), layer.weight[0, 0].numel()
         blocks = blocks_of(spec)
         x = to_features(patches, blocks, "full")
-        live = _Live.of(x, target, current_map(layer, norm).weight, norm is not None or layer.bias is not None)
+        live = LiveProblem.of(x, target, current_map(layer, norm).weight, norm is not None or layer.bias is not None)
         present = self.present.copy()
         for group in self._choices[reader]:
             places = _places(inputs, present, self.present).reshape(blocks, -1) % (spec.in_channels // blocks)
@@ -206,6 +210,7 @@ class Selector:
                 kept[group.start : group.start + group.size] = keep
         self._done.add(reader)
         self._stay[reader] = stays = _places(inputs, present, self.present)
+        live.compensate(layer, norm, features((stays % (spec.in_channels // blocks)).reshape(blocks, -1), taps, "full"))
         self._narrow(network, present)
         return stays
 
@@ -229,7 +234,7 @@ class Selector:
         layers = {reader: network.get_submodule(reader) for reader in self._choices}
         return [layer.register_forward_pre_hook(hook_of(r), with_kwargs=True) for r, layer in layers.items()]
 
-    def _keep_of(self, group: FilterGroup, live: _Live, positions: Ids, taps: int) -> NDArray[np.bool_]:
+    def _keep_of(self, group: FilterGroup, live: LiveProblem, positions: Ids, taps: int) -> NDArray[np.bool_]:
         """Mask of the filters that stay; the candidate's own where the data give no order."""
         own = self._masks[group.name]
         blocks, n, _ = live.weight.shape
@@ -267,51 +272,3 @@ class Selector:
 def _places(ids: Ids, keep: NDArray[np.bool_], present: NDArray[np.bool_]) -> Ids:
     """Positions of the kept channels among those that are present."""
     return np.flatnonzero(keep[ids][present[ids]])
-
-
-@dataclass(frozen=True, eq=False)
-class _Live:
-    """The least-squares problem of a layer in the pruned network.
-
-    It has the precision of the features: sampling blurs the costs more than rounding does, and float64 takes twice as
-    long.
-
-    Attributes:
-        square: Moments of the features, (blocks, n, n), centred if there is an intercept.
-        cross: Moments of the features with the target, (blocks, n, outputs of a block).
-        weight: Weights that the fit is drawn to, in the same shape.
-        energy: Energy of the target, shape ().
-        rows: Number of rows.
-    """
-
-    square: Tensor
-    cross: Tensor
-    weight: Tensor
-    energy: Tensor
-    rows: int
-
-    @classmethod
-    def of(cls, x: Tensor, target: Tensor, weight: Tensor, intercept: bool) -> _Live:
-        """From features (blocks, rows, n) and a target (rows, outputs)."""
-        if x.dtype in (torch.float16, torch.bfloat16):
-            x, target, weight = x.float(), target.float(), weight.float()
-        y = target.reshape(len(target), len(x), -1).transpose(0, 1)
-        if intercept:
-            x, y = x - x.mean(dim=1, keepdim=True), y - y.mean(dim=1, keepdim=True)
-        rows = x.shape[1]
-        square, cross = x.transpose(1, 2) @ x / rows, x.transpose(1, 2) @ y / rows
-        energy = y.square().sum() / rows
-        return cls(square, cross, weight, energy.clamp_min(torch.finfo(torch.float32).tiny), rows)
-
-    def part(self, kept: Ids) -> _Live:
-        """The problem of some features only, (blocks, kept)."""
-        index = torch.as_tensor(kept, device=self.square.device)
-        at = torch.arange(len(index), device=index.device)[:, None]
-        square = self.square[at[:, :, None], index[:, :, None], index[:, None, :]]
-        return _Live(square, self.cross[at, index], self.weight[at, index], self.energy, self.rows)
-
-    def reader(self, uses: tuple[Tensor, Tensor]) -> Reader:
-        """The reader of the filters, with the fit on all features."""
-        uses = uses[0].to(self.square.device), uses[1].to(self.square.device)
-        ridge = RIDGE * scarcity(self.square.shape[1], self.rows)
-        return Reader.fitted(self.square.clone(), self.cross, self.weight, uses, self.energy, ridge=ridge)

@@ -83,6 +83,19 @@ def test_weights_are_of_errors(digits: Digits) -> None:
     assert np.allclose(weighed.kept, direct.kept) and np.allclose(weighed.flops, direct.flops)
 
 
+def test_anchors_make_the_errors_of_groups_comparable(digits: Digits) -> None:
+    """Anchored curves are those of the anchor if that differs by a factor for each group; unusable anchors are 1."""
+    space, genome = digits.space, digits.genome()
+    worth, factors = np.random.default_rng(0).uniform(0.5, 2.0, (2, len(space.groups)))
+    error, dear = losses(space, worth), losses(space, worth * factors)
+    anchored = genome.width_curves("l2", error, anchor=dear)
+    direct = genome.width_curves("l2", dear)
+    assert np.allclose(anchored.kept, direct.kept) and np.allclose(anchored.flops, direct.flops)
+    plain = genome.width_curves("l2", error)
+    for value in (0.0, np.nan, np.inf):
+        assert genome.width_curves("l2", error, anchor=lambda masks, value=value: value).steps == plain.steps
+
+
 @pytest.mark.parametrize("name", [*SPACES, "grouped"])
 def test_errors_at_every_width_are_curves_too(name: str) -> None:
     """At each price no other admissible widths have less error and FLOPs together; groups without errors stay dense."""
@@ -162,6 +175,17 @@ def test_stages_stay_together() -> None:
 
 
 # ------------------------------------------------------------------ where a search begins
+def test_refined_candidates_have_anchored_widths(digits: Digits) -> None:
+    genome, evaluator = digits.genome(max_flops=0.5), digits.evaluator(objectives=("loss",))
+    for refine in (False, True):
+        fitness = evaluator.with_settings(refine=refine)
+        anchor = fitness.output_distance if refine else None
+        best = min(genome.criteria, key=lambda c: fitness.surrogate(genome.decode(genome.single(c, share=0.5))))
+        curves = genome.width_curves(best, fitness.surrogate, anchor=anchor)
+        first = StartingPoints(dp.algorithms.BlendProblem(genome, fitness)).balanced(1)[0]
+        assert list(first) == genome.balanced(genome.criteria[0], curves)
+
+
 @pytest.mark.parametrize("max_flops", [None, 0.5, (0.3, 0.7)])
 def test_single_criteria_with_balanced_widths_begin(
     digits: Digits, max_flops: float | tuple[float, float] | None

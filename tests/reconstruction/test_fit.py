@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deap_prune.reconstruction import fit
-from deap_prune.reconstruction.fit import fit_layer
+from deap_prune.reconstruction.fit import choose, fit_layer
 
 
 @pytest.mark.parametrize("affine", [True, False])
@@ -37,6 +37,19 @@ def test_noise_changes_nothing() -> None:
     assert all(torch.equal(before[k], v) for k, v in layer.state_dict().items())
     fit_layer(layer, None, x[:, :1], torch.zeros(1, 2))  # a single row: nothing to hold out
     assert all(torch.equal(before[k], v) for k, v in layer.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("errors", "chosen"),
+    [
+        ([0.30, 0.29, 0.31, 0.1], 1.0),  # nearly the best; errors after a rise are not read
+        ([0.95, 0.70, 0.50, 0.55], 3.0),  # the first ones bring too little
+        ([1.2, 1.1, 0.9, 1.0], 3.0),
+        ([1.3, 1.2, 1.1, 1.0], None),
+    ],
+)
+def test_the_smallest_ridge_that_brings_most(errors: list[float], chosen: float | None) -> None:
+    assert choose(zip((1.0, 2.0, 3.0, 4.0), errors, strict=True), 1.0) == chosen
 
 
 # ------------------------------------------------------------------ before a rectifier

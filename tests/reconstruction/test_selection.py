@@ -112,6 +112,33 @@ def test_the_last_layer_reads_the_filters_of_a_greedy_search() -> None:
     assert np.array_equal(selected["0"], keep)
 
 
+@pytest.mark.parametrize("normalised", [False, True])
+def test_the_fit_begins_with_compensated_weights(normalised: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kept weights make up for the others as a ridge regression on all rows does, and the mean stays."""
+    for place, value in (
+        ("sequential.fit_layer", lambda *parts, **options: None),
+        ("selection.ROWS_PER_FEATURE", 1000),
+        ("targets.LEAST_ROWS", 4000),
+    ):
+        monkeypatch.setattr(f"deap_prune.reconstruction.{place}", value)
+    torch.manual_seed(0)
+    norm = [nn.BatchNorm1d(4)] if normalised else []
+    model = nn.Sequential(nn.Linear(5, 9), nn.ReLU(), nn.Linear(9, 4), *norm).double().eval()
+    x = torch.randn(4000, 5, dtype=torch.float64)
+    space = dp.trace(model, x[:2])
+    masks = dp.Masks({"0": np.arange(9) < 4})
+    refiner = Refiner(model, space, (x, torch.zeros(4000)), images=4000, rows=4000)
+    small, selected = refiner.refine(masks, dp.slim(model, space, masks), select=True, prior=1e6)
+    assert selected == masks
+    read, weight = model[:2](x).detach().numpy(), model[2].weight.detach().numpy().T
+    square = np.cov(read.T, bias=True)
+    kept, lost = square[:4, :4], square[:4, 4:]
+    ridge = 1e-3 * np.diag(kept).mean() * np.eye(4)
+    expected = weight[:4] + np.linalg.solve(kept + ridge, lost @ weight[4:])
+    assert np.allclose(small[2].weight.detach().numpy().T, expected, atol=1e-8)
+    assert torch.allclose(small(x).mean(dim=0), model(x).mean(dim=0), atol=1e-8)
+
+
 def test_what_an_earlier_layer_has_lost_counts() -> None:
     """The second filter weighs more, but what it reads is pruned: the dense cost keeps it, the live cost does not."""
     torch.manual_seed(0)
