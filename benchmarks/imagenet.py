@@ -2,8 +2,8 @@
 
 Question: at 70 and 50 % of the FLOPs, how accurate is torchvision's MobileNetV2 after each stage?
 Method: no search. For each budget and kind of widths (uniform, balanced, one threshold) the best of the criteria is
-chosen by the loss of its compensated network on the validation images. The widths with the best such loss go on (or
-all, with ``--all-widths``): refined on all calibration images, with sequential selection, and recovered after that.
+chosen by the loss of its compensated network on the validation images, and refined on all calibration images. The
+widths whose refined network has the smallest such loss go on: with sequential selection, and recovered after that.
 Nothing is chosen by the test images; every network is evaluated on them once.
 Output: results/imagenet.json: one row for each budget, kind of widths and stage, and one for the dense network.
 
@@ -69,26 +69,22 @@ class Measured:
 def best_masks(setup: Setup, evaluator: dp.Evaluator, budget: float, widths: str) -> tuple[str, dp.Masks, Row]:
     """The best single criterion on validation images, its masks, and the losses of all."""
     genome = setup.genome(budget, allocation="uniform" if widths == "uniform" else "evolved")
-    masks = single_masks(genome, evaluator, widths)
+    masks = single_masks(genome, evaluator, widths, refined=True)
     losses = {name: evaluator(candidate)[0] for name, candidate in masks.items()}
     best = min(losses, key=losses.__getitem__)
     return best, masks[best], losses
 
 
-def stages(measured: Measured, evaluator: dp.Evaluator, first: Row, recover: int) -> None:
-    """Refined, selected and recovered networks of the masks of a row."""
-    masks, images = dp.Masks.from_json(json.dumps(first["masks"])), measured.facts["images"]
-    refining = evaluator.with_settings(refine=True, refine_images=images)
-    arms = {"selected": {"select": True}, "refined": {}}
-    if recover:
-        arms["recovered"] = {"select": True, "recover": recover}
-    for stage, settings in arms.items():
-        key = {name: first[name] for name in ("budget", "widths", "criterion")} | {"stage": stage}
-        if measured.row(key) is None:
-            begun, arm = time.process_time(), refining.with_settings(**settings)
-            built = arm.slim(masks)
-            more = {"steps": recover} if stage == "recovered" else {}
-            measured.add(key, evaluator, masks, built, time.process_time() - begun, **more)
+def measured_stage(measured: Measured, refining: dp.Evaluator, first: Row, stage: str, **settings: Any) -> Row:
+    """The row of a network that is refined from the masks of a row."""
+    key = {name: first[name] for name in ("budget", "widths", "criterion")} | {"stage": stage}
+    row = measured.row(key)
+    if row is None:
+        masks = dp.Masks.from_json(json.dumps(first["masks"]))
+        begun, arm = time.process_time(), refining.with_settings(**settings)
+        built = arm.slim(masks)
+        row = measured.add(key, refining, masks, built, time.process_time() - begun, **settings)
+    return row
 
 
 def main() -> None:
@@ -102,8 +98,7 @@ def main() -> None:
     parser.add_argument("--validation", type=int, default=500)
     parser.add_argument("--recover", type=int, default=0)
     parser.add_argument("--widths", nargs="*", choices=WIDTHS, default=list(WIDTHS))
-    parser.add_argument("--criteria", nargs="*", default=["l1", "fpgm", "bn_scale"])
-    parser.add_argument("--all-widths", action="store_true")
+    parser.add_argument("--criteria", nargs="*", default=["l1", "elimination"])
     parser.add_argument("--set", nargs="*", default=[])
     args = parser.parse_args()
     args.set = [f"search.criteria=[{', '.join(args.criteria)}]", *args.set]
@@ -120,8 +115,9 @@ def main() -> None:
     measured = Measured(args.out / "imagenet.json", setup, facts)
     # The statistics of depthwise layers' norms do not follow from moments: auto re-estimates them on images.
     evaluator = setup.evaluator("compensated", objectives=("loss", "accuracy", "flops"), recalibrate="auto")
+    refining = evaluator.with_settings(refine=True, refine_images=args.calibration)
     for budget in args.budgets:
-        compensated = []
+        refined: list[tuple[Row, Row]] = []
         for widths in args.widths:
             key = {"budget": budget, "widths": widths, "stage": "compensated"}
             row = measured.row(key)
@@ -131,10 +127,11 @@ def main() -> None:
                 key |= {"criterion": criterion}
                 seconds = time.process_time() - begun
                 row = measured.add(key, evaluator, masks, evaluator.slim(masks), seconds, losses=losses)
-            compensated.append(row)
-        compensated.sort(key=lambda row: row["validation"]["loss"])
-        for row in compensated if args.all_widths else compensated[:1]:
-            stages(measured, evaluator, row, args.recover)
+            refined.append((measured_stage(measured, refining, row, "refined"), row))
+        best = min(refined, key=lambda pair: pair[0]["validation"]["loss"])[1]
+        measured_stage(measured, refining, best, "selected", select=True)
+        if args.recover:
+            measured_stage(measured, refining, best, "recovered", select=True, recover=args.recover)
     if measured.row({"stage": "dense"}) is None:
         measured.add({"stage": "dense"}, evaluator, dp.Masks({}), evaluator.network, 0.0)
 

@@ -73,11 +73,21 @@ def row_of_best(setup: Setup, protocol: str, genome: Any, state: dp.algorithms.G
 
 
 # ------------------------------------------------------------------ methods at a budget
-def single_masks(genome: Any, evaluator: dp.Evaluator, widths: str) -> dict[str, dp.Masks]:
-    """The masks of every criterion alone, with uniform or balanced widths or one threshold."""
+def single_masks(
+    genome: Any, evaluator: dp.Evaluator, widths: str, *, refined: bool | None = None
+) -> dict[str, dp.Masks]:
+    """The masks of every criterion alone, with uniform or balanced widths or one threshold.
+
+    Args:
+        genome: From individuals to masks.
+        evaluator: Its surrogate balances the widths.
+        widths: ``"uniform"``, ``"balanced"`` or ``"threshold"``.
+        refined: Whether the networks are refined; whether the evaluator refines them by default.
+    """
     individuals = {name: genome.single(name) for name in genome.criteria}
     if widths == "balanced":
-        curves = {name: genome.width_curves(name, evaluator.surrogate) for name in individuals}
+        anchor = evaluator.output_distance if (evaluator.learns if refined is None else refined) else None
+        curves = {name: genome.width_curves(name, evaluator.surrogate, anchor=anchor) for name in individuals}
         individuals = {name: genome.balanced(name, curves[name]) for name in individuals}
     elif widths == "threshold":
         identity = [1.0] * len(genome.space.groups), [0.0] * len(genome.space.groups)
