@@ -69,12 +69,8 @@ def test_the_best_refined_network_wins(digits: Digits) -> None:
 
 def test_single_criteria_join_the_front_that_they_are_not_dominated_by(digits: Digits) -> None:
     """With several objectives single criteria are refined too, over the range of costs."""
+    # Evolution alone has next to nothing.
     short: dict[str, Any] = {"generations": 0, "population": 2, "select": None, "refine_images": 150}
-        "generations": 0,
-        "population": 2,
-        "select": None,
-        "refine_images": 150,
-    }  # evolution alone has next to nothing
     alone, result = search_digits(digits, finalists=0, **short), search_digits(digits, finalists=2, **short)
     points, count = StartingPoints(BlendProblem(result.genome, result.compared_by)), len(result.scores.criteria)
     balanced, ranked = points.balanced(count), points.ranked(count)
