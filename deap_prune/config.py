@@ -254,5 +254,6 @@ def import_factory(path: str) -> Any:
         raise ConfigError(f"factory '{path}' is not 'module:function', such as 'torchvision.models:resnet50'")
     try:
         return getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"factory '{path}' can't be imported: {error}") from error
+    except Exception as error:  # the module may raise anything
+        reason = error if isinstance(error, (ImportError, AttributeError)) else f"{type(error).__name__}: {error}"
+        raise ConfigError(f"factory '{path}' can't be imported: {reason}") from error

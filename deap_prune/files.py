@@ -115,6 +115,14 @@ def make_folder(folder: Path, *, may_be_link: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
+def is_file(path: Path) -> bool:
+    """Whether a path is that of a file; False for names that the operating system does not take."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def is_temporary(name: str) -> bool:
     """Whether a file's name is one of the temporary files of :func:`write_bytes`."""
     return _TEMPORARY.fullmatch(name) is not None

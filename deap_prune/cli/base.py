@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,13 +15,40 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
-from deap_prune.errors import PruneError, RunError
+from deap_prune.errors import ConfigError, PruneError, RunError
 
 if TYPE_CHECKING:
     from deap_prune.search.finished_run import OpenedSolution
 
+
+class _Commands(TyperGroup):
+    """The commands; options that can't be parsed are one line, as our other errors are."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
+        """Run a command; see ``click.Command.main``."""
+        run: Any = super().main
+        if not standalone_mode:
+            return run(*args, standalone_mode=False, **kwargs)
+        given = kwargs.get("args") or (args[0] if args else None) or sys.argv[1:]
+        try:
+            if "" in given:
+                raise ConfigError("an argument is an empty text; give a value, or leave the option out")
+            status = run(*args, standalone_mode=False, **kwargs)
+        except Exception as error:
+            click_text = getattr(error, "format_message", None)  # typer brings click along, or imports it
+            if click_text is None and not isinstance(error, ConfigError):
+                raise
+            text = " ".join(str(error if click_text is None else click_text()).split()).rstrip(".")
+            command = getattr(getattr(error, "ctx", None), "command_path", "deap-prune")
+            print(f"error: {text}; '{command} --help' shows what to give", file=sys.stderr)
+            sys.exit(2)
+        sys.exit(status if isinstance(status, int) else 0)
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Prune the filters of CNNs by blending pruning criteria, evolved with DEAP.",
     no_args_is_help=True,
     add_completion=False,

@@ -23,9 +23,12 @@ def inspect(
 ) -> None:
     """Show what can be pruned in the config's network: groups, couplings, refusals, cost; and how criteria compare."""
     from deap_prune.config import load_config
+    from deap_prune.errors import ConfigError
     from deap_prune.search.from_config import open_config, open_folder
     from deap_prune.structure.tracing.trace import trace
 
+    if not criteria and (max_flops is not None or folder is not None):
+        raise ConfigError("--max-flops and --out are for the comparison of criteria; give --criteria too")
     overrides = model_override(model, set)
     opened = open_folder(config, overrides) if config.is_dir() else open_config(load_config(config, overrides))
     task = opened.task

@@ -88,8 +88,11 @@ def report(
     quiet: Quiet = False,
 ) -> None:
     """Write a run's report.html (one page), compared with other runs, and its pictures as PNG and SVG in RUN/report."""
+    from deap_prune.errors import ConfigError
     from deap_prune.report import report as write
 
+    if model is not None and not network:
+        raise ConfigError("--model and --no-network exclude each other; give one of them")
     path = write(
         run, singles=singles, network=network, beside=others or (), progress=not quiet, overrides=model_override(model)
     )
@@ -106,6 +109,8 @@ def watch(
 
     if not run.is_dir():
         say(f"there is no folder '{run}' yet: the page waits until a run begins there")
+    if not run.exists():
+        say(f"'{run}' does not exist yet; the page shows a run when one begins there")
     with live.served(run, port=port) as watched:
         say(f"open {watched.address} (Ctrl+C stops it; the address is secret)")
         try:

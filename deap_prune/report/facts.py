@@ -149,6 +149,7 @@ def gather(
 
     Raises:
         RunError: If there is no front, it can't be read, or a run in ``beside`` has another network or objectives.
+        PruneError: If there are overrides, and network or data can't be opened with them.
     """
     front = ParetoFront.load(folder)
     folders = [folder, *map(Path, beside)]
@@ -160,6 +161,8 @@ def gather(
         try:
             insight, layers = _insight(folder, front, result, singles, progress, overrides)
         except PruneError as error:
+            if overrides:
+                raise
             why = str(error)
     stored = folder / "versions.json"
     config = folder / "config.yaml"

@@ -49,6 +49,8 @@ def served(run: str | Path, *, port: int = 0) -> Iterator[Watched]:
         RunError: If the port can't be used.
     """
     folder, token = Path(run), secrets.token_urlsafe(16)
+    if folder.is_file():
+        raise RunError(f"'{folder}' is a file; give a run folder")
     try:
         server = ThreadingHTTPServer((HOST, port), _handler(folder, token))
     except (OSError, OverflowError) as error:

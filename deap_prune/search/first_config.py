@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 
 from deap_prune.data.image_files import read_image
 from deap_prune.errors import ConfigError, DataError
+from deap_prune.files import is_file
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 IMAGENET_CLASSES = 1000
@@ -95,9 +97,15 @@ def first_config(
         max_seconds: Time limit of the search.
 
     Raises:
-        ConfigError: If there is no such network in torchvision.
+        ConfigError: If there is no such network in torchvision, no such file of weights, or a limit is not legal.
         DataError: As for :func:`data_section`.
     """
+    if not 0 < max_flops <= 1:
+        raise ConfigError(f"max_flops is {max_flops}; give the kept share of the FLOPs, above 0 and at most 1")
+    if max_seconds is not None and not 0 < max_seconds < math.inf:
+        raise ConfigError(f"max_seconds is {max_seconds}; give a number of seconds above 0")
+    if weights is not None and not is_file(weights):
+        raise ConfigError(f"no weights at '{weights}'; give a .safetensors or .pth file")
     factory = model if ":" in model else f"torchvision.models:{model}"
     images = data_section(data, enlarges=factory.startswith("torchvision."))
     network: dict[str, Any] = {"factory": factory}
