@@ -247,7 +247,8 @@ class PruningSpace:
     def _summary(self) -> str:
         return (
             f"{len(self.groups)} groups, {int(self.sizes.sum())} filters; {self.flops:,} flops "
-            f"(1 multiply-add = 1 flop; {self.half_flops / self.flops:.1%} stay with half of every group, at least "
+            f"(1 multiply-add = 1 flop; {self.prunable_flops / self.flops:.1%} can shrink, "
+            f"{self.half_flops / self.flops:.1%} stay with half of every group, at least "
             f"{self.min_flops / self.flops:.1%}), {self.params:,} parameters"
         )
 

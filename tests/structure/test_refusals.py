@@ -218,3 +218,11 @@ def test_ignored_modules_stay_dense() -> None:
         dp.trace(model, inputs, ignore=model.stem)
     with pytest.raises(ModelError, match="ignore holds a Conv2d that is not in the network"):
         dp.trace(model, inputs, ignore=[nn.Conv2d(1, 1, 1)])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_networks_are_pruned_before() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
+    quantised = torch.ao.quantization.quantize_dynamic(network, {nn.Linear})
+    with pytest.raises(ModelError, match="'3' is quantised, and nothing else can be pruned: prune first"):
+        dp.trace(quantised, torch.randn(IMAGE))

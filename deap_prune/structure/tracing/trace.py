@@ -107,12 +107,19 @@ def trace(
     if space.groups and not space.flops:
         raise ModelError("no multiply-adds were counted: the network returns no tensor that depends on its inputs")
     if not space.groups:
-        reasons = "; ".join(sorted({f"{r.layer or 'the only layer'}: {r.reason}" for r in space.refused})[:5])
-        raise ModelError(
-            f"the network has no filters that can be pruned ({reasons or 'no layer makes channels'}); a prunable "
-            "filter needs a convolution or linear layer whose outputs another layer reads"
-        )
+        raise _nothing_to_prune(network, space)
     return space
+
+
+def _nothing_to_prune(network: nn.Module, space: PruningSpace) -> ModelError:
+    """The error for a network without groups, with the first reasons."""
+    if quantised := [name for name, module in network.named_modules() if "quantized" in type(module).__module__]:
+        return ModelError(f"'{quantised[0]}' is quantised, and nothing else can be pruned: prune first, then quantise")
+    reasons = "; ".join(sorted({f"{r.layer or 'the only layer'}: {r.reason}" for r in space.refused})[:5])
+    return ModelError(
+        f"the network has no filters that can be pruned ({reasons or 'no layer makes channels'}); a prunable "
+        "filter needs a convolution or linear layer whose outputs another layer reads"
+    )
 
 
 def _other_labels(network: nn.Module, space: PruningSpace, tracer: LabelTracer, inputs: Call) -> Iterator[LabelTracer]:
