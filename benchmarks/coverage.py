@@ -49,6 +49,8 @@ SIZES = {
     "alexnet": 80,
     "timm:inception_v4": 107,
     "timm:bat_resnext26ts": 256,
+    "timm:halonet26t": 256,
+    "timm:haloregnetz_b": 256,
     "timm:inception_resnet_v2": 107,
 }  # else 64
 LIMIT = 60  # CPU seconds for Torch-Pruning

@@ -221,6 +221,11 @@ def _channel_dims(layer: nn.LayerNorm) -> dict[int, int]:
 @register_layer(nn.GroupNorm)
 def _group_norm(layer: nn.GroupNorm) -> LayerSpec:
     scale = 5 if layer.affine else 4
+    if layer.num_groups == layer.num_channels > 1:  # each channel by itself
+        own = _norm_by_channel(layer.num_channels, scale)
+        return replace(
+            own, tensors={"weight": ("out",), "bias": ("out",)}, widths={"num_channels": "out", "num_groups": "out"}
+        )
     return LayerSpec(
         in_channels=layer.num_channels,
         out_channels=layer.num_channels,

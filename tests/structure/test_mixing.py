@@ -93,6 +93,36 @@ def test_what_mixes_channels_runs_on_the_kept_ones(case: str) -> None:
     assert space.mixing
 
 
+class Classifier(nn.Module):
+    """Class weights of its own, drawn noise, a state that starts as zeros, a norm by channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.gate, self.hidden = conv(3, 8), conv(8, 12), conv(18, 12), 6
+        self.norm, self.weight = nn.GroupNorm(6, 6), nn.Parameter(torch.randn(4, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, scale = self.b(F.relu(self.a(x))).chunk(2, 1)
+        y = torch.cat([mean, mean + torch.randn_like(mean) * 0 * scale], 1)
+        state = x.new_zeros(len(x), self.hidden, *x.shape[2:])
+        for _ in range(2):
+            keep, new = self.gate(torch.cat([y, state], 1)).split(self.hidden, 1)
+            state = self.norm(keep.sigmoid() * state + new.tanh())
+        return state.mean((2, 3)) @ self.weight.t()
+
+
+def test_class_weights_noise_and_states() -> None:
+    space = check_laws(Classifier(), torch.randn(IMAGE), seeds=2)
+    assert [group.name for group in space.groups] == ["a", "b", "gate"] and not space.refused
+
+
+def volume(y: Tensor, z: Tensor) -> Tensor:
+    """PSMNet: both features, one behind the other, written into zeros."""
+    result = y.new_zeros(len(y), y.size(1) * 2, *y.shape[2:])
+    result[:, : y.size(1)], result[:, y.size(1) :] = y, z
+    return result[:, : y.size(1)] + result[:, y.size(1) :]
+
+
 BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "norm": lambda: Norm2d(8),
     "spatial gate": SpatialGate,
@@ -158,6 +188,7 @@ SIZED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "split": lambda y, z: sum(torch.cat([y, z], 1).split(z.shape[1], 1)),
     "zeros": lambda y, z: y + torch.zeros(1, z.shape[1], 1, 1),
     "filled": filled,
+    "volume": volume,
 }
 
 

@@ -86,7 +86,7 @@ def _product(step: Step) -> None:
 
 
 def _contract(step: Step, a: Tensor | None, b: Tensor | None, depth: int) -> bool:
-    """Tie and mix the channels that a product contracts; True if both factors vary along nothing else.
+    """Tie and mix the channels that a product contracts; True if both factors have such channels.
 
     Args:
         step: The product.
@@ -96,15 +96,17 @@ def _contract(step: Step, a: Tensor | None, b: Tensor | None, depth: int) -> boo
     """
     sides = [(a, -1), (b, depth)]
     contracted = [(x, d) for x, d in sides if x is not None and x.shape[d] > 1]
-    if len(contracted) == 2 and all(x.numel() == x.shape[d] for x, d in contracted):
-        (one, _), (two, _) = contracted
-        step.tracer.tie(one.reshape(-1), two.reshape(-1), f"is contracted with values of fixed width by '{step.name}'")
+    if len(contracted) < 2:
         for label, _ in contracted:
-            step.tracer.mix(label, f"is contracted by '{step.name}'{step.tracer.where()}")
-        return True
-    for label, _ in contracted:
-        step.tracer.freeze(label, f"is contracted by '{step.name}', which can't be narrowed{step.tracer.where()}")
-    return False
+            reason = f"is contracted by '{step.name}', which can't be narrowed{step.tracer.where()}"
+            step.tracer.freeze(label, reason)
+        return False
+    reason = f"is contracted with values of fixed width by '{step.name}'{step.tracer.where()}"
+    one, two = (x.movedim(d, 0).reshape(x.shape[d], -1) for x, d in contracted)
+    for label in (one, two):  # a matrix of parameters has a label for each element
+        step.tracer.tie(label, one[:, :1], reason)
+        step.tracer.mix(label[:, 0], f"is contracted by '{step.name}'{step.tracer.where()}")
+    return True
 
 
 def _batch_norm(step: Step) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deap_prune.data.batches import tensors_of
-from deap_prune.structure.mixing import CallNumbers, Key, MixingCall
+from deap_prune.structure.mixing import CallNumbers, Channels, Key, MixingCall
 
 Labels = NDArray[np.int64]
-LabelledDim = tuple[int, Labels] | None
+Mixed = list[tuple[Tensor, str]]
 
 
 class Tracer(Protocol):
@@ -35,18 +37,33 @@ class RunningCall:
 
     key: Key | None
     inputs: list[Tensor | None]
-    mixed: list[tuple[Tensor, str]] = field(default_factory=list)
+    mixed: Mixed = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class RecordedCall:
+    """A call that mixed channels.
+
+    Attributes:
+        inputs: Labels of each tensor argument; None: it has none.
+        outputs: Labels of each tensor of the result.
+        mixed: As in :class:`RunningCall`.
+    """
+
+    inputs: tuple[Labels | None, ...]
+    outputs: tuple[Labels | None, ...]
+    mixed: Mixed
 
 
 class MixingWatch:
     """Records mixing calls by key.
 
     Attributes:
-        calls: Key to the dimension and labels of each tensor argument, and of each tensor of the result.
+        calls: The recorded calls.
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self.calls: dict[Key, tuple[tuple[LabelledDim, ...], tuple[LabelledDim, ...]]] = {}
+        self.calls: dict[Key, RecordedCall] = {}
         self._numbers = CallNumbers(network)
         self._running: RunningCall | None = None
 
@@ -68,20 +85,30 @@ class MixingWatch:
             self._running.mixed.append((labels, reason))
 
     def finish(self, tracer: Tracer, call: RunningCall, result: Any) -> None:
-        """Record a call that mixed channels; freeze these if their tensors have channels in several dimensions."""
+        """Record a call that mixed channels; freeze these if another pass has mixed other channels there."""
         if not call.mixed or call.key is None:
             return
-        inputs = [_labelled(labels) for labels in call.inputs]
-        outputs = [_labelled(tracer.of(x)) for x in tensors_of(result)]
-        record = (tuple(inputs), tuple(outputs)) if "several" not in (*inputs, *outputs) else None
-        if record is not None and _same(self.calls.setdefault(call.key, record), record):
-            return
-        for labels, reason in call.mixed:
-            tracer.freeze(labels, reason)
+        outputs = [tracer.of(x) for x in tensors_of(result)]
+        record = RecordedCall(_arrays(call.inputs), _arrays(outputs), call.mixed)
+        first = self.calls.setdefault(call.key, record)
+        if first is not record and not (_same(first.inputs, record.inputs) and _same(first.outputs, record.outputs)):
+            _freeze(tracer, first)
+            _freeze(tracer, record)
+
+    def settle(self, tracer: Tracer, classes: Labels) -> None:
+        """Freeze the channels of calls whose tensors have channels in several dimensions.
+
+        Args:
+            tracer: Has the labels.
+            classes: Class of each label; labels that are tied share one.
+        """
+        for call in self.calls.values():
+            if any(x is not None and len(_varying(classes[x])) > 1 for x in (*call.inputs, *call.outputs)):
+                _freeze(tracer, call)
 
     def labels(self) -> Labels:
         """Labels of all channels that the calls read."""
-        sides = [entry[1] for inputs, _ in self.calls.values() for entry in inputs if entry is not None]
+        sides = [x.reshape(-1) for call in self.calls.values() for x in call.inputs if x is not None]
         return np.concatenate([np.zeros(0, dtype=np.int64), *sides])
 
     def with_ids(self, ids: NDArray[np.intp]) -> tuple[MixingCall, ...]:
@@ -91,30 +118,38 @@ class MixingWatch:
             ids: Channel id of each label (-1: dense).
         """
         calls = []
-        for key, sides in self.calls.items():
-            inputs, outputs = (tuple(_numbered(entry, ids) for entry in side) for side in sides)
+        for key, call in self.calls.items():
+            inputs, outputs = (tuple(_channels(x, ids) for x in side) for side in (call.inputs, call.outputs))
             if any(entry is not None for entry in (*inputs, *outputs)):
                 calls.append(MixingCall(*key, inputs, outputs))
         return tuple(calls)
 
 
-def _labelled(labels: Tensor | None) -> Any:
-    """The only dimension along which labels vary, and the labels; None without such a dimension."""
-    varying = [] if labels is None else [d for d, n in enumerate(labels.shape) if n > 1]
-    if labels is None or not varying:
+def _arrays(labels: Iterable[Tensor | None]) -> tuple[Labels | None, ...]:
+    return tuple(None if x is None else x.numpy() for x in labels)
+
+
+def _freeze(tracer: Tracer, call: RecordedCall) -> None:
+    reason = call.mixed[0][1]
+    for labels in [*(x for x, _ in call.mixed), *(torch.from_numpy(x) for x in call.inputs if x is not None)]:
+        tracer.freeze(labels, reason)
+
+
+def _varying(values: NDArray[Any]) -> list[int]:
+    """Dimensions along which an array varies."""
+    return [d for d, n in enumerate(values.shape) if n > 1 and bool((values != values.take([0], d)).any())]
+
+
+def _channels(labels: Labels | None, ids: NDArray[np.intp]) -> Channels:
+    """The dimension along which channels vary, and their ids; None if all of them are dense."""
+    if labels is None or (ids[labels] < 0).all():
         return None
-    return (varying[0], labels.reshape(-1).numpy()) if len(varying) == 1 else "several"
+    own = ids[labels]
+    dim = (_varying(own) or [int(np.argmax(own.shape))])[0]
+    return dim, np.moveaxis(own, dim, 0).reshape(own.shape[dim], -1)[:, 0]
 
 
-def _numbered(entry: LabelledDim, ids: NDArray[np.intp]) -> Any:
-    if entry is None:
-        return None
-    own = ids[entry[1]]
-    return (entry[0], own) if (own >= 0).any() else None
-
-
-def _same(a: Any, b: Any) -> bool:
-    pairs = [(x, y) for one, two in zip(a, b, strict=True) for x, y in zip(one, two, strict=False)]
-    return all(
-        (x is None) == (y is None) and (x is None or (x[0] == y[0] and np.array_equal(x[1], y[1]))) for x, y in pairs
+def _same(a: Sequence[Labels | None], b: Sequence[Labels | None]) -> bool:
+    return len(a) == len(b) and all(
+        x is y or (x is not None and y is not None and np.array_equal(x, y)) for x, y in zip(a, b, strict=True)
     )

@@ -24,6 +24,7 @@ COUNTED: dict[Any, tuple[int, int]] = {
 }
 # Operators whose results are the same for all channels.
 UNIFORM = frozenset(["zeros", "ones", "full", "empty", "scalar_tensor", "lift_fresh"])
+UNIFORM |= {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "new_empty"}
 
 
 class Tracer(Protocol):
@@ -31,6 +32,7 @@ class Tracer(Protocol):
 
     def of(self, tensor: Tensor) -> Tensor | None: ...  # noqa: D102
     def attach(self, tensor: Any, labels: Tensor) -> None: ...  # noqa: D102
+    def fresh(self, n: int) -> Tensor: ...  # noqa: D102
     def tie(self, a: Tensor, b: Tensor, reason: str) -> None: ...  # noqa: D102
     def freeze(self, labels: Tensor | None, reason: str) -> None: ...  # noqa: D102
     def mix(self, labels: Tensor, reason: str) -> None: ...  # noqa: D102
@@ -181,7 +183,10 @@ def move(step: Step) -> None:
 
 
 def join(step: Step) -> None:
-    """Concatenate or stack; constants that are the same for all channels take the channels of the others."""
+    """Concatenate or stack; constants that are the same for all channels take the channels of the others.
+
+    Beside other channels they have channels of their own (a state that starts as zeros).
+    """
     tensors = step.args[0]
     own = [step.tracer.of(t) for t in tensors]
     if step.name == "stack":  # stacked branches have equal widths
@@ -189,16 +194,17 @@ def join(step: Step) -> None:
         for branch in branches[1:]:
             step.tracer.tie(branch, branches[0], "is stacked with values of fixed width")
     first = next((x for x in own if x is not None and x.numel() > 1), None)
-    dim = step.argument("dim", 0) % max(step.out.dim(), 1)
-    along_channels = first is not None and step.name == "cat" and first.shape[dim] > 1
-    if first is None or along_channels or not any(step.tracer.is_constant(t) for t in tensors):
+    if first is None or not any(step.tracer.is_constant(t) for t in tensors):
         move(step)
         return
+    dim = step.argument("dim", 0) % step.out.dim()
+    beside = step.name == "cat" and first.shape[dim] > 1
     like = first.narrow(dim, 0, 1) if step.name == "cat" else first
     labels = []
     for tensor, label in zip(tensors, own, strict=True):
-        if label is None:
-            label = like if step.tracer.is_constant(tensor) else torch.full([1] * tensor.dim(), DENSE)
+        if label is None and step.tracer.is_constant(tensor):
+            label = step.tracer.fresh(tensor.shape[dim]).view([-1, *like.shape[dim + 1 :]]) if beside else like
+        label = torch.full([1] * tensor.dim(), DENSE) if label is None else label
         labels.append(label.expand(tensor.shape))
     step.tracer.attach(step.out, step.func(labels, *step.args[1:], **step.kwargs))
 

@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from deap_prune.structure.inputs import Call, as_precise, first_line, forward, training_branches
+from deap_prune.structure.inputs import Call, as_precise, first_line, forward, same_draws, training_branches
 from deap_prune.structure.masking import masked
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.slim import narrowed_copy
@@ -49,9 +49,9 @@ def difference(
     mode = training_branches if in_training else nullcontext
     call = as_precise(call, model)
     with torch.no_grad():
-        with mode(small):
+        with mode(small), same_draws():
             narrow = forward(small, call)
-        with masked(model, space, masks), mode(model):
+        with masked(model, space, masks), mode(model), same_draws():
             full = forward(model, call)
     if len(narrow) != len(full):
         return math.inf

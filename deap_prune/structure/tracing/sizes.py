@@ -36,21 +36,23 @@ class Width(int):
         rows: Labels of the channels, shape (rows, width); each row is as long as the width.
         tracer: The tracer of the labels.
         source: The tensor with these channels.
+        ordered: Whether the channels are in the order of the rows; in a multiple of a width it is unknown.
     """
 
     rows: Labels
     tracer: object
     source: Tensor
+    ordered: bool
 
     @classmethod
-    def of(cls, rows: Labels, tracer: object, source: Tensor) -> Width:
+    def of(cls, rows: Labels, tracer: object, source: Tensor, *, ordered: bool = True) -> Width:
         """The width of rows of labels, shape (rows, width)."""
         width = cls(rows.shape[1])
-        width.rows, width.tracer, width.source = rows, tracer, source
+        width.rows, width.tracer, width.source, width.ordered = rows, tracer, source, ordered
         return width
 
     def __floordiv__(self, other: Any) -> Any:
-        if isinstance(other, int) and other > 0 and int(self) % other == 0:
+        if isinstance(other, int) and other > 0 and int(self) % other == 0 and self.ordered:
             return Width.of(self.rows.reshape(-1, int(self) // other), self.tracer, self.source)
         return int(self) // other
 
@@ -58,6 +60,13 @@ class Width(int):
         if isinstance(other, Width) and len(self.rows) == len(other.rows):
             return Width.of(np.concatenate([self.rows, other.rows], axis=1), self.tracer, self.source)
         return int(self) + other
+
+    def __mul__(self, other: Any) -> Any:
+        if isinstance(other, int) and not isinstance(other, Width) and other > 0:
+            return Width.of(np.tile(self.rows, other), self.tracer, self.source, ordered=False)
+        return int(self) * other
+
+    __rmul__ = __mul__
 
     def __reduce__(self) -> Any:
         return int, (int(self),)  # a copy is a plain integer
@@ -138,6 +147,6 @@ def _tie(tracer: Tracer, tensor: Any, dim: int, width: Any) -> None:
     shape[dim] = int(width)
     if labels is None and tracer.is_constant(tensor):
         tracer.attach(tensor, rows[0].view(shape))
-    elif labels is not None and labels.shape[dim] > 1:
+    elif labels is not None and labels.shape[dim] > 1 and width.ordered:
         for row in rows:
             tracer.tie(labels, row.view(shape), "has the width of channels that stay dense")

@@ -164,6 +164,7 @@ def _proven(
     _freeze_shared(network, tracer)
     settle_tensors(tracer)
     settle_blocks(tracer)
+    tracer.mixing.settle(tracer, classes_of(tracer))
 
     def built() -> PruningSpace:
         space = build_space(network, tracer, total, uncounted)
