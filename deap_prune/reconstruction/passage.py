@@ -6,12 +6,27 @@ passes runs at a time.
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import copy_context
+from functools import cache
 
 import torch
+
+_M_ARENA_MAX = -8  # of glibc's malloc.h
+
+
+@cache
+def share_arena() -> None:
+    """Let all threads of this process allocate from one arena, where the C library is glibc.
+
+    Else each of the first threads gets one of its own, and what one frees no other can use: refinement of MobileNetV2
+    on 200 images takes 3.4 GB instead of 2.5.
+    """
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 class _Closed(BaseException):
@@ -45,6 +60,7 @@ class Passage:
             return
         self.at = None
         if self._thread is None:
+            share_arena()
             self._thread = threading.Thread(target=copy_context().run, args=(self._run,), daemon=True)
             self._thread.start()
         else:
