@@ -110,7 +110,9 @@ class StartingPoints:
         pairs = zip(itertools.cycle(genome.criteria), shares.tolist(), strict=False)
         return self._distinct(genome.single(name, share=share) for name, share in pairs)
 
-    def balanced(self, n: int, *, criteria: Sequence[str] = (), error: Error | None = None) -> list[Any]:
+    def balanced(
+        self, n: int, *, criteria: Sequence[str] = (), error: Error | None = None, refined: bool = False
+    ) -> list[Any]:
         """Single criteria with balanced widths, over a range of costs if the budget is free.
 
         An empty list if widths don't evolve, or if there is no error to balance.
@@ -119,10 +121,13 @@ class StartingPoints:
             n: Number of individuals.
             criteria: Criteria to take in turn; all by default.
             error: Error of masks; by default the fitness's surrogate, if candidates are compensated.
+            refined: Whether the widths are for networks that are refined, though the fitness does not refine them.
         """
         genome, curves = self._genome_with_widths, None
-        if n:
-            curves = self._curves if error is None else self._measured(error, self._sorted_by(error))
+        if n and error is None:
+            curves = self._anchored_curves if refined else self._curves
+        elif n:
+            curves = self._measured(error, self._sorted_by(error))
         if genome is None or curves is None:
             return []
         pairs = self._criteria_and_costs(n, criteria)
@@ -180,9 +185,14 @@ class StartingPoints:
 
     @cached_property
     def _curves(self) -> WidthCurves | None:
-        fitness = self._problem.fitness
-        anchor = fitness.output_distance if fitness.learns else None
-        return self._measured(self._surrogate, self._criteria_by_error, anchor)
+        if self._problem.fitness.learns:
+            return self._anchored_curves
+        return self._measured(self._surrogate, self._criteria_by_error)
+
+    @cached_property
+    def _anchored_curves(self) -> WidthCurves | None:
+        """The width curves of networks that are refined."""
+        return self._measured(self._surrogate, self._criteria_by_error, self._problem.fitness.output_distance)
 
     def _measured(self, error: Error | None, names: Sequence[str], anchor: Error | None = None) -> WidthCurves | None:
         """The width curves of the first of the criteria, which all criteria share."""

@@ -27,7 +27,7 @@ def finalists(problem: BlendProblem, evaluator: Evaluator, state: Generation, co
         return []
     if len(evaluator.names) > 1:
         points, number = StartingPoints(problem), count * len(problem.genome.criteria)
-        shaped = [*points.balanced(number - number // 2, error=evaluator.learned()), *points.ranked(number // 2)]
+        shaped = [*points.balanced(number - number // 2, refined=True), *points.ranked(number // 2)]
         return shaped or points.singles(number)
     return _rivals(problem, evaluator, state, count) if problem.genome.budget.is_fixed else []
 
@@ -36,7 +36,8 @@ def _rivals(problem: BlendProblem, evaluator: Evaluator, state: Generation, coun
     """The ``count`` best of the last population, and as many single criteria that are best before refinement.
 
     The single criteria have uniform and balanced widths, and are compared by the learned surrogate, or else evaluated.
-    Those with the widths of one threshold are all taken: they score badly before refinement but often best after it.
+    Half as many with widths balanced for refinement, and as many with those of one threshold, are all taken: they
+    score badly before refinement but often best after it.
     """
     best = sorted(state.population, key=lambda ind: ind.fitness, reverse=True)[:count]
     error, weight = evaluator.learned(), evaluator.weights[0]
@@ -49,4 +50,5 @@ def _rivals(problem: BlendProblem, evaluator: Evaluator, state: Generation, coun
     else:
         costs = [error(candidate) for candidate in masks]
     order = sorted(range(len(singles)), key=costs.__getitem__)
-    return [*best, *(singles[k] for k in order[:count]), *points.ranked(number)]
+    suited = [*points.balanced(number - number // 2, refined=True), *points.ranked(number // 2)]
+    return [*best, *(singles[k] for k in order[:count]), *suited]

@@ -57,8 +57,9 @@ def test_the_best_refined_network_wins(digits: Digits) -> None:
     """With one objective no refined finalist is better than the result."""
     options: dict[str, Any] = {"objectives": ("loss",), "max_flops": 0.2, "select": None}
     alone, result = search_digits(digits, finalists=0, **options), search_digits(digits, finalists=4, **options)
-    points = StartingPoints(BlendProblem(result.genome, result.evaluator))
-    finalists = result.genome.decode_many([*points.ranked(4), tuple(alone.best.individual)])
+    points, half = StartingPoints(BlendProblem(result.genome, result.compared_by)), len(result.scores.criteria) // 2
+    suited = [*points.balanced(half, refined=True), *points.ranked(half)]
+    finalists = result.genome.decode_many([*suited, tuple(alone.best.individual)])
     losses = [result.evaluator.measure(result.slim(masks), masks)[0] for masks in finalists]
     assert result.best.values["loss"] <= min(losses)
     # Whether refinement helped the best network of the search alone depends on the machine.
@@ -73,7 +74,7 @@ def test_single_criteria_join_the_front_that_they_are_not_dominated_by(digits: D
     short: dict[str, Any] = {"generations": 0, "population": 2, "select": None, "refine_images": 150}
     alone, result = search_digits(digits, finalists=0, **short), search_digits(digits, finalists=2, **short)
     points, count = StartingPoints(BlendProblem(result.genome, result.compared_by)), len(result.scores.criteria)
-    balanced, ranked = points.balanced(count), points.ranked(count)
+    balanced, ranked = points.balanced(count, refined=True), points.ranked(count)
     masks = [*result.genome.decode_many([*balanced, *ranked]), *(s.masks for s in alone.front)]
     front = [tuple(s.values.values()) for s in result.front]
     for accuracy, flops in [result.evaluator.measure(result.slim(m), m) for m in masks]:
