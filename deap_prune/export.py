@@ -26,7 +26,7 @@ from deap_prune.config import ModelConfig, validated
 from deap_prune.data.batches import tensors_of
 from deap_prune.errors import ExportError, RegistryError, did_you_mean
 from deap_prune.export_recipe import WEIGHTS, read_recipe, recipe_text
-from deap_prune.files import write_bytes, write_text
+from deap_prune.files import make_folder, write_bytes, write_text
 from deap_prune.onnx_files import onnx_session, write_onnx
 from deap_prune.structure.inputs import Call, Inputs, as_call, first_line, forward
 from deap_prune.structure.masks import Masks
@@ -107,7 +107,7 @@ def export(
     """
     _check(formats, masks)
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, may_be_link=True)
     plain, call = plain_copy(network), several_samples(example_inputs)
     files: list[Path] = []
     difference: dict[str, float] = {}

@@ -84,6 +84,7 @@ class BlendedImportance:
         return None if bool(scores.isnan().any()) else scores.float()
 
 
+@checked
 def optuna_objective(genome: Decoding, evaluate: Evaluator) -> Callable[[Any], float | tuple[float, ...]]:
     """The objective of an Optuna study whose parameters are the genes of a genome.
 
@@ -110,6 +111,8 @@ def optuna_objective(genome: Decoding, evaluate: Evaluator) -> Callable[[Any], f
 
     def objective(trial: Any) -> float | tuple[float, ...]:
         genes: list[float] = []
+        if not hasattr(trial, "suggest_float"):
+            raise ConfigError(f"the trial is a {type(trial).__name__}; give the objective to study.optimize")
         for place, (kind, low, high, locus) in enumerate(
             zip(layout.kinds, layout.low, layout.high, layout.loci, strict=True)
         ):

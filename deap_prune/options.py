@@ -114,7 +114,7 @@ class EvolutionOptions:
     algorithm: Annotated[str, _of("evolutionary algorithm or baseline; dp.algorithms.describe() lists them")] = (
         "mu_plus_lambda"
     )
-    population: Annotated[int, _of("individuals that survive, and children per generation", ge=2)] = 32
+    population: Annotated[int, _of("individuals that survive, and children per generation", ge=2, le=100_000)] = 32
     generations: Annotated[int, _of("generations after the initial population", ge=0)] = 20
     mate: Annotated[str, _of("crossover: cxBlendWidths, cxBlendLayers, ...")] = "cxBlendWidths"
     mutate: Annotated[str, _of("mutation: mutBlend, mutBlendTrade, ...")] = "mutBlend"
@@ -124,7 +124,7 @@ class EvolutionOptions:
         float | None, _of("probability that a gene mutates; null: 0.1, but at most six genes", ge=0, le=1)
     ] = None
     sigma: Annotated[float, _of("mutation step", gt=0, le=1e6)] = 0.5
-    prescreen: Annotated[int, _of("children made for each that is evaluated; a surrogate picks one", ge=1)] = 1
+    prescreen: Annotated[int, _of("children made for each that is evaluated; a surrogate picks one", ge=1, le=9999)] = 1
     warm_start: Annotated[Path | None, _of("run folder whose front the search begins from")] = None
     max_seconds: Annotated[float | None, _of("stop after this time", gt=0, allow_inf_nan=False)] = None
     patience: Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Set, Sized
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -37,13 +37,16 @@ def genes_of(individuals: Sequence[Sequence[float]], layout: Layout) -> Matrix:
         ConfigError: If an individual's length differs from the layout's, or a gene is not a number.
     """
     for individual in individuals:
-        if not isinstance(individual, Sized) or getattr(individual, "ndim", 1) == 0:
+        ordered = isinstance(individual, Sized) and not isinstance(individual, (Mapping, Set))
+        if not ordered or getattr(individual, "ndim", 1) == 0:
             raise ConfigError(f"the individual is a {type(individual).__name__}; give a list of {len(layout)} genes")
         if len(individual) != len(layout):
             raise ConfigError(f"the individual has {len(individual)} genes; this genome has {len(layout)}")
     try:
         genes = np.array([list(individual) for individual in individuals], dtype=np.float64)
-    except (TypeError, ValueError) as error:  # DEAP's mutPolynomialBounded makes complex numbers outside bounds
+        if genes.ndim > 2:
+            raise ValueError("genes are nested")
+    except (TypeError, ValueError, OverflowError) as error:  # DEAP's mutPolynomialBounded makes complex numbers
         place, value = next((i, g) for row in individuals for i, g in enumerate(row) if not _is_number(g))
         raise ConfigError(f"gene {place} of the individual is {value!r}; genes are numbers") from error
     if np.isnan(genes).any():
@@ -54,9 +57,9 @@ def genes_of(individuals: Sequence[Sequence[float]], layout: Layout) -> Matrix:
 def _is_number(gene: Any) -> bool:
     try:
         float(gene)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
-    return True
+    return getattr(gene, "ndim", 0) == 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ import io
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from deap_prune.arguments import Seed, check_fields, checked
 from deap_prune.criteria.passes.collect import Statistics, collect
 from deap_prune.criteria.registry import CRITERIA, Criterion
 from deap_prune.data.batches import Data, Forward, Loss, cross_entropy
+from deap_prune.data.unchanged import unchanged
 from deap_prune.display import html_table, short
-from deap_prune.errors import DataError, did_you_mean
+from deap_prune.errors import DataError, PruneError, did_you_mean
 from deap_prune.files import MOST_BYTES, read_bytes, write_bytes
 from deap_prune.progress import Shown
+from deap_prune.structure.slim import check_network, unwrap
 from deap_prune.structure.space import FilterGroup, PruningSpace
 
 Scores = NDArray[np.float64]
@@ -187,6 +190,7 @@ def score(
 
     Raises:
         RegistryError: If a criterion is unknown.
+        MaskError: If the space was traced on another network.
         DataError: If data is needed and missing or unusable, no criteria are given, scores are not finite or have a
             wrong shape, or no layer has all statistics that a criterion needs.
     """
@@ -197,6 +201,7 @@ def score(
         raise DataError("no criteria were chosen; dp.criteria() lists them")
     if reduction not in REDUCTIONS:
         raise DataError(f"unknown reduction '{reduction}'; known: {', '.join(REDUCTIONS)}")
+    check_network(unwrap(model), space)
     needs = {need for criterion in chosen for need in criterion.needs}
     statistics = collect(
         model,
@@ -240,11 +245,32 @@ def _check_needs(
         )
 
 
+def _own_score(criterion: Criterion, *tensors: Tensor) -> Any:
+    """The scores of a criterion that is not of this package.
+
+    Raises:
+        DataError: If it fails, changes its arguments, or gives complex numbers.
+    """
+    try:
+        scores = unchanged(criterion.score, *tensors, name=f"criterion '{criterion.name}'")
+    except PruneError:
+        raise
+    except Exception as error:
+        raise DataError(f"criterion '{criterion.name}' fails: {type(error).__name__}: {error}") from error
+    if isinstance(scores, Tensor) and scores.is_complex():
+        raise DataError(f"criterion '{criterion.name}' gave complex numbers; return real ones")
+    return scores
+
+
 def _score_group(criterion: Criterion, group: FilterGroup, statistics: Statistics, reduction: str) -> Scores | None:
     """Scores of a group, shape (filters,): those of its layers, reduced; None if the criterion does not apply."""
-    by_layer = [criterion.score(*tensors) for tensors in statistics.of(group, *criterion.needs)]
+    own = not str(getattr(criterion.score, "__module__", "")).startswith("deap_prune.")
+    run = partial(_own_score, criterion) if own else criterion.score
+    by_layer = [run(*tensors) for tensors in statistics.of(group, *criterion.needs)]
     if any(scores is None for scores in by_layer):
         raise DataError(f"criterion '{criterion.name}' gave None for '{group.name}'; return one score per filter")
+    if others := [scores for scores in by_layer if not isinstance(scores, (Tensor, np.ndarray, list, tuple))]:
+        raise DataError(f"criterion '{criterion.name}' gave a {type(others[0]).__name__}; return one score per filter")
     layers = [torch.as_tensor(scores).detach().double() for scores in by_layer]
     for scores in layers:
         if scores.shape != (group.size,):

@@ -37,6 +37,12 @@ def resolve_device(device: str | torch.device) -> torch.device:
         raise DataError(f"unknown device '{device}'; use 'auto', 'cpu', 'cuda' or 'cuda:1'") from error
     if chosen.type == "meta":
         raise DataError("device='meta' has no values; use 'auto', 'cpu', 'cuda' or 'cuda:1'")
+    if chosen.type not in ("cpu", "cuda"):
+        try:
+            torch.zeros(1, device=chosen)
+        except (RuntimeError, NotImplementedError, AssertionError) as error:
+            reason = str(error).split("\n")[0]
+            raise DataError(f"device='{device}' can't be used: {reason}; use 'auto', 'cpu' or 'cuda'") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise DataError(f"device='{device}', but torch finds no CUDA device; use device='auto' or 'cpu'")
     return chosen

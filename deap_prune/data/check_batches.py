@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from deap_prune.data.batches import Forward, check_labels, default_forward, parts_of
+from deap_prune.data.unchanged import unchanged
 from deap_prune.errors import DataError, PruneError
 
 
@@ -51,7 +52,7 @@ def first_forward(forward: Forward, model: nn.Module, batch: Any, *, name: str, 
         DataError: If the network fails on the batch, or labels are outside its classes.
     """
     with errors_name(name):
-        outputs, targets = forward(model, batch)
+        outputs, targets = unchanged(forward, model, batch, name="the network (or forward)")
     if labels:
         check_labels(outputs, targets, name=name)
     return outputs, targets

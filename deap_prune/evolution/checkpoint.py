@@ -139,7 +139,10 @@ class Checkpoints:
             "extra": self.extra(),
             "journal": self.journal.append() if self.journal is not None else None,
         }
-        text = json.dumps(body)
+        try:
+            text = json.dumps(body)
+        except (TypeError, ValueError) as error:
+            raise RunError(f"the state can't be stored as JSON ({error}); put numbers, text and lists there") from error
         write_text(self._path(state.number), json.dumps({"sha256": _hash(text)}) + "\n" + text)
         for old in self.paths()[KEPT:]:
             remove_file(old)

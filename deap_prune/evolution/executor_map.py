@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ThreadPoolExecutor, wait
 from typing import Any
 
+from deap_prune.arguments import Count, checked
 from deap_prune.errors import ConfigError, RunError
 from deap_prune.evolution.in_flight import MAX_DEATHS
 from deap_prune.evolution.problem import problem_of
@@ -18,7 +19,7 @@ class ExecutorMap:
 
     def __init__(self, executor: Executor | Callable[[], Executor], workers: int) -> None:
         self._make = None if isinstance(executor, Executor) else executor
-        self._executor = executor if isinstance(executor, Executor) else executor()
+        self._executor = executor if isinstance(executor, Executor) else _made(executor)
         self._workers = workers
         self._evaluate: Callable[..., Any] | None = None
         self._futures: dict[Future[Any], tuple[int, Any]] = {}
@@ -45,6 +46,8 @@ class ExecutorMap:
             raise RunError(
                 "a process of the executor died; it may lack memory: run again, or with fewer workers"
             ) from error
+        except RuntimeError as error:
+            raise _ended(error) from error
 
     def workers_for(self, evaluate: Callable[..., Any]) -> ExecutorMap:
         """This map, to send single candidates to it.
@@ -72,6 +75,8 @@ class ExecutorMap:
             future = self._executor.submit(self._evaluate, individual)  # type: ignore[arg-type]
         except BrokenExecutor as error:
             self._replace([(number, individual)], error)
+        except RuntimeError as error:
+            raise _ended(error) from error
         else:
             self._futures[future] = number, individual
 
@@ -114,12 +119,26 @@ class ExecutorMap:
         if max(self._deaths.values()) >= MAX_DEATHS:
             raise RunError(f"{MAX_DEATHS} executors broke evaluating one candidate; it may lack memory") from cause
         self._executor.shutdown(wait=False)
-        self._executor = self._make()
+        self._executor = _made(self._make)
         for number, individual in lost:
             self.send(number, individual, None)
 
 
-def executor_map(executor: Executor | Callable[[], Executor], *, workers: int) -> ExecutorMap:
+def _ended(error: RuntimeError) -> Exception:
+    """An error of ours if the executor was shut down; else the error that an evaluation raised."""
+    closed = "after shutdown" in str(error)
+    return RunError("the executor was shut down; make executor_map with a new one") if closed else error
+
+
+def _made(make: Callable[[], Executor]) -> Executor:
+    executor: Any = make()
+    if not isinstance(executor, Executor):
+        raise ConfigError(f"executor() gave a {type(executor).__name__}; give a function that makes an executor")
+    return executor
+
+
+@checked
+def executor_map(executor: Executor | Callable[[], Executor], *, workers: Count) -> ExecutorMap:
     """A ``map`` for ``toolbox.register("map", ...)`` that evaluates on a ``concurrent.futures`` executor.
 
     Args:
@@ -128,8 +147,6 @@ def executor_map(executor: Executor | Callable[[], Executor], *, workers: int) -
         workers: Number of the executor's processes: as many candidates are sent at a time.
 
     Raises:
-        ConfigError: If ``workers`` is below 1.
+        ConfigError: If ``workers`` is below 1, or the function makes no executor.
     """
-    if workers < 1:
-        raise ConfigError(f"workers is {workers}; give the number of the executor's processes: 1 or more")
     return ExecutorMap(executor, workers)

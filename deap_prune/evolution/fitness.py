@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
+from deap_prune.errors import ConfigError
 from deap_prune.structure.masks import Masks
 
 Values = tuple[float, ...]
+
+
+def fitness_values(returned: Any, count: int) -> Values:
+    """What ``toolbox.evaluate`` returned, as plain numbers.
+
+    Args:
+        returned: The result.
+        count: Number of the fitness's weights.
+
+    Raises:
+        ConfigError: If it is no sequence of so many numbers, or a number is NaN.
+    """
+    try:
+        values = tuple(map(_number, returned))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"toolbox.evaluate returned {returned!r}; DEAP needs a tuple of numbers: (value,)") from error
+    if len(values) != count or any(math.isnan(value) for value in values):
+        raise ConfigError(f"toolbox.evaluate returned {values}; the fitness needs {count} numbers, none of them NaN")
+    return values
+
+
+def _number(value: Any) -> float:
+    number = value.item() if hasattr(value, "item") else value
+    return number if isinstance(number, int) else float(number)
+
+
 Error = Callable[[Masks], float]
 Compute = Callable[[list[Masks]], Iterable[Values]]
 

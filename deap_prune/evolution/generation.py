@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from deap import base, tools
 
+from deap_prune.errors import ConfigError
+from deap_prune.evolution.fitness import fitness_values
 from deap_prune.evolution.front import hypervolume
 from deap_prune.evolution.pool_map import safe_map
 
@@ -82,5 +84,45 @@ def evaluate_invalid(individuals: Sequence[Any], toolbox: base.Toolbox) -> list[
     """Evaluate the individuals without valid fitness through ``toolbox.map``, and return them."""
     fresh = list({id(ind): ind for ind in individuals if not ind.fitness.valid}.values())
     for individual, values in zip(fresh, safe_map(toolbox.map)(toolbox.evaluate, fresh), strict=True):
-        individual.fitness.values = values
+        individual.fitness.values = fitness_values(values, len(individual.fitness.weights))
     return fresh
+
+
+def check_population(population: Sequence[Any], toolbox: base.Toolbox, *aliases: str) -> None:
+    """Check that a loop can work with a population and a toolbox.
+
+    Args:
+        population: The individuals.
+        toolbox: The toolbox.
+        *aliases: Aliases that it must have.
+
+    Raises:
+        ConfigError: If the population is empty, an individual has no fitness, or an alias is missing.
+    """
+    if not population:
+        raise ConfigError("the population is empty; give at least one individual, better 16 or more")
+    others = [type(ind).__name__ for ind in population if not hasattr(getattr(ind, "fitness", None), "weights")]
+    if others:
+        raise ConfigError(f"the population holds a {others[0]} without a fitness; give those of toolbox.population")
+    if missing := [name for name in aliases if not hasattr(toolbox, name)]:
+        raise ConfigError(f"the toolbox has no {', '.join(missing)}; register it, or use dp.make_toolbox")
+
+
+def check_state(state: Generation, number: int) -> None:
+    """Check that callbacks left a state that a run can go on from.
+
+    Args:
+        state: The state.
+        number: Its generation's number before the callbacks.
+
+    Raises:
+        ConfigError: If its number, population, archive or logbook can't be used any more.
+    """
+    lists = all(isinstance(part, list) for part in (state.population, state.archive, state.logbook))
+    whole = lists and state.number == number and state.population and state.logbook
+    if whole and all(hasattr(ind, "fitness") and ind.fitness.valid for ind in state.population + state.archive):
+        return
+    raise ConfigError(
+        "a callback changed the state so that the run can't go on: number, population, archive and logbook stay as "
+        "they are (individuals with valid fitness); callbacks may add to the logbook's last record and set state.stop"
+    )

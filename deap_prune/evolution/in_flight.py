@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 from deap import base
 
 from deap_prune.errors import ConfigError
+from deap_prune.evolution.fitness import fitness_values
 from deap_prune.evolution.pool_map import PoolMap, safe_map
 from deap_prune.evolution.problem import BlendProblem, problem_of
 from deap_prune.randomness import generators_kept
@@ -112,6 +113,7 @@ class InFlight:
         self._problem = problem_of(toolbox.evaluate)
         self._ready: dict[int, Values] = {}
         self._sent: dict[int, Masks | None] = {}
+        self._count = 0  # of the individuals' fitness values
         self._equal: dict[Masks, list[int]] = {}  # candidates that wait for the network that was sent
 
     def __len__(self) -> int:
@@ -127,7 +129,7 @@ class InFlight:
         if individual.fitness.valid:  # an unchanged copy of a parent
             self._ready[number] = tuple(individual.fitness.values)
             return
-        problem = self._problem
+        problem, self._count = self._problem, len(individual.fitness.weights)
         masks = None if problem is None else _masks(problem, individual)
         if problem is not None and masks is not None:
             if masks in problem.fitness.cache:
@@ -147,7 +149,7 @@ class InFlight:
             with generators_kept():
                 returned = self._workers.wait()
             for number in sorted(returned):
-                self._take(number, _values(returned[number]))
+                self._take(number, fitness_values(returned[number], self._count))
         ready, self._ready = self._ready, {}
         return ready
 
@@ -177,20 +179,3 @@ class InFlight:
 def _masks(problem: BlendProblem, individual: Any) -> Masks:
     (masks,) = problem.genome.decode_many([individual])
     return masks
-
-
-def _values(returned: Any) -> Values:
-    """Fitness values as the journal stores them.
-
-    Raises:
-        ConfigError: If they are no sequence.
-    """
-    try:
-        return tuple(map(_number, returned))
-    except TypeError as error:
-        raise ConfigError(f"toolbox.evaluate returned {returned!r}; DEAP needs a tuple of numbers: (value,)") from error
-
-
-def _number(value: Any) -> float:
-    number = value.item() if hasattr(value, "item") else value
-    return number if isinstance(number, int) else float(number)

@@ -12,8 +12,9 @@ from typing import Any
 
 from deap import algorithms, base
 
+from deap_prune.arguments import Count, checked
 from deap_prune.errors import ConfigError
-from deap_prune.evolution.generation import Callback, Generation, evaluate_invalid
+from deap_prune.evolution.generation import Callback, Generation, check_population, check_state, evaluate_invalid
 from deap_prune.evolution.in_flight import InFlight, workers_of
 from deap_prune.evolution.returns import Returns
 from deap_prune.evolution.steady_run import SteadyRun, Steps
@@ -163,8 +164,7 @@ class Loop:
         return self._begin(self._chosen.first(self.toolbox, n, self.variation))
 
     def _begin(self, population: list[Any]) -> Generation:
-        if not population:
-            raise ConfigError("the population is empty; give at least one individual, better 16 or more")
+        check_population(population, self.toolbox, "evaluate")
         state = Generation(0, population)
         if self._chosen.steady:
             return state
@@ -208,8 +208,10 @@ class Loop:
         return SteadyRun(state, toolbox, steps, period=period, in_flight=in_flight, journal=self.journal).run(ngen)
 
     def _notify(self, state: Generation) -> None:
+        number = state.number
         for callback in self.callbacks:
             callback(state)
+            check_state(state, number)
 
 
 def _without_duplicates(children: list[Any], population: list[Any], toolbox: base.Toolbox) -> list[Any]:
@@ -227,10 +229,11 @@ def _without_duplicates(children: list[Any], population: list[Any], toolbox: bas
     return distinct
 
 
+@checked
 def eaBlend(
     population: list[Any],
     toolbox: base.Toolbox,
-    lambda_: int,
+    lambda_: Count,
     cxpb: float,
     mutpb: float,
     ngen: int,

@@ -102,7 +102,7 @@ class Returns:
         except (OSError, ValueError) as error:
             raise RunError(f"the journal '{self.path}' can't be read: {error}; move it away to begin anew") from error
         head, *rest = text.split("\n")
-        if not rest:  # killed in the first line
+        if not rest and self._head.startswith(head):  # killed in the first line
             remove_file(self.path)
             return []
         check_same_task(_fingerprint(head, self.path), _fingerprint(self._head, self.path), self.path.parent)

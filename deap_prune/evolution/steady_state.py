@@ -8,9 +8,10 @@ from typing import Any
 
 from deap import algorithms, base, tools
 
+from deap_prune.arguments import checked
 from deap_prune.errors import ConfigError
 from deap_prune.evolution.algorithms import aging, oldest_leave
-from deap_prune.evolution.generation import Generation
+from deap_prune.evolution.generation import Generation, check_population
 from deap_prune.evolution.in_flight import InFlight, workers_of
 from deap_prune.evolution.loop import Stop, Variation, register_algorithm
 from deap_prune.evolution.returns import Returns
@@ -43,6 +44,7 @@ def _has_one_objective(individual: Any) -> bool:
     return len(individual.fitness.weights) == 1
 
 
+@checked
 def steady_state(
     population: list[Any],
     toolbox: base.Toolbox,
@@ -95,8 +97,7 @@ def steady_state(
         >>> [record["nevals"] for record in logbook]
         [4, 4, 4]
     """
-    if not population:
-        raise ConfigError("the population is empty; give at least one individual, better 16 or more")
+    check_population(population, toolbox, "evaluate", "mutate")
     variation, logbook = Variation(1, cxpb, mutpb), tools.Logbook()
     logbook.header = ["gen", "nevals", *(stats.fields if stats else [])]
 

@@ -30,7 +30,7 @@ from deap_prune.precision import full_precision
 from deap_prune.structure.inputs import evaluating
 from deap_prune.structure.masking import masked
 from deap_prune.structure.masks import Masks, listed_masks
-from deap_prune.structure.slim import unwrap
+from deap_prune.structure.slim import check_network, unwrap
 from deap_prune.structure.space import PruningSpace
 from deap_prune.structure.tracing.clean_copy import check_finite, pristine
 
@@ -57,6 +57,7 @@ class Evaluator:
         RegistryError: If an objective is unknown.
         DataError: If data is missing, empty or not finite, or labels are outside the network's classes.
         ModelError: If the weights are not finite.
+        MaskError: If the space was traced on another network.
     """
 
     @checked
@@ -81,6 +82,7 @@ class Evaluator:
         self._user_model = model
         self.network = pristine(unwrap(model)).to(self.device)
         check_finite(self.network)
+        check_network(self.network, space)
         how: dict[str, Any] = {"batch_size": self.options.batch_size, "device": self.device}
         on_data = any(o.of_masks is None for o in self.objectives)
         self._validation = load_batches(validation, "validation", needed=on_data, **how)

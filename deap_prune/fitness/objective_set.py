@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 
 from deap_prune.data.batches import Forward, count_samples, samples_of
 from deap_prune.data.draws import channels_last
+from deap_prune.data.unchanged import unchanged
 from deap_prune.fitness.objectives import TIMED, EvaluatedBatch, Objective, batch_values, reduced
 from deap_prune.fitness.settings import Counters
 from deap_prune.precision import full_precision
@@ -63,7 +64,8 @@ class ObjectiveSet:
         for objective in self._objectives:
             if objective.batch is not None and not objective.needs_network:
                 dense = outputs if objective.needs_dense else None
-                batch_values(objective, (outputs, targets, dense, lambda change: outputs))
+                batch = (outputs, targets, dense, lambda change: outputs)
+                unchanged(partial(batch_values, objective), batch, name=f"objective '{objective.name}'")
 
     @torch.no_grad()
     def timed(self, network: nn.Module, batches: Sequence[Any], device: torch.device) -> dict[str, float]:

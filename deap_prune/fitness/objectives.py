@@ -327,12 +327,16 @@ def batch_values(objective: Objective, batch: EvaluatedBatch) -> Tensor:
     if objective.batch is None:
         return torch.zeros(1)
     values = objective.batch(*(batch if objective.needs_network else batch[:3]))
-    if not isinstance(values, Tensor) or not values.dim():
-        kind = "a tensor without dimensions" if isinstance(values, Tensor) else f"a {type(values).__name__}"
-        raise DataError(
-            f"objective '{objective.name}' gave {kind}; it gives one value a sample, a tensor of shape (samples, ...)"
-        )
-    return values
+    if isinstance(values, Tensor) and values.dim() and not values.is_complex():
+        return values
+    kind = (
+        "a tensor without dimensions or of complex numbers"
+        if isinstance(values, Tensor)
+        else f"a {type(values).__name__}"
+    )
+    raise DataError(
+        f"objective '{objective.name}' gave {kind}; it gives one value a sample, a tensor of shape (samples, ...)"
+    )
 
 
 def reduced(objective: Objective, batches: Iterable[Tensor]) -> float:

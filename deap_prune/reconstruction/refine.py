@@ -22,6 +22,7 @@ from deap_prune.data.batches import (
     to_batches,
 )
 from deap_prune.data.check_batches import errors_name
+from deap_prune.data.unchanged import unchanged
 from deap_prune.errors import ConfigError
 from deap_prune.reconstruction.flow import has_statistics
 from deap_prune.reconstruction.sampling import images_for, split, survey
@@ -187,7 +188,8 @@ class Refiner:
         # Sorted images would show early layers the first classes alone.
         batch = samples_of(batch, torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(device))
         with evaluating(network), errors_name("calibration"):
-            seen = survey(network, partial(forward, network, samples_of(batch, slice(2))), min(2, count))
+            first = partial(unchanged, forward, network, samples_of(batch, slice(2)), name="the network (or forward)")
+            seen = survey(network, first, min(2, count))
             self._flow, half = seen.flow, memory * 2**30 / 2
             aims = find_aims(network, space, seen.flow)
             chunks = split(count, min(CHUNK, 2 * half / CHUNKS) / max(1.0, *seen.alive.values()))

@@ -20,6 +20,7 @@ from deap_prune.data.batches import (
 )
 from deap_prune.data.check_batches import errors_name
 from deap_prune.data.devices import evaluating_on
+from deap_prune.data.unchanged import copied
 from deap_prune.errors import DataError, ModelError
 from deap_prune.training.losses import has_one_label_each, in_fp32, target_loss
 
@@ -53,7 +54,7 @@ def accuracy(
     with evaluating_on(device, model), torch.no_grad():
         for batch in stream(data, name="the data for the accuracy", batch_size=batch_size, device=device):
             with errors_name("given"):
-                logits, targets = (forward or default_forward)(model, batch)
+                logits, targets = (forward or default_forward)(model, copied(batch))
             _check_classes(logits, targets)
             hits += int((logits.argmax(1) == targets).sum())
             count += len(targets)
@@ -86,7 +87,7 @@ def loss_and_accuracy(
     with evaluating_on(device, model), torch.no_grad():
         for batch in stream(data, name="the validation data", batch_size=500, device=device):
             with errors_name("validation"):
-                outputs, targets = (forward or default_forward)(model, batch)
+                outputs, targets = (forward or default_forward)(model, copied(batch))
             size = max(count_samples(batch), 1)
             total += float(target_loss(loss, in_fp32(outputs), targets)) * size
             count += size

@@ -97,6 +97,9 @@ def finetune(
         raise ConfigError(f"patience={recipe.patience} needs the validation accuracy (or loss); give validation data")
     if teacher is model:
         raise ModelError("the teacher is the network itself; give the dense one (copy.deepcopy before pruning)")
+    for name, network in (("network", model), ("teacher", teacher)):
+        if network is not None and any(parameter.is_meta for parameter in network.parameters()):
+            raise ModelError(f"the {name} has weights on the meta device, without values; load them first")
     if state is not None:
         check_writable(Path(state))
     device = resolve_device(device)

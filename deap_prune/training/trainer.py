@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from operator import length_hint
 from pathlib import Path
@@ -33,6 +33,7 @@ from deap_prune.data.batches import (
 )
 from deap_prune.data.check_batches import errors_name
 from deap_prune.data.splits import augment as shift_and_mirror
+from deap_prune.data.unchanged import unchanged
 from deap_prune.errors import DataError, ModelError
 from deap_prune.progress import Shown, training_bar
 from deap_prune.training.evaluation import loss_and_accuracy
@@ -80,6 +81,7 @@ class Trainer:
     device: torch.device
     generator: torch.Generator
     user_loss: Loss | None = None
+    _tried: list[bool] = field(default_factory=list, init=False)
 
     def run(
         self,
@@ -213,11 +215,16 @@ class Trainer:
 
     def loss(self, batch: Any, check: bool) -> tuple[Tensor, int]:
         """The loss on the targets, with the distillation loss if there is a teacher, and the number of samples."""
+        run, user_loss = self.forward, self.user_loss
+        if check and not self._tried and (self.teacher or user_loss or run is not default_forward):  # the first time
+            self._tried.append(True)
+            run = partial(unchanged, run, name="the network (or forward)")
+            user_loss = None if user_loss is None else partial(unchanged, user_loss, name="loss=")
         with self.autocast():
-            outputs, targets = self.forward(self.model, batch)
+            outputs, targets = run(self.model, batch)
         outputs = in_fp32(outputs)
         # Checking labels makes the CPU wait for the GPU, and can't be captured.
-        hard = target_loss(self.user_loss, outputs, targets) if check else F.cross_entropy(outputs, targets)
+        hard = target_loss(user_loss, outputs, targets) if check else F.cross_entropy(outputs, targets)
         size = max(count_samples(batch), 1)
         if self.teacher is None:
             return hard, size

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import deap_prune as dp
-from tests.attack import arguments, damage, inputs, weight_files
+from tests.attack import arguments, damage, functions, inputs, weight_files
 from tests.attack.doors import Attack, outcome, table
 
 ALL: Counter[str] = Counter()
@@ -40,6 +40,20 @@ def test_search(part: str) -> None:
 def test_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     check(arguments.arguments())
+
+
+def test_functions_that_change_what_is_used_again() -> None:
+    check(functions.functions())
+
+
+def test_entries_of_registries() -> None:
+    with functions.entries() as attacks:
+        check(attacks)
+
+
+def test_loops(tmp_path: Path) -> None:
+    check(functions.loops(tmp_path))
+    assert (tmp_path / "journal").read_text() == "a file of the user's"
 
 
 def test_training_states_and_scores(tmp_path: Path) -> None:

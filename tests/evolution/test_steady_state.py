@@ -298,7 +298,7 @@ def test_executors_that_cannot_serve_are_refused() -> None:
         one = dp.distributed.executor_map(threads, workers=1)
         assert run(toolbox_of(workers=one)) == run(toolbox_of())
         assert one(abs, [-1, 2]) == [1, 2]
-        with pytest.raises(ConfigError, match="workers is 0; give the number of the executor's processes"):
+        with pytest.raises(ConfigError, match="workers is 0; give a whole number from 1 up"):
             dp.distributed.executor_map(threads, workers=0)
     plain = toolbox_of(1)
     plain.register("evaluate", sum)

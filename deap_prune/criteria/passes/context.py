@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from deap_prune.data.batches import Forward, Loss, count_samples, samples_of
+from deap_prune.data.batches import Forward, Loss, count_samples, cross_entropy, samples_of
 from deap_prune.data.check_batches import first_forward
+from deap_prune.data.unchanged import unchanged
 from deap_prune.errors import DataError
 from deap_prune.progress import Shown
 from deap_prune.structure.inputs import first_line
@@ -87,7 +88,8 @@ class Calibration:
 
     def _supervised(self, outputs: Any, targets: Any) -> Tensor:
         try:
-            value = self.loss(outputs, targets)
+            own = self.loss is not cross_entropy
+            value = unchanged(self.loss, outputs, targets, name="loss=") if own else self.loss(outputs, targets)
             return value.mean() if value.dim() else value
         except Exception as error:
             reason = str(error) if isinstance(error, DataError) else first_line(error)
