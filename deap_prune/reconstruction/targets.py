@@ -58,7 +58,7 @@ def find_aims(network: nn.Module, space: PruningSpace, flow: Flow) -> dict[str, 
     shares = Counter(id(p) for _, p in network.named_parameters(remove_duplicate=False))
     aims: dict[str, Aim] = {}
     for entry in space.layers:
-        number = flow.call(entry.name) if entry.dim is None else None
+        number = flow.call(entry.name) if entry.dim is None and not entry.carries else None
         if number is None:
             continue
         layer: Any = network.get_submodule(entry.name)

@@ -9,12 +9,14 @@ from types import FrameType
 from torch import nn
 
 
-def module_frames() -> Iterator[FrameType]:
-    """Frames of the methods of modules that are running, innermost first."""
+def module_frames() -> Iterator[tuple[FrameType, nn.Module]]:
+    """Frames of the methods of modules that are running, and these modules, innermost first."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if isinstance(frame.f_locals.get("self"), nn.Module):
-            yield frame
+        code = frame.f_code
+        first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+        if isinstance(first, nn.Module):
+            yield frame, first
         frame = frame.f_back
 
 

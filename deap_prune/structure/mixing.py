@@ -56,14 +56,14 @@ class CallNumbers:
     def key(self, function: str) -> Key | None:
         """The key of the call that is made now; None if the code that calls belongs to no module of the network."""
         frames = list(module_frames())
-        if not frames or id(frames[0].f_locals["self"]) not in self._names:
+        if not frames or id(frames[0][1]) not in self._names:
             return None
-        own = [frame for frame in frames if id(frame.f_locals["self"]) in self._names]
+        own = [frame for frame, module in frames if id(module) in self._names]
         outermost = next((frame for frame in reversed(own) if frame.f_code.co_name == "forward"), own[-1])
         if outermost is not self._pass:  # another forward pass
             self._pass = outermost
             self._counts.clear()
-        name = self._names[id(frames[0].f_locals["self"])]
+        name = self._names[id(frames[0][1])]
         self._counts[name, function] += 1
         return name, function, self._counts[name, function] - 1
 

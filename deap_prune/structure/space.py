@@ -93,12 +93,14 @@ class LayerChannels:
         inputs: Ids of the input channels, shape (in_channels,).
         outputs: Ids of the output channels, shape (out_channels,).
         dim: Channel dimension of a parameter that belongs to no known layer; None for layers.
+        carries: Whether the layer is applied along channels of another one, and so has fewer results under a mask.
     """
 
     name: str
     inputs: Ids
     outputs: Ids
     dim: int | None = None
+    carries: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -56,6 +56,44 @@ class SpatialGate(nn.Module):
         return x * self.conv(torch.cat([x.max(1, keepdim=True)[0], x.mean(1, keepdim=True)], 1)).sigmoid()
 
 
+class ChannelAttention(nn.Module):
+    """ECA: a convolution that slides along the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.conv(x.mean((2, 3))[:, None]).sigmoid()
+        return x * weights.view(len(x), -1, 1, 1)
+
+
+class Turned(nn.Module):
+    """Triplet attention: a gate on the image, its convolution shared with one on (rows, channels, columns)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(conv(2, 1), nn.BatchNorm2d(1))
+
+    def gate(self, x: Tensor) -> Tensor:
+        return x * self.conv(torch.cat([x.max(1, keepdim=True)[0], x.mean(1, keepdim=True)], 1)).sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gate(x) + self.gate(x.transpose(1, 2)).transpose(1, 2)
+
+
+class TokenMixer(nn.Module):
+    """MLP-Mixer: linear layers over tokens, channel by channel."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.conv, self.back = nn.LayerNorm(width), nn.Linear(64, 10), nn.Linear(10, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(x.flatten(2).transpose(1, 2)).transpose(1, 2)
+        return self.back(F.gelu(self.conv(tokens))).view_as(x)
+
+
 class Attention(nn.Module):
     """Self-attention as in timm: one layer for queries, keys and values, sizes from the tokens."""
 
@@ -126,6 +164,9 @@ def volume(y: Tensor, z: Tensor) -> Tensor:
 BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "norm": lambda: Norm2d(8),
     "spatial gate": SpatialGate,
+    "channel attention": ChannelAttention,
+    "turned": Turned,
+    "token mixer": lambda: TokenMixer(8),
     "attention": lambda: Attention(8, fused=False),
     "fused attention": lambda: Attention(8, fused=True),
 }
@@ -134,7 +175,8 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("case", BLOCKS)
 def test_blocks_that_mix_channels_are_pruned(case: str) -> None:
     space = check_laws(Mixed(block=BLOCKS[case]()), torch.randn(IMAGE), seeds=2)
-    assert {r.layer for r in space.refused} <= {"fc", "block.conv"}  # one filter
+    assert {r.layer for r in space.refused} <= {"fc", "block.conv", "block.conv.0", "block.back"}  # one filter, tokens
+    assert space.half_flops < 0.5 * space.flops
 
 
 def test_masks_hold_for_several_passes_and_parts_of_the_network() -> None:

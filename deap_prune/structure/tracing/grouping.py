@@ -19,7 +19,8 @@ from deap_prune.structure.cost_polynomial import CostPolynomial, Term
 from deap_prune.structure.layers import spec_of, tensor_named
 from deap_prune.structure.space import FilterGroup, LayerChannels, Member, PruningSpace, Refusal, WidthAttribute
 from deap_prune.structure.tracing.idle import idle_channels
-from deap_prune.structure.tracing.labels import Labels, LabelTracer, LayerCall
+from deap_prune.structure.tracing.labels import Labels, LabelTracer
+from deap_prune.structure.tracing.layer_calls import LayerCall
 from deap_prune.structure.tracing.operator_rules import DENSE
 
 SHORTEST_PERIOD = 4  # of channels that repeat in a layer with blocks; shorter ones are too few to choose from
@@ -47,7 +48,10 @@ def build_space(network: nn.Module, tracer: LabelTracer, total: int, uncounted: 
     _freeze_uneven_blocks(calls, classes, ports, reasons)
     groups, ids = _groups(ports, calls, classes, reasons, _mixed(tracer, classes))
     refused = _refusals(calls, classes, ids, reasons)
-    layers = [LayerChannels(n, ids[classes[c.inputs]], ids[classes[c.outputs]]) for n, c in calls.items()]
+    layers = [
+        LayerChannels(n, ids[classes[c.inputs]], ids[classes[c.outputs]], carries=n in tracer.carriers)
+        for n, c in calls.items()
+    ]
     layers += [
         LayerChannels(n, ids[classes[labels]], ids[classes[labels]], dim) for n, (dim, labels) in tracer.vectors.items()
     ]

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 import numpy as np
 from torch import nn
 
 from deap_prune.structure.layers import LayerSpec, describe_layer
 from deap_prune.structure.space import Ids, LayerChannels
+
+
+def idle_layers(layers: Iterable[str], ran: Container[str], used: Iterable[str]) -> list[str]:
+    """Layers that have not run, and whose parameters nothing else has used (as attention does).
+
+    Layers inside a known layer belong to it.
+
+    Args:
+        layers: Names of all known layers.
+        ran: Names of those that ran.
+        used: Names of the parameters that were used outside of layers.
+    """
+    names = set(layers)
+    inside = {name for name in names if any(parent in names for parent in _parents(name))}
+    others = inside | {name.rpartition(".")[0] for name in used}
+    return [name for name in layers if name not in ran and name not in others]
+
+
+def _parents(name: str) -> list[str]:
+    """The names of the modules around a module: ``a`` and ``a.b`` for ``a.b.c``."""
+    parts = name.split(".")
+    return [".".join(parts[:k]) for k in range(1, len(parts))]
 
 
 def idle_channels(network: nn.Module, layers: Iterable[LayerChannels], idle: Sequence[str]) -> list[LayerChannels]:

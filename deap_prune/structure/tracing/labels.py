@@ -12,7 +12,7 @@ A label tensor has as many dimensions as its activation, with size 1 where the l
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,35 +24,23 @@ from torch.utils.weak import WeakIdKeyDictionary
 from deap_prune.data.batches import tensors_of
 from deap_prune.structure.call_stack import described, module_frames
 from deap_prune.structure.inputs import Call, first_line
-from deap_prune.structure.layers import LayerSpec, spec_of
+from deap_prune.structure.layers import spec_of
 from deap_prune.structure.outputs import open_outputs
 from deap_prune.structure.tracing import channelwise_rules, slicing_rules
 from deap_prune.structure.tracing.buffers import Buffers
 from deap_prune.structure.tracing.dataflow import Dataflow
 from deap_prune.structure.tracing.function_watch import FunctionWatch, caller
 from deap_prune.structure.tracing.fvcore_count import measured_flops
+from deap_prune.structure.tracing.idle import idle_layers
+from deap_prune.structure.tracing.layer_calls import LayerCall, carried_dim, function_of, is_pointwise, total_cost
 from deap_prune.structure.tracing.layer_watch import LayerWatch
 from deap_prune.structure.tracing.mixing_watch import MixingWatch
 from deap_prune.structure.tracing.operator_rules import DENSE, RULES, UNIFORM, Step, follow, table
 
 Labels = NDArray[np.int64]
+CARRIED = "is applied along the channels of another layer"
 RULES.update(table(*channelwise_rules.ROWS, *slicing_rules.ROWS) | channelwise_rules.NAMED)
 MOST_ELEMENTS = 2**18  # of a tensor whose elements get labels: position embeddings, but not the weights of attention
-
-
-@dataclass(frozen=True)
-class LayerCall:
-    """One use of a layer: the labels of its input and output channels, and its cost as a polynomial in both widths.
-
-    ``step`` is the number of the call in the dataflow of the pass.
-    """
-
-    name: str
-    spec: LayerSpec
-    inputs: Labels
-    outputs: Labels
-    flops: tuple[tuple[str, float], ...]
-    step: int = -1
 
 
 class LabelTracer(LayerWatch):
@@ -74,6 +62,7 @@ class LabelTracer(LayerWatch):
         counting: Whether costs of this pass are recorded.
         buffers: Memory of the activations of the pass whose costs are recorded.
         mixing: Calls of functions outside of the layers that mix channels.
+        carriers: Names of the layers that are applied along the channels of another layer.
     """
 
     def __init__(self, model: nn.Module, *, folding_last: Collection[str] = ()) -> None:
@@ -88,7 +77,7 @@ class LabelTracer(LayerWatch):
         self.dead: list[str] = []
         self.flow = Dataflow()
         self.buffers = Buffers()
-        self.mixing = MixingWatch(model)
+        self.mixing, self.carriers = MixingWatch(model), set[str]()
         self.size_splits: dict[str, list[Labels]] = {}
         self.split_at: str | None = None
         self.widths: dict[tuple[str, str, int | None], list[Labels]] = {}
@@ -161,13 +150,8 @@ class LabelTracer(LayerWatch):
         return torch.arange(self.size - n, self.size)
 
     def idle(self) -> list[str]:
-        """Known layers that have not run, and whose parameters nothing else has used (as attention does).
-
-        Layers inside a known layer belong to it.
-        """
-        used = {name.rpartition(".")[0] for name in self._used}
-        inside = {name for name in self.layers if any(parent in self.layers for parent in _parents(name))}
-        return [name for name in self.layers if name not in self._made and name not in used | inside]
+        """Known layers that have not run, see :func:`idle_layers`."""
+        return idle_layers(self.layers, self._made, self._used)
 
     def freeze(self, labels: Tensor | None, reason: str) -> None:
         """Keep these channels dense."""
@@ -230,7 +214,15 @@ class LabelTracer(LayerWatch):
             length = tensor.shape[spec.axis(tensor.dim())]
             if length != channels:
                 raise ValueError(f"it has {channels} channels, but the tensor has {length} (shape {[*tensor.shape]})")
-        read = self._channels(self.of(source), source, spec.axis(source.dim()), name)
+        labels, key = self.of(source), self.mixing.key(function_of(layer))
+        if labels is not None and carried_dim(layer, spec, labels, source, output) is not None:
+            dense = np.full(spec.in_channels, DENSE, dtype=np.int64)
+            own = dense if spec.coupled else self.fresh(spec.out_channels).numpy()
+            if not is_pointwise(layer):
+                self.mixing.record(self, key, tensors_of((layer.weight, layer.bias)), labels, CARRIED)
+            self._carry(LayerCall(name, spec, dense, own, (), step), labels, source, output)
+            return
+        read = self._channels(labels, source, spec.axis(source.dim()), name)
         if self._made.get(name) is None:
             made = read.repeat_interleave(spec.coupled) if spec.coupled else self.fresh(spec.out_channels)
             self._made[name] = (read.numpy(), made.numpy())
@@ -249,6 +241,18 @@ class LabelTracer(LayerWatch):
         elif self.counting and spec.flops is not None:
             cost = tuple(spec.flops(tuple(source.shape), tuple(output.shape)).items())
         self.calls.append(LayerCall(name, spec, read.numpy(), made.numpy(), cost, step))
+
+    def _carry(self, call: LayerCall, labels: Tensor, source: Tensor, output: Tensor) -> None:
+        """Label the output of a layer that carries the channels of another one along."""
+        first = self._made.setdefault(call.name, (call.inputs, call.outputs))[0]
+        for own in (first, call.outputs):
+            self.freeze(torch.from_numpy(own), CARRIED)
+        self.carriers.add(call.name)
+        self._labels[output] = labels
+        if self.counting:
+            share = total_cost(call.spec, source, output) / labels.numel()
+            self.counted.append((share, labels.reshape(-1).numpy(), call.step))
+        self.calls.append(call)
 
     def _channels(self, labels: Tensor | None, source: Tensor, dim: int, name: str) -> Tensor:
         """Labels of the channels that a layer reads, shape (n,); different labels inside one channel are tied."""
@@ -317,8 +321,7 @@ class LabelTracer(LayerWatch):
     def running(self) -> Iterator[tuple[str, nn.Module]]:
         """Names of the modules that are running, and the modules, innermost first."""
         last: nn.Module | None = None
-        for frame in module_frames():
-            module = frame.f_locals["self"]
+        for _, module in module_frames():
             if module is not last and id(module) in self._modules:
                 last = module
                 yield self._modules[id(module)], module
@@ -342,9 +345,3 @@ class LabelTracer(LayerWatch):
             if labels.shape[d] > 1 and bool((labels == labels.narrow(d, 0, 1)).all()):
                 labels = labels.narrow(d, 0, 1)
         self._labels[tensor] = labels.contiguous()
-
-
-def _parents(name: str) -> list[str]:
-    """The names of the modules around a module: ``a`` and ``a.b`` for ``a.b.c``."""
-    parts = name.split(".")
-    return [".".join(parts[:k]) for k in range(1, len(parts))]

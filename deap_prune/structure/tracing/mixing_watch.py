@@ -89,8 +89,30 @@ class MixingWatch:
         if not call.mixed or call.key is None:
             return
         outputs = [tracer.of(x) for x in tensors_of(result)]
-        record = RecordedCall(_arrays(call.inputs), _arrays(outputs), call.mixed)
-        first = self.calls.setdefault(call.key, record)
+        self._record(tracer, call.key, RecordedCall(_arrays(call.inputs), _arrays(outputs), call.mixed))
+
+    def key(self, name: str) -> Key | None:
+        """The key of the call of a function by the layer that has just run."""
+        return self._numbers.key(name)
+
+    def record(self, tracer: Tracer, key: Key | None, weights: Sequence[Tensor], labels: Tensor, reason: str) -> None:
+        """Record the call of a function by a layer that mixes channels and returns as many.
+
+        Args:
+            tracer: Has the labels.
+            key: Its key.
+            weights: Other tensor arguments, without channels.
+            labels: Labels of its input, and of its output.
+            reason: Why the channels stay dense if the call can't be narrowed.
+        """
+        if key is None:
+            tracer.freeze(labels, reason)
+        else:
+            inputs = _arrays([labels, *(None for _ in weights)])
+            self._record(tracer, key, RecordedCall(inputs, _arrays([labels]), [(labels, reason)]))
+
+    def _record(self, tracer: Tracer, key: Key, record: RecordedCall) -> None:
+        first = self.calls.setdefault(key, record)
         if first is not record and not (_same(first.inputs, record.inputs) and _same(first.outputs, record.outputs)):
             _freeze(tracer, first)
             _freeze(tracer, record)
