@@ -329,7 +329,8 @@ def batch_values(objective: Objective, batch: EvaluatedBatch) -> Tensor:
     values = objective.batch(*(batch if objective.needs_network else batch[:3]))
     if isinstance(values, Tensor) and values.dim() and not values.is_complex():
         return values
-    kind = "a scalar or complex tensor" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+    of_tensor = "a tensor without dimensions, or of complex numbers"
+    kind = of_tensor if isinstance(values, Tensor) else f"a {type(values).__name__}"
     raise DataError(
         f"objective '{objective.name}' gave {kind}; it gives one value a sample, a tensor of shape (samples, ...)"
     )
