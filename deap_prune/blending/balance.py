@@ -19,7 +19,7 @@ from deap_prune.blending.decoding import Matrix, Planner
 from deap_prune.errors import DataError
 from deap_prune.structure.masks import Masks
 
-LEVELS = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
+LEVELS = tuple(k / 16 for k in range(16, 1, -1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class WidthCurves:
         *,
         anchor: Callable[[Masks], float] | None = None,
     ) -> WidthCurves:
-        """Measure every group alone at eight widths.
+        """Measure every group alone at 15 widths.
 
         Args:
             planner: Of the groups and their admissible widths.

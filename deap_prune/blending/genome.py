@@ -254,7 +254,7 @@ class Genome(Decoding):
 
         Args:
             criterion: Registry name; it ranks the filters.
-            error: Function of masks, smaller is better, such as ``evaluator.surrogate``. It is called eight times per
+            error: Function of masks, smaller is better, such as ``evaluator.surrogate``. It is called 15 times per
                 group.
             anchor: Function of masks that makes the groups comparable, such as ``evaluator.output_distance``; called
                 once per group. For networks that are refined: the layers after a group make up for much of its error.

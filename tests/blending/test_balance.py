@@ -35,7 +35,7 @@ def losses(space: dp.PruningSpace, worth: np.ndarray, power: float = 2.0) -> Cal
     return error
 
 
-LEVELS = np.arange(8, 0, -1) / 8
+LEVELS = np.arange(16, 1, -1) / 16
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -44,7 +44,7 @@ def test_no_other_widths_are_better_at_a_price(digits: Digits, seed: int, power:
     space, genome = digits.space, digits.genome()
     worth = np.random.default_rng(seed).uniform(0.5, 2.0, len(space.groups))
     curves = genome.width_curves("l2", losses(space, worth, power))
-    flops = np.zeros((len(space.groups), 8))  # of each group at each width, all others dense
+    flops = np.zeros((len(space.groups), 15))  # of each group at each width, all others dense
     for group, size in enumerate(space.sizes.tolist()):
         for place, level in enumerate(LEVELS.tolist()):
             counts = space.sizes.copy()
@@ -278,7 +278,7 @@ def test_the_worst_filters_go_first() -> None:
         for name, scores in ranking.items():
             kept = np.asarray(masks[name])
             assert kept.all() or scores[kept].min() >= scores[~kept].max()
-    assert len(seen) == 8 * len(genome.space.groups)
+    assert len(seen) == 15 * len(genome.space.groups)
 
 
 @pytest.mark.parametrize("kind", ["borda", "one criterion", "stage", "medoid"])
