@@ -70,7 +70,7 @@ def decisions() -> str:
     balanced, random = "half balanced, the best third of the criteria", "a quarter balanced, a quarter random"
     pairs = ", ".join(f"{name} {first[name][balanced]} / {first[name][random]}" for name in list(PAIRS.values())[2:4])
     mean = statistics.mean
-    drafts = notes["draft_population"]
+    drafts, anchored = notes["draft_population"], notes["anchored_widths"]["resnet20"]
     lines = [
         ["three clusters, evolved candidates, scores divided by their maximum", ablations(), "compare_methods"],
         ['`recalibrate="auto"`: in closed form where that is sound', closed_form(), "fitness_validity-*"],
@@ -82,6 +82,12 @@ def decisions() -> str:
         [
             "drafts: first widths spread by random group weights",
             f"loss {mean(drafts['spread']):.2f} instead of {mean(drafts['near even']):.2f}, n = 3",
+            "notes",
+        ],
+        [
+            "refined networks: balanced widths anchored to the outputs",
+            " to ".join(f"{mean(loss for loss, _ in anchored[name]):.2f}" for name in ("balanced", "power 1"))
+            + " loss of validation images, ResNet-20, CIFAR-100, n = 2",
             "notes",
         ],
         ["one resident network, narrowed in place", memory(), "speed-*"],
