@@ -47,11 +47,11 @@ TRANSFORMERS = ("vit_", "swin_", "maxvit_")  # of torchvision
 SIZES = {
     "inception_v3": 299,
     "alexnet": 80,
+    "smp:PAN": 128,
     "timm:inception_v4": 107,
-    "timm:bat_resnext26ts": 256,
-    "timm:halonet26t": 256,
-    "timm:haloregnetz_b": 256,
     "timm:inception_resnet_v2": 107,
+    "timm:efficientformer_l1": 224,
+    **dict.fromkeys(("timm:bat_resnext26ts", "timm:halonet26t", "timm:haloregnetz_b"), 256),
 }  # else 64
 LIMIT = 60  # CPU seconds for Torch-Pruning
 PARTS = ("fcn_resnet50", "deeplabv3_resnet50", "lraspp_mobilenet_v3_large", "fasterrcnn_resnet50_fpn")
@@ -103,14 +103,13 @@ HUGGING: dict[str, dict[str, Any]] = {
     "Levit": {"image_size": 64},
     "MobileViT": {"image_size": 64},
     "MobileViTV2": {"image_size": 64},
-    "Bit": {"embedding_size": 64, "hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2]},
-    "CvT": {},
+    "Bit": {"embedding_size": 64, "hidden_sizes": [128, 256, 512, 1024], "depths": [2, 2, 2, 2]},
+    "Cvt": {},
     "Pvt": {"image_size": 64},
     "SwiftFormer": {"image_size": 64, "depths": [1, 1, 2, 1], "embed_dims": [24, 48, 96, 192]},
-    "Focalnet": {"image_size": 64},
+    "FocalNet": {"image_size": 64},
     "HGNetV2": {},
     "TextNet": {},
-    "VAN": {},
 }
 
 
