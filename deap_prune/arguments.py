@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_
 
 import numpy as np
 
-from deap_prune.errors import ConfigError, MaskError, ModelError, PruneError
+from deap_prune.errors import ConfigError, MaskError, ModelError, PruneError, did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -82,6 +82,7 @@ def checked(function: F) -> F:
     """
     signature = inspect.signature(function)
     names = inspect.unwrap(function).__globals__
+    takes_more = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
 
     @cache
     def kinds() -> dict[str, _Kind]:
@@ -92,6 +93,10 @@ def checked(function: F) -> F:
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        unknown = [name for name in kwargs if name not in signature.parameters]
+        if unknown and not takes_more:
+            hint = did_you_mean(unknown[0], list(signature.parameters))
+            raise ConfigError(f"{function.__qualname__} has no argument '{unknown[0]}'; {hint}")
         bound, expected = signature.bind(*args, **kwargs), kinds()
         for name, value in bound.arguments.items():
             if (kind := expected.get(name)) is not None:

@@ -29,7 +29,10 @@ def build_model(config: ModelConfig) -> nn.Module:
     try:
         model = factory(*config.args, **config.kwargs)
     except (Exception, SystemExit) as error:
-        advice = "; a download that fails is replaced by --weights FILE (model.weights)" * isinstance(error, OSError)
+        advice = (
+            "; without a network connection give a file: init and prune take --weights FILE, a config model.weights "
+            "with model.kwargs.weights=null"
+        ) * isinstance(error, OSError)
         raise ConfigError(f"factory '{config.factory}' failed: {type(error).__name__}: {error}{advice}") from error
     if not isinstance(model, nn.Module):
         raise ConfigError(f"factory '{config.factory}' made a {type(model).__name__}, not an nn.Module")

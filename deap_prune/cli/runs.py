@@ -107,8 +107,6 @@ def watch(
     """Serve a run's report on this machine while the run goes on; the page updates itself."""
     from deap_prune.report import live
 
-    if not run.is_dir():
-        say(f"there is no folder '{run}' yet: the page waits until a run begins there")
     if not run.exists():
         say(f"'{run}' does not exist yet; the page shows a run when one begins there")
     with live.served(run, port=port) as watched:

@@ -112,8 +112,9 @@ def first_config(
     same_classes = True
     if factory.startswith("torchvision.models:"):
         _check_torchvision(factory)
-        network["kwargs"] = {"weights": "DEFAULT"} if weights is None else {"num_classes": images.classes}
-        same_classes = weights is not None or images.classes == IMAGENET_CLASSES
+        classes = IMAGENET_CLASSES if weights is None else _classes(weights)
+        network["kwargs"] = {"weights": "DEFAULT"} if weights is None else {"num_classes": classes}
+        same_classes = images.classes == classes
     if weights is not None:
         network["weights"] = str(weights)
     search: dict[str, Any] = {"objectives": ["loss"] if same_classes else ["agreement"]}
@@ -137,6 +138,16 @@ def commented(sections: Mapping[str, Mapping[str, Any]], title: str) -> str:
             text = yaml.safe_dump(value, default_flow_style=True, width=10_000).splitlines()[0]
             lines.append(f"  {key}: {text}" + (f" # {COMMENTS[key]}" if key in COMMENTS else ""))
     return "\n".join(lines) + "\n"
+
+
+def _classes(weights: Path) -> int:
+    """Number of classes of a state dict: torchvision's networks end with the layer that makes the logits."""
+    from deap_prune.weights import read_weights
+
+    tensors = list(read_weights(weights).values())
+    if not tensors or tensors[-1].dim() == 0:
+        raise ConfigError(f"'{weights}' does not end with a layer that makes class logits; give module:function")
+    return len(tensors[-1])
 
 
 def _check_torchvision(factory: str) -> None:

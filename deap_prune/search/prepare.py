@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from deap_prune.blending.baselines import GENOMES, AnyGenome
 from deap_prune.blending.budget import check_budgets, check_limits
@@ -11,6 +14,7 @@ from deap_prune.costs.latency import LatencyTable
 from deap_prune.criteria.table import ScoreTable, score
 from deap_prune.data.batches import Data, cross_entropy, is_tensor_pair
 from deap_prune.data.hold_out import hold_out
+from deap_prune.errors import PruneWarning
 from deap_prune.evolution.loop import ALGORITHMS
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.options import SearchOptions
@@ -51,6 +55,15 @@ def traced(task: Task, options: SearchOptions) -> tuple[PruningSpace, LatencyTab
     return table.on(space), table
 
 
+def _warn_of_other_shapes(task: Task) -> None:
+    """Warn if the example inputs are larger or smaller than the images: FLOPs are those of the example inputs."""
+    example, images = task.example_inputs, task.calibration
+    if isinstance(example, Tensor) and is_tensor_pair(images) and example.shape[1:] != images[0].shape[1:]:
+        shapes = (" x ".join(map(str, x.shape[1:])) for x in (example, images[0]))
+        text = "the example inputs are {}, the calibration images {}: FLOPs are those of the example inputs"
+        warnings.warn(text.format(*shapes), PruneWarning, stacklevel=2)
+
+
 def prepare(task: Task, options: SearchOptions, *, progress: Shown = False) -> Prepared:
     """Trace, score, cluster, and make the genome and the fitness. Bad input raises its error here.
 
@@ -64,6 +77,7 @@ def prepare(task: Task, options: SearchOptions, *, progress: Shown = False) -> P
     space, table = traced(task, options)
     check_budgets(space, options.limits)
     options.warn_if_degenerate()
+    _warn_of_other_shapes(task)
     validation, guard = hold_out(task.validation, options.guard)
     evaluator = Evaluator(
         task.model,

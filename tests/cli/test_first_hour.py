@@ -148,9 +148,10 @@ def test_pretrained_networks_and_other_classes(place: Path) -> None:
     sections = first_config("resnet18", Path("photos"))
     assert sections["model"] == {"factory": "torchvision.models:resnet18", "kwargs": {"weights": "DEFAULT"}}
     assert sections["search"]["objectives"] == ["agreement"] and sections["search"]["labels"] is False
-    (place / "net.pth").touch()
-    own = first_config("torchvision.models:resnet18", Path("photos"), weights=Path("net.pth"))
-    assert own["model"]["kwargs"] == {"num_classes": 2} and own["search"]["objectives"] == ["loss"]
+    for classes, objective in ((2, "loss"), (5, "agreement")):
+        torch.save({"fc.weight": torch.zeros(classes, 4), "fc.bias": torch.zeros(classes)}, "net.pth")
+        own = first_config("torchvision.models:resnet18", Path("photos"), weights=Path("net.pth"))
+        assert own["model"]["kwargs"] == {"num_classes": classes} and own["search"]["objectives"] == [objective]
     wrong = here("init", "--model", "resnet19", "--data", "photos")
     assert wrong.exit_code == 2 and "did you mean 'resnet18'" in wrong.stderr
 

@@ -114,7 +114,6 @@ MIXING: dict[str, Operator] = {
     "mean": lambda x: x - x.mean(1, keepdim=True),
     "softmax": lambda x: x.softmax(1),
     "cumsum": lambda x: x.cumsum(1),
-    "sort": lambda x: x.sort(1)[0],
     "normalize": lambda x: F.normalize(x, dim=1),
     "similarity": lambda x: x * F.cosine_similarity(x, x.roll(1, 2), dim=1)[:, None],
     "norm over all": lambda x: F.group_norm(x, 1),

@@ -32,6 +32,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
         r"is split at fixed positions \(test_refusals.py:\d+\)",
     ),
     "all but one": (lambda x: F.pad(x[:, 1:] - x[:, :-1], (0, 0, 0, 0, 0, 1)), "can only be pruned all together"),
+    "sorted channels": (lambda x: x.sort(1)[0], "is sorted across channels by 'sort'"),
     "matrix product": (lambda x: torch.einsum("nchw,cd->ndhw", x, torch.eye(8).to(x)), "which can't be narrowed"),
     "hard-coded view": (
         lambda x: x.view(1, 512).view(1, 8, 8, 8),

@@ -183,13 +183,13 @@ def test_a_loss_that_is_not_finite_is_an_error(two_classes: Pair) -> None:
     assert not model.training
 
 
-def test_progress_shows_loss_and_accuracy(two_classes: Pair, capsys: pytest.CaptureFixture[str]) -> None:
-    finetune(make_classifier(), two_classes, two_classes, epochs=1)
-    out = capsys.readouterr().err
-    assert "loss" in out
-    assert "accuracy" in out
-    train_briefly(make_classifier(), two_classes)
-    assert not capsys.readouterr().err
+def test_progress_shows_loss_and_accuracy(two_classes: Pair, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "deap_prune.progress"):
+        finetune(make_classifier(), two_classes, two_classes, epochs=1)
+        assert "loss" in caplog.text and "accuracy" in caplog.text
+        caplog.clear()
+        train_briefly(make_classifier(), two_classes)
+        assert not caplog.text
 
 
 def test_the_defaults_keep_what_refinement_rebuilt(digits: Digits) -> None:

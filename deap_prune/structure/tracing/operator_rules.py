@@ -231,6 +231,16 @@ def along(step: Step) -> None:
     reduce_dims(step, [step.argument("dim", 0)])
 
 
+def ranked(step: Step) -> None:
+    """Sorting along one dimension: among channels a place would belong to another filter once some are pruned."""
+    tensor, label = step.source
+    dim = step.argument("dim", -1) % max(tensor.dim(), 1)
+    if tensor.dim() and label.shape[dim] > 1:
+        step.tracer.freeze(label, f"is sorted across channels by '{step.name}'{step.tracer.where()}")
+    else:
+        reduce_dims(step, [dim])
+
+
 def reduction(step: Step) -> None:
     """Mean, sum, norm, ... over the dimensions of the argument ``dim``, or over all."""
     dims = step.argument("dim")
@@ -297,7 +307,8 @@ RULES = table(
     (spatial, "_upsample_nearest_exact1d _upsample_nearest_exact3d _upsample_bicubic2d_aa adaptive_max_pool1d"),
     (spatial, "fractional_max_pool2d fractional_max_pool3d reflection_pad3d replication_pad3d"),
     (spatial, "reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d tril triu"),
-    (along, "_softmax _log_softmax cumsum cumprod cummax cummin logcumsumexp sort topk median kthvalue mode argsort"),
+    (along, "_softmax _log_softmax cumsum cumprod cummax cummin logcumsumexp median kthvalue mode"),
+    (ranked, "sort argsort topk"),
     (along, "nanmedian renorm _cummax_helper _cummin_helper"),
     (reduction, "linalg_vector_norm var_mean std var norm"),
 )
