@@ -106,7 +106,8 @@ def self_supervised(own: Images, other: Images, *, seed: int, epochs: int, gener
 
     def masks(model: nn.Module, criterion: str, labels: bool) -> dp.Masks:
         images = calibration if labels else calibration[0]
-        scores = dp.score(model, space, images, criteria=(criterion,), labels=labels, seed=seed)
+        own_space = dp.trace(model, rest[0][:1])  # the same groups; the last layer has as many outputs as classes
+        scores = dp.score(model, own_space, images, criteria=(criterion,), labels=labels, seed=seed)
         return masks_by(dp.Genome(space, scores, dp.cluster(scores), allocation="uniform", max_flops=0.5))
 
     chosen = {

@@ -82,16 +82,16 @@ def check_batches(
     check_later_batches(forward, model, batches, name=name)
     if check is None:
         return
-    if targets is None:
-        raise DataError(
-            f"the {name} data has no targets; give pairs of inputs and targets, or labels=False with objectives that "
-            "need none, such as ('agreement', 'flops')"
-        )
     for batch in batches[1:] if forward is default_forward else ():
         check_labels(outputs, parts_of(batch)[1], name=name)
     try:
         check(outputs, targets)
     except Exception as error:
+        if targets is None:
+            raise DataError(
+                f"the {name} data has no targets; give pairs of inputs and targets, or labels=False with objectives "
+                "that need none, such as ('agreement', 'flops')"
+            ) from error
         kind = "" if isinstance(error, DataError) else f"{type(error).__name__}: "
         raise DataError(
             f"the objectives fail on the {name} data: {kind}{error}; class labels are whole numbers, "

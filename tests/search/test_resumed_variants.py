@@ -58,5 +58,6 @@ def test_how_long_a_run_lasts_may_change(name: str, tmp_path: Path) -> None:
     config = tmp_path / "run" / "config.yaml"
     lines = config.read_text().splitlines()
     config.write_text("\n".join(f"  {name}: 2" if line.startswith(f"  {name}:") else line for line in lines))
-    result = dp.resume(tmp_path / "run", *problem(), **labelled_data())
+    with pytest.warns(UserWarning, match="was changed after the run wrote it"):
+        result = dp.resume(tmp_path / "run", *problem(), **labelled_data())
     assert len(result.logbook) == (3 if name == "generations" else 1)
