@@ -151,7 +151,7 @@ class Evaluator:
         return MappingProxyType(self._cache)
 
     def __call__(self, masks: Masks) -> Values:
-        """The objectives' values of a pruned network, in order."""
+        """The objectives' values of a pruned network, in order; ``MaskError`` if the masks don't fit the space."""
         return self.many([masks])[0]
 
     def many(
@@ -273,7 +273,7 @@ class Evaluator:
     @checked
     @one_at_a_time
     def selected(self, masks: Masks) -> Masks:
-        """Masks of the same widths, with the filters that refinement selects; see :attr:`Settings.select`."""
+        """Masks of the same widths, with filters that refinement selects (see :attr:`Settings.select`); raises as a call."""
         return self._build.selected(masks)
 
     @checked

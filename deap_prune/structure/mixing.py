@@ -115,5 +115,5 @@ class KeptChannels(TorchFunctionMode):
 
 
 def function_name(func: Callable[..., Any]) -> str:
-    """Name of a torch function; functions and methods of one name are not told apart."""
+    """Name of a torch function; functions and methods of one name share it."""
     return str(getattr(func, "__name__", func))

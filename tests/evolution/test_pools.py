@@ -36,7 +36,7 @@ def dying(number: int) -> int:
 
 @pytest.mark.parametrize("moment", ["busy", "idle"])
 def test_a_killed_process_of_a_pool_is_an_error(moment: str) -> None:
-    """An idle process holds the lock of the queue, which nobody frees then."""
+    """An idle process holds the lock of the queue, which then stays locked."""
     toolbox = SafeToolbox()
     begun = time.monotonic()
     with FORK.Pool(2) as pool:
