@@ -273,7 +273,7 @@ class Evaluator:
     @checked
     @one_at_a_time
     def selected(self, masks: Masks) -> Masks:
-        """Masks of the same widths with the filters that refinement selects (:attr:`Settings.select`); raises as a call."""
+        """Masks of equal widths, with filters selected by refinement (:attr:`Settings.select`); raises as a call."""
         return self._build.selected(masks)
 
     @checked
