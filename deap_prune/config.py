@@ -5,8 +5,6 @@ A config's ``factory`` imports code: treat a config, and the config.yaml of a ru
 
 from __future__ import annotations
 
-import hashlib
-import re
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -20,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from deap_prune.errors import ConfigError, did_you_mean
-from deap_prune.files import read_text
+from deap_prune.files import headed, header_of, read_text
 from deap_prune.options import SearchOptions, check_removed, described_options
 from deap_prune.training.recipe import Recipe
 from deap_prune.yaml_text import parse_yaml
@@ -166,7 +164,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"'{path}' is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"'{path}' holds a {type(values).__name__}; a config is a mapping of sections")
-    if of_run and (written := _WRITTEN.match(text)) and written[1] != _checksum(text[written.end() :]):
+    if of_run and (header := header_of(text)) is not None and not header.intact:
         warnings.warn(
             f"'{path}' was changed after the run wrote it; what makes the result another one is refused, but the run "
             "may take longer or shorter (generations, max_seconds, patience)",
@@ -230,17 +228,9 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from error
 
 
-def dump_config(config: Config) -> str:
-    """The resolved config of a run as YAML, with a checksum in its first line."""
-    text = yaml.safe_dump(config.model_dump(mode="json", exclude_none=False), sort_keys=False)
-    return f"# written by a run; sha256 of the lines below: {_checksum(text)}\n{text}"
-
-
-_WRITTEN = re.compile(r"# written by a run; sha256 of the lines below: ([0-9a-f]{64})\n")
-
-
-def _checksum(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def dump_config(config: Config, run: str) -> str:
+    """The resolved config of a run as YAML, with the run's hash and a checksum in its first line."""
+    return headed(yaml.safe_dump(config.model_dump(mode="json", exclude_none=False), sort_keys=False), run)
 
 
 def import_factory(path: str) -> Any:

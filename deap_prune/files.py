@@ -11,6 +11,7 @@ import secrets
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ MOST_BYTES = 256 * 2**20
 SEAL = "sha256"
 """Name of the checksum in a JSON object."""
 
+_HEADER = re.compile(r"# written by (?:a run|run ([0-9a-f]{64})); sha256 of the lines below: ([0-9a-f]{64})\n")
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.EBADF}
 _ADVICE = {
@@ -176,6 +178,41 @@ def unsealed_json(content: Any) -> dict[str, Any]:
     if SEAL in content and content[SEAL] != _checksum(plain):
         raise ValueError("it was changed after it was written (its checksum differs)")
     return plain
+
+
+@dataclass(frozen=True)
+class Header:
+    """First line of a run's config.yaml.
+
+    Attributes:
+        run: Hash of what the run depends on; None in files of earlier versions.
+        intact: Whether the lines below are those that were written.
+    """
+
+    run: str | None
+    intact: bool
+
+
+def headed(text: str, run: str) -> str:
+    """A text with a first line that carries the hash of its run, and a checksum of the lines below."""
+    return f"# written by run {run}; sha256 of the lines below: {hashlib.sha256(text.encode()).hexdigest()}\n{text}"
+
+
+def header_of(text: str) -> Header | None:
+    """The header of a text that :func:`headed` returned, or that an earlier version wrote; None if there is none."""
+    match = _HEADER.match(text)
+    if match is None:
+        return None
+    return Header(match[1], match[2] == hashlib.sha256(text[match.end() :].encode()).hexdigest())
+
+
+def run_of(folder: Path) -> str | None:
+    """Hash of the run that a folder holds; None if it holds none, or one of an earlier version."""
+    try:
+        header = header_of(read_text(folder / "config.yaml"))
+    except (OSError, ValueError):
+        return None
+    return None if header is None else header.run
 
 
 def _checksum(content: Any) -> str:

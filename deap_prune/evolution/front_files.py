@@ -15,7 +15,16 @@ from typing import Annotated, Any, Protocol
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictInt, ValidationError
 
 from deap_prune.errors import RunError
-from deap_prune.files import make_folder, parse_json, read_text, remove_file, sealed_json, unsealed_json, write_text
+from deap_prune.files import (
+    make_folder,
+    parse_json,
+    read_text,
+    remove_file,
+    run_of,
+    sealed_json,
+    unsealed_json,
+    write_text,
+)
 from deap_prune.structure.masks import Masks
 
 MASK_NAME = re.compile(r"masks/\d{4,9}-([0-9a-f]{8})\.json")
@@ -66,6 +75,7 @@ class FrontFile(_File):
     dense: DenseEntry
     settings: dict[str, Any]
     solutions: list[SolutionEntry]
+    run: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +143,8 @@ def save_front(front: Front, folder: Path) -> None:
     for name, text in zip(names, texts, strict=True):
         write_text(folder / name, text)
     write_text(folder / "front.csv", _table(front, names))
-    write_text(folder / "front.json", sealed_json(_content(front, names)))
+    run = run_of(folder)
+    write_text(folder / "front.json", sealed_json(_content(front, names) | ({} if run is None else {"run": run})))
     for name in earlier - set(names):
         remove_file(folder / name)
     remove_file(masks / PENDING)
@@ -187,8 +198,9 @@ def read_front(folder: Path) -> ReadFront:
     """Read and check the front of a run folder.
 
     Raises:
-        RunError: If there is none, it can't be read, its values are not finite numbers of its objectives, or masks are
-            missing, outside the folder, or not those that were written.
+        RunError: If there is none, it can't be read, it is the front of another run than config.yaml (fronts of earlier
+            versions do not name their run), its values are not finite numbers of its objectives, or masks are missing,
+            outside the folder, or not those that were written.
     """
     path = folder / "front.json"
     if not folder.is_dir():
@@ -200,6 +212,8 @@ def read_front(folder: Path) -> ReadFront:
     try:
         raw = unsealed_json(parse_json(read_text(path)))
         checked = FrontFile.model_validate(raw)
+        if checked.run is not None and (run := run_of(folder)) is not None and run != checked.run:
+            raise ValueError(f"it is the front of another run ({checked.run[:8]}, and config.yaml is of {run[:8]})")
         weights = {entry.name: 1.0 if entry.maximise else -1.0 for entry in checked.objectives}
         if len(weights) < len(checked.objectives):
             raise ValueError("two objectives have the same name")

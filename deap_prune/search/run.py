@@ -20,7 +20,7 @@ from deap_prune.errors import ConfigError, RunError
 from deap_prune.evolution.checkpoint import Checkpoints
 from deap_prune.evolution.generation import Callback, Generation
 from deap_prune.evolution.problem import BlendProblem
-from deap_prune.files import write_text
+from deap_prune.files import run_of, write_text
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.progress import Shown, step
 from deap_prune.randomness import random_states, restore_random_states
@@ -199,8 +199,8 @@ def _run(
         identity = {} if folder is None else fingerprint(task, options, prepared.genome.space)
         parts = (identity, config, folder, prepared, problem, callbacks, keeper)
         state = _evolved(*parts, begun=begun, progress=progress, ray=ray)
-        task_hash = hash_of({name: text for name, text in identity.items() if name != "environment"})
-        final = final_front(Ending(problem, prepared.evaluator, state, options, folder, deadline, progress, task_hash))
+        ending = (problem, prepared.evaluator, state, options, folder, deadline, progress, _hash_of_task(identity))
+        final = final_front(Ending(*ending))
         genome = prepared.genome
         facts = (genome.space, prepared.scores, genome.clusters, genome)
         result = Result(final.front, state.logbook, *facts, final.evaluator, prepared.evaluator)
@@ -246,7 +246,7 @@ def _evolved(
                 cache_journal(folder, evaluator),
             )
             state = _stored(checkpoints, evaluator, problem, options.generations)
-            _write_beginning(folder, config, keeper)
+            _write_beginning(folder, config, keeper, run_of(folder) or _hash_of_task(identity))
             returns = returns_journal(folder, options, checkpoints.fingerprint)
             watched = live_writer(folder, problem, options.generations)
             hooks += [checkpoints, lambda state: write_history(folder, state.logbook), watched]
@@ -267,12 +267,17 @@ def _stored(
     return stored
 
 
-def _write_beginning(folder: Path, config: Config, keeper: Keeper | None) -> None:
+def _hash_of_task(identity: dict[str, str]) -> str:
+    """Hash of what a run depends on, apart from versions."""
+    return hash_of({name: text for name, text in identity.items() if name != "environment"})
+
+
+def _write_beginning(folder: Path, config: Config, keeper: Keeper | None, run: str) -> None:
     """Write what a run folder holds before the first generation; with the config it can be resumed."""
     folder.mkdir(parents=True, exist_ok=True)
     if keeper is not None:
         keeper.write(new=not (folder / "config.yaml").exists())
-    write_text(folder / "config.yaml", dump_config(config))
+    write_text(folder / "config.yaml", dump_config(config, run))
     write_versions(folder)
 
 

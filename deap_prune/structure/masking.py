@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deap_prune.arguments import checked
+from deap_prune.errors import MaskError
 from deap_prune.structure.inputs import in_order
 from deap_prune.structure.layers import Indices, LayerSpec, narrow_layer, selection, spec_of, tensor_named
 from deap_prune.structure.masks import Masks
@@ -24,6 +27,26 @@ Index = tuple[Tensor | slice, ...]
 Saved = list[tuple[Tensor, Index | None, Tensor]]  # tensor, overwritten part (None: all), original values
 
 
+@dataclass(frozen=True, eq=False)
+class _Active:
+    """The mask that a network is under.
+
+    Attributes:
+        space: Its space.
+        masks: What is kept.
+        with_state: Whether weights of a slimmed network are in force.
+        mixing: Runs mixing functions on the kept channels; None if none is pruned.
+    """
+
+    space: PruningSpace
+    masks: Masks
+    with_state: bool
+    mixing: KeptChannels | None
+
+
+_ACTIVE: MutableMapping[nn.Module, _Active] = WeakKeyDictionary()
+
+
 @checked
 @contextmanager
 def masked(
@@ -33,6 +56,7 @@ def masked(
 
     Run a backward pass inside the context: autograd reads the masked weights, which are restored at the end. Layers
     that use all their channels at once (LayerNorm, GroupNorm, ...) run as narrowed copies and get no gradients.
+    Inside the context of another mask a filter stays if both masks keep it.
 
     Args:
         model: The traced network, wrapped or not, on any device.
@@ -47,10 +71,16 @@ def masked(
         True
 
     Raises:
-        MaskError: If the masks don't fit the space.
+        MaskError: If the masks don't fit the space, or, inside another mask, what both keep does not, or a ``state``
+            is given or in force.
     """
-    network, kept = unwrap(model), space.kept(masks)
+    network = unwrap(model)
+    kept = space.kept(masks)
     check_network(network, space)
+    outer = _ACTIVE.get(network)
+    if outer is not None:
+        masks = _both(outer, space, masks, with_state=state is not None)
+        kept = space.kept(masks)
     donor = dict(state.named_modules()) if state is not None else {}
     saved: Saved = []
     replaced: list[tuple[nn.Module, Any]] = []
@@ -75,9 +105,14 @@ def masked(
             for name, value in state.named_buffers():  # statistics of layers outside of the space
                 if name.rpartition(".")[0] not in traced and name not in traced:
                     _overwrite(network.get_buffer(name), (), value, saved)
-        with _kept_channels(network, space, kept):
+        with _mixing(network, space, kept, outer) as mixing:
+            _ACTIVE[network] = _Active(space, masks, state is not None, mixing)
             yield model
     finally:
+        if outer is not None:
+            _ACTIVE[network] = outer
+        else:
+            _ACTIVE.pop(network, None)
         for tensor, part, original in reversed(saved):
             if part is None:
                 tensor.data = original
@@ -89,13 +124,43 @@ def masked(
                 layer.forward = own
 
 
-def _kept_channels(network: nn.Module, space: PruningSpace, kept: NDArray[np.bool_]) -> AbstractContextManager[Any]:
+def _both(outer: _Active, space: PruningSpace, masks: Masks, *, with_state: bool) -> Masks:
+    """What a mask and the one around it keep.
+
+    Raises:
+        MaskError: If they can't be combined.
+    """
+    if outer.space is not space:
+        raise MaskError("the network is under a mask of another space; end that context first (a trace makes a space)")
+    if outer.with_state or with_state:
+        raise MaskError(
+            "the network is under a mask already, and weights that were evaluated with one mask do not fit another: "
+            "end that context first (Evaluator.masked does not nest)"
+        )
+    both = {**outer.masks, **{n: keep & outer.masks[n] if n in outer.masks else keep for n, keep in masks.items()}}
+    try:
+        space.kept(Masks(both))
+    except MaskError as error:
+        raise MaskError(f"a mask inside another keeps what both keep, which is no mask: {error}") from error
+    return Masks(both)
+
+
+@contextmanager
+def _mixing(
+    network: nn.Module, space: PruningSpace, kept: NDArray[np.bool_], outer: _Active | None
+) -> Iterator[KeptChannels | None]:
+    """Run the mixing functions on the kept channels, in the place of the mask around this one."""
     pruned = [
         call
         for call in space.mixing
         if any(side is not None and not kept[side[1]].all() for side in (*call.inputs, *call.outputs))
     ]
-    return KeptChannels(network, pruned, kept) if pruned else nullcontext()
+    if not pruned:
+        yield None
+        return
+    around = None if outer is None else outer.mixing
+    with nullcontext() if around is None else around.suspended(), KeptChannels(network, pruned, kept) as mixing:
+        yield mixing
 
 
 def _mask_layer(

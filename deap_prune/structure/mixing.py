@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -82,6 +83,15 @@ class KeptChannels(TorchFunctionMode):
         self._calls: Mapping[Key, MixingCall] = {(c.module, c.function, c.number): c for c in calls}
         self._functions = {call.function for call in calls}
         self._numbers, self._kept = CallNumbers(network), kept
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Leave all calls as they are, for a mask inside this one."""
+        functions, self._functions = self._functions, set()
+        try:
+            yield
+        finally:
+            self._functions = functions
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, function_name(func)
