@@ -24,6 +24,7 @@ from deap_prune.display import html_table, short
 from deap_prune.errors import DataError, PruneError, did_you_mean
 from deap_prune.files import MOST_BYTES, read_bytes, write_bytes
 from deap_prune.progress import Shown
+from deap_prune.randomness import same_draws
 from deap_prune.structure.slim import check_network, unwrap
 from deap_prune.structure.space import FilterGroup, PruningSpace
 
@@ -203,17 +204,18 @@ def score(
         raise DataError(f"unknown reduction '{reduction}'; known: {', '.join(REDUCTIONS)}")
     check_network(unwrap(model), space)
     needs = {need for criterion in chosen for need in criterion.needs}
-    statistics = collect(
-        model,
-        space,
-        calibration,
-        needs=needs,
-        forward=forward,
-        loss=loss,
-        labels=labels,
-        seed=seed,
-        progress=progress,
-    )
+    with same_draws(seed):
+        statistics = collect(
+            model,
+            space,
+            calibration,
+            needs=needs,
+            forward=forward,
+            loss=loss,
+            labels=labels,
+            seed=seed,
+            progress=progress,
+        )
     table: dict[str, dict[str, Scores]] = {}
     for group in space.groups:
         table[group.name] = {}

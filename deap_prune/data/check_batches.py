@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,9 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from deap_prune.data.batches import Forward, check_labels, default_forward, parts_of
+from deap_prune.data.batches import Forward, check_labels, default_forward, parts_of, samples_of, tensors_of
 from deap_prune.data.unchanged import unchanged
-from deap_prune.errors import DataError, PruneError
+from deap_prune.errors import DataError, PruneError, PruneWarning
+from deap_prune.randomness import same_draws
+
+MOST_ROUNDING = 1e-3
+"""Largest difference between two runs of a network, relative to its outputs, that rounding may explain."""
 
 
 @contextmanager
@@ -111,6 +116,47 @@ def check_later_batches(forward: Forward, model: nn.Module, batches: Sequence[An
         if (outline := _outline(batch)) not in seen:
             seen.add(outline)
             first_forward(forward, model, batch, name=name, labels=False)
+
+
+def check_draws(forward: Forward, model: nn.Module, batches: Sequence[Any]) -> None:
+    """Check on two samples that outputs and targets follow from the inputs, and warn of random draws.
+
+    Raises:
+        DataError: If they differ although the global generators are seeded alike.
+    """
+    few = [samples_of(batch, slice(2)) for batch in batches[:1]]
+
+    def run(seed: int) -> list[Tensor]:
+        with same_draws(seed):
+            return [x.clone() for x in tensors_of([forward(model, batch) for batch in few]) if x.is_floating_point()]
+
+    try:
+        first, again, other = run(0), run(0), run(1)
+    except Exception:  # it may need more samples
+        return
+    remedy = "dropout that stays on in evaluation (F.dropout needs training=self.training), or noise"
+    if not _alike(first, again):
+        raise DataError(
+            "the network (or forward) gives other outputs or targets when it runs on the same batch again, so "
+            f"candidates can't be compared: find what it changes or draws ({remedy} from a generator of its own); "
+            "draws from the global generators (torch.randn without generator=) are repeated for each candidate"
+        )
+    if not _alike(first, other):
+        warnings.warn(
+            f"the network (or forward) draws random numbers in evaluation: {remedy}; all candidates get the same "
+            "draws, so their values hold for these draws",
+            PruneWarning,
+            stacklevel=4,
+        )
+
+
+def _alike(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
+    """Whether tensors are equal but for rounding."""
+    return len(one) == len(other) and all(
+        x.shape == y.shape and not bool((x - y).abs().amax() > MOST_ROUNDING * x.abs().amax())
+        for x, y in zip(one, other, strict=True)
+        if x.numel()
+    )
 
 
 def _outline(batch: Any) -> str:

@@ -17,6 +17,7 @@ from deap_prune.fitness.recalibrate import recalibrate_bn
 from deap_prune.fitness.settings import STORED, Counters, Settings
 from deap_prune.fitness.slim_buffer import SlimBuffer
 from deap_prune.precision import full_precision
+from deap_prune.randomness import same_draws
 from deap_prune.reconstruction import Grams, ReconstructionError, collect_grams, compensate, propagate_bn
 from deap_prune.reconstruction.output_distance import OutputDistance
 from deap_prune.reconstruction.recovery import recover
@@ -75,7 +76,7 @@ class CandidateBuilder:
         if not self._calibration:
             raise DataError("calibration data is needed: give calibration=(inputs, targets) tensors or batches")
         mode, megabytes = _of_moments(self.settings)
-        with full_precision():
+        with full_precision(), same_draws(self.settings.seed):
             return collect_grams(
                 self._network,
                 self._space,
@@ -101,14 +102,10 @@ class CandidateBuilder:
         Raises:
             DataError: If there is no calibration data.
         """
-        return OutputDistance(
-            self._network,
-            self._space,
-            self.moments,
-            self._calibration,
-            forward=self._forward,
-            statistics=self.recalibrate == "closed_form",
-        )
+        moments, statistics = self.moments, self.recalibrate == "closed_form"
+        with same_draws(self.settings.seed):
+            parts = (self._network, self._space, moments, self._calibration)
+            return OutputDistance(*parts, forward=self._forward, statistics=statistics)
 
     @property
     def stored_settings(self) -> dict[str, Any]:
@@ -133,7 +130,9 @@ class CandidateBuilder:
         Raises:
             MaskError: If the masks don't fit the space.
         """
-        with full_precision():
+        if self._compensates:
+            self.moments  # noqa: B018  collected before the clock starts
+        with full_precision(), same_draws(self.settings.seed):
             return self._build(masks)
 
     def selected(self, masks: Masks) -> Masks:
@@ -143,8 +142,6 @@ class CandidateBuilder:
 
     def _build(self, masks: Masks) -> Candidate:
         clock, recalibrate, compensated = self._counters.clock, self.recalibrate, self._compensates
-        if compensated:
-            self.moments  # noqa: B018  collected before the clock starts
         start = time.perf_counter()
         network = self._buffer.load(masks)
         start = clock("plan", start, self._device)

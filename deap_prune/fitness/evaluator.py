@@ -15,7 +15,7 @@ from torch import nn
 
 from deap_prune.arguments import CountOrZero, checked
 from deap_prune.data.batches import Data, Forward, Loss, default_forward, resolve_device
-from deap_prune.data.check_batches import check_batches
+from deap_prune.data.check_batches import check_batches, check_draws
 from deap_prune.data.devices import name_of
 from deap_prune.data.draws import augmented, load_batches
 from deap_prune.errors import DataError
@@ -27,14 +27,13 @@ from deap_prune.fitness.objectives import OBJECTIVES, on_space, with_loss
 from deap_prune.fitness.serial import one_at_a_time
 from deap_prune.fitness.settings import Counters, Settings
 from deap_prune.precision import full_precision
+from deap_prune.randomness import same_draws
 from deap_prune.structure.inputs import evaluating
 from deap_prune.structure.masking import masked
 from deap_prune.structure.masks import Masks, listed_masks
 from deap_prune.structure.slim import check_network, unwrap
 from deap_prune.structure.space import PruningSpace
 from deap_prune.structure.tracing.clean_copy import check_finite, pristine
-
-Error = Callable[[Masks], float]
 
 
 class Evaluator:
@@ -88,12 +87,13 @@ class Evaluator:
         self._validation = load_batches(validation, "validation", needed=on_data, **how)
         self._calibration = load_batches(calibration, "calibration", needed=self.options.needs_calibration, **how)
         self._guard = load_batches(guard, "guard", needed=False, **how)
-        self._objectives = ObjectiveSet(self.objectives, space, self.network, self.forward)
-        with torch.no_grad():
+        self._objectives = ObjectiveSet(self.objectives, space, self.network, self.forward, self.options.seed)
+        with torch.no_grad(), same_draws(self.options.seed):
             runs, check = (self.forward, self.network), self._objectives.check
             for name, batches in (("validation", self._validation), ("guard", self._guard)):
                 check_batches(*runs, batches, name=name, check=check)
             check_batches(*runs, self._calibration, name="calibration", check=None)
+            check_draws(*runs, self._validation or self._calibration)
         parts = (self.network, space, self._calibration)
         self._build = CandidateBuilder(*parts, settings=self.options, forward=self.forward, counters=self.counters)
         self._forget()
@@ -181,7 +181,7 @@ class Evaluator:
         network, kept = self._build(masks)
         timed = self._objectives.timed(network, self._validation, self.device)
         start = time.perf_counter()
-        with torch.no_grad(), full_precision():
+        with torch.no_grad(), full_precision(), same_draws(self.options.seed):
             self._executor.load(network, kept)
             batches = [
                 self._objectives.of_batch(forwarded(self._executor, batch, dense, self.counters))
@@ -245,10 +245,10 @@ class Evaluator:
     @checked
     def output_distance(self, masks: Masks) -> float:
         """See :class:`deap_prune.reconstruction.output_distance.OutputDistance`; it raises what surrogate raises."""
-        with full_precision():
+        with full_precision(), same_draws(self.options.seed):
             return self._build.output_distance(masks)
 
-    def learned(self, evaluated: Mapping[Masks, Values] | None = None) -> Error | None:
+    def learned(self, evaluated: Mapping[Masks, Values] | None = None) -> Callable[[Masks], float] | None:
         """The surrogate with per-layer weights fitted to the evaluated candidates, or None unless :attr:`learns`.
 
         By :meth:`deap_prune.reconstruction.ReconstructionError.learned`, for the first objective measured on data.
@@ -299,7 +299,7 @@ class Evaluator:
         start = time.perf_counter()
         how: dict[str, Any] = {"batch_size": self.options.batch_size, "device": self.device}
         batches = self._validation if data is None else load_batches(data, "data", needed=True, **how)
-        with torch.no_grad(), full_precision():
+        with torch.no_grad(), full_precision(), same_draws(self.options.seed):
             run = partial(self.forward, network)
             pairs = zip(batches, self._objectives.dense_outputs(batches), strict=True)
             values = [self._objectives.of_batch(forwarded(run, *pair, self.counters)) for pair in pairs]

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
 from deap_prune.data.batches import Forward, samples_of, tensors_of
+from deap_prune.randomness import same_draws
 from deap_prune.reconstruction.flow import record
 from deap_prune.structure.layers import describe_layer, spec_of
 from deap_prune.structure.tracing.proof import randomised
@@ -39,7 +40,8 @@ def find_pairs(network: nn.Module, forward: Forward, batch: Any) -> tuple[Pair, 
     batch = tree_map(lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, batch)
     outputs: list[Any] = []
     try:
-        flow = record(trial, lambda: outputs.append(forward(trial, batch)[0]))
+        with same_draws(0):
+            flow = record(trial, lambda: outputs.append(forward(trial, batch)[0]))
     except Exception as error:  # the user's forward function may not take float64
         log.info("batch norms are not folded: the network fails in float64 (%s)", error)
         return ()
@@ -62,7 +64,8 @@ def _proven(network: nn.Module, pairs: Sequence[Pair], forward: Forward, batch: 
     """Fold the pairs in place; whether the network gives the expected outputs."""
     fold(network, pairs)
     try:
-        outputs, _ = forward(network, batch)
+        with same_draws(0):
+            outputs, _ = forward(network, batch)
     except (RuntimeError, ValueError, TypeError):  # other shapes than assumed
         return False
     leaves = [tensors_of(values) for values in (outputs, expected)]

@@ -17,6 +17,7 @@ from deap_prune.data.unchanged import unchanged
 from deap_prune.fitness.objectives import TIMED, EvaluatedBatch, Objective, batch_values, reduced
 from deap_prune.fitness.settings import Counters
 from deap_prune.precision import full_precision
+from deap_prune.randomness import same_draws
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
 
@@ -32,20 +33,21 @@ class ObjectiveSet:
         space: The space that cost objectives count in.
         network: The dense network.
         forward: Function of (model, batch) to (outputs, targets).
+        seed: Seed of what they draw.
     """
 
     def __init__(
-        self, objectives: Sequence[Objective], space: PruningSpace, network: nn.Module, forward: Forward
+        self, objectives: Sequence[Objective], space: PruningSpace, network: nn.Module, forward: Forward, seed: int
     ) -> None:
         self._objectives, self._space = tuple(objectives), space
-        self._network, self._forward = network, forward
+        self._network, self._forward, self._seed = network, forward, seed
 
     @torch.no_grad()
     def dense_outputs(self, batches: list[Any]) -> list[Any]:
         """The dense network's outputs for each batch; None for each if no objective needs them."""
         if not any(o.needs_dense for o in self._objectives):
             return [None] * len(batches)
-        with full_precision():
+        with full_precision(), same_draws(self._seed):
             return [self._forward(self._network, batch)[0] for batch in batches]
 
     def costs(self, masks: Masks) -> list[float]:

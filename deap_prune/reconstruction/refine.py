@@ -24,6 +24,7 @@ from deap_prune.data.batches import (
 from deap_prune.data.check_batches import errors_name
 from deap_prune.data.unchanged import unchanged
 from deap_prune.errors import ConfigError
+from deap_prune.randomness import same_draws, seed_draws
 from deap_prune.reconstruction.flow import has_statistics
 from deap_prune.reconstruction.sampling import images_for, split, survey
 from deap_prune.reconstruction.selection import PRIOR, Choice, Selector, find_choices
@@ -187,14 +188,14 @@ class Refiner:
         count = count_samples(batch)
         # Sorted images would show early layers the first classes alone.
         batch = samples_of(batch, torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(device))
-        with evaluating(network), errors_name("calibration"):
+        with evaluating(network), errors_name("calibration"), same_draws(seed):
             first = partial(unchanged, forward, network, samples_of(batch, slice(2)), name="the network (or forward)")
             seen = survey(network, first, min(2, count))
             self._flow, half = seen.flow, memory * 2**30 / 2
             aims = find_aims(network, space, seen.flow)
             chunks = split(count, min(CHUNK, 2 * half / CHUNKS) / max(1.0, *seen.alive.values()))
             samples = draw_samples(network, aims, seen.positions, images=count, rows=rows, memory=half, seed=seed)
-            run = partial(_run, forward, network, batch)
+            run = partial(_run, forward, network, batch, seed)
             targets = dense_targets(network, run, aims, samples, chunks)
         self._aims = {name: aim for name, aim in aims.items() if name in targets}
         norms = {
@@ -202,7 +203,7 @@ class Refiner:
             for name, layer in network.named_modules()
             if has_statistics(layer) and seen.flow.call(name) is not None
         }
-        self._plan = Plan(forward, batch, chunks, self._aims, targets, norms, seen.alive, half)
+        self._plan = Plan(forward, batch, chunks, self._aims, targets, norms, seen.alive, half, seed)
 
     @cached_property
     def _choices(self) -> tuple[Choice, ...]:
@@ -255,11 +256,13 @@ class Refiner:
 
     def _pass(self, network: nn.Module, keep: NDArray[np.bool_], selector: Selector | None) -> None:
         """Run the pruned network once; its layers are fitted when their turn comes."""
-        SequentialFit(network, self._plan, keep, selector).run()
+        with same_draws(self._plan.seed):
+            SequentialFit(network, self._plan, keep, selector).run()
 
 
-def _run(forward: Forward, network: nn.Module, batch: Any, images: range) -> None:
-    """Run a network on a range of images."""
+def _run(forward: Forward, network: nn.Module, batch: Any, seed: int, images: range) -> None:
+    """Run a network on a range of images, with the draws that the pruned network gets there."""
+    seed_draws(seed + images.start)
     forward(network, samples_of(batch, slice(images.start, images.stop)))
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deap_prune.data.batches import Forward, samples_of
+from deap_prune.randomness import seed_draws
 from deap_prune.reconstruction.fit import fit_layer
 from deap_prune.reconstruction.flow import Key, Recorder
 from deap_prune.reconstruction.matrix import blocks_of, patches_of, positions, rows_at, to_features
@@ -36,6 +37,7 @@ class Plan:
         norms: Numbers of images by name of the normalisations whose statistics may be re-estimated.
         alive: Bytes that an image takes while it waits before a layer, by its name.
         memory: Most bytes that all waiting images take.
+        seed: Seed of what the network and ``forward`` draw; each chunk adds the number of its first image.
     """
 
     forward: Forward
@@ -46,6 +48,7 @@ class Plan:
     norms: Mapping[str, int]
     alive: Mapping[str, float]
     memory: float
+    seed: int = 0
 
     @cached_property
     def summands(self) -> Mapping[Key, list[str]]:
@@ -272,6 +275,7 @@ class _Chunk:
             # The recorder's hooks come first: they see the whole input, and the selector's then narrow it.
             handles = [] if self._fit.selector is None else self._fit.selector.narrowing(self._view)
             try:
+                seed_draws(plan.seed + images.start)
                 plan.forward(self._view, samples_of(plan.batch, images))
             finally:
                 for handle in handles:

@@ -74,13 +74,12 @@ def masked(
         MaskError: If the masks don't fit the space, or, inside another mask, what both keep does not, or a ``state``
             is given or in force.
     """
-    network = unwrap(model)
-    kept = space.kept(masks)
+    network, kept = unwrap(model), space.kept(masks)
     check_network(network, space)
-    outer = _ACTIVE.get(network)
-    if outer is not None:
+    if (outer := _ACTIVE.get(network)) is not None:
         masks = _both(outer, space, masks, with_state=state is not None)
         kept = space.kept(masks)
+    now = (space, masks, state is not None)
     donor = dict(state.named_modules()) if state is not None else {}
     saved: Saved = []
     replaced: list[tuple[nn.Module, Any]] = []
@@ -105,14 +104,9 @@ def masked(
             for name, value in state.named_buffers():  # statistics of layers outside of the space
                 if name.rpartition(".")[0] not in traced and name not in traced:
                     _overwrite(network.get_buffer(name), (), value, saved)
-        with _mixing(network, space, kept, outer) as mixing:
-            _ACTIVE[network] = _Active(space, masks, state is not None, mixing)
+        with _mixing(network, space, kept, outer) as mixing, _noted(network, outer, _Active(*now, mixing)):
             yield model
     finally:
-        if outer is not None:
-            _ACTIVE[network] = outer
-        else:
-            _ACTIVE.pop(network, None)
         for tensor, part, original in reversed(saved):
             if part is None:
                 tensor.data = original
@@ -143,6 +137,19 @@ def _both(outer: _Active, space: PruningSpace, masks: Masks, *, with_state: bool
     except MaskError as error:
         raise MaskError(f"a mask inside another keeps what both keep, which is no mask: {error}") from error
     return Masks(both)
+
+
+@contextmanager
+def _noted(network: nn.Module, outer: _Active | None, mask: _Active) -> Iterator[None]:
+    """Note the mask that a network is under, in the place of the one around it."""
+    _ACTIVE[network] = mask
+    try:
+        yield
+    finally:
+        if outer is None:
+            del _ACTIVE[network]
+        else:
+            _ACTIVE[network] = outer
 
 
 @contextmanager
