@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -126,6 +127,12 @@ def copy_with(model: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Modul
     return copied(model, memo)
 
 
+def _empty_containers(model: nn.Module) -> dict[int, Any]:
+    """A memo with new containers for the empty ones of all modules (hooks); deepcopy takes most of its time on them."""
+    values = (value for module in model.modules() for value in vars(module).values())
+    return {id(value): type(value)() for value in values if type(value) in (dict, OrderedDict) and not value}
+
+
 def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """A deep copy in the same mode (copies of torch.fx modules are in train mode).
 
@@ -133,7 +140,7 @@ def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
         model: The network.
         memo: Objects that are not copied, as for ``copy.deepcopy``.
     """
-    twin = copy.deepcopy(model, memo)
+    twin = copy.deepcopy(model, {**_empty_containers(model), **(memo or {})})
     modes = {name: module.training for name, module in model.named_modules()}
     if any(module.training != modes.get(name, module.training) for name, module in twin.named_modules()):
         twin.train(model.training)  # a module may switch between two graphs here

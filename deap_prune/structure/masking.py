@@ -187,12 +187,20 @@ def _mask_layer(
             saved.append((tensor, None, tensor.data))
             tensor.data = tensor.detach().clone()
         if "in" in dims and not keep_in.all():
-            part = selection(tensor, spec, name, np.flatnonzero(~keep_in), np.arange(spec.out_channels))
+            part = _columns(tensor, spec, name, np.flatnonzero(~keep_in))
             saved.append((tensor, part, tensor.data[part]))
             tensor.data[part] = 0
         if donor is not None:
             index = selection(tensor, spec, name, np.flatnonzero(keep_in), outs)
             tensor.data[index] = getattr(donor, name).detach().to(tensor).reshape(tensor[index].shape)
+
+
+def _columns(tensor: Tensor, spec: LayerSpec, name: str, ins: Indices) -> Index:
+    """Index of all weights that read these input channels."""
+    if spec.blocks > 1:
+        return selection(tensor, spec, name, ins, np.arange(spec.out_channels))
+    positions = torch.as_tensor(ins, device=tensor.device)
+    return tuple(positions if axis == "in" else slice(None) for axis in spec.tensors[name])
 
 
 def _overwrite(tensor: Tensor, index: tuple[Any, ...], value: Tensor, saved: Saved) -> None:

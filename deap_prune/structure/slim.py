@@ -78,13 +78,21 @@ def _narrowed(space: PruningSpace, kept: NDArray[np.bool_]) -> list[LayerChannel
     return [e for e in entries if not (kept[e.inputs].all() and kept[e.outputs].all())]
 
 
-def narrowed_copy(model: nn.Module, space: PruningSpace, masks: Masks) -> nn.Module:
-    """As :func:`slim`, without a warning about layers that did not run."""
+def narrowed_copy(model: nn.Module, space: PruningSpace, masks: Masks, *, shared: bool = False) -> nn.Module:
+    """As :func:`slim`, without a warning about layers that did not run.
+
+    Args:
+        model: The traced network.
+        space: Its pruning space.
+        masks: Filters that stay.
+        shared: Share torch's layers that stay as they are with the network instead of copying them (for a comparison).
+    """
     kept = space.kept(masks)
     network = unwrap(model)
     check_network(network, space)
     narrowed = _narrowed(space, kept)
-    small = copied(network, _tensors_to_narrow(network, narrowed))
+    memo = _tensors_to_narrow(network, narrowed)
+    small = copied(network, {**_layers_to_share(network, space, narrowed), **memo} if shared else memo)
     for entry in narrowed:
         ins, outs = np.flatnonzero(kept[entry.inputs]), np.flatnonzero(kept[entry.outputs])
         if entry.dim is not None:
@@ -126,6 +134,17 @@ def _tensors_to_narrow(network: nn.Module, entries: Iterable[LayerChannels]) -> 
             tensors = [t for name in sliced if isinstance(t := getattr(layer, name), Tensor)]
         memo.update((id(tensor), tensor) for tensor in tensors)
     return memo
+
+
+def _layers_to_share(network: nn.Module, space: PruningSpace, narrowed: Iterable[LayerChannels]) -> dict[int, Any]:
+    """A memo for deepcopy that shares torch's layers which neither narrowing nor rewriting changes."""
+    changed = {width.module for width in space.widths}
+    changed |= {entry.name if entry.dim is None else entry.name.rpartition(".")[0] for entry in narrowed}
+    return {
+        id(module): module
+        for name, module in network.named_modules(remove_duplicate=False)
+        if name not in changed and type(module).__module__.startswith("torch.nn.modules.") and not module._modules
+    }
 
 
 def check_network(network: nn.Module, space: PruningSpace) -> None:

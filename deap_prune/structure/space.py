@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -54,6 +54,11 @@ class FilterGroup:
     start: int
     blocks: int
     members: tuple[Member, ...]
+
+    @cached_property
+    def key(self) -> Hashable:
+        """Equal for groups of the same channels, in spaces of one network."""
+        return self.size, self.blocks, tuple((m.layer, m.role, m.positions.tobytes()) for m in self.members)
 
     def layers(self, role: str) -> tuple[Member, ...]:
         """Members with this role."""

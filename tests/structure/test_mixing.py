@@ -118,7 +118,7 @@ MIXING: dict[str, Operator] = {
     "similarity": lambda x: x * F.cosine_similarity(x, x.roll(1, 2), dim=1)[:, None],
     "norm over all": lambda x: F.group_norm(x, 1),
     "layer norm": lambda x: F.layer_norm(x, x.shape[1:]),
-    "argmax": lambda x: x * (x.argmax(1, keepdim=True) > 1),
+    "max": lambda x: x - x.max(1, keepdim=True)[0],
     "branch": lambda x: 2 * x if float(x.mean()) > 0 else x,
 }
 

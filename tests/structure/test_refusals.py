@@ -33,6 +33,18 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     ),
     "all but one": (lambda x: F.pad(x[:, 1:] - x[:, :-1], (0, 0, 0, 0, 0, 1)), "can only be pruned all together"),
     "sorted channels": (lambda x: x.sort(1)[0], "is sorted across channels by 'sort'"),
+    "argmax": (lambda x: x * (x.argmax(1, keepdim=True) > 1), "is ranked across channels by 'argmax'"),
+    "argmin, one hot": (
+        lambda x: x * F.one_hot(x.mean((2, 3)).argmin(1), 8)[:, :, None, None],
+        "is ranked across channels by 'argmin'",
+    ),
+    "indices of max": (lambda x: x + x.max(1, keepdim=True)[1], "is ranked across channels by 'max'"),
+    "indices of cummax": (lambda x: x * x.cummax(1)[1], "is ranked across channels by 'cummax'"),
+    "indices of topk": (lambda x: x * x.topk(1, 1)[1], "is sorted across channels by 'topk'"),
+    "argmax over channels and space": (
+        lambda x: x * x.flatten(1).argmax(1).view(-1, 1, 1, 1),
+        "is ranked across channels by 'argmax'",
+    ),
     "matrix product": (lambda x: torch.einsum("nchw,cd->ndhw", x, torch.eye(8).to(x)), "which can't be narrowed"),
     "hard-coded view": (
         lambda x: x.view(1, 512).view(1, 8, 8, 8),
@@ -62,6 +74,30 @@ def test_refused_with_a_reason_and_the_rest_is_pruned(case: str) -> None:
     for seed in range(3):
         masks = draw_masks(space, seed)
         assert gap(outputs_slim(random, space, masks, call), outputs_masked(random, space, masks, call)) < 1e-9
+
+
+HARMLESS: dict[str, Callable[[Tensor], Tensor]] = {
+    "values of max": lambda x: x - x.max(1, keepdim=True)[0],
+    "argmax over space": lambda x: x * (x.flatten(2).argmax(2)[:, :, None, None] > 9),
+    "argmax over branches": lambda x: x * (torch.stack([x, -x]).argmax(0) > 0),
+    "number of positive values": lambda x: x * (x > 0).sum(1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("case", HARMLESS)
+def test_positions_outside_of_the_channels_refuse_nothing(case: str) -> None:
+    space = prepare(plain_example(HARMLESS[case]), batch=1)[2]
+    assert [g.name for g in space.groups] == ["stem.0", "body.before", "body.after", "body.last"]
+
+
+def test_argmax_over_the_classes_of_the_output_keeps_only_the_head_dense() -> None:
+    class Labels(Head):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).argmax(1)
+
+    space = dp.trace(Labels(nets.conv(6, 8), 6, 8), torch.randn(IMAGE))
+    assert [g.name for g in space.groups] == ["stem.0", "body"]
+    assert [r.layer for r in space.refused] == ["fc"]
 
 
 def test_a_line_that_splits_by_size_is_judged_once() -> None:

@@ -20,34 +20,50 @@ class Bisection:
         failures: Groups that can't be repaired, with reasons.
     """
 
+    _failure: Failure | None
+
     def __init__(self, space: PruningSpace, proof: Proof, search: WidthSearch) -> None:
         self.space, self.failures = search.extended(space), dict[str, str]()
         self._proof, self._search = proof, search
+        self._names, self._failure = [group.name for group in space.groups], None
 
-    def run(self) -> None:
-        """Prove the whole space, with all observed attributes if it fails, and locate what fails then."""
-        names, first = [group.name for group in self.space.groups], True
-        while names and (failure := self._proof.failure(self.space, names)):
-            if first and not failure.of_cost and self._search.repair_all(self.space, names):
-                self.space = self._search.extended(self.space)
-                return
-            first = False
-            self._locate(names, failure)
-            if self.failures:
-                return
+    def holds(self) -> bool:
+        """Whether the proof of all groups holds, as they are or with all observed attributes."""
+        refused = ((group.name, self._proof.refused.get(group.key)) for group in self.space.groups)
+        self.failures.update((name, reason) for name, reason in refused if reason is not None)
+        if self.failures or not self._names:
+            return not self.failures
+        self._failure = self._proof.failure(self.space, self._names)
+        repairable = self._failure is not None and not self._failure.of_cost
+        if repairable and self._search.repair_all(self.space, self._names):
+            self.space, self._failure = self._search.extended(self.space), None
+        return self._failure is None
 
-    def _locate(self, names: Sequence[str], failure: Failure) -> None:
+    def locate(self, *, first_only: bool = False) -> None:
+        """Repair or record the groups that fail, until one can't be repaired or the proof holds.
+
+        Args:
+            first_only: Stop at the first group that can't be repaired, else when the proven set has been searched.
+        """
+        while not self.failures and self._failure is not None:
+            self._locate(self._names, self._failure, first_only)
+            self._failure = None if self.failures else self._proof.failure(self.space, self._names)
+
+    def _locate(self, names: Sequence[str], failure: Failure, first_only: bool) -> None:
         """Repair or record the guilty ones of groups that fail together."""
         if len(names) == 1:
             if self._search.repair(self.space, names[0], counted=failure.of_cost):
                 self.space = self._search.extended(self.space)
             else:
                 self.failures[names[0]] = failure.reason
+                self._proof.refused[self.space.group(names[0]).key] = failure.reason
             return
         middle, located = len(names) // 2, False
         for half in (names[:middle], names[middle:]):
-            if reason := self._proof.failure(self.space, half, counted=failure.of_cost):
-                self._locate(half, reason)
+            if part := self._proof.failure(self.space, half, counted=failure.of_cost, draws=(failure.draw,)):
+                self._locate(half, part, first_only)
                 located = True
+                if first_only and self.failures:
+                    return
         if not located:
             self.failures.update(dict.fromkeys(names, f"{failure.reason}, together with other groups"))

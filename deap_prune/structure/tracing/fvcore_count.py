@@ -87,6 +87,14 @@ def count_flops(model: nn.Module, call: Call, *, consume: bool = False) -> tuple
     raise failure
 
 
+def counts_alike(network: nn.Module, call: Call, total: int) -> bool:
+    """Whether the count at the dispatcher is ``total``; operators differ with precision (recurrent layers)."""
+    try:
+        return dispatch_count(network, call)[0] == total
+    except Exception:  # the forward may refuse an operator's mode
+        return False
+
+
 def _count(network: nn.Module, call: Call) -> tuple[int, dict[str, int]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

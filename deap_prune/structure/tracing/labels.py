@@ -36,6 +36,7 @@ from deap_prune.structure.tracing.layer_calls import LayerCall, carried_dim, fun
 from deap_prune.structure.tracing.layer_watch import LayerWatch
 from deap_prune.structure.tracing.mixing_watch import MixingWatch
 from deap_prune.structure.tracing.operator_rules import DENSE, RULES, UNIFORM, Step, follow, table
+from deap_prune.structure.tracing.positions import Positions
 
 Labels = NDArray[np.int64]
 CARRIED = "is applied along the channels of another layer"
@@ -60,6 +61,7 @@ class LabelTracer(LayerWatch):
         size: Number of labels so far.
         dead: Layers that ran in the first pass without any use of their result.
         counting: Whether costs of this pass are recorded.
+        positions: Positions among channels, such as results of argmax.
         buffers: Memory of the activations of the pass whose costs are recorded.
         mixing: Calls of functions outside of the layers that mix channels.
         carriers: Names of the layers that are applied along the channels of another layer.
@@ -76,7 +78,7 @@ class LabelTracer(LayerWatch):
         self.counted: list[tuple[float, Labels, int]] = []
         self.dead: list[str] = []
         self.flow = Dataflow()
-        self.buffers = Buffers()
+        self.buffers, self.positions = Buffers(), Positions()
         self.mixing, self.carriers = MixingWatch(model), set[str]()
         self.size_splits: dict[str, list[Labels]] = {}
         self.split_at: str | None = None
@@ -114,6 +116,7 @@ class LabelTracer(LayerWatch):
         with self.watching(), FunctionWatch(self):
             result = model(*args, **kwargs)
         outputs = open_outputs(result)
+        self.positions.used(outputs.tensors, self.freeze)
         for tensor in outputs.tensors:
             self.freeze(self.of(tensor), "is an output of the network")
         hidden = ", ".join([*outputs.closed, *(["ndarray"] if outputs.arrays else [])])
@@ -185,6 +188,7 @@ class LabelTracer(LayerWatch):
         if not sources or not outputs:
             return
         step = self.flow.record(sources, outputs)
+        self.positions.used(sources, self.freeze)
         try:
             if not isinstance(result, Tensor):
                 raise TypeError(f"it returns a {type(result).__name__}")
@@ -268,6 +272,7 @@ class LabelTracer(LayerWatch):
         """Apply the operator to the labels of its arguments."""
         step = Step(self, func, args, kwargs, result)
         number = self.flow.record(step.tensors, step.outputs, func)
+        self.positions.used(step.tensors, self.freeze)
         self._used |= {name for t in step.tensors if (name := self._parameters.get(id(t)))}
         if any(self.of(tensor) is not None for tensor in step.tensors):
             follow(step)
@@ -289,14 +294,12 @@ class LabelTracer(LayerWatch):
         name = self._parameters.get(id(tensor))
         if name is None or not 2 <= tensor.numel() <= MOST_ELEMENTS or not tensor.is_floating_point():
             return None
+        labels = self._labels[tensor] = self.fresh(tensor.numel()).view(tensor.shape)
         if max(tensor.shape) != tensor.numel():
-            self._labels[tensor] = self.fresh(tensor.numel()).view(tensor.shape)
-            self.elements[name] = self._labels[tensor].numpy()
-            return self._labels[tensor]
-        dim = int(np.argmax(tensor.shape))
-        self._labels[tensor] = self.fresh(tensor.numel()).view(tensor.shape)
-        self.vectors[name] = (dim, self._labels[tensor].reshape(-1).numpy())
-        return self._labels[tensor]
+            self.elements[name] = labels.numpy()
+        else:
+            self.vectors[name] = (int(np.argmax(tensor.shape)), labels.reshape(-1).numpy())
+        return labels
 
     def mark_constant(self, tensor: Tensor) -> None:
         """Note a tensor whose values are the same for all channels."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from deap_prune.data.batches import tensors_of
+from deap_prune.structure.tracing.positions import Positions, are_positions
 
 aten = torch.ops.aten
 DENSE = 0  # label of values that can't be pruned: inputs, constants, fixed padding
@@ -29,6 +30,8 @@ UNIFORM |= {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "ne
 
 class Tracer(Protocol):
     """Store of the labels; see ``LabelTracer``."""
+
+    positions: Positions
 
     def of(self, tensor: Tensor) -> Tensor | None: ...  # noqa: D102
     def attach(self, tensor: Any, labels: Tensor) -> None: ...  # noqa: D102
@@ -274,7 +277,10 @@ def mix(step: Step, label: Tensor, dims: Iterable[int]) -> None:
     reason = f"is mixed with other channels by '{step.name}'{step.tracer.where()}"
     step.tracer.mix(label, reason)
     for leaf in step.outputs:
-        if leaf.dim() == tensor.dim() and all(leaf.shape[d] == tensor.shape[d] for d in dims):
+        if are_positions(leaf, tensor, step.name):
+            named = f"is ranked across channels by '{step.name}', whose positions are used{step.tracer.where()}"
+            step.tracer.positions.note(leaf, label, named)
+        elif leaf.dim() == tensor.dim() and all(leaf.shape[d] == tensor.shape[d] for d in dims):
             step.tracer.attach(leaf, label)
         elif leaf.dim() < tensor.dim() or all(leaf.shape[d] == 1 for d in dims):
             step.tracer.mark_constant(leaf)

@@ -30,7 +30,7 @@ def randomised(model: nn.Module, seed: int = 0, *, level: int = 0) -> nn.Module:
         level: 0: as above. 1: parameters without negative values stay positive too. 2: parameters and buffers, except
             weights and BN statistics, are the network's own times 0.9 to 1.1.
     """
-    twin = copy_with(model, lambda t: torch.empty_like(t, dtype=torch.float64) if t.is_floating_point() else t.clone())
+    twin = copy_with(model, lambda t: _like(t) if t.is_floating_point() else t.clone())
     twin.eval()
     generator = torch.Generator().manual_seed(seed)
     parameters = {id(p) for p in model.parameters()}
@@ -42,7 +42,7 @@ def randomised(model: nn.Module, seed: int = 0, *, level: int = 0) -> nn.Module:
             original, leaf = originals[name].detach(), name.rpartition(".")[2]
             learned = id(originals[name]) in parameters
             if level == 2 and not (learned and leaf == "weight") and leaf not in _STATISTICS:
-                tensor.copy_(original.double() * _uniform(original, 0.9, 1.1, generator))
+                torch.mul(original, _fill(_like(original), 0.9, 1.1, generator), out=tensor)
                 continue
             low, high = 0.5, 1.5
             signed = (learned and level == 0) or not _positive(original)
@@ -50,7 +50,7 @@ def randomised(model: nn.Module, seed: int = 0, *, level: int = 0) -> nn.Module:
                 low, high = -math.sqrt(3 / fan_in), math.sqrt(3 / fan_in)
             elif signed and leaf in _BIASES:
                 low, high = -1.0, 1.0
-            tensor.copy_(_uniform(tensor, low, high, generator))
+            _fill(tensor, low, high, generator)
     return twin
 
 
@@ -58,11 +58,19 @@ def _positive(tensor: Tensor) -> bool:
     return tensor.numel() > 0 and bool((tensor >= 0).all()) and bool((tensor > 0).any())
 
 
-def _uniform(like: Tensor, low: float, high: float, generator: torch.Generator) -> Tensor:
-    """Random values of a tensor's shape; large ones repeat a prime number of draws, out of step with their rows."""
-    count = like.numel()
-    drawn = torch.empty(min(count, PRIME), dtype=torch.float64).uniform_(low, high, generator=generator)
-    return drawn.repeat(-(-count // max(len(drawn), 1)))[:count].view(like.shape).to(like.device)
+def _like(tensor: Tensor) -> Tensor:
+    """A contiguous float64 tensor of that shape without values."""
+    return torch.empty(tensor.shape, dtype=torch.float64, device=tensor.device)
+
+
+def _fill(tensor: Tensor, low: float, high: float, generator: torch.Generator) -> Tensor:
+    """Fill a contiguous tensor with random values; large ones repeat a prime number of draws, out of step with rows."""
+    flat = tensor.view(-1)
+    drawn = torch.empty(min(len(flat), PRIME), dtype=torch.float64).uniform_(low, high, generator=generator)
+    whole = len(flat) // max(len(drawn), 1) * len(drawn)
+    flat[:whole].view(-1, max(len(drawn), 1)).copy_(drawn)
+    flat[whole:].copy_(drawn[: len(flat) - whole])
+    return tensor
 
 
 def normal_call(call: Call) -> Call:
@@ -77,7 +85,7 @@ def positive_call(call: Call) -> Call:
 
 def similar_call(call: Call) -> Call:
     """The call with real inputs between 0.9 and 1.1 times its own."""
-    return _drawn(call, lambda x, noise: x.double() * _uniform(x, 0.9, 1.1, noise))
+    return _drawn(call, lambda x, noise: x.double() * _fill(_like(x), 0.9, 1.1, noise))
 
 
 RANDOM_CALLS: tuple[Callable[[Call], Call], ...] = (normal_call, positive_call, similar_call)
