@@ -126,7 +126,9 @@ class EvolutionOptions:
     sigma: Annotated[float, _of("mutation step", gt=0, le=1e6)] = 0.5
     prescreen: Annotated[int, _of("children made for each that is evaluated; a surrogate picks one", ge=1, le=9999)] = 1
     warm_start: Annotated[Path | None, _of("run folder whose front the search begins from")] = None
-    max_seconds: Annotated[float | None, _of("stop after this time", gt=0, allow_inf_nan=False)] = None
+    max_seconds: Annotated[
+        float | None, _of("seconds for the search, refinement included", gt=0, allow_inf_nan=False)
+    ] = None
     patience: Annotated[
         int | None, _of("stop after so many generations without progress, on the guard images if there are any", ge=1)
     ] = None

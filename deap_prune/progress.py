@@ -49,6 +49,8 @@ def track(items: Sequence[T] | Iterable[T], description: str, *, shown: Shown, e
 def _logged(items: Sequence[T], description: str, each: bool) -> Iterator[T]:
     """Iterate, with a log line at the beginning, every ten seconds (or for each item) and at the end."""
     total, lines = len(items), _Lines(description)
+    if not total:
+        return
     log_line(f"{description}: {total} to do")
     for number, item in enumerate(items, start=1):
         yield item

@@ -139,6 +139,8 @@ class Loop:
         fresh_duplicates: Replace children that decode to masks of the population, or of another child, by random
             individuals (needs the alias decode).
         journal: Journal of returns, for a steady-state algorithm; what it has beyond the state is replayed first.
+        cut: Function of (evaluated individuals, all individuals) that says whether the rest of the initial population
+            is left out; asked while it is evaluated, except by steady-state algorithms. At least two stay.
     """
 
     algorithm: str | Algorithm
@@ -149,6 +151,7 @@ class Loop:
     reference: Sequence[float] | None = None
     fresh_duplicates: bool = False
     journal: Returns | None = None
+    cut: Callable[[int, int], bool] | None = None
     _chosen: Algorithm = field(init=False)
 
     def __post_init__(self) -> None:
@@ -168,9 +171,22 @@ class Loop:
         state = Generation(0, population)
         if self._chosen.steady:
             return state
-        state.advance(population, evaluate_invalid(population, self.toolbox), self.toolbox, self.reference)
+        fresh = self._evaluate_first(population)
+        state.advance(population, fresh, self.toolbox, self.reference)
         self._notify(state)
         return state
+
+    def _evaluate_first(self, population: list[Any]) -> list[Any]:
+        """Evaluate the initial population in parts, and remove what is cut; returns the individuals that were fresh."""
+        if self.cut is None:
+            return evaluate_invalid(population, self.toolbox)
+        fresh: list[Any] = []
+        for done in range(2, len(population) + 2, 2):
+            fresh += evaluate_invalid(population[done - 2 : done], self.toolbox)
+            if done < len(population) and self.cut(done, len(population)):
+                del population[done:]
+                break
+        return fresh
 
     def run(self, state: Generation, ngen: int) -> Generation:
         """Continue from a state to generation ``ngen``, or until a callback or stop ends the run."""

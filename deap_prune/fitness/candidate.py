@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from deap_prune.data.batches import Forward, count_samples
+from deap_prune.deadline import check_deadline
 from deap_prune.errors import DataError
 from deap_prune.fitness.recalibrate import recalibrate_bn
 from deap_prune.fitness.settings import STORED, Counters, Settings
@@ -130,8 +131,8 @@ class CandidateBuilder:
         Raises:
             MaskError: If the masks don't fit the space.
         """
-        if self._compensates:
-            self.moments  # noqa: B018  collected before the clock starts
+        check_deadline()
+        self.collect_moments()  # before the clock starts
         with full_precision(), same_draws(self.settings.seed):
             return self._build(masks)
 
@@ -139,6 +140,16 @@ class CandidateBuilder:
         """Masks of the same widths, with the filters that refinement selects."""
         with full_precision():
             return self._refiner().select(masks)
+
+    def prepare_refinement(self) -> None:
+        """Run the dense network for the targets of refinement, if that is still to be done."""
+        with full_precision():
+            self._refiner()
+
+    def collect_moments(self) -> None:
+        """Collect the moments if candidates are compensated, and that is still to be done."""
+        if self._compensates:
+            self.moments  # noqa: B018
 
     def _build(self, masks: Masks) -> Candidate:
         clock, recalibrate, compensated = self._counters.clock, self.recalibrate, self._compensates

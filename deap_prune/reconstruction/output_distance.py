@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from deap_prune.data.batches import Forward, count_samples, samples_of
+from deap_prune.deadline import check_deadline
 from deap_prune.errors import ModelError
 from deap_prune.reconstruction.compensate import compensate
 from deap_prune.reconstruction.dense_targets import DenseTargets, DistanceToDense
@@ -71,6 +72,7 @@ class OutputDistance:
         Raises:
             MaskError: If the masks don't fit the space.
         """
+        check_deadline()
         small = narrowed_copy(self._network, self._space, masks).eval()
         compensate(small, self._space, masks, self._grams, statistics=self._statistics)
         distance, total = self._distance(small), 0.0

@@ -28,6 +28,7 @@ from deap_prune.data.batches import (
 from deap_prune.data.check_batches import errors_name
 from deap_prune.data.devices import evaluating_on
 from deap_prune.data.splits import augment as shift_and_mirror
+from deap_prune.deadline import check_deadline
 from deap_prune.errors import ConfigError, DataError, ModelError
 from deap_prune.precision import full_precision
 from deap_prune.progress import Shown, training_bar
@@ -248,6 +249,7 @@ def _train(
     try:
         with training_bar("step", steps, shown=progress) as report:
             for step in range(1, steps + 1):
+                check_deadline()
                 _take_step(distance, next(draws), optimizer, norms)
                 schedule.step()
                 if step in due:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deap_prune.data.batches import Forward, samples_of
+from deap_prune.deadline import check_deadline
 from deap_prune.randomness import seed_draws
 from deap_prune.reconstruction.fit import fit_layer
 from deap_prune.reconstruction.flow import Key, Recorder
@@ -115,9 +116,10 @@ class SequentialFit:
         self._chunks = [_Chunk(self, images) for images in plan.chunks]
 
     def run(self) -> None:
-        """Fit all layers."""
+        """Fit all layers; TimeIsUpError if the caller's deadline passes."""
         try:
             while self.pending and (leader := next((c for c in self._chunks if not c.finished), None)) is not None:
+                check_deadline()
                 leader.advance()
                 if (name := leader.at) is not None:
                     self._fit(name) if name in self.plan.aims else self._set_statistics(name)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from deap_prune.deadline import check_deadline
 from deap_prune.reconstruction.flow import Flow, Key, Recorder
 from deap_prune.reconstruction.matrix import blocks_of, refittable, rows_at
 from deap_prune.reconstruction.sampling import LEAST_ROWS, ROWS_PER_FEATURE, Sample
@@ -145,6 +146,7 @@ def dense_targets(
         by_step.setdefault(aims[name].step, []).append(name)
     parts: dict[str, list[Tensor]] = {name: [] for name in samples}
     for images in chunks:
+        check_deadline()
 
         def after(key: Key, result: Tensor, images: range = images) -> None:
             for name in by_step.get(key, ()):

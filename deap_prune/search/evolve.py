@@ -12,19 +12,18 @@ from deap import base
 from deap_prune.blending.baselines import AnyGenome
 from deap_prune.errors import ConfigError, did_you_mean
 from deap_prune.evolution.generation import Callback, Generation
+from deap_prune.evolution.in_flight import MapOnWorkers
 from deap_prune.evolution.loop import Loop, Variation
 from deap_prune.evolution.operators import CROSSOVERS, MUTATIONS
 from deap_prune.evolution.prescreen import Prescreen
 from deap_prune.evolution.problem import BlendProblem
 from deap_prune.evolution.returns import Returns
-from deap_prune.evolution.stops import MaxSeconds, Patience
+from deap_prune.evolution.stops import Patience
 from deap_prune.evolution.toolbox import make_toolbox, mutation_probability
 from deap_prune.evolution.workers import RayMap, ray_map
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.options import EvolutionOptions, SearchOptions
-
-EVOLVING = 0.7  # share of max_seconds after which evolution stops if networks are refined at the end
-
+from deap_prune.search.time_limit import TimeLimit
 
 WORKER_OPTIONS: dict[str, type[int] | type[float]] = {
     "workers": int,
@@ -85,18 +84,17 @@ def variation(options: SearchOptions, problem: BlendProblem) -> Variation:
     return Variation(*shares, budgets, equal_part, Prescreen(problem, options.prescreen, propose=not budgets))
 
 
-def stops(options: SearchOptions, evaluator: Evaluator, *, begun: float) -> list[Callable[[Generation], bool]]:
+def stops(
+    options: SearchOptions, evaluator: Evaluator, *, limit: TimeLimit | None = None
+) -> list[Callable[[Generation], bool]]:
     """The stops that the options name.
 
     Args:
-        options: ``max_seconds``, of which a part is left for refinement at the end, and ``patience``.
+        options: ``patience``.
         evaluator: Its objectives say what progress is, if there are no guard images.
-        begun: ``time.monotonic()`` at the begin of the run.
+        limit: The time limit.
     """
-    chosen: list[Callable[[Generation], bool]] = []
-    if options.max_seconds is not None:
-        share = EVOLVING if options.refine else 1.0
-        chosen.append(MaxSeconds(share * options.max_seconds, begun))
+    chosen: list[Callable[[Generation], bool]] = [] if limit is None else [limit]
     if options.patience is not None:
         several = len(evaluator.names) > 1
         column = "guard" if options.guard else "hypervolume" if several else evaluator.names[0]
@@ -112,7 +110,7 @@ def evolve(
     callbacks: Sequence[Callback],
     state: Generation | None,
     *,
-    begun: float,
+    limit: TimeLimit | None = None,
     journal: Returns | None = None,
 ) -> Generation:
     """The last state, from the first population on, or from the state where the run stopped.
@@ -124,15 +122,17 @@ def evolve(
         options: The options of the search.
         callbacks: Called with the state after every generation.
         state: State to continue from; None: begin.
-        begun: ``time.monotonic()`` at the begin of the run, for ``max_seconds``.
+        limit: The time limit.
         journal: The journal of returns of a steady-state algorithm.
     """
+    on_workers = isinstance(getattr(toolbox.map, "func", toolbox.map), MapOnWorkers)  # they evaluate it at once
     loop = Loop(
         options.algorithm,
         toolbox,
         variation(options, problem),
         callbacks,
-        stops(options, evaluator, begun=begun),
+        stops(options, evaluator, limit=limit),
         journal=journal,
+        cut=None if limit is None or on_workers else limit.cuts,
     )
     return loop.run(state or loop.start(options.population), options.generations)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deap_prune.deadline import TimeIsUpError, until
 from deap_prune.evolution.front import ParetoFront
 from deap_prune.evolution.generation import Generation
 from deap_prune.evolution.problem import BlendProblem, front_of
@@ -17,6 +18,7 @@ from deap_prune.options import EndOptions
 from deap_prune.progress import Shown, step, track
 from deap_prune.search.finalists import finalists
 from deap_prune.search.refined import Refined, RefinedNetworks, spread
+from deap_prune.search.time_limit import TimeLimit
 from deap_prune.structure.masks import Masks
 
 PROBES = 3  # networks that tell whether refinement helps, before the others are refined
@@ -40,7 +42,7 @@ class Ending:
         state: The search's last state.
         options: Whether and how networks are refined and recovered.
         folder: The run folder, where refined networks are kept; None: in memory.
-        deadline: ``time.monotonic()`` at which the end must be over; None: no limit.
+        limit: The time limit.
         progress: Show bars.
         task: What the run depends on, as a text.
     """
@@ -50,9 +52,13 @@ class Ending:
     state: Generation
     options: EndOptions
     folder: Path | None = None
-    deadline: float | None = None
+    limit: TimeLimit | None = None
     progress: Shown = False
     task: str = ""
+
+    def has_room(self, what: str = "refine") -> bool:
+        """Whether one more network can be refined, or recovered, in time."""
+        return self.limit is None or self.limit.room(what)
 
 
 def final_front(ending: Ending) -> FinalFront:
@@ -78,11 +84,12 @@ def final_front(ending: Ending) -> FinalFront:
     )
     path = None if ending.folder is None else ending.folder / "refined.jsonl"
     networks = RefinedNetworks(path, refining, ending.task)
+    if not len(networks) and not ending.has_room():
+        return _as_searched(ending, "max_seconds leaves no time for a network")
     comparable = not ending.evaluator.options.refine and not ending.evaluator.is_timed
     if comparable and _all_probes_get_worse(ending, refining, networks):
         return _as_searched(ending, "each of the first networks became worse")
-    extra = finalists(ending.problem, ending.evaluator, ending.state, ending.options.finalists)
-    individuals = [*ending.state.archive, *extra]
+    individuals = [*ending.state.archive, *_finalists(ending)]
     _refine(ending, refining, networks, individuals, "refining the front")
     if not len(networks):
         return _as_searched(ending, "no time was left")
@@ -98,6 +105,17 @@ def final_front(ending: Ending) -> FinalFront:
             _note_not_refined(ending, f"that would make the front worse ({worse})")
             return searched
     return refined
+
+
+def _finalists(ending: Ending) -> list[Any]:
+    """Individuals to refine in addition to the archive; none if the time does not suffice to choose them."""
+    if not ending.has_room():
+        return []
+    try:
+        with until(None if ending.limit is None else ending.limit.deadline):
+            return finalists(ending.problem, ending.evaluator, ending.state, ending.options.finalists)
+    except TimeIsUpError:
+        return []
 
 
 def _recovered(ending: Ending, refined: FinalFront) -> FinalFront:
@@ -136,7 +154,7 @@ def _refine(
     ending: Ending, refining: Evaluator, networks: RefinedNetworks, individuals: Sequence[Any], bar: str
 ) -> None:
     """Refine and evaluate the individuals' networks that are not there yet, as far as the time allows."""
-    if ending.deadline is not None:
+    if ending.limit is not None:
         individuals = spread(individuals)
     selects = ending.options.select is not None
     _evaluate(ending, refining, networks, _distinct(ending, individuals), bar, selects=selects)
@@ -162,15 +180,21 @@ def _evaluate(
         selects: Whether refinement selects the filters.
     """
     todo = [(masks, individual) for masks, individual in candidates.items() if networks.get(masks) is None]
-    longest = 0.0
-    for masks, individual in track(todo, bar, shown=ending.progress, each=True):
+    what = "recover" if evaluator.options.recover else "refine"
+    for number, (masks, individual) in enumerate(track(todo, bar, shown=ending.progress, each=True)):
         start = time.monotonic()
-        if ending.deadline is not None and start + longest > ending.deadline:
+        try:
+            if not ending.has_room(what):
+                raise TimeIsUpError
+            with until(None if ending.limit is None else ending.limit.latest):
+                kept = evaluator.selected(masks) if selects else masks
+                values = evaluator.measure(evaluator.slim(kept), kept)
+        except TimeIsUpError:
+            step(f"{bar}: ended by max_seconds after {number} of {len(todo)} networks", shown=ending.progress)
             return
-        kept = evaluator.selected(masks) if selects else masks
-        values = evaluator.measure(evaluator.slim(kept), kept)
         networks.add(masks, Refined(tuple(individual), kept, values))
-        longest = max(longest, time.monotonic() - start)
+        if ending.limit is not None:
+            ending.limit.took(what, time.monotonic() - start)
 
 
 def _distinct(ending: Ending, individuals: Sequence[Any]) -> dict[Masks, Any]:

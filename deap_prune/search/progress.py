@@ -8,11 +8,11 @@ from typing import Any
 
 from deap_prune.evolution.generation import Generation
 from deap_prune.fitness.evaluator import Evaluator
-from deap_prune.options import DRAFT_IMAGES, SearchOptions
+from deap_prune.fitness.trial import RefinementCost
+from deap_prune.options import SearchOptions
 from deap_prune.progress import SECONDS_BETWEEN_LINES, Shown, console_of, duration, log_line, step
 
 LOOK = 0.25  # seconds between two looks at the evaluator's counters
-REFINEMENT = 4  # dense passes that the refinement of a network takes
 
 
 class SearchProgress:
@@ -23,11 +23,14 @@ class SearchProgress:
 
     Args:
         options: Size and end of the search.
-        evaluator: Evaluator with the counters.
+        evaluator: Evaluator with the counters; the dense network is evaluated.
+        cost: What refinement takes at the end; None if it is not known, or nothing is refined.
         shown: Whether and how progress is shown.
     """
 
-    def __init__(self, options: SearchOptions, evaluator: Evaluator, *, shown: Shown) -> None:
+    def __init__(
+        self, options: SearchOptions, evaluator: Evaluator, cost: RefinementCost | None = None, *, shown: Shown
+    ) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
         from rich.table import Column
 
@@ -35,7 +38,7 @@ class SearchProgress:
         text = TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis"))
         columns = (text, BarColumn(bar_width=8), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
         self._bar = Progress(*columns, console=console, transient=True, disable=console is None)
-        self._options, self._evaluator = options, evaluator
+        self._options, self._evaluator, self._cost = options, evaluator, cost
         self._shown, self._logs = shown, bool(shown) and console is None
         self._total = options.population * (options.generations + 1)
         self._task = self._bar.add_task("first population", total=self._total, left="")
@@ -58,8 +61,6 @@ class SearchProgress:
             self._reached = self._at_first = self._options.population * (state.number + 1)
             self._at_first += self._options.population
         if self._shown:
-            step(f"evaluating the dense network{_moments(self._evaluator)}", shown=self._shown)
-            self._dense = _dense_seconds(self._evaluator)
             self._spent = dict(self._evaluator.counters.seconds)
             self._candidates = self._evaluator.counters.candidates
             self._begun = self._last_line = time.monotonic()
@@ -133,11 +134,10 @@ class SearchProgress:
         candidate = (sum(spent.values()) or time.monotonic() - self._begun) / new  # on workers the wall time counts
         left = self._total - self._reached
         parts, whole = [f"{left} candidates at {_seconds(candidate)}"], left * candidate
-        if options.refine:
-            draft = spent["refine"] / new * options.refine_images / min(DRAFT_IMAGES, options.refine_images)
-            refinement, number = draft or REFINEMENT * options.refine_images * self._dense, _refinements(options)
-            parts.append(f"up to {number} refinements at {_seconds(refinement)}")
-            whole += number * refinement
+        if self._cost is not None:
+            number = refinements(options)
+            parts.append(f"up to {number} refinements at {_seconds(self._cost.each)}")
+            whole += self._cost.first + number * self._cost.each
         if options.max_seconds is None:
             bound = "max_seconds= bounds it"
         else:
@@ -153,24 +153,12 @@ def _best(state: Generation, evaluator: Evaluator) -> tuple[list[str], str]:
     return values, "" if volume is None else f"{volume:.4f}"
 
 
-def _refinements(options: SearchOptions) -> int:
+def refinements(options: SearchOptions) -> int:
     """Networks that the end of a search refines, about: half a population on the front, and the finalists."""
     criteria = len(options.criteria)
     if len(options.objectives) > 1:
         return options.population // 2 + options.finalists * criteria
     return 1 + (2 * options.finalists + criteria if options.finalists else 0)
-
-
-def _dense_seconds(evaluator: Evaluator) -> float:
-    """Seconds of the dense network for an image, once it is evaluated."""
-    counters = evaluator.counters
-    before = counters.samples, counters.seconds["forward"]
-    _ = evaluator.dense
-    return (counters.seconds["forward"] - before[1]) / max(1, counters.samples - before[0])
-
-
-def _moments(evaluator: Evaluator) -> str:
-    return ", then moments of its layers for compensation" if evaluator.compensates else ""
 
 
 def _seconds(seconds: float) -> str:

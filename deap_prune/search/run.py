@@ -22,6 +22,7 @@ from deap_prune.evolution.generation import Callback, Generation
 from deap_prune.evolution.problem import BlendProblem
 from deap_prune.files import run_of, write_text
 from deap_prune.fitness.evaluator import Evaluator
+from deap_prune.fitness.trial import RefinementCost
 from deap_prune.progress import Shown, step
 from deap_prune.randomness import random_states, restore_random_states
 from deap_prune.search.check_arguments import check_arguments, run_folder
@@ -48,6 +49,7 @@ from deap_prune.search.lock import locked
 from deap_prune.search.prepare import Prepared, prepare
 from deap_prune.search.progress import SearchProgress
 from deap_prune.search.result import Result
+from deap_prune.search.time_limit import TimeLimit, estimated_refinement, time_limit
 from deap_prune.search.warm_start import register_warm_start
 from deap_prune.structure.inputs import Inputs
 from deap_prune.structure.tracing.trace import ignored_names
@@ -195,11 +197,12 @@ def _run(
         torch.set_num_threads(options.threads or threads)
         prepared = prepare(task, options, progress=progress)
         problem = BlendProblem(prepared.genome, prepared.evaluator)
-        deadline = None if options.max_seconds is None else begun + options.max_seconds
+        cost = estimated_refinement(prepared.evaluator, options, shown=progress)
+        limit = time_limit(options, begun, cost, shown=progress)
         identity = {} if folder is None else fingerprint(task, options, prepared.genome.space)
         parts = (identity, config, folder, prepared, problem, callbacks, keeper)
-        state = _evolved(*parts, begun=begun, progress=progress, ray=ray)
-        ending = (problem, prepared.evaluator, state, options, folder, deadline, progress, _hash_of_task(identity))
+        state = _evolved(*parts, limit=limit, cost=cost, progress=progress, ray=ray)
+        ending = (problem, prepared.evaluator, state, options, folder, limit, progress, _hash_of_task(identity))
         final = final_front(Ending(*ending))
         genome = prepared.genome
         facts = (genome.space, prepared.scores, genome.clusters, genome)
@@ -207,6 +210,7 @@ def _run(
         if folder is not None:
             write_result(folder, result.front, result.logbook)
         if prepared.table is not None:
+            deadline = None if limit is None else limit.deadline
             check_front(result.front, task, genome.space, prepared.table, folder, deadline=deadline, shown=progress)
         return result
     finally:
@@ -223,7 +227,8 @@ def _evolved(
     callbacks: Sequence[Callback],
     keeper: Keeper | None,
     *,
-    begun: float,
+    limit: TimeLimit | None,
+    cost: RefinementCost | None,
     progress: Shown,
     ray: str | None,
 ) -> Generation:
@@ -235,7 +240,7 @@ def _evolved(
     if options.guard:
         hooks.append(Guard(evaluator, problem))
     step(f"starting Ray workers ({ray})", shown=progress and ray is not None)
-    with ray_workers(ray, evaluator) as workers, SearchProgress(options, evaluator, shown=progress) as bar:
+    with ray_workers(ray, evaluator) as workers, SearchProgress(options, evaluator, cost, shown=progress) as bar:
         if workers is not None:
             toolbox.register("map", workers)
         if folder is not None:
@@ -253,7 +258,7 @@ def _evolved(
         done = state is not None and state.number == options.generations
         step("all generations are done; a larger number (generations=) makes the run longer", shown=done and progress)
         bar.begin(state)
-        return evolve(toolbox, problem, evaluator, options, [*hooks, bar], state, begun=begun, journal=returns)
+        return evolve(toolbox, problem, evaluator, options, [*hooks, bar], state, limit=limit, journal=returns)
 
 
 def _stored(

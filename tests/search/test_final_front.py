@@ -14,6 +14,7 @@ from deap_prune.algorithms import BlendProblem, Generation
 from deap_prune.options import EndOptions
 from deap_prune.search.final_front import Ending, final_front
 from deap_prune.search.refined import Refined, RefinedNetworks, spread
+from deap_prune.search.time_limit import TimeLimit
 
 END = EndOptions(finalists=0, refine_images=40, select=None)
 
@@ -26,7 +27,8 @@ def ending(digits: Digits, count: int, folder: Path | None = None, seconds: floa
     for individual in individuals:
         individual.fitness.values = toolbox.evaluate(individual)
     state = Generation(0, individuals, individuals)
-    return Ending(problem, evaluate, state, END, folder, None if seconds is None else time.monotonic() + seconds)
+    limit = None if seconds is None else TimeLimit(seconds, time.monotonic())
+    return Ending(problem, evaluate, state, END, folder, limit)
 
 
 def test_networks_are_refined_as_far_as_the_time_allows(digits: Digits) -> None:

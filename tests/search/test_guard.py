@@ -9,7 +9,8 @@ import pytest
 
 import deap_prune as dp
 from deap_prune.options import SearchOptions
-from deap_prune.search.evolve import EVOLVING, stops
+from deap_prune.search.evolve import stops
+from deap_prune.search.time_limit import TimeLimit
 from tests.helpers.fakes import Fake
 from tests.helpers.pruning import prepared
 from tests.helpers.runs import labelled_data, labelled_search, problem
@@ -65,18 +66,15 @@ def test_patience_follows_the_guard_if_there_is_one(
     options = SearchOptions(patience=5, guard=guard, max_flops=0.5, objectives=objectives)
     evaluator: Any = Fake(prepared("residual").space, len(objectives))
     evaluator.names, evaluator.weights = objectives, tuple(-1.0 if n != "accuracy" else 1.0 for n in objectives)
-    (patience,) = stops(options, evaluator, begun=0.0)
+    (patience,) = stops(options, evaluator)
     assert patience == dp.algorithms.Patience(5, column, maximise)
 
 
 def test_stops_that_the_options_name() -> None:
     evaluator: Any = Fake(prepared("residual").space)
-    assert stops(SearchOptions(), evaluator, begun=0.0) == []
-    assert stops(SearchOptions(max_seconds=3.0, refine=False), evaluator, begun=7.0) == [
-        dp.algorithms.MaxSeconds(3.0, 7.0)
-    ]
-    (clock,) = stops(SearchOptions(max_seconds=3.0), evaluator, begun=7.0)
-    assert clock == dp.algorithms.MaxSeconds(EVOLVING * 3.0, 7.0) and 0 < EVOLVING < 1  # the rest is for refinement
+    limit = TimeLimit(3.0, 7.0)
+    assert stops(SearchOptions(), evaluator) == []
+    assert stops(SearchOptions(max_seconds=3.0, patience=5), evaluator, limit=limit)[0] is limit
 
 
 def test_a_run_stops_when_its_time_is_up() -> None:

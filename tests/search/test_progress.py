@@ -15,6 +15,7 @@ import rich.console
 from deap_prune.errors import ConfigError
 from deap_prune.evolution.generation import Generation
 from deap_prune.fitness import Counters
+from deap_prune.fitness.trial import RefinementCost
 from deap_prune.options import SearchOptions
 from deap_prune.progress import console_of, track, training_bar
 from deap_prune.search import progress as module
@@ -24,18 +25,12 @@ from tests.helpers.runs import search
 
 
 class Evaluator:
-    """Counters that a test moves, and a dense network that takes 0.2 s for 100 images."""
+    """Counters that a test moves."""
 
     names, compensates = ("accuracy", "flops"), True
 
     def __init__(self) -> None:
         self.counters = Counters(candidates=3)
-
-    @property
-    def dense(self) -> dict[str, Any]:
-        self.counters.seconds["forward"] += 0.2
-        self.counters.samples += 100
-        return {}
 
     def evaluate(self, seconds: float, count: int = 1) -> None:
         self.counters.seconds["forward"] += seconds * count
@@ -66,7 +61,7 @@ def wait_for(log: pytest.LogCaptureFixture, pattern: str) -> str:
 
 
 ESTIMATES: list[tuple[dict[str, Any], str]] = [
-    # 72 candidates at 3 s, 4 + 3 x 9 refinements of four dense passes (0.002 s an image) over 1,000 images
+    # 72 candidates at 3 s, 4 + 3 x 9 refinements
     ({}, "about 8 min: 72 candidates at 3 s, up to 31 refinements at 8 s; max_seconds= bounds it"),
     ({"refine": False}, "about 4 min: 72 candidates at 3 s; max_seconds= bounds it"),
     (
@@ -85,7 +80,9 @@ def test_an_estimate_after_the_first_candidate(
     changes: dict[str, Any], line: str, log: pytest.LogCaptureFixture
 ) -> None:
     evaluator: Any = Evaluator()
-    with SearchProgress(SearchOptions(population=8, generations=8, **changes), evaluator, shown=True) as progress:
+    options = SearchOptions(population=8, generations=8, **changes)
+    cost = RefinementCost(1.0, 8.0) if options.refine else None
+    with SearchProgress(options, evaluator, cost, shown=True) as progress:
         progress.begin(None)
         assert not any(text.startswith("about") for text in log.messages)
         evaluator.evaluate(3.0)
@@ -95,11 +92,11 @@ def test_an_estimate_after_the_first_candidate(
     assert sum(text.startswith("about") for text in log.messages) == 1  # once
 
 
-def test_an_estimate_of_drafts_and_of_what_is_left(log: pytest.LogCaptureFixture) -> None:
-    """Drafts say what refinement takes; a run that goes on counts what is left."""
+def test_an_estimate_of_what_is_left(log: pytest.LogCaptureFixture) -> None:
+    """A run that goes on counts what is left."""
     evaluator: Any = Evaluator()
-    options = SearchOptions(population=8, generations=8, compare="drafts", refine_images=1000)
-    with SearchProgress(options, evaluator, shown=True) as progress:
+    options = SearchOptions(population=8, generations=8, compare="drafts")
+    with SearchProgress(options, evaluator, RefinementCost(1.0, 8.0), shown=True) as progress:
         progress.begin(state_of(3))
         evaluator.counters.seconds["refine"] += 2.0
         evaluator.evaluate(1.0)
