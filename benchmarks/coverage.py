@@ -48,12 +48,15 @@ SIZES = {
     "inception_v3": 299,
     "alexnet": 80,
     "smp:PAN": 128,
+    "timm:inception_v3": 107,
     "timm:inception_v4": 107,
     "timm:inception_resnet_v2": 107,
     "timm:efficientformer_l1": 224,
-    **dict.fromkeys(("timm:bat_resnext26ts", "timm:halonet26t", "timm:haloregnetz_b"), 256),
+    "timm:haloregnetz_b": 224,
+    **dict.fromkeys(("timm:bat_resnext26ts", "timm:halonet26t"), 256),
 }  # else 64
 LIMIT = 60  # CPU seconds for Torch-Pruning
+PEER = "half, Torch-Pruning"  # kept from an earlier row of the same versions
 PARTS = ("fcn_resnet50", "deeplabv3_resnet50", "lraspp_mobilenet_v3_large", "fasterrcnn_resnet50_fpn")
 TIMM = """
     resnet26t seresnet50 res2net50_26w_4s dla34 hrnet_w18_small ghostnet_100 repvgg_a0 cspresnet50 nf_resnet50
@@ -204,7 +207,7 @@ def examine(name: str, seeds: int = 1, *, peer: bool = False) -> dict[str, Any]:
     }
     if peer:
         outputs = [layer for reason, layers in reasons.items() if "output of the network" in reason for layer in layers]
-        row["half, Torch-Pruning"] = with_torch_pruning(model, image, outputs)
+        row[PEER] = with_torch_pruning(model, image, outputs)
     return row
 
 
@@ -284,7 +287,7 @@ def write(rows: dict[str, dict[str, Any]], path: Path) -> None:
         "filters",
         "share",
         "half",
-        "half, Torch-Pruning",
+        PEER,
         "seconds",
         "law 1",
         "law 2",
@@ -309,7 +312,10 @@ def main() -> None:
     rows: dict[str, dict[str, Any]] = json.loads(args.out.read_text()) if args.out.exists() else {}
     peer, version = find_spec("torch_pruning") is not None, origin()
     for name in args.names or [name for name in networks() if name not in rows]:
-        rows[name] = limited(name, args.limit, peer=peer) | version
+        before = {key: rows[name][key] for key in (PEER, *version) if key in rows.get(name, {})}
+        kept = PEER in before and all(before.get(key) == version[key] for key in version if key != "commit")
+        rows[name] = limited(name, args.limit, peer=peer and not kept) | version
+        rows[name] |= {PEER: before[PEER]} if kept and "error" not in rows[name] else {}
         print(name, json.dumps(rows[name]), flush=True)
         rows = {n: rows[n] for n in [*networks(), *rows] if n in rows}
         write(rows, args.out)

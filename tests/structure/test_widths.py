@@ -204,6 +204,35 @@ def test_slices_at_a_share_of_the_width() -> None:
     assert {r.layer for r in space.refused} == {"fc"} and not space.widths
 
 
+class Blur(nn.Module):
+    """A low-pass filter of every channel, with the number of channels in an attribute."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.channels = width
+        self.register_buffer("kernel", torch.full((width, 1, 3, 3), 1 / 9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), self.kernel, stride=2, groups=self.channels)
+
+
+class Blurred(nn.Module):
+    """ResNet with anti-aliasing: the filter's layer is in another branch of the module tree."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pool = conv(3, 8), nn.Sequential(nn.ReLU(), nn.Sequential(Blur(8)))
+        self.out, self.fc = conv(8, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.out(self.pool(self.conv(x)))).mean((2, 3)))
+
+
+def test_groups_of_a_functional_convolution_in_an_attribute() -> None:
+    space = check_laws(Blurred(), torch.randn(IMAGE))
+    assert {r.layer for r in space.refused} == {"fc"} and list(map(str, space.widths)) == ["pool.1.0.channels"]
+
+
 class Gates(nn.Module):
     """WaveNet: one attribute is the width of gates, residuals and skips, which are different channels."""
 

@@ -61,18 +61,19 @@ class Attempt:
         self._build()
 
     def at_once(self) -> PruningSpace | None:
-        """The space if the proof of all its groups holds, else None."""
-        return self._bisection.space if self._bisection.holds() else None
+        """The space if the proof of all its groups holds (attributes rewritten); None as soon as one group fails."""
+        if not self._bisection.holds():
+            self._bisection.locate(first_only=True)
+        return None if self._bisection.failures else self._bisection.space
 
-    def suspected(self) -> PruningSpace | None:
-        """After :meth:`at_once`: the space with a group that fails alone among its refusals; None if there is none."""
-        self._bisection.locate(first_only=True)
+    def suspected(self) -> PruningSpace:
+        """After :meth:`at_once`: the space with the group that failed among its refusals."""
         refused = [
             Refusal(member.layer, self.space.group(name).size, reason)
             for name, reason in self._bisection.failures.items()
             for member in _made(self.space.group(name))
         ]
-        return replace(self.space, refused=(*self.space.refused, *refused)) if refused else None
+        return replace(self.space, refused=(*self.space.refused, *refused))
 
     def proven(self) -> PruningSpace:
         """The space without the groups that the proof refuses."""

@@ -21,6 +21,7 @@ from deap_prune.data.batches import tensors_of
 from deap_prune.structure.inputs import Call
 from deap_prune.structure.outputs import open_outputs
 from deap_prune.structure.tracing.dataflow import Dataflow
+from deap_prune.structure.tracing.depthwise import by_taps, is_slow_depthwise
 
 aten = torch.ops.aten
 Formula = Callable[[tuple[Any, ...], Tensor], int]
@@ -99,6 +100,17 @@ class _Counter(TorchDispatchMode):
                 self.uncounted.append((step, f"aten::{name}"))
         return result
 
+    def aside(self, args: tuple[Any, ...]) -> Tensor:
+        """A depthwise convolution as one step, run outside of the mode, which would see each tap."""
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        try:
+            result = by_taps(args)
+        finally:
+            self.__enter__()  # type: ignore[no-untyped-call]
+        step = self.flow.record(tensors_of(args), [result])
+        self.counts.append((step, len(args[0]) * int(args[1].numel()) * prod(result.shape[2:])))
+        return result
+
 
 class _Functions(TorchFunctionMode):
     """Sees functions that dispatch to other operators than the ones which fvcore counts."""
@@ -108,6 +120,8 @@ class _Functions(TorchFunctionMode):
         self.counter = counter
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not kwargs and is_slow_depthwise(func, args):
+            return self.counter.aside(args)
         fused = func is F.scaled_dot_product_attention
         before = len(self.counter.counts)
         self.counter.fused = fused or self.counter.fused

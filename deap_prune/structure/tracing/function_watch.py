@@ -28,7 +28,8 @@ from deap_prune.structure.tracing.width_attributes import holds_sizes
 _TORCH, _HERE = str(Path(torch.__file__).parent), str(Path(__file__).parent)
 _BY_SIZE: tuple[Any, ...] = (torch.split, Tensor.split, torch.split_with_sizes, Tensor.split_with_sizes)
 _BY_SIZE += (Tensor.__getitem__, Tensor.narrow, torch.narrow)
-_BY_SHAPE: tuple[Any, ...] = (Tensor.view, Tensor.reshape, torch.reshape, Tensor.unflatten, torch.unflatten)
+_WITH_WIDTHS: tuple[Any, ...] = (Tensor.view, Tensor.reshape, torch.reshape, Tensor.unflatten, torch.unflatten)
+_WITH_WIDTHS += (F.layer_norm, F.rms_norm, F.conv1d, F.conv2d, F.conv3d)  # convolutions: groups, outside of layers
 
 
 class Tracer(Protocol):
@@ -79,7 +80,7 @@ class FunctionWatch(TorchFunctionMode):
                 given = _arguments(func, args, kwargs)
                 tracer.charge(given["input"], CHARGES[func](given))
             tracer.mixing.finish(tracer, call, out)
-            if (by_size or func in (*_BY_SHAPE, F.layer_norm, F.rms_norm)) and args and isinstance(args[0], Tensor):
+            if (by_size or func in _WITH_WIDTHS) and args and isinstance(args[0], Tensor):
                 observe_widths(tracer, args[0], tensors_of(out))
             follow_widths(tracer, name, args, kwargs, out)
         return out

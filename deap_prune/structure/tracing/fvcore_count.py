@@ -76,8 +76,9 @@ def count_flops(model: nn.Module, call: Call, *, consume: bool = False) -> tuple
     def single(x: Any) -> Any:
         return x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
 
-    as_single = (model.float() if consume else copy_with(model, single), tree_map(single, call))
-    for network, inputs, dtype in ((*as_single, torch.float32), (copied(model), call, torch.get_default_dtype())):
+    as_single = (model.float() if consume else copy_with(model, single), tree_map(single, call), torch.float32)
+    for precise in (False, True):
+        network, inputs, dtype = (copied(model), call, torch.get_default_dtype()) if precise else as_single
         for count in (_count, dispatch_count):
             try:
                 with default_dtype(dtype):

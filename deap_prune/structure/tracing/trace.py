@@ -116,12 +116,12 @@ def _best(network: nn.Module, attempt: Callable[..., Attempt], tracer: LabelTrac
     """
     first = attempt(tracer)
     space = first.at_once()
-    if space is None and (suspect := first.suspected()) is not None:
-        for other in other_labels(network, suspect, tracer, inputs, siblings=True):
+    if space is None:
+        for other in other_labels(network, first.suspected(), tracer, inputs, siblings=True):
             second = attempt(other).at_once()
             if second is not None and dense_channels(second) <= dense_channels(first.space):
                 return second
-    space = first.proven() if space is None else space
+        space = first.proven()
     for other in other_labels(network, space, tracer, inputs):
         second = attempt(other).proven()
         space = second if second.min_flops < space.min_flops else space
