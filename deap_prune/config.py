@@ -70,6 +70,9 @@ class Config(_Section):
     search: SearchOptions = SearchOptions()
     finetune: FinetuneConfig = FinetuneConfig()
     out: str | None = Field(default=None, description="run folder")
+    slim_and_report: bool = Field(
+        default=False, description="the commands search and resume end as prune does: export to OUT/slim, and report"
+    )
     imports: str | None = Field(default=None, description="folder that holds the modules of the factories")
 
 

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from deap_prune.cli.base import Overrides, Quiet, Yes, app, command, say
+from deap_prune.cli.finish import finish
 from deap_prune.cli.runs import show_result, start
-
-if TYPE_CHECKING:
-    from deap_prune.search import Result
-    from deap_prune.search.from_config import OpenedConfig
 
 Data = Annotated[
     Path, typer.Option("--data", metavar="FOLDER", help="Images, one sub-folder a class (or train and test in it).")
@@ -86,45 +81,11 @@ def prune(
 
     sections = first_config(model, data, weights=weights, max_flops=max_flops, max_seconds=max_seconds)
     target = folder or numbered(Path("runs"), model.rpartition(":")[2])
-    config = reach_factories(config_of({**sections, "out": str(target)}, set or ()), (Path(),))
-    if config.data is not None and "size" in (images := config.data.model_dump()):
+    ends = {"out": str(target), "slim_and_report": True}
+    config = reach_factories(config_of({**sections, **ends}, set or ()), (Path(),))
+    chosen = any(override.startswith(("data.size=", "data=")) for override in set or ())
+    if config.data is not None and not chosen and "size" in (images := config.data.model_dump()):
         say(f"images of {images['size']} x {images['size']} pixels; others: --set data.size=N")
     result, opened = start(config, target, replace=yes, progress=not quiet)
     show_result(result, target)
-    _write_slim(result, opened, target / "slim")
-    _write_report(result, target, progress=not quiet)
-
-
-def _write_slim(result: Result, opened: OpenedConfig, folder: Path) -> None:
-    """Export the best network in all formats whose packages are there, and print its accuracy beside the dense one."""
-    from deap_prune.export import export
-    from deap_prune.training import accuracy
-
-    formats = ["safetensors", "torch"]
-    formats += ["onnx"] * all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
-    task, config = opened.task, opened.config
-    small = result.slim(result.best)
-    written = export(
-        small,
-        opened.splits.validation[0][:32],
-        folder,
-        formats=formats,
-        dense=task.model,
-        masks=result.best.masks,
-        model=config.model,
-        ignore=config.search.ignore,
-    )
-    say(str(written))
-    if config.search.labels:
-        sets: Sequence[tuple[str, Any]] = (("validation", opened.splits.validation), ("test", opened.splits.test))
-        for name, images in sets:
-            if images is not None:
-                dense, slim = (accuracy(network, images) for network in (task.model, small))
-                say(f"{name} accuracy: dense {dense:.4f}, slim {slim:.4f} ({len(images[1])} images)")
-    say(f'in Python: dp.load("{folder}")')
-
-
-def _write_report(result: Result, folder: Path, *, progress: bool) -> None:
-    from deap_prune.report import report
-
-    say(f"report: {report(folder, result=result, singles=2, progress=progress)}")
+    finish(result, opened, target, progress=not quiet)

@@ -45,8 +45,8 @@ def search(
     loaded = load_config(config, set or ())
     configured = None if loaded.out is None else Path(loaded.out)
     target = folder or configured or numbered(Path("runs"), config.stem)
-    result, _ = start(loaded, target, replace=yes, progress=not quiet, ray=ray)
-    show_result(result, target, advice=f"; next: deap-prune slim {target}")
+    result, opened = start(loaded, target, replace=yes, progress=not quiet, ray=ray)
+    _end(result, opened if loaded.slim_and_report else None, target, quiet)
 
 
 @command
@@ -58,13 +58,16 @@ def resume(
     ray: Ray = None,
 ) -> None:
     """Continue a run from its newest checkpoint, bit for bit as if it had never stopped."""
+    from deap_prune.config import load_config
     from deap_prune.search import resume as go_on
     from deap_prune.search.from_config import open_folder
 
-    if model is None:
+    ends = (run / "config.yaml").is_file() and load_config(run).slim_and_report
+    opened = open_folder(run, model_override(model)) if ends or model is not None else None
+    if opened is None:
         result = go_on(run, generations=generations, progress=not quiet, ray=ray)
     else:
-        task = open_folder(run, model_override(model)).task
+        task = opened.task
         result = go_on(
             run,
             task.model,
@@ -75,7 +78,16 @@ def resume(
             progress=not quiet,
             ray=ray,
         )
-    show_result(result, run, advice=f"; next: deap-prune slim {run}")
+    _end(result, opened if ends else None, run, quiet)
+
+
+def _end(result: Result, opened: OpenedConfig | None, folder: Path, quiet: bool) -> None:
+    """Show the result; export and report it if the run is opened for that."""
+    from deap_prune.cli.finish import finish
+
+    show_result(result, folder, advice="" if opened else f"; next: deap-prune slim {folder}")
+    if opened is not None:
+        finish(result, opened, folder, progress=not quiet)
 
 
 @command

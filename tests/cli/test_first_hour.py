@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 import deap_prune as dp
 from deap_prune.cli import app
 from deap_prune.errors import DataError, RunError
+from deap_prune.search import run
 from deap_prune.search.first_config import data_section, first_config
 from deap_prune.search.run_names import numbered, remove_run
 
@@ -100,12 +101,12 @@ def test_init_writes_a_config_that_runs(place: Path) -> None:
 
 def test_prune_in_one_command(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find_spec = __import__("importlib.util").util.find_spec
-    monkeypatch.setattr("deap_prune.cli.begin.find_spec", lambda name: None if "onnx" in name else find_spec(name))
+    monkeypatch.setattr("deap_prune.cli.finish.find_spec", lambda name: None if "onnx" in name else find_spec(name))
     done = here(
         "prune", "ownnet:make", "--data", "photos", "--max-flops", 0.5, "--out", "small", "--quiet", *settings()
     )
     assert done.exit_code == 0, done.output
-    assert "images of 32 x 32 pixels" in done.stdout and "next:" not in done.stdout
+    assert "pixels" not in done.stdout and "next:" not in done.stdout  # the size was given
     assert "validation accuracy: dense" in done.stdout and "test accuracy: dense" in done.stdout
     names = {path.name for path in (place / "small" / "slim").iterdir()}
     assert names == {"network.safetensors", "recipe.json", "network.pt2"}
@@ -114,6 +115,29 @@ def test_prune_in_one_command(place: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert isinstance(network, nn.Sequential)
     front = dp.ParetoFront.load("small")
     assert sum(p.numel() for p in network.parameters()) == front[0].params < front.dense["params"]
+
+
+def test_a_stopped_prune_is_finished_by_resume(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run folder knows that it is to end with an exported network and a report."""
+    find_spec = __import__("importlib.util").util.find_spec
+    monkeypatch.setattr("deap_prune.cli.finish.find_spec", lambda name: None if "onnx" in name else find_spec(name))
+    given = ("prune", "ownnet:make", "--data", "photos", "--out", "small", "--quiet", *settings()[2:])  # not the size
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "write_result", _interrupted)
+        stopped = here(*given)
+    assert stopped.exit_code == 130 and "deap-prune resume small" in stopped.stderr
+    assert "images of 40 x 40 pixels; others: --set data.size=N" in stopped.stdout
+    assert not (place / "small" / "front.json").exists()
+    done = here("resume", "small", "--quiet")
+    assert done.exit_code == 0, done.output
+    assert "test accuracy: dense" in done.stdout and "report:" in done.stdout and "next:" not in done.stdout
+    assert (place / "small" / "report.html").is_file()
+    front = dp.ParetoFront.load("small")
+    assert sum(p.numel() for p in dp.load("small/slim").parameters()) == front.best().params
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_choices_of_a_solution(place: Path) -> None:
