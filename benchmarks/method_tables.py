@@ -81,24 +81,27 @@ def selected_search(pair: str, stage: str) -> list[float]:
 
 
 SELECTION = (
-    ("L2, compensated", "l2", "compensated"),
-    ("elimination, compensated", "elimination", "compensated"),
-    ("L2, refined", "l2", "refined"),
-    ("elimination, refined", "elimination", "refined"),
-    ("L2, selected", "l2", "selected"),
-    ("elimination, selected", "elimination", "selected"),
-    ("L2, selected, recovered", "l2", "recovered"),
+    ("uniform", "l2", "compensated"),
+    ("uniform", "elimination", "compensated"),
+    ("uniform", "l2", "refined"),
+    ("uniform", "elimination", "refined"),
+    ("uniform", "l2", "selected"),
+    ("uniform", "elimination", "selected"),
+    ("balanced", "elimination", "compensated"),
+    ("balanced", "elimination", "refined"),
+    ("balanced", "elimination", "selected"),
 )
 
 
 def selection() -> str:
-    """Half of every block's inner filters, chosen in different ways."""
+    """Half of every block's inner filters, or of the FLOPs with balanced widths, chosen without a search."""
     pairs, lines = list(PAIRS)[1:], []
-    for label, criterion, stage in SELECTION:
-        alike = [row for row in read("selection") if (row["criterion"], row["stage"]) == (criterion, stage)]
+    for widths, criterion, stage in SELECTION:
+        facts = {"widths": widths, "criterion": criterion, "stage": stage}
+        alike = [row for row in read("selection") if all(row[name] == fact for name, fact in facts.items())]
         values = [[100 * row["test accuracy"] for row in alike if row["pair"] == pair] for pair in pairs]
-        lines += [[label, *map(spread, values)]] if alike else []
-    return markdown(["test top-1", *(PAIRS[pair] for pair in pairs)], lines)
+        lines += [[widths, criterion, stage, *map(spread, values)]] if alike else []
+    return markdown(["widths", "criterion", "stage", *(PAIRS[pair] for pair in pairs)], lines)
 
 
 def blend_worth() -> str:

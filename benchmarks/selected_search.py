@@ -2,8 +2,9 @@
 
 Question: how accurate is the network that a search with sequential selection ends with, refined on all calibration
 images, and after label-free recovery on the same images? ``--select null`` is the same search without selection.
-Method: the pair's config (objective, layers that stay dense, pre-screening), 20 individuals, 5 generations of 20
-children, drafts on 250 images; the best candidate alone is refined at the end. The test images are evaluated once.
+Method: the pair's config (objective, layers that stay dense, pre-screening), 20 individuals, 4 generations of 20
+children, drafts on 250 images: 100 evaluations. At the end about ten networks are refined on all images and mirrored
+ones (``--finalists``), and validation images choose one. The test images are evaluated once.
 Output: results/selected_search.json: one row for each pair, seed and arm, with masks.
 
     OMP_NUM_THREADS=1 python benchmarks/selected_search.py --data DIR --weights DIR --pairs cifar100-resnet20
@@ -46,9 +47,9 @@ def row_of(setup: Setup, args: argparse.Namespace) -> Row:
         indpb=options.indpb,
         sigma=options.sigma,
         population=20,
-        generations=5,
-        refine_images=len(data["calibration"][0]),
-        finalists=0,
+        generations=4,
+        refine_images=2 * len(data["calibration"][0]),  # mirrored ones too
+        finalists=args.finalists,
         select=None if args.select == "null" else args.select,
         seed=setup.seed,
     )
@@ -79,6 +80,7 @@ def main() -> None:
     parser.add_argument("--select", choices=("sequential", "null"), default="sequential")
     parser.add_argument("--images", dest="calibration", type=int, default=2000)
     parser.add_argument("--validation", type=int, default=1000)
+    parser.add_argument("--finalists", type=int, default=1, help="of each kind; 0: the best candidate alone")
     parser.add_argument("--recover", type=int, default=1500, help="gradient steps; 0: none")
     parser.add_argument("--set", nargs="*", default=[])
     args = parser.parse_args()

@@ -2,7 +2,8 @@
 
 Question: with half of every block's inner filters, how accurate is the network if its filters are chosen by the L2
 norm, by elimination on the dense network's moments, or one reader after the other inside refinement?
-Method: no search and no training; widths are uniform. The calibration images (``--images``) are drawn from the training
+Method: no search and no training. ``--widths balanced`` keeps half of the FLOPs instead, with widths that balance the
+groups' errors, anchored to the outputs. The calibration images (``--images``) are drawn from the training
 images by the seed. Compensated: layers re-fitted in closed form; refined: layer by layer on all calibration images;
 selected: refined, with the filters chosen on the way; recovered: label-free recovery after that (``--recover`` steps).
 Nothing is chosen by the test images; every network is evaluated on them once.
@@ -29,6 +30,7 @@ import deap_prune as dp
 
 Row = dict[str, Any]
 CRITERIA = ("l2", "elimination")
+WIDTHS = ("uniform", "balanced")
 
 
 def commit() -> str:
@@ -42,6 +44,14 @@ def half(setup: Setup, criterion: str) -> dp.Masks:
     scores = dp.score(setup.model, setup.space, setup.data.calibration, criteria=(criterion,), seed=setup.seed)
     ranks = {name: table[criterion].argsort().argsort() for name, table in scores.scores.items()}
     return dp.Masks({name: rank >= len(rank) - len(rank) // 2 for name, rank in ranks.items()})
+
+
+def balanced(setup: Setup, evaluator: dp.Evaluator, criterion: str) -> dp.Masks:
+    """The masks of half of the FLOPs with balanced widths, anchored to the outputs."""
+    scores = dp.score(setup.model, setup.space, setup.data.calibration, criteria=(criterion,), seed=setup.seed)
+    genome = dp.Genome(setup.space, scores, dp.cluster(scores, n_clusters=1), max_flops=0.5)
+    curves = genome.width_curves(criterion, evaluator.surrogate, anchor=evaluator.output_distance)
+    return genome.decode(genome.balanced(criterion, curves))
 
 
 def rows_of(setup: Setup, facts: Row, recover: int) -> list[Row]:
@@ -60,10 +70,10 @@ def rows_of(setup: Setup, facts: Row, recover: int) -> list[Row]:
 
     images = len(setup.data.calibration[0])
     compensated = setup.evaluator("compensated", objectives=("loss", "flops"))
-    refined = compensated.with_settings(refine=True, refine_images=images)
+    refined = compensated.with_settings(refine=True, refine_images=2 * images)  # mirrored ones too
     for criterion in CRITERIA:
         begun = time.process_time()
-        masks = half(setup, criterion)
+        masks = half(setup, criterion) if facts["widths"] == "uniform" else balanced(setup, compensated, criterion)
         add(criterion, "compensated", compensated, masks, begun)
         add(criterion, "refined", refined, masks, begun)
         begun = time.process_time()
@@ -82,6 +92,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--pairs", nargs="*", default=[p for p in PAIRS if p.startswith("cifar")])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--widths", choices=WIDTHS, default=WIDTHS[0])
     parser.add_argument("--images", dest="calibration", type=int, default=1000)
     parser.add_argument("--validation", type=int, default=1000)
     parser.add_argument("--recover", type=int, default=0)
@@ -93,12 +104,11 @@ def main() -> None:
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     for seed in args.seeds:
         for pair in args.pairs:
-            done = [r for r in rows if (r["pair"], r["seed"], r["images"]) == (pair, seed, args.calibration)]
-            if done:
+            facts: Row = {"pair": pair, "seed": seed, "widths": args.widths, "images": args.calibration}
+            if any(all(row[name] == fact for name, fact in facts.items()) for row in rows):
                 continue
             setup = Setup(open_config(pair, seed, args), seed)
-            facts = {"pair": pair, "seed": seed, "images": args.calibration, "commit": commit()}
-            facts |= {"deap-prune": version("deap-prune"), **versions, "device": device_name()}
+            facts |= {"commit": commit(), "deap-prune": version("deap-prune"), **versions, "device": device_name()}
             rows += rows_of(setup, facts, args.recover)
             path.write_text(json.dumps(rows, indent=1))
 
