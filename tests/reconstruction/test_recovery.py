@@ -168,6 +168,14 @@ def test_images_of_a_sample_are_moved_alike() -> None:
     assert moved["pair"][1].tolist() == list(range(6))
 
 
+def test_each_image_is_blended_with_another() -> None:
+    images = torch.eye(6)[:, :, None, None].expand(6, 6, 8, 8).contiguous()  # of image i, channel i alone is 1
+    shares = recovery._augmented((images, torch.arange(6)), torch.Generator().manual_seed(0))[0][:, :, 4, 4]
+    assert torch.allclose(shares.sum(1), torch.ones(6)) and (shares >= 0).all()
+    assert (shares.count_nonzero(1) <= 2).all() and (shares.count_nonzero(1) == 2).sum() >= 4
+    assert (shares.diagonal() > 0).all()
+
+
 def test_every_sample_is_used_equally_often() -> None:
     batches = recovery._draws(torch.arange(10.0), 4, False, torch.Generator().manual_seed(0))
     drawn = torch.cat([next(batches) for _ in range(5)])
