@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check lint docs options results clean
+.PHONY: help demo test test-all check lint docs options examples results clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ check: lint test ## ruff, mypy, tests
 
 options: $(READY) ## Write docs/options.md from the options, objectives, allocations and algorithms
 	$(BIN)/python docs/make_options.py
+
+examples: $(READY) ## Fill the code blocks of the pages from the programs in examples/
+	$(BIN)/python docs/fill_examples.py
 
 results: $(READY) ## Write benchmarks/RESULTS.md from benchmarks/results/*.json
 	$(BIN)/python benchmarks/tables.py

@@ -127,7 +127,8 @@ def _explain(section: type[Any], error: Any) -> str:
     if error["type"] == "value_error":  # raised by our own code
         return str(error["ctx"]["error"])
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"unknown key '{path}'; {did_you_mean(str(error['loc'][-1]), _keys(section, error['loc'][:-1]))}"
+        keys = _keys(section, error["loc"][:-1])
+        return f"unknown key '{path}'; {did_you_mean(str(error['loc'][-1]), keys, lists='deap-prune options')}"
     if error["type"] == "tuple_type" and isinstance(error["input"], str):
         return f"'{path}' is the text {error['input']!r}; give several names, such as ['{error['input']}']"
     return f"'{path}' is {error['input']!r}: {error['msg']}" if path else str(error["msg"])

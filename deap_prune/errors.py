@@ -50,13 +50,22 @@ class ExportError(PruneError, RuntimeError):
     """A network that cannot be exported, or whose exported form gives different outputs."""
 
 
-MOST_NAMES = 60
+MOST_NAMES = 8
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Part of an error message for an unknown name: the nearest name, if there is one, and the known names."""
+def did_you_mean(name: str, known: Iterable[str], *, lists: str = "") -> str:
+    """Part of an error message for an unknown name: the nearest name, if there is one, and known names.
+
+    Args:
+        name: The unknown name.
+        known: The known names; of more than eight those that are most alike are shown.
+        lists: Call or command that lists them all, such as "dp.criteria()".
+    """
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6 if len(name) > 3 else 0.5)  # so that l7 suggests l1
     hint = f"did you mean '{near[0]}'? " if near else ""
-    more = f", ... ({len(names)} in all)" if len(names) > MOST_NAMES else ""
-    return f"{hint}known: {', '.join(names[:MOST_NAMES]) or 'none'}{more}"
+    if len(names) <= MOST_NAMES:
+        return f"{hint}known: {', '.join(names) or 'none'}"
+    shown = sorted(difflib.get_close_matches(name, names, n=MOST_NAMES, cutoff=0.0))
+    all_of_them = f" ({lists} lists all)" if lists else ""
+    return f"{hint}known: {', '.join(shown)} and {len(names) - len(shown)} more{all_of_them}"

@@ -22,9 +22,17 @@ class Entry(Protocol):
 
 E = TypeVar("E", bound=Entry)
 
+LISTS = {
+    "criteria": "dp.criteria()",
+    "objectives": "dp.objectives()",
+    "allocations": "dp.allocations()",
+    "algorithms": "dp.algorithms.describe()",
+}
+"""Call that lists the entries of a registry."""
+
 
 class Registry(Generic[E]):
-    """A mapping from names to entries. The error for an unknown name lists all names and the nearest one.
+    """A mapping from names to entries. The error for an unknown name shows the nearest names.
 
     Third-party packages add entries with the entry-point group ``deap_prune.<plural>``. They are imported at the first
     unknown name or listing, so users do not have to import an installed plugin.
@@ -66,7 +74,9 @@ class Registry(Generic[E]):
         if name not in self._all:
             self._load_plugins()
         if name not in self._all:
-            raise RegistryError(f"unknown {self.kind} '{name}'; {did_you_mean(name, self._all)}")
+            raise RegistryError(
+                f"unknown {self.kind} '{name}'; {did_you_mean(name, self._all, lists=LISTS.get(self.plural, ''))}"
+            )
         return self._all[name]
 
     def __iter__(self) -> Iterator[E]:

@@ -158,7 +158,7 @@ def detection_loss(outputs: Tensor, boxes: Tensor) -> Tensor:
     return (wrong + 2 * off.sum(dim=1)) / hit.sum(dim=1).clamp(min=1)
 
 
-# --8<-- [start:objective]
+# [start: objective]
 def average_precision(total: Tensor, samples: int = 0) -> float:
     """Area under precision by recall, mean over the classes that occur; ``total`` is the sum of ``map50``."""
     hits, alarms = total[:, :2].flip(2).cumsum(2).unbind(1)
@@ -194,7 +194,7 @@ def map50(outputs: Tensor, boxes: Tensor, dense_outputs: None) -> Tensor:
     return table
 
 
-# --8<-- [end:objective]
+# [end: objective]
 
 
 # ------------------------------------------------------------------ data
@@ -242,7 +242,7 @@ def main() -> None:
     recipe = dp.Recipe(optimizer="adamw", lr=4e-3, warmup_epochs=0)
     dp.finetune(model, training, epochs=args.epochs, recipe=recipe, forward=forward, loss=detection_loss)
 
-    # --8<-- [start:prune]
+    # [start: prune]
     image = test[0]["images"][:2]
     result = dp.search(
         model,
@@ -259,7 +259,7 @@ def main() -> None:
         finalists=0,
     )
     small = result.slim(result.best)
-    # --8<-- [end:prune]
+    # [end: prune]
     print(f"{result.best}, {result.best.flops / result.space.flops:.0%} of the dense network's")
     figures = {"dense": precision_of(model, test), "pruned": precision_of(small, test)}
     dp.finetune(small, training, epochs=2, recipe=recipe, teacher=model, forward=forward, loss=detection_loss)

@@ -126,6 +126,9 @@ def test_inspect_criteria_slim_finetune(run, home, monkeypatch):
     tuned = dp.load(run / "export").state_dict()
     expected = read_weights(run / "finetuned.safetensors")
     assert all(torch.equal(value, tuned[name]) for name, value in expected.items())
+    front = dp.ParetoFront.load(run)
+    assert "finetuned.safetensors, on the validation images:" in done.stdout
+    assert f"accuracy {front[0].values['accuracy']:.4f}" not in done.stdout  # of other weights
 
 
 def test_resume_of_a_finished_run_and_beyond(run, home, monkeypatch):

@@ -12,7 +12,7 @@ from torch import nn
 
 import deap_prune as dp
 from deap_prune import errors
-from deap_prune.errors import BudgetError, ConfigError, DataError, ModelError, PruneError, RegistryError
+from deap_prune.errors import BudgetError, ConfigError, DataError, ModelError, PruneError, RegistryError, did_you_mean
 from tests.helpers.pruning import prepared
 
 DATA = (torch.randn(12, 3, 8, 8), torch.arange(12) % 5)
@@ -28,12 +28,12 @@ BAD: dict[str, tuple[dict[str, Any], type[PruneError], str]] = {
     "criterion": (
         {"criteria": ("l1", "tailor_gate")},
         RegistryError,
-        r"unknown criterion 'tailor_gate'; did you mean 'taylor_gate'\? known: apoz",
+        r"unknown criterion 'tailor_gate'; did you mean 'taylor_gate'\? known: .*taylor_gate",
     ),
     "objective": (
         {"objectives": ("acc", "flops")},
         RegistryError,
-        r"unknown objective 'acc'; .*known: accuracy, agreement",
+        r"unknown objective 'acc'; .*known: .*accuracy",
     ),
     "allocation": ({"allocation": "unifrom"}, RegistryError, r"unknown allocation 'unifrom'; did you mean 'uniform'\?"),
     "no criteria": ({"criteria": ()}, ConfigError, "criteria and objectives each need at least one name"),
@@ -42,7 +42,7 @@ BAD: dict[str, tuple[dict[str, Any], type[PruneError], str]] = {
     "budget below reach": (
         {"max_flops": 0.001},
         BudgetError,
-        r"max_flops is 0.001, but .* that is the reachable minimum; raise max_flops to 0\.\d+",
+        r"max_flops is 0.001 \([\d,]+\), but .* that is the reachable minimum; raise max_flops to 0\.\d+",
     ),
     "dense would win": (
         {"objectives": ("accuracy",)},
@@ -165,3 +165,12 @@ def test_datasets_and_none_are_refused_before_any_data_is_read() -> None:
 def test_an_unknown_device_is_named() -> None:
     with pytest.raises(DataError, match="unknown device 'gpu'; use 'auto'"):
         search(device="gpu")
+
+
+def test_long_lists_of_names_are_cut() -> None:
+    """The eight nearest names, and how to list all of them."""
+    few, many = [f"name{n}" for n in range(8)], [f"name{n:02}" for n in range(60)]
+    assert did_you_mean("x", few) == f"known: {', '.join(few)}"
+    text = did_you_mean("nam07", many, lists="names()")
+    assert text.startswith("did you mean 'name07'? known: ") and text.endswith(" and 52 more (names() lists all)")
+    assert "name07" in text and text.count(", ") == 7

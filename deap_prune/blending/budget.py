@@ -175,16 +175,19 @@ def check_budgets(space: PruningSpace, limits: Mapping[str, MaxFlops | Budget]) 
     fewest = [group.blocks for group in space.groups]
     for budget in budgets_on(space, limits):
         cost = bound_cost(budget.cost, space)
-        check_budget(budget, float(cost(fewest)) / cost.dense)
+        check_budget(budget, float(cost(fewest)) / cost.dense, dense=cost.dense)
 
 
-def check_budget(budget: MaxFlops | Budget, reachable: float, kept: str = FEWEST) -> None:
+def check_budget(
+    budget: MaxFlops | Budget, reachable: float, kept: str = FEWEST, *, dense: float | None = None
+) -> None:
     """Check that a budget can be reached.
 
     Args:
         budget: See :meth:`Budget.of`; an amount is not checked.
         reachable: Smallest share of the cost that can be reached.
         kept: What the smallest network keeps, for the message.
+        dense: Amount of the cost in the dense network; the message shows amounts beside shares then.
 
     Raises:
         BudgetError: If the budget is illegal, or one of its shares is below ``reachable``.
@@ -193,9 +196,10 @@ def check_budget(budget: MaxFlops | Budget, reachable: float, kept: str = FEWEST
     for share in budget.shares:
         if share < reachable:
             name, least = f"max_{budget.cost}", math.ceil(reachable * 1e4) / 1e4
+            given, needed = ("" if dense is None else f" ({shown(s * dense, budget.cost)})" for s in (share, least))
             raise BudgetError(
-                f"{name} is {share:g}, but {kept} and what stays dense already cost "
-                f"{least:.4f} of the {unit_name(budget.cost)}: that is the reachable minimum; raise {name} to "
+                f"{name} is {share:.4g}{given}, but {kept} and what stays dense already cost "
+                f"{least:.4f}{needed} of the {unit_name(budget.cost)}: that is the reachable minimum; raise {name} to "
                 f"{least:.4f} or above"
             )
 

@@ -102,7 +102,7 @@ class Planner:
         if self.min_keep and self.min_flops > replace(self, budget=Budget(), min_keep=0.0, others=()).min_flops:
             kept = "the shares that min_keep demands"
         for budget, cost in zip((self.budget, *self.others), self.costs, strict=True):
-            check_budget(budget, float(cost(self.widths.fewest)) / cost.dense, kept)
+            check_budget(budget, float(cost(self.widths.fewest)) / cost.dense, kept, dense=cost.dense)
 
     def free(self) -> Planner:
         """The planner without budgets and with widths from keep genes: the keep genes are the widths."""

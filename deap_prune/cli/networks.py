@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -195,8 +196,11 @@ def export(
     small = choice.evaluator.slim(solution.masks)
     if weights is not None:
         load_weights(small, weights)
+        values = choice.evaluator.measure(small, solution.masks)  # those of the front are of other weights
+        solution = replace(solution, values=dict(zip(choice.evaluator.names, values, strict=True)))
+        say(f"with the weights of {weights}, on the validation images:")
     if int8:
-        say(_in_eight_bits(choice, small, target or run / "export"))
+        say(_in_eight_bits(replace(choice, solution=solution), small, target or run / "export"))
         return
     written = write(
         small,

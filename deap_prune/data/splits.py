@@ -18,7 +18,7 @@ from deap_prune.data.formats import Source, TensorPair, digits, image_folder, np
 from deap_prune.errors import DataError, did_you_mean
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Splits:
     """The four splits of a data set. ``train`` and ``test`` are decoded at their first use and then stay in memory.
 
@@ -37,6 +37,13 @@ class Splits:
     load_test: Callable[[], TensorPair] | None
     num_classes: int
     held_out: bool = True
+
+    def __repr__(self) -> str:
+        """Sizes and shapes; training and test images that are not decoded yet stay so."""
+        lines = [f"  {name}: {_outline(vars(self).get(name))}" for name in ("calibration", "validation", "train")]
+        lines.append(f"  test: {'none' if self.load_test is None else _outline(vars(self).get('test'))}")
+        held = "" if self.held_out else "; the validation images are among those of train"
+        return "\n".join([f"Splits of {self.num_classes} classes{held}", *lines])
 
     @cached_property
     def train(self) -> TensorPair:
@@ -66,6 +73,14 @@ class Splits:
             partial(_identity, test) if test else None,
             num_classes,
         )
+
+
+def _outline(pair: TensorPair | None) -> str:
+    """Number, shape and type of images."""
+    if pair is None:
+        return "decoded at first use"
+    images, shape = pair[0], " x ".join(map(str, pair[0].shape[1:]))
+    return f"{len(images):,} images of {shape}, {str(images.dtype).removeprefix('torch.')}"
 
 
 def load_data(

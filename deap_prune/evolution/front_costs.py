@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deap_prune.blending.budget import Limit
-from deap_prune.costs.registry import allowed_amount
+from deap_prune.costs.registry import COSTS, allowed_amount, shown
 from deap_prune.errors import BudgetError
 
 
@@ -31,6 +31,10 @@ def amounts_of(
     )
 
 
+def _shown(amount: float, cost: str) -> str:
+    return shown(amount, cost) if cost in COSTS else f"{amount:.4g}"
+
+
 def inside(
     solutions: Sequence[Any], weights: Mapping[str, float], dense: Mapping[str, Any], limits: Mapping[str, Limit]
 ) -> NDArray[np.bool_]:
@@ -44,7 +48,7 @@ def inside(
     for cost, limit in given.items():
         amounts, whole = amounts_of(solutions, weights, dense, cost)
         fits &= amounts <= allowed_amount(limit, cost, whole)
-        least.append(f"{np.min(amounts) / whole:.4f} of the {cost}")
+        least.append(f"{np.min(amounts) / whole:.4f} of the {cost} ({_shown(float(np.min(amounts)), cost)})")
     if not fits.any():
         budgets = ", ".join(f"max_{cost} {limit}" for cost, limit in given.items())
         raise BudgetError(f"no solution is within {budgets}; the cheapest keeps {' and '.join(least)}")

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -78,9 +78,30 @@ def page(facts: Facts, *, live: bool = False) -> str:
         refined="Values before refinement; the front was refined after the search."
         if facts.front.settings.get("refine")
         else "",
-        settings=escape(", ".join(f"{k}: {v}" for k, v in facts.front.settings.items()) or "not stored"),
+        settings=escape(in_words(facts.front.settings) or "not stored"),
         facts=content(facts, live=live).replace("<", "\\u003c"),
     )
+
+
+def in_words(settings: Mapping[str, Any]) -> str:
+    """How the values of a front were evaluated; settings that were off are left out."""
+    stored = dict(settings)
+    refine, select, recover = (stored.pop(name, None) for name in ("refine", "select", "recover"))
+    images, rows, memory = (stored.pop(f"refine_{name}", None) for name in ("images", "rows", "memory"))
+    compensate, moments, statistics = (stored.pop(n, None) for n in ("compensate", "moment_memory", "recalibrate"))
+    parts = []
+    if settings:
+        kinds = {"full": "full matrices", "channel": "by channel", "auto": "matrices as memory allows"}
+        how = f"{kinds.get(compensate, compensate)}, at most {moments} MB" if compensate else ""
+        parts.append(f"layers re-fitted in closed form ({how})" if compensate else "layers not re-fitted")
+        sources = {"closed_form": "computed from moments", "data": "measured on the calibration images"}
+        parts.append(f"BN statistics {sources.get(statistics, 'of the dense network')}")
+        parts.append(
+            f"refined on at most {images} images, {rows} positions each, in {memory:g} GB" if refine else "not refined"
+        )
+    parts += ["filters selected while a candidate is refined"] if select else []
+    parts += [f"{recover} steps of recovery"] if recover else []
+    return ", ".join([*parts, *(f"{name.replace('_', ' ')} {value}" for name, value in stored.items())])
 
 
 def _lead(facts: Facts) -> str:

@@ -157,7 +157,5 @@ def _check_torchvision(factory: str) -> None:
 
     name = factory.partition(":")[2]
     if not callable(getattr(models, name, None)):
-        raise ConfigError(
-            f"torchvision.models has no '{name}'; {did_you_mean(name, models.list_models(models))}; a network of your "
-            "own is module:function"
-        )
+        hint = did_you_mean(name, models.list_models(models), lists="torchvision.models.list_models()")
+        raise ConfigError(f"torchvision.models has no '{name}'; {hint}; a network of your own is module:function")

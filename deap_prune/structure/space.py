@@ -202,7 +202,7 @@ class PruningSpace:
         number = self._numbers.get(name)
         if number is not None:
             return self.groups[number]
-        advice = did_you_mean(name, [g.name for g in self.groups])
+        advice = did_you_mean(name, [g.name for g in self.groups], lists="space.groups")
         raise MaskError(f"no filter group '{name}' in this space (masks of another network?); {advice}")
 
     @cached_property

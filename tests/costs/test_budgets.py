@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -91,12 +92,28 @@ def test_amounts_are_shares(cost: str) -> None:
 def test_illegal_budgets() -> None:
     with pytest.raises(BudgetError, match=r"max_params is \(0.3, 0.5\); give a number, or text"):
         make("residual", max_params=(0.3, 0.5))
-    with pytest.raises(BudgetError, match=r"max_params is 0.001, but .* of the params: that is the reachable minimum"):
+    with pytest.raises(
+        BudgetError, match=r"max_params is 0.001 \([\d,]+\), but .* of the params: that is the reachable minimum"
+    ):
         make("residual", max_params=0.001)
     with pytest.raises(ConfigError, match="a latency budget needs a latency table"):
         make("residual", max_latency=0.5)
     with pytest.raises(ConfigError, match="round_to='auto' reads a latency table; give latency_table"):
         make("residual", round_to="auto")
+
+
+def test_messages_on_latency_have_milliseconds() -> None:
+    """A limit in milliseconds is answered in milliseconds, beside the share."""
+    plain = prepared("residual").space
+    space = synthetic_table(plain).on(plain)
+    dense = bound_cost("latency", space).dense
+    amount = 1e-3 * dense
+    with pytest.raises(BudgetError) as caught:
+        genome_on(space, max_latency=f"{amount} ms")
+    first, least = re.findall(r"([\d.e-]+) \(([\d.e-]+) ms\)", str(caught.value).replace("of the latency", ""))
+    assert float(first[0]) == pytest.approx(1e-3, rel=1e-2) and float(first[1]) == pytest.approx(amount, rel=1e-2)
+    assert float(least[1]) == pytest.approx(float(least[0]) * dense, rel=1e-2)
+    genome_on(space, max_latency=float(least[0]))
 
 
 def test_round_to_auto() -> None:

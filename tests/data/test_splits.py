@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
@@ -253,3 +254,14 @@ def test_augment_shifts_and_mirrors() -> None:
     assert torch.equal(augment(inputs, torch.Generator(), padding=0, flip=False), inputs)
     repeated = augment(inputs, torch.Generator().manual_seed(0), padding=1)
     assert torch.equal(repeated, outputs)
+
+
+def test_splits_print_their_sizes() -> None:
+    """Short, and without decoding images that nobody has asked for."""
+    splits = load_data(format="digits", calibration=100, validation=100)
+    text = repr(splits)
+    assert text == str(splits) and len(text.splitlines()) == 5 and len(text) < 400
+    assert "calibration: 100 images of 1 x 8 x 8, float32" in text and "train: decoded at first use" in text
+    _ = splits.train, splits.test
+    assert "decoded at first use" not in repr(splits)
+    assert "test: none" in repr(dataclasses.replace(splits, load_test=None))

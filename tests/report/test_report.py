@@ -16,7 +16,7 @@ from deap_prune.errors import ConfigError, RunError
 from deap_prune.plot import plot_agreement
 from deap_prune.report.compare_criteria import _matrix
 from deap_prune.report.facts import gather
-from deap_prune.report.page import _finite, render
+from deap_prune.report.page import _finite, in_words, render
 
 PICTURES = ("agreement", "blends", "front", "kept", "progress")
 UNNAMED = """[...document.querySelectorAll('button,select,[tabindex]')].filter(e => !e.innerText && !e.ariaLabel
@@ -310,3 +310,16 @@ def test_flops_of_layers(copy, run):
             saved = int(space.flops_of(kept) - space.flops_of(without))
             assert saved == pytest.approx(solutions[number][place], abs=1)
     assert len(dense) == len(space.groups) and all(d >= s for d, s in zip(dense, solutions[0], strict=True))
+
+
+def test_settings_are_said_in_words() -> None:
+    settings = {"recalibrate": "closed_form", "compensate": "auto", "refine": True, "refine_images": 500}
+    settings |= {"refine_rows": 64, "select": False, "recover": 0, "moment_memory": 2048, "refine_memory": 1.0}
+    text = in_words(settings | {"batch_size": 250, "seed": 3})
+    assert text == (
+        "layers re-fitted in closed form (matrices as memory allows, at most 2048 MB), BN statistics computed from "
+        "moments, refined on at most 500 images, 64 positions each, in 1 GB, batch size 250, seed 3"
+    )
+    plain = in_words(settings | {"recalibrate": "data", "compensate": None, "refine": False})
+    assert plain == "layers not re-fitted, BN statistics measured on the calibration images, not refined"
+    assert in_words({}) == ""

@@ -158,8 +158,7 @@ def _module_names(model: nn.Module, ignore: Iterable[str | nn.Module]) -> set[st
     for pattern in ignored_names(model, ignore):
         matched = {name for name in names if name == pattern or fnmatchcase(name, pattern)}
         if not matched:
-            raise ModelError(
-                f"ignore names '{pattern}', which is no module of the network; {did_you_mean(pattern, names)}"
-            )
+            hint = did_you_mean(pattern, names, lists="model.named_modules()")
+            raise ModelError(f"ignore names '{pattern}', which is no module of the network; {hint}")
         ignored |= matched
     return ignored
