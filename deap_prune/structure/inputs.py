@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from deap_prune.errors import ModelError
+from deap_prune.structure.deep_copy import deep_copy
 from deap_prune.structure.outputs import open_outputs
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
@@ -127,12 +126,6 @@ def copy_with(model: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Modul
     return copied(model, memo)
 
 
-def _empty_containers(model: nn.Module) -> dict[int, Any]:
-    """A memo with new containers for the empty ones of all modules (hooks); deepcopy takes most of its time on them."""
-    values = (value for module in model.modules() for value in vars(module).values())
-    return {id(value): type(value)() for value in values if type(value) in (dict, OrderedDict) and not value}
-
-
 def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """A deep copy in the same mode (copies of torch.fx modules are in train mode).
 
@@ -140,7 +133,7 @@ def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
         model: The network.
         memo: Objects that are not copied, as for ``copy.deepcopy``.
     """
-    twin = copy.deepcopy(model, {**_empty_containers(model), **(memo or {})})
+    twin = deep_copy(model, memo)
     modes = {name: module.training for name, module in model.named_modules()}
     if any(module.training != modes.get(name, module.training) for name, module in twin.named_modules()):
         twin.train(model.training)  # a module may switch between two graphs here
