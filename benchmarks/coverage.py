@@ -55,7 +55,7 @@ SIZES = {
     "timm:haloregnetz_b": 224,
     **dict.fromkeys(("timm:bat_resnext26ts", "timm:halonet26t"), 256),
 }  # else 64
-LIMIT = 20  # CPU seconds for Torch-Pruning
+LIMIT = 10  # CPU seconds for Torch-Pruning
 PEER = "half, Torch-Pruning"  # kept from an earlier row of the same versions
 PARTS = ("fcn_resnet50", "deeplabv3_resnet50", "lraspp_mobilenet_v3_large", "fasterrcnn_resnet50_fpn")
 TIMM = """

@@ -110,6 +110,34 @@ class Attention(nn.Module):
         return self.proj(y.transpose(1, 2).reshape(n, length, width)).transpose(1, 2).view_as(x)
 
 
+class Heads(nn.Module):
+    """Attention whose scale is that of the dense heads, so that only whole heads can go."""
+
+    def __init__(self, width: int, *, fused: bool) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.heads, self.size, self.fused = 4, width // 4, fused
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        shape = (*tokens.shape[:2], self.heads, self.size)
+        q, k, v = (layer(tokens).view(shape).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        if self.fused:
+            y = F.scaled_dot_product_attention(q, k, v, scale=self.size**-0.5)
+        else:
+            y = (q @ k.transpose(-2, -1) / self.size**0.5).softmax(-1) @ v
+        return self.out(y.transpose(1, 2).flatten(2)).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_whole_heads_are_pruned_where_their_size_is_fixed(fused: bool) -> None:
+    """Each of four heads is a filter with as many positions as it has channels."""
+    space = check_laws(Mixed(Heads(8, fused=fused)), torch.randn(IMAGE), seeds=2)
+    assert {r.layer for r in space.refused} == {"fc"}
+    heads = next(group for group in space.groups if any(m.layer.endswith("query") for m in group.layers("filter")))
+    assert (heads.size, {m.layer.rpartition(".")[2] for m in heads.members}) == (4, {"query", "key", "value", "out"})
+
+
 MIXING: dict[str, Operator] = {
     "mean": lambda x: x - x.mean(1, keepdim=True),
     "softmax": lambda x: x.softmax(1),

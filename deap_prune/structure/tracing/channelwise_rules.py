@@ -64,6 +64,11 @@ def _product(step: Step) -> None:
     first, second = step.tensors[-2:]
     a, b = step.tracer.of(first), step.tracer.of(second)
     depth = -2 if second.dim() > 1 else -1
+    if step.name == "bmm" and a is not None and b is not None and _along_batch(a) and _along_batch(b):
+        step.tracer.tie(a, b, "meets other channels in 'bmm', which stay dense")
+        step.tracer.attach(step.out, torch.maximum(a, b))
+        step.tracer.charge(step.out, first.shape[-1])
+        return
     if _contract(step, a, b, depth):
         step.tracer.charge(first, second.shape[-1] if second.dim() > 1 else 1)
         step.tracer.mark_constant(step.out)
@@ -83,6 +88,11 @@ def _product(step: Step) -> None:
         step.tracer.charge(step.out, first.shape[-1])
     if step.name in ("addmm", "baddbmm") and (bias := step.tracer.of(step.tensors[0])) is not None:
         step.tracer.tie(bias, label, f"meets values of fixed width in '{step.name}'")
+
+
+def _along_batch(label: Tensor) -> bool:
+    """Whether labels vary along the batch of a product only (heads of attention)."""
+    return label.shape[0] > 1 and label.shape[1] == label.shape[2] == 1
 
 
 def _contract(step: Step, a: Tensor | None, b: Tensor | None, depth: int) -> bool:

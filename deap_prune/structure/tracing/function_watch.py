@@ -177,9 +177,16 @@ def _circular_pad(tracer: Tracer, given: dict[str, Any], out: Tensor) -> None:
 
 
 def _attention(tracer: Tracer, given: dict[str, Any], out: Tensor) -> None:
-    """Attention contracts the channels of queries with those of keys, and keeps those of values."""
+    """Attention contracts the channels of queries with those of keys, and keeps those of values; heads stay apart."""
     reason = "is contracted by 'scaled_dot_product_attention'" + tracer.where()
-    query, key = tracer.of(given["query"]), tracer.of(given["key"])
+    query, key, label = (tracer.of(given[name]) for name in ("query", "key", "value"))
+    if isinstance(given.get("attn_mask"), Tensor):
+        tracer.freeze(tracer.of(given["attn_mask"]), reason)
+    if query is not None and key is not None and label is not None and _are_heads(query, key, label):
+        tracer.tie(query, key, reason)
+        tracer.tie(query, label, reason)
+        tracer.attach(out, torch.maximum(torch.maximum(query, key), label))
+        return
     if query is not None and key is not None and query.numel() == query.shape[-1] == key.numel() == key.shape[-1]:
         tracer.tie(query.reshape(-1), key.reshape(-1), reason)
         for labels in (query, key):
@@ -187,13 +194,16 @@ def _attention(tracer: Tracer, given: dict[str, Any], out: Tensor) -> None:
     else:
         for part in (query, key):
             tracer.freeze(part, reason)
-    if isinstance(given.get("attn_mask"), Tensor):
-        tracer.freeze(tracer.of(given["attn_mask"]), reason)
-    label = tracer.of(given["value"])
     if label is not None and label.shape[-2] > 1:
         tracer.freeze(label, "is mixed with other channels by 'scaled_dot_product_attention'" + tracer.where())
     elif label is not None:
         tracer.attach(out, label)
+
+
+def _are_heads(*labels: Tensor) -> bool:
+    """Whether the labels of queries, keys and values vary in front of the last two dimensions only."""
+    shapes = {label.shape for label in labels}
+    return len(shapes) == 1 and labels[0].numel() > 1 and labels[0].shape[-1] == labels[0].shape[-2] == 1
 
 
 def _norm(given: dict[str, Any]) -> int:
