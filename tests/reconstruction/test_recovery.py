@@ -12,6 +12,7 @@ from conftest import Digits
 from torch import Tensor, nn
 
 import deap_prune as dp
+from deap_prune.data.batches import divergence
 from deap_prune.errors import ConfigError, DataError, ModelError
 from deap_prune.reconstruction import recovery
 from deap_prune.reconstruction.dense_targets import DistanceToDense, layers_to_compare
@@ -168,6 +169,17 @@ def test_images_of_a_sample_are_moved_alike() -> None:
     assert moved["pair"][1].tolist() == list(range(6))
 
 
+@pytest.mark.parametrize("weight", [0.0, 2.0])
+def test_outputs_alone_count_on_held_out_images(digits: Digits, weight: float) -> None:
+    small = inner_pruned(digits)
+    batch = tuple(x[:150] for x in digits.calibration)
+    held = recovery._split(batch, 0.2, 64, torch.Generator().manual_seed(3))[1][0][0]
+    with torch.no_grad():
+        distance = divergence(small.eval()(held), digits.model.eval()(held)) * weight
+    record = recover(small, digits.model, batch, output_weight=weight, held_out=0.2, seed=3, **{**QUICK, "steps": 1})
+    assert (abs(record.before - float(distance)) < 1e-5) == (weight > 0)
+
+
 def test_each_image_is_blended_with_another() -> None:
     images = torch.eye(6)[:, :, None, None].expand(6, 6, 8, 8).contiguous()  # of image i, channel i alone is 1
     shares = recovery._augmented((images, torch.arange(6)), torch.Generator().manual_seed(0))[0][:, :, 4, 4]
@@ -216,9 +228,9 @@ def test_the_loss_follows_the_formula() -> None:
         features, dense = small[:5](images), model[:5](images)
         p, q = model(images).softmax(1), small(images).softmax(1)
         error = (features - dense).square().sum() / dense.square().sum()
-        divergence = (p * (p / q).log()).sum(1).mean()
+        kl = (p * (p / q).log()).sum(1).mean()
         outputs = (small(images) - model(images)).square().sum() / model(images).square().sum()
-        for targets, distance in ((labels, divergence), (labels.float(), outputs)):
+        for targets, distance in ((labels, kl), (labels.float(), outputs)):
             match = DistanceToDense(small, model, forward, ("4",), 0.5)
             batch = images, targets
             torch.testing.assert_close(match(batch, match.targets(batch)), error + 0.5 * distance)
