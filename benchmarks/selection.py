@@ -31,6 +31,7 @@ import deap_prune as dp
 Row = dict[str, Any]
 CRITERIA = ("l2", "elimination")
 WIDTHS = ("uniform", "balanced")
+KEY = ("pair", "seed", "widths", "images")
 
 
 def commit() -> str:
@@ -54,34 +55,63 @@ def balanced(setup: Setup, evaluator: dp.Evaluator, criterion: str) -> dp.Masks:
     return genome.decode(genome.balanced(criterion, curves))
 
 
-def rows_of(setup: Setup, facts: Row, recover: int) -> list[Row]:
-    """All rows of a pair and a seed."""
-    rows: list[Row] = []
+class Measured:
+    """The rows of a file; a row that is there is not measured again.
 
-    def add(criterion: str, stage: str, evaluator: dp.Evaluator, masks: dp.Masks, begun: float) -> None:
+    Args:
+        path: The file.
+        setup: Network, data and space.
+        facts: What the rows of one pair, seed and kind of widths have in common.
+    """
+
+    def __init__(self, path: Path, setup: Setup, facts: Row) -> None:
+        self.path, self.setup, self.facts = path, setup, facts
+
+    def masks(self, criterion: str, stage: str) -> dp.Masks | None:
+        """The masks of a row, or None if it is not measured yet."""
+        facts = {name: self.facts[name] for name in KEY} | {"criterion": criterion, "stage": stage}
+        for row in rows_in(self.path):
+            if all(row[name] == fact for name, fact in facts.items()):
+                return dp.Masks.from_json(json.dumps(row["masks"]))
+        return None
+
+    def add(self, criterion: str, stage: str, evaluator: dp.Evaluator, masks: dp.Masks, begun: float) -> None:
+        """Build a network, evaluate it on validation and test images, and keep its row."""
+        if self.masks(criterion, stage) is not None:
+            return
         network = evaluator.slim(masks)
         seconds = time.process_time() - begun
         values = dict(zip(evaluator.names, evaluator.measure(network, masks), strict=True))
-        accuracy = setup.test_accuracy(network)
+        accuracy = self.setup.test_accuracy(network)
         row = {"criterion": criterion, "stage": stage, "test accuracy": accuracy, "validation": values}
-        kept = json.loads(masks.to_json())
-        rows.append(facts | row | {"cpu seconds": seconds, "masks": kept})
-        print(facts["pair"], facts["seed"], criterion, stage, f"{accuracy:.4f} {seconds:.0f} s", flush=True)
+        row |= {"cpu seconds": seconds, "masks": json.loads(masks.to_json())}
+        self.path.write_text(json.dumps([*rows_in(self.path), self.facts | row], indent=1))
+        print(self.facts["pair"], self.facts["seed"], criterion, stage, f"{accuracy:.4f} {seconds:.0f} s", flush=True)
 
-    images = len(setup.data.calibration[0])
+
+def rows_in(path: Path) -> list[Row]:
+    """The rows of a file; none if it does not exist."""
+    return json.loads(path.read_text()) if path.is_file() else []
+
+
+def measure(measured: Measured, criterion: str, recover: int) -> None:
+    """Add the rows of a criterion, stage by stage."""
+    setup = measured.setup
     compensated = setup.evaluator("compensated", objectives=("loss", "flops"))
-    refined = compensated.with_settings(refine=True, refine_images=2 * images)  # mirrored ones too
-    for criterion in CRITERIA:
-        begun = time.process_time()
-        masks = half(setup, criterion) if facts["widths"] == "uniform" else balanced(setup, compensated, criterion)
-        add(criterion, "compensated", compensated, masks, begun)
-        add(criterion, "refined", refined, masks, begun)
-        begun = time.process_time()
-        selected = refined.selected(masks)
-        add(criterion, "selected", refined, selected, begun)
-        if recover and criterion == "l2":
-            add(criterion, "recovered", refined.with_settings(recover=recover), selected, begun)
-    return rows
+    images = 2 * len(setup.data.calibration[0])  # mirrored ones too
+    refined = compensated.with_settings(refine=True, refine_images=images)
+    begun = time.process_time()
+    masks = measured.masks(criterion, "compensated")
+    if masks is None:
+        uniform = measured.facts["widths"] == "uniform"
+        masks = half(setup, criterion) if uniform else balanced(setup, compensated, criterion)
+    measured.add(criterion, "compensated", compensated, masks, begun)
+    measured.add(criterion, "refined", refined, masks, begun)
+    begun = time.process_time()
+    selected = measured.masks(criterion, "selected") or refined.selected(masks)
+    measured.add(criterion, "selected", refined, selected, begun)
+    if recover:
+        measured.add(criterion, "recovered", refined.with_settings(recover=recover), selected, begun)
 
 
 def main() -> None:
@@ -93,24 +123,22 @@ def main() -> None:
     parser.add_argument("--pairs", nargs="*", default=[p for p in PAIRS if p.startswith("cifar")])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--widths", choices=WIDTHS, default=WIDTHS[0])
+    parser.add_argument("--criteria", nargs="*", choices=CRITERIA, default=CRITERIA)
     parser.add_argument("--images", dest="calibration", type=int, default=1000)
     parser.add_argument("--validation", type=int, default=1000)
-    parser.add_argument("--recover", type=int, default=0)
+    parser.add_argument("--recover", type=int, default=0, help="gradient steps of label-free recovery; 0: none")
     parser.add_argument("--set", nargs="*", default=[])
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / "selection.json"
-    rows: list[Row] = json.loads(path.read_text()) if path.is_file() else []
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     for seed in args.seeds:
         for pair in args.pairs:
-            facts: Row = {"pair": pair, "seed": seed, "widths": args.widths, "images": args.calibration}
-            if any(all(row[name] == fact for name, fact in facts.items()) for row in rows):
-                continue
             setup = Setup(open_config(pair, seed, args), seed)
+            facts: Row = {"pair": pair, "seed": seed, "widths": args.widths, "images": args.calibration}
             facts |= {"commit": commit(), "deap-prune": version("deap-prune"), **versions, "device": device_name()}
-            rows += rows_of(setup, facts, args.recover)
-            path.write_text(json.dumps(rows, indent=1))
+            measured = Measured(args.out / "selection.json", setup, facts)
+            for criterion in args.criteria:
+                measure(measured, criterion, args.recover)
 
 
 if __name__ == "__main__":
