@@ -12,7 +12,8 @@ from deap_prune.cli.finish import finish
 from deap_prune.cli.runs import show_result, start
 
 Data = Annotated[
-    Path, typer.Option("--data", metavar="FOLDER", help="Images, one sub-folder a class (or train and test in it).")
+    Path,
+    typer.Option("--data", metavar="FOLDER", help="Images, one sub-folder for each class (or train and test in it)."),
 ]
 Weights = Annotated[
     Path | None, typer.Option(help="State dict of the network; torchvision's pretrained weights if left out.")

@@ -116,7 +116,7 @@ def image_folder(
     mean: Channels,
     std: Channels,
 ) -> Source:
-    """Folders of image files with one sub-folder a class (torchvision's ImageFolder).
+    """Folders of image files with one sub-folder for each class (torchvision's ImageFolder).
 
     A split is decoded into one tensor, so ``train`` must fit into memory. For larger sets give ``finetune`` a
     DataLoader.
@@ -135,7 +135,9 @@ def image_folder(
         try:
             folders = datasets.ImageFolder(folder)
         except (OSError, TypeError, ValueError) as error:
-            raise DataError(f"no image folder at '{folder}': {error}; give a folder with one folder a class") from error
+            raise DataError(
+                f"no image folder at '{folder}': {error}; give a folder with one sub-folder for each class"
+            ) from error
         names = classes or folders.classes
         if unknown := sorted(set(folders.classes) - set(names)):
             raise DataError(f"'{folder}' has classes that '{train}' lacks ({unknown[:5]}); give both the same names")

@@ -20,6 +20,10 @@ from deap_prune.report.comparison import compare_fronts
 from deap_prune.report.facts import Facts, Insight
 from deap_prune.report.pictures import progress_key
 
+BASELINES = (
+    "Open symbols, with uniform widths: single criteria (orange), random filters and the mean rank of all criteria "
+    "(Borda, violet)."
+)
 PARTS = {"style": "page.css", "charts": "charts.js", "script": "page.js"}
 FLOPS_NOTE = """<p class="hint">FLOPs: share of the dense network's multiply-adds in the layers that write or read these
       filters; a layer between two pruned ones counts for both.</p>"""
@@ -70,6 +74,7 @@ def page(facts: Facts, *, live: bool = False) -> str:
         clusters=_clusters(facts),
         latency=_latency(facts),
         comparison=_comparison(facts),
+        symbols=_symbols(facts),
         note="" if insight or live else f'<p class="note">No criteria in this report: {escape(facts.why)}.</p>',
         flops_note=FLOPS_NOTE if insight else "",
         config=escape(facts.config or "no config.yaml in the run folder"),
@@ -81,6 +86,12 @@ def page(facts: Facts, *, live: bool = False) -> str:
         settings=escape(in_words(facts.front.settings) or "not stored"),
         facts=content(facts, live=live).replace("<", "\\u003c"),
     )
+
+
+def _symbols(facts: Facts) -> str:
+    """What the chart's other symbols mean, if there are any."""
+    parts = [BASELINES] if facts.insight is not None else []
+    return " ".join([*parts, *(["Green: other runs."] if facts.beside else [])])
 
 
 def in_words(settings: Mapping[str, Any]) -> str:

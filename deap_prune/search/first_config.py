@@ -23,7 +23,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".
 COMMENTS: Mapping[str, str] = {
     "factory": "module:function that makes the network",
     "weights": "a state dict: .safetensors, or .pth",
-    "format": "image_folder: one sub-folder a class",
+    "format": "image_folder: one sub-folder for each class",
     "size": "side of the centre crop, in pixels",
     "mean": "of the pixels that the network was trained on, in 0 .. 1",
     "calibration": "training images: criteria, compensation, refinement",
@@ -52,7 +52,7 @@ def data_section(data: Path, *, enlarges: bool = True) -> DataSection:
     """The data section for a folder of images.
 
     Args:
-        data: Folder with one sub-folder of images a class, or with such folders named ``train`` and, optionally,
+        data: Folder with one sub-folder of images for each class, or with such folders named ``train`` and, optionally,
             ``test`` or ``val``; or the word ``digits``.
         enlarges: Whether smaller images become 224 pixels wide and high; else all get the size of the first one.
 
@@ -62,7 +62,9 @@ def data_section(data: Path, *, enlarges: bool = True) -> DataSection:
     if str(data) == "digits":
         return DataSection({"format": "digits", "calibration": MOST_IMAGES}, 10)
     if not data.is_dir():
-        raise DataError(f"there is no folder '{data}'; give one with a sub-folder of images a class, or 'digits'")
+        raise DataError(
+            f"there is no folder '{data}'; give one with a sub-folder of images for each class, or 'digits'"
+        )
     train = data / "train" if (data / "train").is_dir() else data
     classes = [path for path in sorted(train.iterdir()) if path.is_dir()]
     paths = [path for folder in classes for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]

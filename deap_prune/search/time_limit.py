@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from functools import cached_property
 
+from deap_prune.errors import PruneError
 from deap_prune.evolution.generation import Generation
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.fitness.trial import RefinementCost, dense_seconds, refinement_cost
@@ -37,13 +38,16 @@ def estimated_refinement(evaluator: Evaluator, options: SearchOptions, *, shown:
     if not options.refine:
         return None
     seconds = MOST_TRIAL_SECONDS if options.max_seconds is None else options.max_seconds / 20
-    return refinement_cost(
-        evaluator,
-        images=options.refine_images,
-        select=options.select is not None,
-        dense=dense,
-        seconds=min(seconds, MOST_TRIAL_SECONDS),
-    )
+    try:
+        return refinement_cost(
+            evaluator,
+            images=options.refine_images,
+            select=options.select is not None,
+            dense=dense,
+            seconds=min(seconds, MOST_TRIAL_SECONDS),
+        )
+    except PruneError:  # an estimate is no reason to end: what is wrong is reported where networks are refined
+        return None
 
 
 def time_limit(options: SearchOptions, begun: float, cost: RefinementCost | None, *, shown: Shown) -> TimeLimit | None:

@@ -1,4 +1,4 @@
-"""Images in folders, read by DataLoaders: one sub-folder a class."""
+"""Images in folders, read by DataLoaders: one sub-folder for each class."""
 
 from pathlib import Path
 

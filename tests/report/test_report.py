@@ -1,5 +1,6 @@
 """The report: facts of a run folder, a page that loads nothing from the internet, pictures; also in a browser."""
 
+import dataclasses
 import json
 import shutil
 import xml.etree.ElementTree as ET
@@ -323,3 +324,10 @@ def test_settings_are_said_in_words() -> None:
     plain = in_words(settings | {"recalibrate": "data", "compensate": None, "refine": False})
     assert plain == "layers not re-fitted, BN statistics measured on the calibration images, not refined"
     assert in_words({}) == ""
+
+
+def test_the_caption_names_the_symbols_that_are_there(copy):
+    facts = gather(copy, result=None, singles=0, network=False, progress=False)
+    assert "Open symbols" not in render(facts) and "Green" not in render(facts)
+    beside = dataclasses.replace(facts, beside={"other": facts.front})
+    assert "Green: other runs." in render(beside) and "Open symbols" not in render(beside)
