@@ -18,6 +18,7 @@ from deap_prune.plot import plot_agreement
 from deap_prune.report.compare_criteria import _matrix
 from deap_prune.report.facts import gather
 from deap_prune.report.page import _finite, in_words, render
+from deap_prune.report.page import page as html_of
 
 PICTURES = ("agreement", "blends", "front", "kept", "progress")
 UNNAMED = """[...document.querySelectorAll('button,select,[tabindex]')].filter(e => !e.innerText && !e.ariaLabel
@@ -328,6 +329,6 @@ def test_settings_are_said_in_words() -> None:
 
 def test_the_caption_names_the_symbols_that_are_there(copy):
     facts = gather(copy, result=None, singles=0, network=False, progress=False)
-    assert "Open symbols" not in render(facts) and "Green" not in render(facts)
+    assert "Open symbols" not in html_of(facts) and "Green" not in html_of(facts)
     beside = dataclasses.replace(facts, beside={"other": facts.front})
-    assert "Green: other runs." in render(beside) and "Open symbols" not in render(beside)
+    assert "Green: other runs." in html_of(beside) and "Open symbols" not in html_of(beside)
