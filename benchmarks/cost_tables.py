@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from statistics import median
+from typing import Any
 
 from table_format import available, markdown, not_measured, read
 
@@ -74,6 +76,8 @@ FAMILIES = {
     "parts": "torchvision, segmentation and detection backbone",
     "": "torchvision, classification",
 }
+TRACING = ("6a9ce87", "54be874", "9379481", "66fe09b")  # commits of the tracing as it is
+PEER = "half, Torch-Pruning"
 LEAST = 1  # networks with the least prunable FLOPs that the table shows
 """Networks that are named, those with the least prunable FLOPs."""
 
@@ -82,6 +86,29 @@ def _family(name: str) -> str:
     if name.startswith(("fcn_", "deeplab", "lraspp", "fasterrcnn")):
         return "parts"
     return name.split(":")[0] if ":" in name else ""
+
+
+def _seconds(rows: Mapping[str, Any]) -> str:
+    """CPU seconds of the traces of these rows, as text."""
+    largest = max(rows, key=lambda name: rows[name]["seconds"])
+    middle = median([row["seconds"] for row in rows.values()])
+    return f"median {middle:.1f} CPU seconds, largest {rows[largest]['seconds']:.0f} (`{largest}`)"
+
+
+def coverage_totals() -> str:
+    """What holds on all rows, as text."""
+    rows = read("coverage")
+    traced = {name: row for name, row in rows.items() if "error" not in row}
+    laws = sum(row["law 1"] and row["law 2"] for row in traced.values())
+    both = {n: row["half"] - row[PEER] for n, row in traced.items() if isinstance(row.get(PEER), float)}
+    above = [n for n, gap in both.items() if gap > 0.02]
+    now = {name: row for name, row in traced.items() if row.get("commit") in TRACING}
+    text = (
+        f"{len(rows)} networks, {len(traced)} traced; both laws hold on {laws}. {len(both)} are pruned by "
+        f"Torch-Pruning too: half of every group leaves {len(above) or 'none'} of them more than 0.02 above it. "
+        f"Traces, all rows: {_seconds(traced)}"
+    )
+    return f"{text}; the {len(now)} rows of the tracing as it is: {_seconds(now)}." if now else f"{text}."
 
 
 def coverage() -> str:
@@ -97,7 +124,7 @@ def coverage() -> str:
             wide = sum(row["share"] >= 0.99 for row in members)
             half = [row["half"] for row in members if "half" in row]
             kept = f"{median(half):.3f} ({len(half)})" if half else "-"
-            peers = [row["half, Torch-Pruning"] for row in members if "half, Torch-Pruning" in row]
+            peers = [row[PEER] for row in members if PEER in row]
             runs = f"{sum(not isinstance(peer, str) for peer in peers)} of {len(peers)}" if peers else "-"
             lines.append([label, str(len(members)), str(failed), str(exact), str(wide), kept, runs, ""])
     narrow = [(name, row) for name, row in traced.items() if row["share"] < 0.99]

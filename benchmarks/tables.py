@@ -42,6 +42,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "latency": cost_tables.latency,
     "predicted_latency": cost_tables.predicted_latency,
     "coverage": cost_tables.coverage,
+    "coverage_totals": cost_tables.coverage_totals,
     "operators": decision_tables.operators,
     "decisions": decision_tables.decisions,
 }
