@@ -76,7 +76,7 @@ FAMILIES = {
     "parts": "torchvision, segmentation and detection backbone",
     "": "torchvision, classification",
 }
-TRACING = ("6a9ce87", "54be874", "9379481", "66fe09b")  # commits of the tracing as it is
+TRACING = ("9379481", "66fe09b")  # commits of the tracing as it is
 PEER = "half, Torch-Pruning"
 LEAST = 1  # networks with the least prunable FLOPs that the table shows
 """Networks that are named, those with the least prunable FLOPs."""
