@@ -80,28 +80,20 @@ def selected_search(pair: str, stage: str) -> list[float]:
     return list({row["seed"]: 100 * row[stage] for row in rows if stage in row}.values())
 
 
-SELECTION = (
-    ("uniform", "l2", "compensated"),
-    ("uniform", "elimination", "compensated"),
-    ("uniform", "l2", "refined"),
-    ("uniform", "elimination", "refined"),
-    ("uniform", "l2", "selected"),
-    ("uniform", "elimination", "selected"),
-    ("balanced", "elimination", "compensated"),
-    ("balanced", "elimination", "refined"),
-    ("balanced", "elimination", "selected"),
-)
-
-
 def selection() -> str:
     """Half of every block's inner filters, or of the FLOPs with balanced widths, chosen without a search."""
-    pairs, lines = list(PAIRS)[1:], []
-    for widths, criterion, stage in SELECTION:
-        facts = {"widths": widths, "criterion": criterion, "stage": stage}
-        alike = [row for row in read("selection") if all(row[name] == fact for name, fact in facts.items())]
-        values = [[100 * row["test accuracy"] for row in alike if row["pair"] == pair] for pair in pairs]
-        lines += [[widths, criterion, stage, *map(spread, values)]] if alike else []
-    return markdown(["widths", "criterion", "stage", *(PAIRS[pair] for pair in pairs)], lines)
+    rows, pairs, lines = read("selection"), list(PAIRS)[1:], []
+    for widths, criterion in sorted({(row["widths"], row["criterion"]) for row in rows}, reverse=True):
+        alike = [row for row in rows if (row["widths"], row["criterion"]) == (widths, criterion)]
+        cells = []
+        for pair in pairs:
+            stages = [
+                [100 * row["test accuracy"] for row in alike if (row["pair"], row["stage"]) == (pair, stage)]
+                for stage in ("compensated", "refined", "selected")
+            ]
+            cells.append(" / ".join(map(spread, stages)) if any(stages) else "-")
+        lines.append([f"{widths}, {criterion}", *cells])
+    return markdown(["compensated / refined / selected", *(PAIRS[pair] for pair in pairs)], lines)
 
 
 def blend_worth() -> str:
