@@ -115,7 +115,7 @@ def main() -> None:
     measured = Measured(args.out / "imagenet.json", setup, facts)
     # The statistics of depthwise layers' norms do not follow from moments: auto re-estimates them on images.
     evaluator = setup.evaluator("compensated", objectives=("loss", "accuracy", "flops"), recalibrate="auto")
-    refining = evaluator.with_settings(refine=True, refine_images=2 * args.calibration)  # mirrored ones too
+    refining = evaluator.with_settings(refine=True, refine_images=args.calibration)
     for budget in args.budgets:
         refined: list[tuple[Row, Row]] = []
         for widths in args.widths:

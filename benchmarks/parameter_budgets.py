@@ -46,7 +46,7 @@ def row_of(setup: Setup, budget: float, args: argparse.Namespace) -> Row:
         sigma=options.sigma,
         population=args.population,
         generations=args.generations,
-        refine_images=2 * len(images[0]),  # mirrored ones too
+        refine_images=len(images[0]),
         finalists=0,
         select="sequential",
         seed=setup.seed,

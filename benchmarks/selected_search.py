@@ -3,8 +3,8 @@
 Question: how accurate is the network that a search with sequential selection ends with, refined on all calibration
 images, and after label-free recovery on the same images? ``--select null`` is the same search without selection.
 Method: the pair's config (objective, layers that stay dense, pre-screening), 20 individuals, 4 generations of 20
-children, drafts on 250 images: 100 evaluations. At the end about ten networks are refined on all images and mirrored
-ones (``--finalists``), and validation images choose one. The test images are evaluated once.
+children, drafts on 250 images: 100 evaluations. At the end about ten networks are refined on all images
+(``--finalists``), and validation images choose one. The test images are evaluated once.
 Output: results/selected_search.json: one row for each pair, seed and arm, with masks.
 
     OMP_NUM_THREADS=1 python benchmarks/selected_search.py --data DIR --weights DIR --pairs cifar100-resnet20
@@ -48,7 +48,7 @@ def row_of(setup: Setup, args: argparse.Namespace) -> Row:
         sigma=options.sigma,
         population=20,
         generations=4,
-        refine_images=2 * len(data["calibration"][0]),  # mirrored ones too
+        refine_images=len(data["calibration"][0]),
         finalists=args.finalists,
         select=None if args.select == "null" else args.select,
         seed=setup.seed,

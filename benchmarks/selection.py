@@ -98,8 +98,7 @@ def measure(measured: Measured, criterion: str, recover: int) -> None:
     """Add the rows of a criterion, stage by stage."""
     setup = measured.setup
     compensated = setup.evaluator("compensated", objectives=("loss", "flops"))
-    images = 2 * len(setup.data.calibration[0])  # mirrored ones too
-    refined = compensated.with_settings(refine=True, refine_images=images)
+    refined = compensated.with_settings(refine=True, refine_images=len(setup.data.calibration[0]))
     begun = time.process_time()
     masks = measured.masks(criterion, "compensated")
     if masks is None:

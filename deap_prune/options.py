@@ -140,9 +140,7 @@ class EndOptions:
     """What happens to the best networks at the end."""
 
     refine: Annotated[bool, _of("refine the front's networks at the end, and evaluate them again")] = True
-    refine_images: Annotated[int, _of("most images that refinement uses, mirrored ones if there are fewer", ge=2)] = (
-        1000
-    )
+    refine_images: Annotated[int, _of("most calibration images that refinement uses", ge=2)] = 1000
     refine_memory: Annotated[float, _of("most GB that refinement keeps of images and targets", gt=0)] = 1.0
     select: Annotated[
         Literal["sequential"] | None,

@@ -46,8 +46,7 @@ class Settings:
             matrices, ``"channel"``-wise ones, or ``"auto"``: as memory allows, and not at all without calibration
             data. None: never.
         refine: Refine every candidate after that (see :func:`deap_prune.refine`); several times slower.
-        refine_images: Most images that refinement uses. If there are fewer calibration images, mirrored ones are used
-            too, where the dense network classifies them alike.
+        refine_images: Most calibration images that refinement uses.
         refine_rows: Positions of a layer's output in each of them, on average. Fewer take less time and memory, and
             lose accuracy.
         select: Refinement selects the filters (see :func:`deap_prune.reconstruction.select_masks`): a candidate's masks

@@ -26,7 +26,6 @@ from deap_prune.data.unchanged import unchanged
 from deap_prune.errors import ConfigError
 from deap_prune.randomness import same_draws, seed_draws
 from deap_prune.reconstruction.flow import has_statistics
-from deap_prune.reconstruction.mirrored import with_mirrored
 from deap_prune.reconstruction.sampling import images_for, split, survey
 from deap_prune.reconstruction.selection import PRIOR, Choice, Selector, find_choices
 from deap_prune.reconstruction.sequential import Plan, SequentialFit
@@ -81,8 +80,7 @@ def refine(
         calibration: Batches or a pair of tensors.
         start: The slimmed network to begin with, such as ``Evaluator.slim(masks)``; ``slim(model, space, masks)`` if
             left out. It is not changed.
-        images: Most images to use. If there are fewer, mirrored ones are used too, where the dense network classifies
-            mirrored images as it classifies the images themselves.
+        images: Most images to use.
         rows: Most output positions of a layer to fit on.
         refine_memory: Most GB (2^30 bytes) that targets and waiting images take together; half of it for each. One
             chunk of images, one layer's fit and the images themselves come on top.
@@ -131,7 +129,7 @@ def select_masks(
         calibration: Batches or a pair of tensors.
         prior: A filter that the masks keep counts as (1 + prior) times its cost: 0 for the live cost alone; a large
             number keeps the masks.
-        images: Most images to use, mirrored ones included.
+        images: Most images to use.
         rows: Most output positions of a layer to fit on.
         refine_memory: Most GB (2^30 bytes) that targets and waiting images take together; half of it for each. One
             chunk of images, one layer's fit and the images themselves come on top.
@@ -156,7 +154,7 @@ class Refiner:
         network: The dense network, unwrapped.
         space: Its space.
         calibration: Batches or a pair of tensors.
-        images: Most images to use, mirrored ones included.
+        images: Most images to use.
         rows: Most output positions of a layer.
         memory: GB for targets and waiting images.
         forward: Function of (model, batch) to (outputs, targets).
@@ -194,8 +192,6 @@ class Refiner:
             first = partial(unchanged, forward, network, samples_of(batch, slice(2)), name="the network (or forward)")
             seen = survey(network, first, min(2, count))
             self._flow, half = seen.flow, memory * 2**30 / 2
-            batch = with_mirrored(network, batch, images, forward=forward)
-            count = count_samples(batch)
             aims = find_aims(network, space, seen.flow)
             chunks = split(count, min(CHUNK, 2 * half / CHUNKS) / max(1.0, *seen.alive.values()))
             samples = draw_samples(network, aims, seen.positions, images=count, rows=rows, memory=half, seed=seed)
