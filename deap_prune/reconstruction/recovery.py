@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -93,11 +93,11 @@ def recover(
     the logits. If the targets are not class labels by type and shape, the relative squared error of the outputs
     replaces the KL divergence. The values of the targets are never used.
 
-    Some calibration images are held out. The distance of the outputs on them (with ``output_weight=0`` the whole loss)
-    is measured before the first step and ten times during training, which stops if the last three are not below the
-    earlier ones. The network gets the weights with the lowest held-out loss, which may be its first ones. It ends in
-    eval mode, on its own device. Batch norms use and update batch statistics, unless their weight has
-    ``requires_grad=False``; all other layers are in eval mode. On a CPU, equal seeds give equal weights.
+    Some calibration images are held out. The loss on them is measured before the first step and ten times during
+    training, which stops if the last three are not below the earlier ones. The network gets the weights with the lowest
+    held-out loss, which may be its first ones. It ends in eval mode, on its own device. Batch norms use and update
+    batch statistics, unless their weight has ``requires_grad=False``; all other layers are in eval mode. On a CPU,
+    equal seeds give equal weights.
 
     Features of few images as targets: Li et al. (FSKD, CVPR 2020, arXiv 1812.01839), Wang et al. (MiR, CVPR 2022,
     arXiv 2201.02620), Wang and Wu (PRACTISE, CVPR 2023, arXiv 2202.07861). ``benchmarks/recovery.py`` measures which
@@ -240,13 +240,11 @@ def _train(
     for parameter in parameters:
         parameter.data = parameter.data.contiguous()
     norms = [m for m in small.modules() if isinstance(m, _BatchNorm) and not (m.affine and not m.weight.requires_grad)]
-    # What counts in the end; errors of features can grow while the outputs come closer.
-    on_outputs = replace(distance, layers=()) if distance.output_weight else distance
     with errors_name("calibration"):
         targets = [distance.targets(batch) for batch in held]
     optimizer = torch.optim.Adam(parameters, lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    checks = [(0, _held_out_loss(on_outputs, held, targets))]
+    checks = [(0, _held_out_loss(distance, held, targets))]
     if not math.isfinite(checks[0][1]):
         raise ModelError(f"the loss is {checks[0][1]} before the first step; check that inputs and weights are finite")
     weights = _copy_of(small)
@@ -259,7 +257,7 @@ def _train(
                 _take_step(distance, next(draws), optimizer, norms)
                 schedule.step()
                 if step in due:
-                    checks.append((step, _held_out_loss(on_outputs, held, targets)))
+                    checks.append((step, _held_out_loss(distance, held, targets)))
                     if checks[-1][1] < checks[best][1]:
                         best, weights = len(checks) - 1, _copy_of(small)
                     if patience_exhausted(checks):

@@ -12,7 +12,6 @@ from conftest import Digits
 from torch import Tensor, nn
 
 import deap_prune as dp
-from deap_prune.data.batches import divergence
 from deap_prune.errors import ConfigError, DataError, ModelError
 from deap_prune.reconstruction import recovery
 from deap_prune.reconstruction.dense_targets import DistanceToDense, layers_to_compare
@@ -167,17 +166,6 @@ def test_images_of_a_sample_are_moved_alike() -> None:
     moved = recovery._augmented(batch, torch.Generator().manual_seed(0))
     assert torch.equal(2 * moved["left"], moved["pair"][0]) and not torch.equal(moved["left"], images)
     assert moved["pair"][1].tolist() == list(range(6))
-
-
-@pytest.mark.parametrize("weight", [0.0, 2.0])
-def test_outputs_alone_count_on_held_out_images(digits: Digits, weight: float) -> None:
-    small = inner_pruned(digits)
-    batch = tuple(x[:150] for x in digits.calibration)
-    held = recovery._split(batch, 0.2, 64, torch.Generator().manual_seed(3))[1][0][0]
-    with torch.no_grad():
-        distance = divergence(small.eval()(held), digits.model.eval()(held)) * weight
-    record = recover(small, digits.model, batch, output_weight=weight, held_out=0.2, seed=3, **{**QUICK, "steps": 1})
-    assert (abs(record.before - float(distance)) < 1e-5) == (weight > 0)
 
 
 def test_each_image_is_blended_with_another() -> None:
