@@ -111,9 +111,7 @@ def recover(
         lr: Highest learning rate.
         batch_size: Images a step, at least 2.
         held_out: Share of the images to hold out, in (0, 1).
-        augment: Shift the images (N, C, H, W) of a step by up to an eighth of their width, mirror half of them, and
-            blend each with another one, x1 * s + x2 * (1 - s) with a random share s for each. The dense network's
-            outputs for the blends are the targets, as for distillation by Beyer et al. (CVPR 2022, arXiv 2106.05237).
+        augment: Shift the images (N, C, H, W) of a step by up to an eighth of their width, and mirror half of them.
         layers: Qualified names of the layers to compare. None chooses the last layer of each resolution, among those
             whose outputs have the same shape in both networks. ``()`` compares no layers.
         output_weight: Weight of the network's outputs in the loss, at least 0.
@@ -215,15 +213,13 @@ def _draws(batch: Any, size: int, augment: bool, generator: torch.Generator) -> 
 
 
 def _augmented(batch: Any, generator: torch.Generator) -> Any:
-    """The batch with shifted and mirrored images, each blended with another; all images of a sample are moved alike."""
+    """The batch with shifted and mirrored images; all images of a sample are moved alike."""
     count, seed = count_samples(batch), int(torch.randint(2**31, (), generator=generator))
-    others, shares = torch.randperm(count, generator=generator), torch.rand(count, 1, 1, 1, generator=generator)
 
     def moved(x: Any) -> Any:
         if not (isinstance(x, Tensor) and x.dim() == 4 and len(x) == count and x.is_floating_point()):
             return x
-        x = shift_and_mirror(x, torch.Generator().manual_seed(seed), padding=max(1, x.shape[-1] // 8))
-        return torch.lerp(x[others.to(x.device)], x, shares.to(x))
+        return shift_and_mirror(x, torch.Generator().manual_seed(seed), padding=max(1, x.shape[-1] // 8))
 
     return tree_map(moved, batch)
 
