@@ -18,7 +18,7 @@ def finish(result: Result, opened: OpenedConfig, folder: Path, *, progress: bool
     """Export the best network to ``slim`` in the run folder, and write the report.
 
     Args:
-        result: What the search found.
+        result: Result of the search.
         opened: Network and images of the run.
         folder: The run folder.
         progress: Show progress.

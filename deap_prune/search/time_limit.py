@@ -23,7 +23,7 @@ MOST_TRIAL_SECONDS = 5.0
 
 
 def estimated_refinement(evaluator: Evaluator, options: SearchOptions, *, shown: Shown) -> RefinementCost | None:
-    """What the refinement of a network takes at the end, from trials on few images; None where nobody asks.
+    """Cost of refining a network, from trials on few images; None without progress and ``max_seconds``.
 
     Args:
         evaluator: The fitness.
