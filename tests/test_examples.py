@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 
 import deap_prune as dp
+from deap_prune.criteria.registry import CRITERIA
+from deap_prune.fitness.objectives import OBJECTIVES
+from deap_prune.structure import layers
 from tests.helpers import brief
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -17,7 +20,13 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    """A function that runs an example in an empty folder, in this process, and returns what it prints."""
+    """A function that runs an example in an empty folder, in this process, and returns what it prints.
+
+    What the example registers is removed after the test.
+    """
+    for registry in (CRITERIA, OBJECTIVES):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    monkeypatch.setattr(layers, "_TYPES", dict(layers._TYPES))
 
     def program(name, *args):
         monkeypatch.chdir(tmp_path)
@@ -28,7 +37,7 @@ def run(tmp_path, monkeypatch, capsys):
 
 
 def run_apart(name, *args, cwd):
-    """Run an example in a process of its own, so that its registrations are lost."""
+    """Run an example in a process of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, brief.__file__, str(EXAMPLES / name), *args]
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
@@ -69,25 +78,29 @@ def test_on_ray(tmp_path):
     assert "candidates on 2 workers, 0 of them lost" in output and "dp.search:" in output
 
 
-def test_own_criterion(tmp_path):
-    assert "linf" in run_apart("own_criterion.py", "--epochs", "1", cwd=tmp_path)
+def test_own_criterion(run):
+    assert "linf" in run("own_criterion.py", "--epochs", "1")
 
 
 def test_resume(run, tmp_path):
     first, longer = (int(number) for number in run("resume.py").splitlines()[0].split() if number.isdigit())
     history = (tmp_path / "runs/resume/history.csv").read_text().splitlines()
-    assert [line.split(",")[1] for line in history] == ["nevals", "8", "8", "8", "8"]
-    assert 8 < first <= 16 < longer <= 32  # networks of two individuals are evaluated once
+    assert [line.split(",")[1] for line in history] == ["nevals", "6", "6", "6", "6"]
+    assert 6 < first <= 12 < longer <= 24  # networks of two individuals are evaluated once
     assert longer == len((tmp_path / "runs/resume/cache.jsonl").read_text().splitlines())
 
 
+@pytest.mark.slow
 def test_int8(run, tmp_path):
+    """Slow: it exports two networks and quantises both; ``test_int8.py`` checks the same export in every run."""
     pytest.importorskip("onnxruntime")
     output = run("int8.py")
     assert output.count("%") == 4 and "slim int8" in output and (tmp_path / "runs/int8/network.int8.onnx").is_file()
 
 
+@pytest.mark.slow
 def test_export_onnx(run, tmp_path):
+    """Slow: it exports two networks; ``test_export.py`` checks the same export in every run."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     assert "onnx: same labels" in run("export_onnx.py") and (tmp_path / "runs/onnx/network.onnx").is_file()
@@ -108,8 +121,8 @@ def test_own_operator(run):
     assert "generation 2: hypervolume" in output and "knee:" in output
 
 
-def test_own_objective(tmp_path):
-    output = run_apart("own_objective.py", "--generations", "1", "--epochs", "1", cwd=tmp_path)
+def test_own_objective(run):
+    output = run("own_objective.py", "--generations", "1", "--epochs", "1")
     assert "wrong_and_sure" in output and "least sure of its errors:" in output
 
 
@@ -118,8 +131,8 @@ def test_other_tasks(run):
     assert "mean squared error on new images: dense" in output and "with 40% of the FLOPs" in output
 
 
-def test_own_layer(tmp_path):
-    output = run_apart("own_layer.py", cwd=tmp_path)
+def test_own_layer(run):
+    output = run("own_layer.py")
     assert "2 groups, 48 filters" in output and "outputs (2, 10)" in output
 
 
