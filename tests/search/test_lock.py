@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import pytest
 
 from deap_prune.errors import RunError
 from deap_prune.search.lock import LOCK, locked
+from tests.helpers import forked
 
 
 def test_the_second_writer_is_refused(tmp_path: Path) -> None:
@@ -37,15 +38,12 @@ def test_nothing_is_left_where_nothing_was_written(tmp_path: Path) -> None:
 
 
 def test_a_killed_process_leaves_a_folder_that_can_be_used(tmp_path: Path) -> None:
-    code = f"""
-import os, signal
-from pathlib import Path
-from deap_prune.search.lock import locked
-with locked(Path({str(tmp_path / "run")!r}), new=True):
-    Path({str(tmp_path / "run" / (".config.yaml." + "0" * 16 + ".tmp"))!r}).write_text("half")
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-    subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2])
+    def die() -> None:
+        with locked(tmp_path / "run", new=True):
+            (tmp_path / "run" / (".config.yaml." + "0" * 16 + ".tmp")).write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert forked.exit_code(die, tmp_path / "errors") == -signal.SIGKILL
     assert len(list((tmp_path / "run").iterdir())) == 2
     with locked(tmp_path / "run", new=True):
         assert [p.name for p in (tmp_path / "run").iterdir()] == [LOCK]

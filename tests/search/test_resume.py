@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
-import subprocess
-import sys
-import textwrap
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import deap_prune as dp
 from deap_prune.errors import PruneError, RunError
 from deap_prune.weights import load_weights, save_weights
+from tests.helpers import forked
 from tests.helpers.runs import (
     FILES,
     Interruption,
@@ -91,19 +90,12 @@ def test_resumed_after_an_exception(generation: int, tmp_path: Path, whole: tupl
 def test_resumed_after_sigkill(tmp_path: Path, whole: tuple[Path, dp.Result]) -> None:
     out = tmp_path / "run"
     save_weights(problem()[0], tmp_path / "model.safetensors")
-    code = f"""
-    import os, signal, sys
-    sys.path[:0] = [{str(Path(__file__).parents[2])!r}]
-    import torch
-    torch.set_num_threads(1)
-    from tests.helpers import runs
-    def die(state):
+
+    def die(state: dp.algorithms.Generation) -> None:
         if state.number == 2:
             os.kill(os.getpid(), signal.SIGKILL)
-    runs.search({str(out)!r}, callbacks=[die])
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+
+    assert forked.exit_code(lambda: search(out, callbacks=[die]), tmp_path / "errors") == -signal.SIGKILL
     model, _ = problem()
     load_weights(model, tmp_path / "model.safetensors")
     resume(out, model)

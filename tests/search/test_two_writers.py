@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,42 +16,44 @@ import yaml
 
 import deap_prune as dp
 from deap_prune.errors import RunError
-from deap_prune.search.lock import LOCK
+from deap_prune.search.lock import LOCK, locked
 from tests.attack import inputs
+from tests.helpers import forked
 
-ROOT = Path(__file__).parents[2]
-HEAD = """
-import sys, time, os, signal
-sys.path[:0] = ["."]
-import torch
-torch.set_num_threads(1)
-import deap_prune as dp
-from tests.attack import inputs
-from pathlib import Path
-out = Path(sys.argv[1])
-"""
-SEARCH = (
-    "inputs.search(out=out, population=4, generations=2, seed=int(sys.argv[2]), callbacks=[lambda s: time.sleep(0.2)])"
-)
-RESUME = (
-    "dp.resume(out, inputs.net(), inputs.X[:1], progress=False, callbacks=[lambda s: time.sleep(0.2)], **inputs.DATA)"
-)
-DIE = """
-def die(state):
-    if state.number == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-inputs.search(out=out, population=4, generations=2, callbacks=[die])
-"""
+Work = Callable[[Path, int], object]
 
 
-def start(code: str, out: Path, seed: int = 0) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", HEAD + code, str(out), str(seed)]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+def slowly(state: dp.algorithms.Generation) -> None:
+    time.sleep(0.2)
 
 
-def ends(*processes: subprocess.Popen[str]) -> list[tuple[int, str]]:
-    errors = [process.communicate()[1] for process in processes]
-    return sorted((process.returncode, text) for process, text in zip(processes, errors, strict=True))
+def search(out: Path, seed: int) -> object:
+    return inputs.search(out=out, population=4, generations=2, seed=seed, callbacks=[slowly])
+
+
+def resume(out: Path, seed: int) -> object:
+    return dp.resume(out, inputs.net(), inputs.X[:1], progress=False, callbacks=[slowly], **inputs.DATA)
+
+
+def killed_search(out: Path, seed: int) -> object:
+    def die(state: dp.algorithms.Generation) -> None:
+        if state.number == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return inputs.search(out=out, population=4, generations=2, callbacks=[die])
+
+
+def ends(out: Path, *works: Work) -> list[tuple[int, str]]:
+    """Exit codes and errors of processes that run at the same time, the seed of each its number."""
+    files = [out.with_name(f"errors-{number}") for number in range(len(works))]
+    processes = [
+        forked.start(partial(work, out, number), file)
+        for number, (work, file) in enumerate(zip(works, files, strict=True))
+    ]
+    for process in processes:
+        process.join()
+    texts = [file.read_text() if file.exists() else "" for file in files]
+    return sorted((process.exitcode or 0, text) for process, text in zip(processes, texts, strict=True))
 
 
 def names(out: Path) -> dict[str, bytes]:
@@ -65,7 +68,7 @@ def names(out: Path) -> dict[str, bytes]:
 
 def test_two_searches(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    (first, _), (second, error) = ends(start(SEARCH, out, 0), start(SEARCH, out, 1))
+    (first, _), (second, error) = ends(out, search, search)
     assert (first, second) == (0, 1) and re.search("another run writes to|is not empty", error)
     seed = yaml.safe_load((out / "config.yaml").read_text())["search"]["seed"]
     inputs.search(out=tmp_path / "alone", population=4, generations=2, seed=seed)
@@ -76,9 +79,9 @@ def test_two_searches(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_resumes_of_a_killed_run(tmp_path: Path) -> None:
     killed = tmp_path / "killed"
-    assert ends(start(DIE, killed))[0][0] == -signal.SIGKILL
+    assert ends(killed, killed_search)[0][0] == -signal.SIGKILL
     assert json.loads((killed / LOCK).read_text())["pid"] > 0
-    (first, _), (second, error) = ends(start(RESUME, killed), start(RESUME, killed))
+    (first, _), (second, error) = ends(killed, resume, resume)
     assert first == 0 and (second == 0 or "another run writes to" in error)  # one may begin after the other's end
     inputs.search(out=tmp_path / "whole", population=4, generations=2)
     (killed / "config.yaml").write_bytes((tmp_path / "whole/config.yaml").read_bytes())
@@ -88,7 +91,12 @@ def test_two_resumes_of_a_killed_run(tmp_path: Path) -> None:
 def test_a_report_reads_while_another_process_writes(tmp_path: Path) -> None:
     out = tmp_path / "run"
     inputs.search(out=out, population=4, generations=1)
-    process = start("from deap_prune.search.lock import locked\nwith locked(out, new=False): time.sleep(600)", out)
+
+    def hold() -> None:
+        with locked(out, new=False):
+            time.sleep(600)
+
+    process = forked.start(hold, tmp_path / "errors")
     try:
         for _ in range(3000):
             if (out / LOCK).exists():
@@ -99,5 +107,5 @@ def test_a_report_reads_while_another_process_writes(tmp_path: Path) -> None:
             dp.resume(out, inputs.net(), inputs.X[:1], progress=False, **inputs.DATA)
     finally:
         process.kill()
-        process.communicate()
+        process.join()
     dp.resume(out, inputs.net(), inputs.X[:1], progress=False, **inputs.DATA)
