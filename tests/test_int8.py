@@ -60,15 +60,16 @@ def test_pruned_channels_do_not_break_quantisation(name: str, tmp_path: Path) ->
     assert "slim int8" in str(done) and str(done).count("%") == 4
 
 
-def test_the_command(digits: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a run that Python started, whose folder has no test images: validation images, and it says so."""
     search: dict[str, Any] = {"population": 2, "generations": 0, "criteria": ("l1",), "finalists": 0, "refine": False}
-    data = {"calibration": digits.calibration, "validation": digits.validation}
-    where = {"out": tmp_path / "run", "factory": "deap_prune.zoo:digits_resnet", "keep_data": True, "progress": False}
-    dp.search(digits.model, digits.calibration[0][:1], **data, **search, **where)
+    images, labels = torch.randn(32, 3, 8, 8), torch.arange(32) % 4
+    data = {"calibration": (images, labels), "validation": (images, labels)}
+    where = {"out": tmp_path / "run", "factory": f"{__name__}:mobile", "keep_data": True, "progress": False}
+    dp.search(mobile(), images[:1], **data, **search, **where)
     done = CliRunner().invoke(app, ["export", str(tmp_path / "run"), "--number", "0", "--int8"], env={"COLUMNS": "200"})
     assert done.exit_code == 0 and (tmp_path / "run" / "export" / INT8).is_file(), done.output
     assert "dense int8" in done.output and "accuracy on validation images" in done.output
     monkeypatch.setattr("deap_prune.int8.find_spec", lambda name: None)
     with pytest.raises(ExportError, match=r"ONNX needs onnx, onnxscript, onnxruntime: pip install"):
-        export_int8(digits.model, digits.calibration[0][:1], tmp_path, calibration=digits.calibration)
+        export_int8(mobile(), images[:1], tmp_path, calibration=data["calibration"])

@@ -68,8 +68,12 @@ def test_the_best_refined_network_wins(digits: Digits) -> None:
     assert len(result.front) == 1 and result.front.settings["refine"]
 
 
+@pytest.mark.slow
 def test_single_criteria_join_the_front_that_they_are_not_dominated_by(digits: Digits) -> None:
-    """With several objectives single criteria are refined too, over the range of costs."""
+    """With several objectives single criteria are refined too, over the range of costs.
+
+    Slow: it refines some 30 networks; ``test_single_criteria_join_fronts_of_uniform_widths`` runs always.
+    """
     # Evolution alone has next to nothing.
     short: dict[str, Any] = {"generations": 0, "population": 2, "select": None, "refine_images": 150}
     alone, result = search_digits(digits, finalists=0, **short), search_digits(digits, finalists=2, **short)
@@ -95,8 +99,9 @@ def test_a_front_that_refinement_makes_worse_is_returned_unrefined() -> None:
 
 
 @pytest.mark.parametrize("select", ["sequential", None])
-def test_refinement_selects_filters_for_the_widths_of_an_individual(digits: Digits, select: str | None) -> None:
-    result = search_digits(digits, finalists=1, select=select)
+def test_refinement_selects_filters_for_the_widths_of_an_individual(select: str | None) -> None:
+    result = labelled_search(generations=1, select=select)
+    assert result.front.settings["refine"]
     decoded = [result.genome.decode(solution.individual) for solution in result.front]
     widths = [result.space.kept_counts(masks).tolist() for masks in decoded]
     assert [result.space.kept_counts(solution.masks).tolist() for solution in result.front] == widths
