@@ -56,8 +56,12 @@ def test_self_supervised(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(row["linear probe"] > 0.5 and row["transfer"] > 0.5 for row in rows.values())  # of five classes
 
 
+@pytest.mark.slow
 def test_polyphase(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shifts change no label with the layer, dense, pruned or fine-tuned; without it they do."""
+    """Shifts change no label with the layer, dense, pruned or fine-tuned; without it they do.
+
+    Slow: it trains four networks; the example ``shift_invariance.py`` checks the layer in every run.
+    """
     rows = run("polyphase", monkeypatch)
     assert all(rows[f"polyphase, {stage}"]["shift"] == 1 for stage in ("dense", "pruned", "fine-tuned"))
     assert all(rows[f"strides, {stage}"]["shift"] < 0.9 for stage in ("dense", "pruned", "fine-tuned"))
@@ -68,7 +72,14 @@ def test_points(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows["dense"]["test"] > 0.3 and rows["pruned"]["test"] > 0.2
 
 
-@pytest.mark.parametrize("config", sorted((ROOT / "configs/neighbours").glob("*.yaml")), ids=lambda p: p.stem)
+def configs() -> list[Any]:
+    """The configs. Two are slow; their options are validated in every run, by ``test_cli.py``."""
+    slow = {"polyphase", "self-supervised"}
+    paths = sorted((ROOT / "configs/neighbours").glob("*.yaml"))
+    return [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] if p.stem in slow else []) for p in paths]
+
+
+@pytest.mark.parametrize("config", configs())
 def test_configs_run(config: Path, tmp_path: Path) -> None:
     """Each config runs on a small digits network, with its own search options."""
     changes = ["data={format: digits, calibration: 64, validation: 64}", "model.weights=null", "search.ignore=[]"]

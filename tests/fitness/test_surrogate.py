@@ -29,8 +29,12 @@ def test_the_surrogate_needs_calibration_data(digits: Digits) -> None:
         evaluate.surrogate(dp.Masks({}))
 
 
+@pytest.mark.slow
 def test_the_learned_surrogate_ranks_new_drafts(digits: Digits) -> None:
-    """It ranks drafts that it was not fitted to better than the sum of all layers' errors does."""
+    """It ranks drafts that it was not fitted to better than the sum of all layers' errors does.
+
+    Slow: it refines 48 drafts; ``reconstruction/test_error.py`` checks the fitted weights in every run.
+    """
     rng = np.random.default_rng(0)
     masks = [
         dp.Masks({g.name: rng.permutation(g.size) < rng.integers(1, g.size + 1) for g in digits.space.groups})
