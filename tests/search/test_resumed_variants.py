@@ -25,11 +25,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+SMALL = {"population": 4, "generations": 2}
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(name: str, tmp_path: Path) -> None:
-    whole = labelled_search(tmp_path / "whole", **VARIANTS[name])
+    whole = labelled_search(tmp_path / "whole", **SMALL, **VARIANTS[name])
     with pytest.raises(Interruption):
-        labelled_search(tmp_path / "run", callbacks=[at(2)], **VARIANTS[name])
+        labelled_search(tmp_path / "run", callbacks=[at(1)], **SMALL, **VARIANTS[name])
     again = dp.resume(tmp_path / "run", *problem(), **labelled_data())
     for file in ("front.json", "history.csv"):
         assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
@@ -54,7 +57,7 @@ def test_an_option_added_by_an_update_counts_as_off(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["generations", "max_seconds", "patience"])
 def test_how_long_a_run_lasts_may_change(name: str, tmp_path: Path) -> None:
-    labelled_search(tmp_path / "run", generations=0)
+    labelled_search(tmp_path / "run", population=4, generations=0)
     config = tmp_path / "run" / "config.yaml"
     lines = config.read_text().splitlines()
     config.write_text("\n".join(f"  {name}: 2" if line.startswith(f"  {name}:") else line for line in lines))
