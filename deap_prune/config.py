@@ -5,22 +5,21 @@ A config's ``factory`` imports code: treat a config, and the config.yaml of a ru
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from importlib import import_module, invalidate_caches
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from deap_prune.errors import ConfigError, did_you_mean
 from deap_prune.files import headed, header_of, read_text
 from deap_prune.options import SearchOptions, check_removed, described_options
 from deap_prune.training.recipe import Recipe
+from deap_prune.user_modules import reach_modules
 from deap_prune.yaml_text import parse_yaml
 
 
@@ -62,6 +61,11 @@ class FinetuneConfig(_Section):
     seed: int = Field(default=0, ge=0, description="seed of order, augmentation and resetting")
 
 
+def _as_list(value: Any) -> Any:
+    """One name as a list of it; folders of earlier versions hold one folder, or null."""
+    return [] if value is None else [value] if isinstance(value, str) else value
+
+
 class Config(_Section):
     """A run."""
 
@@ -73,21 +77,26 @@ class Config(_Section):
     slim_and_report: bool = Field(
         default=False, description="the commands search and resume end as prune does: export to OUT/slim, and report"
     )
-    imports: str | None = Field(default=None, description="folder that holds the modules of the factories")
+    imports: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_as_list)] = Field(
+        default=[],
+        description="modules or .py files, beside the config or in the working directory, that register criteria, "
+        "objectives, ... of your own",
+    )
 
 
 def describe_options() -> list[tuple[str, str, str]]:
     """Key, default and meaning of every key of a config; the keys of ``search`` are the options of ``dp.search``."""
-    sections: dict[str, type[BaseModel]] = {"model": ModelConfig, "data": DataConfig, "finetune": FinetuneConfig}
+    sections: dict[str, type[BaseModel]] = {"model.": ModelConfig, "data.": DataConfig, "finetune.": FinetuneConfig}
     rows = {
-        name: [
-            (f"{name}.{key}", "(needed)" if info.is_required() else _as_yaml(info.default), info.description or "")
+        prefix: [
+            (f"{prefix}{key}", "(needed)" if info.is_required() else _as_yaml(info.default), info.description)
             for key, info in section.model_fields.items()
+            if info.description  # the sections themselves have none
         ]
-        for name, section in sections.items()
+        for prefix, section in {**sections, "": Config}.items()
     }
     search = [(f"search.{name}", _as_yaml(default), meaning) for name, default, meaning in described_options()]
-    return [*rows["model"], *rows["data"], *search, *rows["finetune"]]
+    return [*rows["model."], *rows["data."], *search, *rows["finetune."], *rows[""]]
 
 
 def _as_yaml(default: Any) -> str:
@@ -195,24 +204,22 @@ def config_of(values: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
 
 
 def reach_factories(config: Config, folders: Sequence[Path]) -> Config:
-    """Put the folder of the factories' modules on Python's path, if they can't be imported without.
+    """Make the modules of the factories and of ``imports`` importable; nothing is imported.
 
     Args:
         config: The config.
         folders: Folders that may hold the modules, beside the config's ``imports``.
 
     Returns:
-        The config, which names that folder.
+        The config, whose ``imports`` name the folders that are needed.
+
+    Raises:
+        ConfigError: If a file that ``imports`` names does not exist.
     """
     extra = config.data.model_extra if config.data is not None else None
     paths = [config.model.factory if config.model is not None else "", str((extra or {}).get("factory", ""))]
-    for module in {path.partition(":")[0].partition(".")[0] for path in paths} - {""}:
-        for folder in [*([Path(config.imports)] if config.imports else []), *folders]:
-            if find_spec(module) is None and ((folder / f"{module}.py").is_file() or (folder / module).is_dir()):
-                sys.path.append(str(folder.resolve()))
-                invalidate_caches()
-                config = config.model_copy(update={"imports": str(folder.resolve())})
-    return config
+    modules = [module for path in paths if (module := path.partition(":")[0])]
+    return config.model_copy(update={"imports": reach_modules(config.imports, modules, folders)})
 
 
 def _override(values: dict[str, Any], override: str) -> None:

@@ -12,8 +12,7 @@ PAGE = Path(__file__).parent / "options.md"
 HEAD = """# Options
 
 One YAML file is one run. The keys of its section `search` are the options of `dp.search` as well:
-`dp.search(..., generations=10)` is `--set search.generations=10`. `deap-prune options` prints this table. A config may
-also hold `out`, the run folder.
+`dp.search(..., generations=10)` is `--set search.generations=10`. `deap-prune options` prints this table.
 """
 DATA = """The section `data` also holds `calibration` (500) and `validation` (1000), the numbers of training images
 drawn for each, `seed`, `exclude_from_train` (false; leave them out of fine-tuning), and the options of its format:

@@ -82,10 +82,10 @@ def test_a_factory_beside_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (home / "beside_config.py").write_text("from torch import nn\n\ndef make():\n    return nn.Conv2d(1, 2, 3)\n")
     (home / "own.yaml").write_text("model: {factory: 'beside_config:make'}\n")
     config = load_config(home / "own.yaml")
-    assert config.imports == str(home) and config.model is not None
+    assert config.imports == [str(home)] and config.model is not None
     assert isinstance(build_model(config.model), nn.Conv2d)
     (home / "other.yaml").write_text("model: {factory: 'deap_prune.zoo:digits_resnet'}\n")
-    assert load_config(home / "other.yaml").imports is None
+    assert load_config(home / "other.yaml").imports == []
 
 
 def test_a_run_folder_names_the_folder_of_its_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from deap_prune.errors import ConfigError, PruneError, RunError
+from deap_prune.errors import ConfigError, PruneError, RegistryError, RunError
 
 if TYPE_CHECKING:
     from deap_prune.search.finished_run import OpenedSolution
@@ -98,7 +98,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             try:
                 function(*args, **kwargs)
             except PruneError as error:
-                errors.print(f"[bold red]error:[/] {plain(str(error))}", highlight=False)
+                errors.print(f"[bold red]error:[/] {plain(str(error) + _advice(error))}", highlight=False)
                 raise typer.Exit(2) from None
             except KeyboardInterrupt as error:
                 advice = "; ".join(getattr(error, "__notes__", ["nothing was changed: run the command again"]))
@@ -114,6 +114,13 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
                 raise typer.Exit(2) from None
 
     return app.command()(run)
+
+
+def _advice(error: PruneError) -> str:
+    """How the command line gets to know a criterion, objective, ... of the user's own, if a name is unknown."""
+    if not isinstance(error, RegistryError) or not str(error).startswith("unknown "):
+        return ""
+    return "; for one of your own, imports: [MODULE] in the config names the module that registers it (docs/own.md)"
 
 
 class _Signalled(KeyboardInterrupt):

@@ -137,7 +137,9 @@ def start(
     from deap_prune.search.folder import check_folder
     from deap_prune.search.from_config import open_config
     from deap_prune.search.run_names import remove_run
+    from deap_prune.user_modules import import_modules
 
+    import_modules(config.imports)
     config.search.check()
     if not replace:
         check_folder(folder)

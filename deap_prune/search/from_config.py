@@ -14,6 +14,7 @@ from deap_prune.data import Splits, load_data
 from deap_prune.errors import ConfigError
 from deap_prune.search.kept import kept_task
 from deap_prune.task import Task
+from deap_prune.user_modules import import_modules
 from deap_prune.weights import build_model
 
 MOST_NUMBERS = 10**8
@@ -36,16 +37,17 @@ class OpenedConfig:
 
 
 def open_config(config: Config) -> OpenedConfig:
-    """Build the network and load the data.
+    """Import the modules that the config names, build the network and load the data.
 
     Raises:
-        ConfigError: If the config has no model or no data section.
+        ConfigError: If the config has no model or no data section, or a module can't be imported.
         ModelError: If the weights are missing or unusable.
         DataError: If the data is.
     """
     if config.model is None or config.data is None:
         missing = " and ".join(n for n in ("model", "data") if getattr(config, n) is None)
         raise ConfigError(f"the config has no {missing} section; see configs/ for examples")
+    import_modules(config.imports)
     model = build_model(config.model)
     splits = load_data(**config.data.model_dump())
     shape = config.model.input_shape
@@ -70,5 +72,6 @@ def open_folder(folder: str | Path, overrides: Sequence[str] = ()) -> OpenedConf
     config = load_config(folder, overrides)
     if load_config(folder).data is not None:
         return open_config(config)
+    import_modules(config.imports)
     task, splits = kept_task(Path(folder), config.model)
     return OpenedConfig(config, task, splits if config.data is None else load_data(**config.data.model_dump()))

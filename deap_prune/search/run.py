@@ -54,6 +54,7 @@ from deap_prune.search.warm_start import register_warm_start
 from deap_prune.structure.inputs import Inputs
 from deap_prune.structure.tracing.trace import ignored_names
 from deap_prune.task import Task
+from deap_prune.user_modules import import_modules
 
 
 def search(
@@ -159,6 +160,7 @@ def resume(
     if not (folder / "config.yaml").is_file():
         raise RunError(f"'{folder}' holds no run (no config.yaml); start one with dp.search(..., out='{folder}')")
     config = load_config(folder)
+    import_modules(config.imports)
     if generations is not None:
         longer = search_options({**vars(config.search), "generations": generations})
         config = config.model_copy(update={"search": longer})
