@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import nn
 
-from deap_prune.data.batches import Forward, count_samples
+from deap_prune.data.batches import Forward, count_samples, join, samples_of
 from deap_prune.deadline import check_deadline
 from deap_prune.errors import DataError
 from deap_prune.fitness.recalibrate import recalibrate_bn
@@ -21,7 +21,7 @@ from deap_prune.precision import full_precision
 from deap_prune.randomness import same_draws
 from deap_prune.reconstruction import Grams, ReconstructionError, collect_grams, compensate, propagate_bn
 from deap_prune.reconstruction.output_distance import OutputDistance
-from deap_prune.reconstruction.recovery import recover
+from deap_prune.reconstruction.recovery import HELD_OUT, held_out_of, recover
 from deap_prune.reconstruction.refine import Refiner
 from deap_prune.structure.masks import Masks
 from deap_prune.structure.space import PruningSpace
@@ -173,11 +173,21 @@ class CandidateBuilder:
             clock("recover", start, self._device)
         return Candidate(network, masks)
 
+    @cached_property
+    def _parts(self) -> tuple[list[Any], list[Any]]:
+        """The images that networks are refined and recovered on, and those that end recovery: neither sees them."""
+        if not self.settings.recover or not self._calibration:
+            return self._calibration, []
+        batch = join(self._calibration)
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        used, held_out = held_out_of(count_samples(batch), HELD_OUT, generator)
+        return [samples_of(batch, used.to(self._device))], [samples_of(batch, held_out.to(self._device))]
+
     def _refiner(self) -> Refiner:
         """The refiner; it is kept for the next candidates, with the dense network's targets."""
         if self._kept_refiner is None:
             images, memory = self.settings.refine_images, self.settings.refine_memory
-            rows, parts = self.settings.refine_rows * images, (self._network, self._space, self._calibration)
+            rows, parts = self.settings.refine_rows * images, (self._network, self._space, self._parts[0])
             self._kept_refiner = Refiner(*parts, images=images, rows=rows, memory=memory, forward=self._forward)
         return self._kept_refiner
 
@@ -189,7 +199,8 @@ class CandidateBuilder:
             recover(
                 trained,
                 self._network,
-                self._calibration,
+                self._parts[0],
+                validation=self._parts[1],
                 steps=self.settings.recover,
                 forward=self._forward,
                 device=self._device,
@@ -210,10 +221,10 @@ class CandidateBuilder:
         other = copy.copy(self)
         other.settings = settings
         names = [option.name for option in fields(Settings) if option.name.startswith("refine_")]
-        if any(getattr(settings, name) != getattr(self.settings, name) for name in names):
+        if any(getattr(settings, name) != getattr(self.settings, name) for name in (*names, "recover")):
             other._kept_refiner = None
         same = _of_moments(settings) == _of_moments(self.settings)
-        for name in ("recalibrate", "output_distance", *(() if same else ("moments", "surrogate"))):
+        for name in ("recalibrate", "output_distance", "_parts", *(() if same else ("moments", "surrogate"))):
             vars(other).pop(name, None)
         return other
 

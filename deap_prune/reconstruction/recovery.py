@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
 from deap_prune.arguments import Count, CountOrZero, Seed, Share, checked
@@ -37,6 +36,9 @@ from deap_prune.structure.slim import unwrap
 
 CHECKS = 10
 """Number of held-out checks, at equal distances over the steps."""
+
+HELD_OUT = 0.1
+"""Share of the images that are held out by default."""
 
 PATIENCE = 3
 """Number of checks without a lower held-out loss after which training stops; the loss of step 0 does not count."""
@@ -77,7 +79,8 @@ def recover(
     steps: CountOrZero = 500,
     lr: float = 2e-4,
     batch_size: Count = 64,
-    held_out: Share = 0.1,
+    held_out: Share = HELD_OUT,
+    validation: Data | None = None,
     augment: bool = True,
     layers: Sequence[str] | None = None,
     output_weight: float = 1.0,
@@ -93,11 +96,11 @@ def recover(
     the logits. If the targets are not class labels by type and shape, the relative squared error of the outputs
     replaces the KL divergence. The values of the targets are never used.
 
-    Some calibration images are held out. The loss on them is measured before the first step and ten times during
-    training, which stops if the last three are not below the earlier ones. The network gets the weights with the lowest
-    held-out loss, which may be its first ones. It ends in eval mode, on its own device. Batch norms use and update
-    batch statistics, unless their weight has ``requires_grad=False``; all other layers are in eval mode. On a CPU,
-    equal seeds give equal weights.
+    The loss on images held out is measured before the first step and ten times during training, which stops if the last
+    three are not below the earlier ones. The network gets the weights with the lowest held-out loss, which may be its
+    first ones. Held-out images that the network was refined on make its first loss too small: give others as
+    ``validation``. All layers are in eval mode, batch norms too: with the statistics of a batch a refined network would
+    first be another function than it was. The network ends on its own device. On a CPU, equal seeds give equal weights.
 
     Features of few images as targets: Li et al. (FSKD, CVPR 2020, arXiv 1812.01839), Wang et al. (MiR, CVPR 2022,
     arXiv 2201.02620), Wang and Wu (PRACTISE, CVPR 2023, arXiv 2202.07861). ``benchmarks/recovery.py`` measures which
@@ -110,8 +113,11 @@ def recover(
         steps: Most gradient steps, at least 1.
         lr: Highest learning rate.
         batch_size: Images a step, at least 2.
-        held_out: Share of the images to hold out, in (0, 1).
-        augment: Shift the images (N, C, H, W) of a step by up to an eighth of their width, and mirror half of them.
+        held_out: Share of the calibration images to hold out, in (0, 1); without effect if ``validation`` is given.
+        validation: Images to hold out instead, two tensors or batches; their labels are not used either.
+        augment: Shift the images (N, C, H, W) of a step by up to an eighth of their width, mirror half of them, and
+            blend each with another one, s * x1 + (1 - s) * x2 with a random share s of its own. What the dense network
+            makes of the blends is the target (Beyer et al., CVPR 2022, arXiv 2106.05237).
         layers: Qualified names of the layers to compare. None chooses the last layer of each resolution, among those
             whose outputs have the same shape in both networks. ``()`` compares no layers.
         output_weight: Weight of the network's outputs in the loss, at least 0.
@@ -145,8 +151,7 @@ def recover(
     with torch.random.fork_rng(cuda), full_precision(), evaluating_on(device, dense):
         torch.manual_seed(seed)  # for a forward function that draws
         with evaluating_on(device, narrow, restore_modes=False):
-            batch = _joined(calibration, device)
-            used, held = _split(batch, held_out, batch_size, generator)
+            used, held = _images(calibration, validation, held_out, batch_size, device, generator)
             names = layers_to_compare(narrow, dense, forward, samples_of(used, slice(2)), layers)
             if not names and not output_weight:
                 raise ConfigError("output_weight=0 and no layer to compare; give layers=, or an output_weight above 0")
@@ -171,27 +176,51 @@ def _check_options(steps: int, lr: float, batch_size: int, held_out: float, outp
 
 
 # ------------------------------------------------------------------ images
-def _joined(calibration: Data, device: torch.device) -> Any:
-    """All calibration samples as one batch on the device."""
-    batches = to_batches(calibration, name="calibration", device=device)
+def _images(
+    calibration: Data,
+    validation: Data | None,
+    share: float,
+    size: int,
+    device: torch.device,
+    generator: torch.Generator,
+) -> tuple[Any, list[Any]]:
+    """The samples to train on, as one batch, and the held-out samples, as batches."""
+    used = _joined(calibration, device, "calibration")
+    if validation is not None:
+        held = _joined(validation, device, "validation")
+        return used, _in_batches(held, torch.arange(count_samples(held)), size)
+    fit, held_out = held_out_of(count_samples(used), share, generator)
+    return _take(used, fit), _in_batches(used, held_out, size)
+
+
+def _joined(data: Data, device: torch.device, name: str) -> Any:
+    """All samples as one batch on the device."""
+    batches = to_batches(data, name=name, device=device)
     try:
         return join(batches)
     except (RuntimeError, TypeError, ValueError) as error:
         raise DataError(
-            f"the calibration batches can't be joined ({error}); give batches whose tensors differ in length alone"
+            f"the {name} batches can't be joined ({error}); give batches whose tensors differ in length alone"
         ) from error
 
 
-def _split(batch: Any, share: float, size: int, generator: torch.Generator) -> tuple[Any, list[Any]]:
-    """The samples to train on, as one batch, and the held-out samples, as batches."""
-    count = count_samples(batch)
+def held_out_of(count: int, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Places of the samples to train on and of those held out, drawn at random.
+
+    Raises:
+        DataError: If fewer than two samples are left to train on.
+    """
     held = max(1, round(share * count))
     if count - held < 2:
         raise DataError(
             f"{count} calibration samples with held_out={share} leave {count - held} to train on; give at least 2"
         )
     order = torch.randperm(count, generator=generator)
-    return _take(batch, order[held:]), [_take(batch, part) for part in order[:held].split(max(size, 250))]
+    return order[held:], order[:held]
+
+
+def _in_batches(batch: Any, places: Tensor, size: int) -> list[Any]:
+    return [_take(batch, part) for part in places.split(max(size, 250))]
 
 
 def _take(batch: Any, indices: Tensor) -> Any:
@@ -213,13 +242,15 @@ def _draws(batch: Any, size: int, augment: bool, generator: torch.Generator) -> 
 
 
 def _augmented(batch: Any, generator: torch.Generator) -> Any:
-    """The batch with shifted and mirrored images; all images of a sample are moved alike."""
+    """The batch with shifted, mirrored and blended images; all images of a sample are treated alike."""
     count, seed = count_samples(batch), int(torch.randint(2**31, (), generator=generator))
+    others, shares = torch.randperm(count, generator=generator), torch.rand(count, 1, 1, 1, generator=generator)
 
     def moved(x: Any) -> Any:
         if not (isinstance(x, Tensor) and x.dim() == 4 and len(x) == count and x.is_floating_point()):
             return x
-        return shift_and_mirror(x, torch.Generator().manual_seed(seed), padding=max(1, x.shape[-1] // 8))
+        x = shift_and_mirror(x, torch.Generator().manual_seed(seed), padding=max(1, x.shape[-1] // 8))
+        return torch.lerp(x[others.to(x.device)], x, shares.to(x))
 
     return tree_map(moved, batch)
 
@@ -235,7 +266,6 @@ def _train(
         raise ModelError("no parameter has requires_grad=True; call small.requires_grad_(True) to train it")
     for parameter in parameters:
         parameter.data = parameter.data.contiguous()
-    norms = [m for m in small.modules() if isinstance(m, _BatchNorm) and not (m.affine and not m.weight.requires_grad)]
     with errors_name("calibration"):
         targets = [distance.targets(batch) for batch in held]
     optimizer = torch.optim.Adam(parameters, lr)
@@ -250,7 +280,7 @@ def _train(
         with training_bar("step", steps, shown=progress) as report:
             for step in range(1, steps + 1):
                 check_deadline()
-                _take_step(distance, next(draws), optimizer, norms)
+                _take_step(distance, next(draws), optimizer)
                 schedule.step()
                 if step in due:
                     checks.append((step, _held_out_loss(distance, held, targets)))
@@ -277,17 +307,10 @@ def patience_exhausted(checks: Sequence[tuple[int, float]]) -> bool:
     return exhausted or not math.isfinite(losses[-1])
 
 
-def _take_step(
-    distance: DistanceToDense, batch: Any, optimizer: torch.optim.Optimizer, norms: Sequence[nn.Module]
-) -> None:
-    """One gradient step, with these batch norms in train mode."""
+def _take_step(distance: DistanceToDense, batch: Any, optimizer: torch.optim.Optimizer) -> None:
+    """One gradient step."""
     with errors_name("calibration"):
-        targets = distance.targets(batch)
-        for norm in norms:
-            norm.train()
-        loss = distance(batch, targets)
-    for norm in norms:
-        norm.eval()
+        loss = distance(batch, distance.targets(batch))
     if not loss.requires_grad:
         raise ModelError("the outputs carry no gradient (no_grad, detach or labels in forward), which recovery needs")
     optimizer.zero_grad()
