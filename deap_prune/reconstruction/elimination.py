@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deap_prune.deadline import check_deadline
 from deap_prune.reconstruction.grams import Grams, LayerGram
 from deap_prune.reconstruction.matrix import RIDGE, factorise, features
 from deap_prune.structure.space import FilterGroup, Ids, PruningSpace
@@ -251,6 +252,7 @@ def run_elimination(
     alive = torch.arange(size, device=device).view(blocks, -1)
     order, costs, errors = [], [], [torch.zeros_like(readers[0].energy)]
     for _ in range(size // blocks - width):
+        check_deadline()
         cost = torch.stack([reader.costs(alive.flatten()) for reader in readers]).sum(dim=0).clamp_min(0)
         ranked = (cost if factor is None else cost * factor[alive.flatten()]).view_as(alive)
         place = ranked.argmin(dim=1, keepdim=True)
@@ -275,7 +277,7 @@ def run_elimination(
 
 
 @torch.no_grad()
-def eliminate(group: FilterGroup, grams: Grams, *, ridge: float = RIDGE) -> Elimination | None:
+def eliminate(group: FilterGroup, grams: Grams, *, ridge: float = RIDGE, curve: bool = True) -> Elimination | None:
     """Eliminate the filters of one group, to the last, in the dense network.
 
     Args:
@@ -283,6 +285,7 @@ def eliminate(group: FilterGroup, grams: Grams, *, ridge: float = RIDGE) -> Elim
         grams: Moments of the dense network.
         ridge: Share of the mean of the moments' diagonal; larger where the moments are of few rows (see
             ``LayerGram.scarcity``).
+        curve: Whether to compute the errors after each step; without them, ``errors`` ends with the first.
 
     Returns:
         The elimination; None if no layer that reads the group can be re-fitted, or all have more than 4,096 features.
@@ -296,7 +299,7 @@ def eliminate(group: FilterGroup, grams: Grams, *, ridge: float = RIDGE) -> Elim
             log.info("'%s' reads %d features; elimination leaves it out", member.layer, gram.mean.shape[1])
             continue
         readers.append(Reader.of(gram, member.positions, ridge=ridge * gram.scarcity))
-    return run_elimination(readers, group.size, blocks=group.blocks) if readers else None
+    return run_elimination(readers, group.size, blocks=group.blocks, curve=curve) if readers else None
 
 
 def eliminate_all(space: PruningSpace, grams: Grams, *, ridge: float = RIDGE) -> dict[str, Elimination]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from threading import Event, Thread
 from typing import Any
@@ -134,7 +135,7 @@ class SearchProgress:
         candidate = (sum(spent.values()) or time.monotonic() - self._begun) / new  # on workers the wall time counts
         left = self._total - self._reached
         parts, whole = [f"{left} candidates at {_seconds(candidate)}"], left * candidate
-        if self._cost is not None:
+        if self._cost is not None and math.isfinite(self._cost.each):
             number = refinements(options)
             parts.append(f"up to {number} refinements at {_seconds(self._cost.each)}")
             whole += self._cost.first + number * self._cost.each

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from functools import cached_property
 
+from deap_prune.deadline import TimeIsUpError, until
 from deap_prune.errors import PruneError
 from deap_prune.evolution.generation import Generation
 from deap_prune.fitness.evaluator import Evaluator
@@ -20,6 +22,9 @@ MARGIN = 1.2
 GRACE = 0.1
 """Share of ``max_seconds`` after it in which a refinement that has begun may end."""
 MOST_TRIAL_SECONDS = 5.0
+"""What the trials of a refinement should take, by their number of images."""
+GIVE_UP = 60.0
+"""Seconds after which a trial that takes longer is given up, without ``max_seconds``; with it, ``REFINING`` of it."""
 
 
 def estimated_refinement(evaluator: Evaluator, options: SearchOptions, *, shown: Shown) -> RefinementCost | None:
@@ -37,15 +42,22 @@ def estimated_refinement(evaluator: Evaluator, options: SearchOptions, *, shown:
     dense = dense_seconds(evaluator)
     if not options.refine:
         return None
-    seconds = MOST_TRIAL_SECONDS if options.max_seconds is None else options.max_seconds / 20
+    limit = options.max_seconds
+    seconds = MOST_TRIAL_SECONDS if limit is None else min(limit / 20, MOST_TRIAL_SECONDS)
+    step("timing a refinement on few images", shown=shown)
+    most = GIVE_UP if limit is None else REFINING * limit
     try:
-        return refinement_cost(
-            evaluator,
-            images=options.refine_images,
-            select=options.select is not None,
-            dense=dense,
-            seconds=min(seconds, MOST_TRIAL_SECONDS),
-        )
+        with until(time.monotonic() + most):
+            return refinement_cost(
+                evaluator,
+                images=options.refine_images,
+                select=options.select is not None,
+                dense=dense,
+                seconds=seconds,
+            )
+    except TimeIsUpError:
+        step(f"timing a refinement: given up after {duration(most)}", shown=shown)
+        return None if limit is None else RefinementCost(0.0, math.inf)
     except PruneError:  # an estimate is no reason to end: what is wrong is reported where networks are refined
         return None
 
@@ -103,8 +115,9 @@ class TimeLimit:
             return 0.0
         one = self._cost.first + self._cost.each
         if time.monotonic() + one > self.latest:
-            text = f"no refinement: a network would take about {duration(one)}, more than max_seconds={self._seconds:g}"
-            step(f"{text} leaves", shown=self._shown)
+            takes = f"about {duration(one)}, " if math.isfinite(one) else ""
+            text = f"no refinement: a network would take {takes}more than max_seconds={self._seconds:g} leaves"
+            step(text, shown=self._shown)
             return 0.0
         everything = self._cost.first + self._networks * self._cost.each
         return MARGIN * max(one, min(REFINING * self._seconds, everything))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import deap_prune as dp
 from deap_prune.errors import ConfigError
+from deap_prune.fitness import candidate
 from deap_prune.structure.inputs import forward
 from tests.helpers.pruning import draw_masks, gap, prepared
 
@@ -109,3 +110,29 @@ def test_the_dense_network_runs_once_for_all_refined_candidates(digits: Digits) 
     assert evaluate(second) == digits.evaluator(**options)(second)
     handle.remove()
     assert not runs
+
+
+def test_recovery_is_ended_by_images_that_refinement_does_not_see(
+    digits: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, set[float]] = {}
+
+    def keys(batches: Any) -> set[float]:
+        return {float(image.double().sum()) for batch in batches for image in batch[0]}
+
+    class Watched(candidate.Refiner):
+        def __init__(self, network: Any, space: Any, calibration: Any, **how: Any) -> None:
+            seen["refined"] = keys(calibration)
+            super().__init__(network, space, calibration, **how)
+
+    def recover(small: Any, model: Any, calibration: Any, *, validation: Any, **how: Any) -> None:
+        seen.update(trained=keys(calibration), held_out=keys(validation))
+
+    monkeypatch.setattr(candidate, "Refiner", Watched)
+    monkeypatch.setattr(candidate, "recover", recover)
+    evaluate = digits.evaluator(refine=True)
+    evaluate.with_settings(recover=1)(dp.Masks.random(digits.space, keep=0.5, seed=0))
+    assert seen["refined"] == seen["trained"] and len(seen["held_out"]) >= 10
+    assert not seen["held_out"] & seen["trained"]
+    evaluate(dp.Masks.random(digits.space, keep=0.5, seed=0))
+    assert seen["refined"] == seen["trained"] | seen["held_out"]

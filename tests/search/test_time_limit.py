@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -60,6 +61,7 @@ def last_generation(limit: TimeLimit, clock: Clock, seconds: float) -> int:
         (RefinementCost(2.0, 5.0), 1, 8),  # one network needs 7 s, and a fifth more: 91.6 s
         (RefinementCost(10.0, 40.0), 5, 3),  # 50 s, and a fifth more, since less is of no use: 40 s
         (RefinementCost(10.0, 95.0), 5, 9),  # it does not fit
+        (RefinementCost(0.0, math.inf), 5, 9),  # its trial took too long
     ],
 )
 def test_generations_end_in_time_for_refinement(
@@ -144,6 +146,19 @@ def test_what_refinement_takes(digits: Digits) -> None:
     assert few.each > 0 and few.first > 0
     assert many.each > few.each + len(digits.validation[0]) * 0.9
     assert (dict(evaluate.cache), evaluate.counters.candidates) == before
+
+
+@pytest.mark.parametrize("seconds", [None, 20.0])
+def test_a_trial_that_takes_too_long_is_given_up(
+    seconds: float | None, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(time_limit, "GIVE_UP", 1e-9)
+    monkeypatch.setattr(time_limit, "REFINING", 1e-12)
+    result = search(None, progress="log", refine_images=20, max_seconds=seconds)
+    assert any(line.startswith("timing a refinement: given up after") for line in log.messages)
+    refused = "no refinement: a network would take more than max_seconds=20 leaves"
+    assert (refused in log.messages) == (seconds is not None) and len(result.front)
+    assert not any("refinements at" in line for line in log.messages)
 
 
 def test_trials_change_no_result() -> None:

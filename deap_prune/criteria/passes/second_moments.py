@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from deap_prune.criteria.passes.context import Calibration, StatisticsTable, add_statistic, gathers
+from deap_prune.progress import track
 from deap_prune.reconstruction import Grams, collect_grams, eliminate, removal_errors
 
 
@@ -22,8 +23,8 @@ def second_moments(calibration: Calibration, needs: frozenset[str]) -> Statistic
     if "unexplained" in needs:
         _add_unexplained(table, calibration, grams)
     if "elimination_cost" in needs:
-        for group in calibration.space.groups:
-            if (elimination := eliminate(group, grams)) is not None:
+        for group in track(calibration.space.groups, "eliminating filters, by group", shown=calibration.progress):
+            if (elimination := eliminate(group, grams, curve=False)) is not None:
                 add_statistic(table, group, "elimination_cost", torch.from_numpy(elimination.scores))
     return table
 
