@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +24,8 @@ from torch.utils._pytree import tree_map
 from deap_prune.arguments import Count, NotNegative, checked
 from deap_prune.config import ModelConfig, validated
 from deap_prune.data.batches import tensors_of
-from deap_prune.errors import ExportError, RegistryError, did_you_mean
-from deap_prune.export_recipe import WEIGHTS, read_recipe, recipe_text
+from deap_prune.errors import ConfigError, ExportError, RegistryError, did_you_mean
+from deap_prune.export_recipe import WEIGHTS, Recipe, read_recipe, recipe_text
 from deap_prune.files import make_folder, write_bytes, write_text
 from deap_prune.onnx_files import onnx_session, write_onnx
 from deap_prune.structure.inputs import Call, Inputs, as_call, first_line, forward
@@ -169,13 +169,29 @@ def load(folder: str | Path, *, model: nn.Module | None = None, example_inputs: 
         if (path.parent / PROGRAM).is_file():
             return _load_program(path.parent / PROGRAM)
         raise ExportError(f"'{path}' names no factory; give load(..., model=), the dense network with any weights")
-    source = validated(ModelConfig, recipe.model or {}) if model is None else None
-    network = build_model(source).to(recipe.dtype) if source is not None else cast(nn.Module, model)
+    network = _dense(recipe, path) if model is None else model
     inputs = recipe.inputs if example_inputs is None else example_inputs
     recipe.check_weights(path.parent / WEIGHTS)
     small = slim(network, trace(network, inputs, ignore=recipe.ignore), recipe.masks)
     load_weights(small, path.parent / WEIGHTS)
     return small.eval()
+
+
+def _dense(recipe: Recipe, path: Path) -> nn.Module:
+    """The dense network that a recipe's factory makes."""
+    source = validated(ModelConfig, recipe.model or {})
+    try:
+        return build_model(source).to(recipe.dtype)
+    except ConfigError as error:
+        advice = (
+            f"'{path}' needs it: put the folder of '{source.factory.partition(':')[0]}' on PYTHONPATH, or give "
+            "load(..., model=), the dense network with any weights"
+        )
+        if (path.parent / PROGRAM).is_file():
+            advice += f"; torch.export.load('{path.parent / PROGRAM}').module() needs no class"
+        else:
+            advice += "; an export with the format 'torch' needs no class"
+        raise ExportError(f"{error}. {advice}") from error
 
 
 def _load_program(path: Path) -> nn.Module:

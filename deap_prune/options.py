@@ -257,13 +257,18 @@ class SearchOptions(EndOptions, EvolutionOptions, FitnessOptions, BudgetOptions,
                 stacklevel=3,
             )
 
+    @property
+    def may_change(self) -> tuple[str, ...]:
+        """The options that a resumed run may change: how long it takes, and what follows the last generation."""
+        always = ("generations", "max_seconds", "patience", "recover", "finalists")
+        return always if self.compare == "drafts" else (*always, "refine", "refine_images")  # drafts are refined, too
+
     def fingerprint(self) -> dict[str, Any]:
-        """The options that a resumed run must share, as JSON takes them; how long it runs may change."""
-        free = ("generations", "max_seconds", "patience")
+        """The options that a resumed run must share, as JSON takes them."""
         warm_start = None if self.warm_start is None else str(self.warm_start)
         table = None if self.latency_table is None else LatencyTable.load(self.latency_table).digest
         settings = asdict(self) | {"warm_start": warm_start, "latency_table": table}
-        return {name: value for name, value in settings.items() if name not in free}
+        return {name: value for name, value in settings.items() if name not in self.may_change}
 
 
 CONCERNS: tuple[type[Any], ...] = (BlendOptions, BudgetOptions, FitnessOptions, EvolutionOptions, EndOptions)

@@ -36,6 +36,21 @@ def test_rebuilt_from_recipe_and_safetensors(small, tmp_path):
     )
 
 
+def test_a_factory_that_another_folder_lacks_has_a_next_step(small, tmp_path):
+    network, masks, images = small
+    source = ModelConfig(factory="far_away_module:make")
+    for formats, advice in (
+        (("safetensors",), "format 'torch' needs"),
+        (("safetensors", "torch"), "torch.export.load"),
+    ):
+        dp.export(network, images, tmp_path, formats=formats, masks=masks, model=source)
+        with pytest.raises(
+            ExportError, match="put the folder of 'far_away_module' on PYTHONPATH, or give load"
+        ) as error:
+            dp.load(tmp_path)
+        assert "No module named 'far_away_module'" in str(error.value) and advice in str(error.value)
+
+
 def test_a_slimmed_network_has_plain_torch_modules():
     """A slimmed network contains no classes, attributes or hooks of deap_prune."""
     dense = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4)).eval()

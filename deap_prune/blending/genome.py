@@ -149,6 +149,9 @@ class Genome(Decoding):
     def blend(self, individual: Sequence[float]) -> dict[str, dict[str, float]]:
         """The criteria that rank each group's filters, with their weights in the blend, which sum to 1.
 
+        With ``select="sequential"``, the default of searches, refinement selects the filters that a network keeps: the
+        blend then gives the widths, and a preference.
+
         Raises:
             ConfigError: As for :meth:`decode`.
         """

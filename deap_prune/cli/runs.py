@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -53,19 +54,27 @@ def search(
 def resume(
     run: RunPath,
     generations: Annotated[int | None, typer.Option(help="A new last generation, to run longer.")] = None,
+    set: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY.SUB=VALUE", help="Change an option of the end: search.refine_images=2000."),
+    ] = None,
     model: Factory = None,
     quiet: Quiet = False,
     ray: Ray = None,
 ) -> None:
-    """Continue a run from its newest checkpoint, bit for bit as if it had never stopped."""
+    """Continue a run from its newest checkpoint, bit for bit as if it had never stopped.
+
+    A finished run is refined anew with other options of its end: refine_images, recover, finalists.
+    """
     from deap_prune.config import load_config
     from deap_prune.search import resume as go_on
     from deap_prune.search.from_config import open_folder
 
     ends = (run / "config.yaml").is_file() and load_config(run).slim_and_report
     opened = open_folder(run, model_override(model)) if ends or model is not None else None
+    changes = _changes(set or ()) | ({} if generations is None else {"generations": generations})
     if opened is None:
-        result = go_on(run, generations=generations, progress=not quiet, ray=ray)
+        result = go_on(run, **changes, progress=not quiet, ray=ray)
     else:
         task = opened.task
         result = go_on(
@@ -74,11 +83,24 @@ def resume(
             task.example_inputs,
             calibration=task.calibration,
             validation=task.validation,
-            generations=generations,
+            **changes,
             progress=not quiet,
             ray=ray,
         )
     _end(result, opened if ends else None, run, quiet)
+
+
+def _changes(overrides: Sequence[str]) -> dict[str, Any]:
+    """The options of a search that ``--set`` changes."""
+    from deap_prune.config import config_of
+    from deap_prune.errors import ConfigError
+
+    keys = [override.partition("=")[0] for override in overrides]
+    for key in keys:
+        if not key.startswith("search."):
+            raise ConfigError(f"--set {key}: resume changes options of the search, such as search.refine_images=2000")
+    options = config_of({}, overrides).search
+    return {name: getattr(options, name) for name in (key.split(".")[1] for key in keys)}
 
 
 def _end(result: Result, opened: OpenedConfig | None, folder: Path, quiet: bool) -> None:

@@ -87,13 +87,13 @@ def _new_settings(before: str, after: str) -> list[str]:
 
 
 def _keys(before: str, after: str, *, settings: bool = False) -> str:
-    """The entries of two JSON texts that differ, in words: at most five. Of settings, only those that were stored."""
+    """The entries of two JSON texts that differ, in words: at most five. Of settings, only those that both have."""
     try:
         old, new = parse_json(before, finite=False), parse_json(after, finite=False)
     except ValueError:
         return "a part that can't be read"
     keys = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k) and not _other_python(old.get(k), new.get(k))]
-    keys = [k for k in keys if not settings or k in old]
+    keys = [k for k in keys if not settings or (k in old and k in new)]
     shown = [f"{k} {_text(old.get(k))}, now {_text(new.get(k))}" for k in keys[:5]]
     return ", ".join(shown) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
 

@@ -42,7 +42,7 @@ def connect(address: str) -> None:
     """Start Ray on this machine alone (``"local"``), or connect to a cluster.
 
     Raises:
-        RunError: If there is no cluster at the address.
+        RunError: If there is no cluster at the address, or Ray does not start on this machine.
     """
     import ray
 
@@ -56,4 +56,7 @@ def connect(address: str) -> None:
                 socket.create_connection((host, int(port)), timeout=10).close()
             ray.init(address=address, **quiet)
     except Exception as error:  # Ray raises plain ones, too
+        if address == "local":
+            advice = "try again when the machine is less loaded, or leave Ray out"
+            raise RunError(f"Ray did not start on this machine: {error}; {advice}") from error
         raise RunError(f"no Ray cluster at '{address}': {error}; 'local' starts one on this machine") from error

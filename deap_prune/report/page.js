@@ -111,11 +111,11 @@
     const { name, points, guard, final } = facts.progress, t = colours();
     at("progress-section").hidden = points.length === 0;
     if (!points.length) return;
-    const marks = (values, what) => values.map(([x, y]) => ({ x, y, text: [`${number(x)} evaluations`, `${what} ${number(y)}`] }));
+    const marks = (values, what) => values.map(([x, y]) => ({ x, y, text: [`${number(x)} individuals`, `${what} ${number(y)}`] }));
     const series = [{ name: "during the search", colour: t.blue, shape: "circle", filled: true, line: true, points: marks(points, name) }];
     if (guard.length) series.push({ name: "on held-out images", colour: t.violet, shape: "diamond", line: true, dash: "3 3", points: marks(guard, name) });
     if (final !== null) series.push({ name: "the front (front.json)", colour: t.ink, shape: "square", filled: true, points: marks([[points[points.length - 1][0], final]], name) });
-    plot(at("progress"), { label: `${name} by evaluations`, x: { label: "evaluations", zero: true }, y: { label: name }, series, height: 300 });
+    plot(at("progress"), { label: `${name} by individuals evaluated`, x: { label: "individuals evaluated", zero: true }, y: { label: name }, series, height: 300 });
   }
 
   function drawShares() {

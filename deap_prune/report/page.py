@@ -43,6 +43,12 @@ LATENCY = """<section aria-labelledby="latency-title">
 </section>"""
 
 
+SELECTION = (
+    "Refinement selected the filters of these networks (<code>select: sequential</code>); the blend gave their widths, "
+    "and a preference."
+)
+
+
 def render(facts: Facts, path: Path) -> Path:
     """Write the page.
 
@@ -83,6 +89,7 @@ def page(facts: Facts, *, live: bool = False) -> str:
         refined="Values before refinement; the front was refined after the search."
         if facts.front.settings.get("refine")
         else "",
+        selection=_selection(facts),
         settings=escape(in_words(facts.front.settings) or "not stored"),
         facts=content(facts, live=live).replace("<", "\\u003c"),
     )
@@ -92,6 +99,14 @@ def _symbols(facts: Facts) -> str:
     """What the chart's other symbols mean, if there are any."""
     parts = [BASELINES] if facts.insight is not None else []
     return " ".join([*parts, *(["Green: other runs."] if facts.beside else [])])
+
+
+def _selection(facts: Facts) -> str:
+    """What selected the filters, if it was not the blend."""
+    selects = re.search(r"^  select: sequential$", facts.config, re.MULTILINE)
+    if selects is None or not facts.front.settings.get("refine"):
+        return ""
+    return SELECTION
 
 
 def in_words(settings: Mapping[str, Any]) -> str:
@@ -125,10 +140,10 @@ def _lead(facts: Facts) -> str:
 
 
 def _tiles(facts: Facts) -> dict[str, str]:
-    """Figures of the front; all of them follow from front.json, apart from the number of evaluations."""
+    """Figures of the front; all of them follow from front.json, apart from the number of individuals."""
     front, tiles = facts.front, {"solutions": str(len(facts.front))}
     if facts.history:
-        tiles["evaluations"] = f"{facts.history[-1]['evaluations']:,.0f}"
+        tiles["individuals evaluated"] = f"{facts.history[-1]['evaluations']:,.0f}"
     if len(front.weights) > 1 and len(front):
         tiles["hypervolume"] = f"{front.hypervolume():.4f}"
     first = next(iter(front.weights))

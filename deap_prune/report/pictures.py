@@ -76,7 +76,7 @@ def _progress(facts: Facts, path: Path) -> None:
             colour = BLUE if column == key else OTHERS[1]
             axes.plot(*np.array(points).T, style, color=colour, ms=3.5, lw=1.4, label=name)
     axes.legend(frameon=False, fontsize=8)
-    axes.set_xlabel("evaluations", color=INK)
+    axes.set_xlabel("individuals evaluated", color=INK)
     axes.set_ylabel(key, color=INK)
     axes.grid(color="#e6e8eb", lw=0.8)
     axes.spines[["top", "right"]].set_visible(False)

@@ -101,8 +101,7 @@ def final_front(ending: Ending) -> FinalFront:
         before, after = _worth(searched.front), _worth(refined.front)
         if before > after:
             name = "hypervolume" if len(refining.names) > 1 else refining.names[0]
-            worse = f"{name} {abs(before):.4g}, refined {abs(after):.4g}"
-            _note_not_refined(ending, f"that would make the front worse ({worse})")
+            _note_not_refined(ending, f"that would make the front worse ({name} {_apart(abs(before), abs(after))})")
             return searched
     return refined
 
@@ -220,6 +219,13 @@ def _worth(front: ParetoFront) -> float:
     """The hypervolume, or the best value of one objective, larger being better."""
     ((name, weight), *others) = front.weights.items()
     return front.hypervolume() if others else weight * front.best().values[name]
+
+
+def _apart(before: float, after: float) -> str:
+    """Two values that differ, with as many digits as it takes to see it."""
+    texts = ((f"{before:.{digits}g}", f"{after:.{digits}g}") for digits in range(4, 18))
+    first, second = next(pair for pair in texts if pair[0] != pair[1])
+    return f"{first}, refined {second}"
 
 
 def _not_refined(ending: Ending) -> FinalFront:

@@ -90,7 +90,8 @@ def open_solution(
 def as_final(evaluator: Evaluator, front: ParetoFront, options: EndOptions) -> Evaluator:
     """An evaluator that evaluates as the front was evaluated: on all images as they are, refined if the front is."""
     how = {"refine": bool(front.settings.get("refine")), "recover": int(front.settings.get("recover") or 0)}
-    how |= {"refine_images": options.refine_images, "refine_rows": Settings.refine_rows}
+    images = front.settings.get("refine_images") if how["refine"] else None  # a resumed run may have changed the option
+    how |= {"refine_images": images or options.refine_images, "refine_rows": Settings.refine_rows}
     return evaluator.with_settings(**how, select=False, augment=False, precision="fp32")
 
 

@@ -140,7 +140,7 @@ class SearchProgress:
             parts.append(f"up to {number} refinements at {_seconds(self._cost.each)}")
             whole += self._cost.first + number * self._cost.each
         if options.max_seconds is None:
-            bound = "max_seconds= bounds it"
+            bound = "max_seconds= would bound it"
         else:
             bound, whole = f"max_seconds={options.max_seconds:g} bounds it", min(whole, options.max_seconds)
         return f"about {duration(whole)}: {', '.join(parts)}; {bound}"

@@ -23,6 +23,7 @@ from deap_prune.evolution.problem import BlendProblem
 from deap_prune.files import run_of, write_text
 from deap_prune.fitness.evaluator import Evaluator
 from deap_prune.fitness.trial import RefinementCost
+from deap_prune.options import SearchOptions, check_removed
 from deap_prune.progress import Shown, step
 from deap_prune.randomness import random_states, restore_random_states
 from deap_prune.search.check_arguments import check_arguments, run_folder
@@ -136,8 +137,11 @@ def resume(
     progress: Shown = True,
     ray: str | None = None,
     generations: CountOrZero | None = None,
+    **options: Any,
 ) -> Result:
     """Continue a run from its newest checkpoint, bit for bit as if it had never stopped.
+
+    A finished run with other options of its end (``refine_images=2000``) refines its front anew.
 
     Args:
         out: The run folder.
@@ -152,8 +156,11 @@ def resume(
         progress: Show progress; "bar" or "log" choose its form.
         ray: As for :func:`search`.
         generations: A new number of generations, to run longer.
+        **options: New values of ``max_seconds``, ``patience``, ``recover``, ``finalists`` and, unless candidates are
+            compared as drafts, ``refine`` and ``refine_images``.
 
     Raises:
+        ConfigError: If another option is given.
         RunError: If the folder holds no run, or the run had other settings, another model or other data.
     """
     folder = run_folder(out)
@@ -161,21 +168,33 @@ def resume(
         raise RunError(f"'{folder}' holds no run (no config.yaml); start one with dp.search(..., out='{folder}')")
     config = load_config(folder)
     import_modules(config.imports)
-    if generations is not None:
-        longer = search_options({**vars(config.search), "generations": generations})
-        config = config.model_copy(update={"search": longer})
+    changes = options if generations is None else {**options, "generations": generations}
+    config = config.model_copy(update={"search": _changed(config.search, changes, folder)})
     if model is None and config.model is not None and (config.data is not None or (folder / DATA).is_file()):
         task = open_folder(folder).task
     elif model is None or example_inputs is None or calibration is None or validation is None:
         raise RunError(
-            f"'{folder}' was started from Python: pass model, example_inputs, calibration= and validation= "
-            "as to dp.search"
+            f"'{folder}' was started from Python: pass model, example_inputs, calibration= and validation= to "
+            "dp.resume, as to dp.search; the command 'deap-prune resume' takes --model module:function in their place "
+            "if the run had keep_data=True"
         )
     else:
         task = Task(model, example_inputs, calibration, validation, forward, loss)
     keeper = Keeper(folder, task, data=False) if config.data is None else None
     with locked(folder, new=False):
         return _run(task, config, folder, callbacks, keeper, progress=progress, ray=ray)
+
+
+def _changed(options: SearchOptions, changes: dict[str, Any], folder: Path) -> SearchOptions:
+    """The options with changes that leave a run the same run."""
+    check_removed(changes)
+    for name in changes:
+        if name not in options.may_change:
+            raise ConfigError(
+                f"resume does not change '{name}', only {', '.join(options.may_change)}; a new run begins from this "
+                f"front with warm_start='{folder}' (generations=0: without further children)"
+            )
+    return search_options({**vars(options), **changes}) if changes else options
 
 
 @torch.inference_mode(False)  # the caller's inference mode would prevent gradients

@@ -181,5 +181,8 @@ def listed_masks(masks: Any) -> list[Masks]:
     candidates = list(masks) if isinstance(masks, Iterable) and getattr(masks, "ndim", True) else [masks]
     for candidate in candidates:
         if not isinstance(candidate, Masks):
-            raise MaskError(f"a candidate is a {type(candidate).__name__}; give masks (dp.Masks)")
+            advice = ""
+            if isinstance(candidate, (Sequence, int, float)) and not isinstance(candidate, str):
+                advice = "; for an individual call toolbox.evaluate(individual), or give genome.decode(individual)"
+            raise MaskError(f"a candidate is a {type(candidate).__name__}; give masks (dp.Masks){advice}")
     return candidates

@@ -233,3 +233,9 @@ def test_the_digits_network_is_trained_once(tmp_path: Path, monkeypatch: pytest.
     again = trained_digits_resnet(str(tmp_path / "new" / "net.safetensors"), epochs=1)
     assert trained == [1] and torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+
+
+def test_h_is_help() -> None:
+    for command in ([], ["search"], ["slim"]):
+        done = CliRunner().invoke(app, [*command, "-h"])
+        assert done.exit_code == 0 and "Usage" in done.output

@@ -245,6 +245,17 @@ class Locked:
         return model(batch[0]), batch[1]
 
 
+def test_a_local_ray_that_does_not_start_is_not_called_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+
+    def init(**_: Any) -> None:
+        raise RuntimeError("The current node timed out during startup")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(RunError, match=r"^Ray did not start on this machine: .* timed out .*; try again when"):
+        ray_cluster.connect("local")
+
+
 @pytest.mark.slow
 def test_ray_fails_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No cluster, or an evaluator that can't be sent or unpacked: no run folder is made, and Ray is stopped."""

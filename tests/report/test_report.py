@@ -314,6 +314,13 @@ def test_flops_of_layers(copy, run):
     assert len(dense) == len(space.groups) and all(d >= s for d, s in zip(dense, solutions[0], strict=True))
 
 
+def test_the_page_says_what_selected_the_filters(copy, run):
+    facts = gather(copy, result=run[1], singles=0, network=True, progress=False)
+    assert "\n  select: null\n" in facts.config and "Refinement selected" not in html_of(facts)
+    selected = dataclasses.replace(facts, config=facts.config.replace("select: null", "select: sequential"))
+    assert "Refinement selected the filters of these networks" in html_of(selected)
+
+
 def test_settings_are_said_in_words() -> None:
     settings = {"recalibrate": "closed_form", "compensate": "auto", "refine": True, "refine_images": 500}
     settings |= {"refine_rows": 64, "select": False, "recover": 0, "moment_memory": 2048, "refine_memory": 1.0}

@@ -62,8 +62,8 @@ def wait_for(log: pytest.LogCaptureFixture, pattern: str) -> str:
 
 ESTIMATES: list[tuple[dict[str, Any], str]] = [
     # 72 candidates at 3 s, 4 + 3 x 9 refinements
-    ({}, "about 8 min: 72 candidates at 3 s, up to 31 refinements at 8 s; max_seconds= bounds it"),
-    ({"refine": False}, "about 4 min: 72 candidates at 3 s; max_seconds= bounds it"),
+    ({}, "about 8 min: 72 candidates at 3 s, up to 31 refinements at 8 s; max_seconds= would bound it"),
+    ({"refine": False}, "about 4 min: 72 candidates at 3 s; max_seconds= would bound it"),
     (
         {"max_seconds": 90.0},
         "about 90 s: 72 candidates at 3 s, up to 31 refinements at 8 s; max_seconds=90 bounds it",

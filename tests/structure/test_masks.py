@@ -19,6 +19,7 @@ from torch import Tensor, distributed, nn
 import deap_prune as dp
 from deap_prune.errors import MaskError
 from deap_prune.structure.inputs import forward
+from deap_prune.structure.masks import listed_masks
 from tests.helpers.networks import NETWORKS
 from tests.helpers.pruning import assert_unchanged, draw_masks, gap, outputs_masked, prepared, snapshot
 
@@ -305,3 +306,13 @@ def test_masks_of_another_network() -> None:
         dp.masked(model, space, dp.Masks.random(space)),
     ):
         pass
+
+
+def test_an_individual_is_no_mask() -> None:
+    for candidate in ([[0.5, 1]], [0.5, 1]):
+        with pytest.raises(
+            MaskError, match=r"give masks .*; for an individual call toolbox.evaluate\(individual\), or"
+        ):
+            listed_masks(candidate)
+    with pytest.raises(MaskError, match=r"a candidate is a str; give masks \(dp.Masks\)$"):
+        listed_masks(["conv1"])
