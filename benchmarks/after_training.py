@@ -66,7 +66,7 @@ def searched(setup: Setup, args: argparse.Namespace) -> Chosen:
     facts = {"pair": args.pair, "seed": setup.seed, "images": args.calibration, "select": "sequential"}
     stored = [row for row in rows if all(row.get(key) == value for key, value in facts.items())]
     if args.budget != 0.5 or not stored:
-        options = argparse.Namespace(select="sequential", recover=0)
+        options = argparse.Namespace(select="sequential", finalists=1)
         if args.budget != 0.5:
             raise SystemExit("selected_search.py searches at half of the FLOPs; give --budget 0.5")
         stored = [row_of(setup, options)]

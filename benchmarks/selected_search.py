@@ -1,7 +1,8 @@
 """A search whose candidates are drafts with selected filters: half of the FLOPs, evolved widths, 120 evaluations.
 
 Question: how accurate is the network that a search with sequential selection ends with, refined on all calibration
-images, and after label-free recovery on the same images? ``--select null`` is the same search without selection.
+images, and after label-free recovery on the same images? A tenth of them ends it; refinement does not see these then.
+``--select null`` is the same search without selection.
 Method: the pair's config (objective, layers that stay dense, pre-screening), 20 individuals, 4 generations of 20
 children, drafts on 250 images: 100 evaluations. At the end about ten networks are refined on all images
 (``--finalists``), and validation images choose one. The test images are evaluated once.
@@ -26,6 +27,7 @@ from selection import commit
 import deap_prune as dp
 
 Row = dict[str, Any]
+KEY = ("pair", "seed", "select", "images", "commit")
 
 
 def row_of(setup: Setup, args: argparse.Namespace) -> Row:
@@ -61,12 +63,23 @@ def row_of(setup: Setup, args: argparse.Namespace) -> Row:
         "refined": setup.test_accuracy(small),
         "search cpu seconds": time.process_time() - begun,
     }
-    if args.recover:
-        begun = time.process_time()
-        record = dp.recover(small, setup.model, data["calibration"], steps=args.recover, device="cpu")
-        row |= {"recovered": setup.test_accuracy(small), "recover steps": record.steps, "recover of": args.recover}
-        row["recover cpu seconds"] = time.process_time() - begun
     return row | {"masks": json.loads(result.best.masks.to_json()), "individual": list(result.best.individual)}
+
+
+def recovered(setup: Setup, masks: dp.Masks, steps: int) -> Row:
+    """Refine and recover a network, as the end of a search with ``recover`` does."""
+    begun = time.process_time()
+    images = len(setup.data.calibration[0])
+    evaluator = setup.evaluator("compensated").with_settings(refine=True, refine_images=images, recover=steps)
+    row = {"recovered": setup.test_accuracy(evaluator.slim(masks)), "recover of": steps}
+    return row | {"recover cpu seconds": time.process_time() - begun, "recover commit": commit()}
+
+
+def write(path: Path, row: Row) -> None:
+    """Add a row to a file, in the place of one of the same pair, seed, kind, images and commit."""
+    rows = json.loads(path.read_text()) if path.is_file() else []
+    others = [other for other in rows if any(other[name] != row[name] for name in KEY)]
+    path.write_text(json.dumps([*others, row], indent=1))
 
 
 def main() -> None:
@@ -90,12 +103,17 @@ def main() -> None:
         for pair in args.pairs:
             rows: list[Row] = json.loads(path.read_text()) if path.is_file() else []
             facts: Row = {"pair": pair, "seed": seed, "select": args.select, "images": args.calibration}
-            if any(all(row[name] == fact for name, fact in facts.items()) for row in rows):
+            row = next((r for r in reversed(rows) if all(r[name] == fact for name, fact in facts.items())), None)
+            if row is not None and ("recovered" in row or not args.recover):
                 continue
-            facts |= {"commit": commit(), "python": platform.python_version(), "torch": torch.__version__}
-            row = facts | {"device": device_name()} | row_of(Setup(open_config(pair, seed, args), seed), args)
-            rows = json.loads(path.read_text()) if path.is_file() else []
-            path.write_text(json.dumps([*rows, row], indent=1))
+            setup = Setup(open_config(pair, seed, args), seed)
+            if row is None:
+                facts |= {"commit": commit(), "python": platform.python_version(), "torch": torch.__version__}
+                row = facts | {"device": device_name()} | row_of(setup, args)
+                write(path, row)
+            if args.recover:
+                row |= recovered(setup, dp.Masks.from_json(json.dumps(row["masks"])), args.recover)
+                write(path, row)
             print({name: value for name, value in row.items() if name not in ("masks", "individual")}, flush=True)
 
 
