@@ -21,7 +21,7 @@ from deap_prune.structure.tracing.fvcore_count import count_flops
 from deap_prune.weights import build_model, read_weights, save_weights
 from deap_prune.zoo import digits_resnet
 
-CRITERIA = ("l1", "fpgm", "bn_scale", "taylor_gate")
+CRITERIA = ("l1", "bn_scale", "taylor_gate")
 
 
 def cli(*args, cwd):
@@ -46,7 +46,7 @@ def home(tmp_path_factory):
     config = {
         "model": {"factory": "deap_prune.zoo:digits_resnet", "kwargs": {"width": 8}, "weights": "net.safetensors"},
         "data": {"format": "digits", "calibration": 100, "validation": 100},
-        "search": {"population": 8, "generations": 2, "finalists": 0, "refine_images": 50, "criteria": list(CRITERIA)},
+        "search": {"population": 4, "generations": 2, "finalists": 0, "refine_images": 50, "criteria": list(CRITERIA)},
         "finetune": {"epochs": 1},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(config))

@@ -14,7 +14,7 @@ import deap_prune as dp
 from tests.helpers.networks import NETWORKS
 
 CRITERIA = ("l1", "fpgm", "bn_scale", "taylor_gate")
-OPTIONS: dict[str, Any] = {"criteria": CRITERIA, "population": 6, "generations": 4, "finalists": 1, "select": None}
+OPTIONS: dict[str, Any] = {"criteria": CRITERIA, "population": 6, "generations": 4, "finalists": 0, "select": None}
 FILES = ("front.json", "front.csv", "history.csv", "config.yaml")
 
 
@@ -56,7 +56,7 @@ def labelled_data() -> dict[str, Any]:
 
 
 def labelled_search(out: Path | None = None, **options: Any) -> dp.Result:
-    fixed = {"generations": 3, "select": "sequential", "batch_size": 40, "device": "cpu"}
+    fixed = {"generations": 3, "finalists": 1, "select": "sequential", "batch_size": 40, "device": "cpu"}
     return dp.search(*problem(), out=out, **{**OPTIONS, **fixed, **labelled_data(), **options})
 
 
