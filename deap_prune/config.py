@@ -86,14 +86,19 @@ class Config(_Section):
 
 def describe_options() -> list[tuple[str, str, str]]:
     """Key, default and meaning of every key of a config; the keys of ``search`` are the options of ``dp.search``."""
-    sections: dict[str, type[BaseModel]] = {"model.": ModelConfig, "data.": DataConfig, "finetune.": FinetuneConfig}
+    sections: dict[str, type[BaseModel]] = {
+        "model.": ModelConfig,
+        "data.": DataConfig,
+        "finetune.": FinetuneConfig,
+        "": Config,
+    }
     rows = {
         prefix: [
             (f"{prefix}{key}", "(needed)" if info.is_required() else _as_yaml(info.default), info.description)
             for key, info in section.model_fields.items()
             if info.description  # the sections themselves have none
         ]
-        for prefix, section in {**sections, "": Config}.items()
+        for prefix, section in sections.items()
     }
     search = [(f"search.{name}", _as_yaml(default), meaning) for name, default, meaning in described_options()]
     return [*rows["model."], *rows["data."], *search, *rows["finetune."], *rows[""]]
