@@ -141,7 +141,7 @@ def test_the_bar_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_search_says_what_it_does(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "deap_prune.progress"):
-        search(None, progress=True, generations=1, population=4)
+        search(None, progress=True, generations=1, population=4, finalists=1)
     steps = ("tracing Head: 3,767 parameters", "scoring 36 filters in 4 groups by 4 criteria, on 30 images")
     lines = caplog.messages
     assert tuple(lines[:2]) == steps and any(
