@@ -1,4 +1,4 @@
-"""Modules that a config names in ``imports``: found, imported, stored in the run, and refused with a next step."""
+"""Modules that a config names in ``imports``: imported, stored in the run, or refused with a next step."""
 
 from __future__ import annotations
 
